@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Virtio-msg devices for unmodified guests: session and fronts.
