@@ -1,2 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a virtio network device plugs into: user-mode stack, capture.
+//!
+//! A device hands the frames of its guest to a [`Backend`] as they lie in the guest's memory
+//! ([`TxFrame`]) and offers it the guest's buffers for frames in the other direction ([`RxSink`]).
+//!
+//! * [`Null`]: a cable that ends nowhere.
+#![deny(unsafe_code)]
+
+mod backend;
+mod frame;
+mod null;
+
+pub use backend::Backend;
+pub use frame::{Offloads, RxSink, TxFrame, VnetHeader};
+pub use null::Null;

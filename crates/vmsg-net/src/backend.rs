@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a network device needs of whatever it is plugged into.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use crate::{Offloads, RxSink, TxFrame};
+
+/// The other end of a network device's cable.
+///
+/// Nothing here blocks. One thread uses a back end at a time: it waits for
+/// [`event_fd`](Self::event_fd) and [`next_timeout`](Self::next_timeout) beside its own business,
+/// calls [`poll`](Self::poll), and then [`receive`](Self::receive) as long as
+/// [`has_frames`](Self::has_frames) and the guest has buffers.
+pub trait Backend: Send {
+    /// All that this back end can do; a device offers no more than this to its guest.
+    fn offloads(&self) -> Offloads;
+
+    /// What the guest has negotiated. Until then it is [`Offloads::NONE`].
+    fn set_guest_offloads(&mut self, offloads: Offloads);
+
+    /// A descriptor that is readable when [`poll`](Self::poll) has something to do. It stays the
+    /// same as long as the back end lives.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// When [`poll`](Self::poll) wants to be called, whatever happens until then. It changes with
+    /// every other call.
+    fn next_timeout(&self) -> Option<Instant>;
+
+    /// Looks after events and timers.
+    fn poll(&mut self, now: Instant);
+
+    /// Takes frames from the guest; returns how many it has taken, in order. Fewer than all: call
+    /// again with the rest after the next [`poll`](Self::poll).
+    ///
+    /// Frames come as the guest made them. A bad one is taken, counted and dropped.
+    fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize;
+
+    /// Hands frames for the guest to `sink` until there are no more, `sink` has no room, or this
+    /// back end finds that others should have a turn; returns how many it were.
+    fn receive(&mut self, now: Instant, sink: &mut dyn RxSink) -> usize;
+
+    /// True if [`receive`](Self::receive) would find something.
+    fn has_frames(&self) -> bool;
+
+    /// Lets go of everything outside this process that should not outlive the device: called when
+    /// the device is taken away, not when the process dies or is replaced.
+    fn shutdown(&mut self);
+}
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn offloads(&self) -> Offloads {
+        (**self).offloads()
+    }
+
+    fn set_guest_offloads(&mut self, offloads: Offloads) {
+        (**self).set_guest_offloads(offloads);
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).event_fd()
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        (**self).next_timeout()
+    }
+
+    fn poll(&mut self, now: Instant) {
+        (**self).poll(now);
+    }
+
+    fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize {
+        (**self).transmit(now, frames)
+    }
+
+    fn receive(&mut self, now: Instant, sink: &mut dyn RxSink) -> usize {
+        (**self).receive(now, sink)
+    }
+
+    fn has_frames(&self) -> bool {
+        (**self).has_frames()
+    }
+
+    fn shutdown(&mut self) {
+        (**self).shutdown();
+    }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Frames as a network device and a back end hand them to each other.
+
+use vmsg_mem::Pieces;
+
+/// What `struct virtio_net_hdr` says about a frame (virtio 1.3, 5.1.6), without `num_buffers`,
+/// which is the device's business.
+///
+/// All fields come from the peer as they are; whoever uses them checks them against the frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VnetHeader {
+    /// [`VnetHeader::NEEDS_CSUM`], [`VnetHeader::DATA_VALID`].
+    pub flags: u8,
+    /// One of the `GSO_` constants, perhaps with [`VnetHeader::GSO_ECN`].
+    pub gso_type: u8,
+    /// Length of all headers to be repeated in each segment, in bytes.
+    pub hdr_len: u16,
+    /// Payload of each segment, in bytes.
+    pub gso_size: u16,
+    /// Where checksumming starts, in bytes from the Ethernet header.
+    pub csum_start: u16,
+    /// Where the checksum is stored, in bytes from `csum_start`.
+    pub csum_offset: u16,
+}
+
+impl VnetHeader {
+    /// Bytes of the header on the wire, without `num_buffers`.
+    pub const LEN: usize = 10;
+
+    /// The checksum holds that of the pseudo-header only and is still to be completed.
+    pub const NEEDS_CSUM: u8 = 1;
+    /// The checksum has been verified.
+    pub const DATA_VALID: u8 = 2;
+
+    /// Not a large segment.
+    pub const GSO_NONE: u8 = 0;
+    /// TCP over IPv4.
+    pub const GSO_TCPV4: u8 = 1;
+    /// UDP fragmentation.
+    pub const GSO_UDP: u8 = 3;
+    /// TCP over IPv6.
+    pub const GSO_TCPV6: u8 = 4;
+    /// UDP segmentation.
+    pub const GSO_UDP_L4: u8 = 5;
+    /// The segments carry ECN marks; an addition to the other types.
+    pub const GSO_ECN: u8 = 0x80;
+
+    /// Reads the little-endian form of virtio 1.
+    pub const fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
+        let [flags, gso_type, a, b, c, d, e, f, g, h] = *bytes;
+        Self {
+            flags,
+            gso_type,
+            hdr_len: u16::from_le_bytes([a, b]),
+            gso_size: u16::from_le_bytes([c, d]),
+            csum_start: u16::from_le_bytes([e, f]),
+            csum_offset: u16::from_le_bytes([g, h]),
+        }
+    }
+
+    /// The little-endian form of virtio 1.
+    pub const fn to_bytes(&self) -> [u8; Self::LEN] {
+        let [a, b] = self.hdr_len.to_le_bytes();
+        let [c, d] = self.gso_size.to_le_bytes();
+        let [e, f] = self.csum_start.to_le_bytes();
+        let [g, h] = self.csum_offset.to_le_bytes();
+        [self.flags, self.gso_type, a, b, c, d, e, f, g, h]
+    }
+
+    /// True if the transport checksum is still to be completed.
+    pub const fn needs_csum(&self) -> bool {
+        self.flags & Self::NEEDS_CSUM != 0
+    }
+}
+
+/// A frame that the guest sends, still in the guest's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct TxFrame<'a> {
+    /// What the guest says about it.
+    pub header: VnetHeader,
+    /// The frame, from the Ethernet header on, without a frame check sequence.
+    pub payload: Pieces<'a>,
+}
+
+/// Where a back end puts frames for the guest: straight into the guest's buffers.
+pub trait RxSink {
+    /// Room for a frame of up to `len` bytes from the Ethernet header on, or `None` if the guest
+    /// has not enough buffers now; smaller frames may still fit.
+    ///
+    /// The room is at least `len` bytes long. An offer that is not committed is void; the next
+    /// one may give the same memory.
+    fn offer(&mut self, len: usize) -> Option<Pieces<'_>>;
+
+    /// Hands the frame in the last offer to the guest: its first `len` bytes, at most as many as
+    /// had been asked for.
+    fn commit(&mut self, header: &VnetHeader, len: usize);
+}
+
+/// What frames may carry. Each field stands for the virtio-net feature of its name
+/// (virtio 1.3, 5.1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// `CSUM`: the guest may send frames with partial checksums.
+    pub csum: bool,
+    /// `HOST_TSO4`: the guest may send large TCP segments over IPv4.
+    pub tso4: bool,
+    /// `HOST_TSO6`: the same over IPv6.
+    pub tso6: bool,
+    /// `HOST_ECN`: such segments may carry ECN marks.
+    pub ecn: bool,
+    /// `GUEST_CSUM`: the guest takes frames with partial checksums.
+    pub guest_csum: bool,
+    /// `GUEST_TSO4`: the guest takes large TCP segments over IPv4.
+    pub guest_tso4: bool,
+    /// `GUEST_TSO6`: the same over IPv6.
+    pub guest_tso6: bool,
+    /// `GUEST_ECN`: such segments may carry ECN marks.
+    pub guest_ecn: bool,
+    /// `MTU`: largest IP packet in bytes that goes in one frame without segmentation.
+    pub mtu: u16,
+}
+
+impl Offloads {
+    /// Plain Ethernet: nothing is left to the other side, 1500 bytes.
+    pub const NONE: Self = Self {
+        csum: false,
+        tso4: false,
+        tso6: false,
+        ecn: false,
+        guest_csum: false,
+        guest_tso4: false,
+        guest_tso6: false,
+        guest_ecn: false,
+        mtu: 1500,
+    };
+
+    /// What both `self` and `other` allow; the smaller MTU.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Self {
+        Self {
+            csum: self.csum && other.csum,
+            tso4: self.tso4 && other.tso4,
+            tso6: self.tso6 && other.tso6,
+            ecn: self.ecn && other.ecn,
+            guest_csum: self.guest_csum && other.guest_csum,
+            guest_tso4: self.guest_tso4 && other.guest_tso4,
+            guest_tso6: self.guest_tso6 && other.guest_tso6,
+            guest_ecn: self.guest_ecn && other.guest_ecn,
+            mtu: self.mtu.min(other.mtu),
+        }
+    }
+}
+
+impl Default for Offloads {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
