@@ -47,6 +47,23 @@ pub enum Error {
         /// Its length in bytes.
         len: u64,
     },
+    /// Memory that cannot hold a message queue: too small, too large or misaligned, or
+    /// slots of a size that is no multiple of 8.
+    #[error("{bytes} bytes cannot hold a message queue with slots of {slot_size} bytes")]
+    BadQueue {
+        /// Size of the memory in bytes.
+        bytes: usize,
+        /// Size of a slot in bytes.
+        slot_size: usize,
+    },
+    /// An index in a message queue is out of range. The peer misbehaved.
+    #[error("the index {index} in a message queue is impossible with {capacity} slots")]
+    CorruptQueue {
+        /// What was found.
+        index: u32,
+        /// Number of slots.
+        capacity: u32,
+    },
     /// A system call failed: local trouble.
     #[cfg(feature = "std")]
     #[error("{what}: {source}")]
@@ -75,7 +92,9 @@ impl Error {
             | Self::ReadOnly { .. }
             | Self::Scattered { .. }
             | Self::Misaligned { .. }
-            | Self::BadWindow { .. } => true,
+            | Self::BadWindow { .. }
+            | Self::BadQueue { .. }
+            | Self::CorruptQueue { .. } => true,
             #[cfg(feature = "std")]
             Self::Os { .. } => false,
             #[cfg(feature = "std")]

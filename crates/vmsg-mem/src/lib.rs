@@ -14,11 +14,14 @@
 mod addr;
 mod error;
 mod pieces;
+mod queue_memory;
 mod ram;
+pub mod spsc;
 mod window;
 
 pub use addr::BusAddr;
 pub use error::Error;
 pub use pieces::Pieces;
+pub use queue_memory::QueueMemory;
 pub use ram::RamSlice;
 pub use window::{Access, AddressSpace, Window};
