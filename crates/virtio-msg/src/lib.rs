@@ -1,2 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The virtio-msg protocol: messages, device and driver state machines.
+//!
+//! virtio-msg carries virtio over a bus that moves small messages and shares some memory. This crate is revision 1 of it, without I/O:
+//! no operating system, no allocator, no clock, no unsafe code. Bytes and time go in, messages and actions come out.
+//!
+//! * [`decode`] and [`Frame::encode`] turn bytes into [`Message`]s and back; `Display` of a [`Frame`] is the line of a trace.
+//! * [`Channel`] is what a bus offers.
+//! * [`feature`] names the feature bits.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod channel;
+mod codec;
+mod display;
+pub mod feature;
+mod feature_set;
+mod message;
+mod status;
+mod types;
+pub mod wire;
+
+pub use channel::{Channel, ChannelError};
+pub use core::time::Duration;
+pub use feature_set::{FeatureSet, MAX_BLOCKS};
+pub use message::{
+    ConfigData, ConfigEvent, DecodeError, DeviceBitmap, DeviceInfo, DeviceState, EncodeError,
+    FeatureBlocks, Frame, Kind, Message, ShmInfo, VqueueConfig, VqueueInfo, decode,
+};
+pub use status::DeviceStatus;
+pub use types::{DevNum, Generation, Instant, QueueIndex, QueueSize, Token};
+pub use wire::{HEADER_SIZE, Header, MAX_MESSAGE_SIZE, MIN_MESSAGE_SIZE};
+pub use zerocopy::little_endian::U32;
