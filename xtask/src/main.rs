@@ -1,3 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Guests, demos, end-to-end tests and benchmarks of vmsg.
-fn main() {}
+//! Guests, demos, end-to-end tests and benchmarks of vmsg: run as `cargo xtask`.
+#![forbid(unsafe_code)]
+
+mod cpio;
+mod debian;
+mod demo;
+mod dirs;
+mod guest;
+mod http;
+mod initrd;
+mod kit;
+mod machine;
+mod modules;
+mod qemu;
+mod scene;
+mod sources;
+mod vmsg;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Guests, demos and tests of vmsg"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand, Debug)]
+enum Task {
+    /// Show what vmsg does, on a guest with a stock kernel
+    #[command(subcommand)]
+    Demo(Demo),
+}
+
+#[derive(Subcommand, Debug)]
+enum Demo {
+    /// A guest reaches the network through a proxy and a device host joined by a bus
+    #[command(name = "2a")]
+    TwoA(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let passed = match Cli::parse().command {
+        Task::Demo(Demo::TwoA(options)) => demo::run(&options),
+    };
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

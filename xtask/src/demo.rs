@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Demo 2a: a stock guest reaches the network through a proxy and a device host, two processes joined by a bus.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::dirs;
+use crate::guest::Guest;
+use crate::http::{FILE_SIZE, Server};
+use crate::kit::{self, Kit};
+use crate::machine::Machine;
+use crate::qemu::{Backend, Board, OWN_MAC, TEST_MAC};
+use crate::scene::{Id, Scene};
+use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
+
+/// What the guest runs.
+pub(crate) const SCRIPT: &str = include_str!("guest/demo.sh");
+/// How often the guest pings.
+pub(crate) const PINGS: u32 = 10;
+/// Longest time for a step in the guest.
+pub(crate) const STEP: Duration = Duration::from_secs(60);
+
+/// Options of `demo 2a`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Machine type of the guest
+    #[arg(long, value_enum, default_value_t = Machine::X86)]
+    machine: Machine,
+    /// Keep logs and captures in this folder, new or empty [default: a new one under target/xtask]
+    #[arg(long, value_name = "DIR")]
+    keep_dir: Option<PathBuf>,
+    /// Use QEMU's own devices instead of vmsg: the baseline, to find out on which side a fault lies
+    #[arg(long, hide = true)]
+    reference: bool,
+    #[command(flatten)]
+    kit: kit::Options,
+}
+
+/// Runs the demo; prints `TEST PASSED` or `TEST FAILED` as last line and gives whether it passed.
+pub(crate) fn run(options: &Options) -> bool {
+    match play(options) {
+        Ok(summary) => {
+            println!("TEST PASSED: {summary}");
+            true
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+            if !rest.is_empty() {
+                println!("{rest}");
+            }
+            println!("TEST FAILED: {first}");
+            false
+        }
+    }
+}
+
+fn play(options: &Options) -> Result<String> {
+    let kits = kit::gather(&[options.machine], &options.kit)?;
+    let kit = kits.first().expect("one kit for one machine");
+    let vmsg = if options.reference {
+        None
+    } else {
+        println!("building vmsg");
+        Some(Vmsg::build()?)
+    };
+    let name = format!("demo-2a-{}", options.machine.name());
+    let dir = dirs::run_folder(&name, options.keep_dir.as_deref())?;
+    println!("logs: {}", dir.display());
+    let mut scene = Scene::new(dir);
+    act(&mut scene, kit, vmsg.as_ref())
+}
+
+/// Tells progress: the time since the start and what has happened.
+fn tell(scene: &Scene, what: &str) {
+    println!("[{:5.1} s] {what}", scene.now().as_secs_f64());
+}
+
+fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>) -> Result<String> {
+    let server = Server::start(FILE_SIZE)?;
+    let sides = match vmsg {
+        Some(vmsg) => {
+            let serve = vmsg.serve(scene, "serve")?;
+            tell(
+                scene,
+                &format!("device host listens (process {})", scene.pid(serve)),
+            );
+            let proxy = vmsg.proxy(scene, "proxy")?;
+            tell(
+                scene,
+                &format!(
+                    "proxy listens (process {}), joined to it by {}",
+                    scene.pid(proxy),
+                    crate::vmsg::BUS
+                ),
+            );
+            Some((serve, proxy))
+        }
+        None => None,
+    };
+    let board = match sides {
+        Some(_) => Board::new(
+            Backend::VhostUser(NET_SOCKET.to_owned()),
+            Backend::VhostUser(RNG_SOCKET.to_owned()),
+        ),
+        None => Board::new(Backend::Qemu, Backend::Qemu),
+    };
+    let settings = settings(&server, PINGS);
+    let guest = Guest::start(scene, "guest", kit, &board, SCRIPT, &settings)?;
+    tell(scene, &format!("QEMU started: {}", kit.qemu.display()));
+    let kernel = guest.booted(scene)?;
+    tell(scene, &format!("guest runs Linux {kernel}"));
+
+    let (nic, _) = guest.mark(scene, "nic", STEP)?;
+    let transport = kit.machine.transport_name();
+    ensure!(
+        nic.contains("/pci") == (kit.machine == Machine::X86),
+        "eth1 is not a {transport} device: it is {nic}"
+    );
+    tell(scene, &format!("eth1 is {nic} ({transport})"));
+    let (lease, _) = guest.mark(scene, "lease", STEP)?;
+    tell(scene, &format!("DHCP: {lease}"));
+    let address = lease
+        .split_whitespace()
+        .nth(2)
+        .unwrap_or_default()
+        .to_owned();
+
+    let first_ping = guest.expect(scene, "the first answer to a ping", STEP, |line| {
+        line.text.contains("bytes from 10.0.2.2").then_some(line.at)
+    })?;
+    tell(scene, "first ping answered");
+    let statistics = ping_statistics(scene, &guest)?;
+
+    let (_, begun) = guest.mark(scene, "fetching", STEP)?;
+    let (code, ended) = guest.mark(scene, "fetched", STEP)?;
+    ensure!(
+        code == "0",
+        "the guest's download failed (wget gave {code})"
+    );
+    let took = (ended - begun).as_secs_f64();
+    let mebibytes = FILE_SIZE >> 20;
+    tell(
+        scene,
+        &format!("{mebibytes} MiB fetched over HTTP in {took:.1} s"),
+    );
+    let (sum, _) = guest.mark(scene, "sum", STEP)?;
+    let sum = sum.split_whitespace().next().unwrap_or_default();
+    ensure!(
+        sum == server.sha256(),
+        "wrong checksum: the guest got {sum}, the file has {}",
+        server.sha256()
+    );
+    tell(scene, &format!("SHA-256 is right: {sum}"));
+    let (random, _) = guest.mark(scene, "random", STEP)?;
+    ensure!(
+        random.starts_with("1024 virtio_rng"),
+        "the entropy device does not give random bytes: {random}"
+    );
+    tell(scene, &format!("entropy device gives bytes: {random}"));
+
+    let failed: Vec<_> = guest
+        .finish(scene, STEP)?
+        .into_iter()
+        .filter_map(|c| c.failure)
+        .collect();
+    if let Some(why) = failed.first() {
+        bail!("{why}");
+    }
+    if let Some((serve, proxy)) = sides {
+        stop(scene, proxy, serve)?;
+        let capture = fs::read(scene.dir().join("net.pcap")).context("no capture net.pcap")?;
+        ensure!(
+            capture.len() > FILE_SIZE,
+            "net.pcap is too short: {} bytes",
+            capture.len()
+        );
+    }
+
+    println!();
+    for line in &statistics {
+        println!("{line}");
+    }
+    println!(
+        "first ping answered {:.1} s after the start",
+        first_ping.as_secs_f64()
+    );
+    println!(
+        "logs, commands{}: {}",
+        if sides.is_some() { " and net.pcap" } else { "" },
+        scene.dir().display()
+    );
+    Ok(format!(
+        "{} guest over {transport}: eth1 has {address} by DHCP, {}, {mebibytes} MiB with the right checksum",
+        kit.machine.name(),
+        statistics.first().map_or("", String::as_str)
+    ))
+}
+
+/// Settings of the demo's script.
+pub(crate) fn settings(server: &Server, pings: u32) -> [(&'static str, String); 4] {
+    [
+        ("OWN_MAC", OWN_MAC.to_owned()),
+        ("TEST_MAC", TEST_MAC.to_owned()),
+        ("PORT", server.port().to_string()),
+        ("PINGS", pings.to_string()),
+    ]
+}
+
+/// Ping's last two lines: packets sent and received, round-trip times.
+fn ping_statistics(scene: &mut Scene, guest: &Guest) -> Result<Vec<String>> {
+    let counts = guest.expect(scene, "ping's statistics", STEP, |line| {
+        line.text
+            .contains("packets transmitted")
+            .then(|| line.text.clone())
+    })?;
+    tell(scene, &counts);
+    if !counts.contains(" 0% packet loss") {
+        bail!("pings were lost: {counts}");
+    }
+    let times = guest.expect(scene, "ping's times", STEP, |line| {
+        line.text
+            .starts_with("round-trip")
+            .then(|| line.text.clone())
+    })?;
+    let (code, _) = guest.mark(scene, "pinged", STEP)?;
+    ensure!(code == "0", "ping gave {code}");
+    Ok(vec![counts, times])
+}
+
+/// Ends both sides as a user would, with SIGTERM.
+fn stop(scene: &mut Scene, proxy: Id, serve: Id) -> Result<()> {
+    scene
+        .kill(proxy, Signal::TERM)
+        .context("the proxy does not end on SIGTERM")?;
+    scene
+        .kill(serve, Signal::TERM)
+        .context("the device host does not end on SIGTERM")
+}

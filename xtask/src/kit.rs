@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a guest is made of — QEMU, a stock kernel with its modules, a static busybox — and where it comes from.
+//!
+//! On Debian, QEMU is installed as a package; kernel and busybox are fetched from the Debian archive by a private apt
+//! into the cache folder, for any architecture, without touching the system. Elsewhere they are named by the user.
+
+use std::env;
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::debian::{self, Debian, PrivateApt};
+use crate::dirs;
+use crate::machine::Machine;
+
+/// Where parts of a guest come from when not from Debian; options shared by all commands that boot guests.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Go ahead with installing and fetching without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Boot this kernel image instead of Debian's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Modules that go with --kernel: a folder as /lib/modules/VERSION [default: beside the kernel, if it is there]
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub(crate) modules: Option<PathBuf>,
+    /// Put this statically linked busybox into the guest instead of Debian's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) busybox: Option<PathBuf>,
+    /// Run this QEMU instead of the one in PATH
+    #[arg(long, value_name = "FILE")]
+    pub(crate) qemu: Option<PathBuf>,
+}
+
+/// Everything a guest of one machine type is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Kit {
+    /// The machine type.
+    pub(crate) machine: Machine,
+    /// The QEMU program.
+    pub(crate) qemu: PathBuf,
+    /// The kernel image.
+    pub(crate) kernel: PathBuf,
+    /// The kernel's modules, a folder as `/lib/modules/VERSION`; none if all that is needed is built in.
+    pub(crate) modules: Option<PathBuf>,
+    /// A static busybox for the guest's architecture.
+    pub(crate) busybox: PathBuf,
+}
+
+/// Gathers a kit for each machine, asking once for all that must be installed or fetched.
+pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>> {
+    let debian = Debian::here();
+    let cache = dirs::cache()?;
+    let mut packages = Vec::new();
+    let mut fetches = Vec::new();
+    for &machine in machines {
+        if options.qemu.is_none() && in_path(machine.qemu_program()).is_none() {
+            packages.push(machine.qemu_package());
+        }
+        fetches.extend(
+            Part::ALL
+                .into_iter()
+                .filter(|p| p.given(machine, options, debian.as_ref()).is_none())
+                .filter_map(|part| {
+                    let missing = Fetch { machine, part };
+                    (!missing.folder(&cache, debian.as_ref()).is_dir()).then_some(missing)
+                }),
+        );
+    }
+    let Some(debian) = debian.as_ref() else {
+        refuse_elsewhere(&packages, &fetches)?;
+        return machines
+            .iter()
+            .map(|&m| kit(m, options, &cache, None))
+            .collect();
+    };
+    if !packages.is_empty() || !fetches.is_empty() {
+        ask(&packages, &fetches, &cache, options.yes)?;
+        if !packages.is_empty() {
+            debian::install(&packages)?;
+        }
+        fetch_all(&fetches, &cache, debian)?;
+    }
+    machines
+        .iter()
+        .map(|&m| kit(m, options, &cache, Some(debian)))
+        .collect()
+}
+
+fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian>) -> Result<Kit> {
+    let qemu = match &options.qemu {
+        Some(qemu) => qemu
+            .canonicalize()
+            .with_context(|| format!("no QEMU at {}", qemu.display()))?,
+        None => in_path(machine.qemu_program())
+            .with_context(|| format!("no {} in PATH", machine.qemu_program()))?,
+    };
+    let place = |part: Part| match part.given(machine, options, debian) {
+        Some(path) => path
+            .canonicalize()
+            .with_context(|| format!("no {} at {}", part.what(), path.display())),
+        None => Ok(Fetch { machine, part }
+            .folder(cache, debian)
+            .join(part.file())),
+    };
+    let kernel = place(Part::Kernel)?;
+    let modules = match (&options.kernel, &options.modules) {
+        (Some(_), Some(dir)) => Some(
+            dir.canonicalize()
+                .with_context(|| format!("no modules at {}", dir.display()))?,
+        ),
+        (Some(_), None) => modules_beside(&kernel),
+        (None, _) => kernel
+            .parent()
+            .map(|p| p.join("modules"))
+            .filter(|m| m.is_dir()),
+    };
+    Ok(Kit {
+        machine,
+        qemu,
+        kernel,
+        modules,
+        busybox: place(Part::Busybox)?,
+    })
+}
+
+/// Modules of a kernel that lies in a tree as the distributions lay it out: `boot/vmlinuz-V` and `lib/modules/V`.
+fn modules_beside(kernel: &Path) -> Option<PathBuf> {
+    let version = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
+    let root = kernel.parent()?.parent()?;
+    ["lib/modules", "usr/lib/modules"]
+        .iter()
+        .map(|m| root.join(m).join(version))
+        .find(|m| m.is_dir())
+}
+
+/// A part that can be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Kernel,
+    Busybox,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Kernel, Self::Busybox];
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Busybox => "busybox",
+        }
+    }
+
+    /// The main file's name in its cache folder.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Kernel => "vmlinuz",
+            Self::Busybox => "busybox",
+        }
+    }
+
+    /// The file the user named, or one that lies ready on a machine that is not Debian.
+    fn given(
+        self,
+        machine: Machine,
+        options: &Options,
+        debian: Option<&Debian>,
+    ) -> Option<PathBuf> {
+        match self {
+            Self::Kernel => options.kernel.clone(),
+            Self::Busybox => options.busybox.clone().or_else(|| {
+                let found = if debian.is_none() {
+                    in_path("busybox")
+                } else {
+                    None
+                };
+                found.filter(|f| fs::read(f).is_ok_and(|elf| is_static(&elf, machine)))
+            }),
+        }
+    }
+}
+
+/// A part to be fetched for a machine.
+#[derive(Clone, Copy, Debug)]
+struct Fetch {
+    machine: Machine,
+    part: Part,
+}
+
+impl Fetch {
+    /// The folder in the cache. It appears whole, by a rename, or not at all.
+    fn folder(self, cache: &Path, debian: Option<&Debian>) -> PathBuf {
+        let release = debian.map_or("other", |d| d.codename.as_str());
+        cache.join(format!(
+            "{release}-{}-{}",
+            self.machine.debian_arch(),
+            self.part.what()
+        ))
+    }
+
+    fn unpack(self, apt: &PrivateApt, cache: &Path, debian: &Debian) -> Result<()> {
+        let arch = self.machine.debian_arch();
+        let raw = tempfile::tempdir_in(cache)?;
+        let ready = tempfile::tempdir_in(cache)?;
+        match self.part {
+            Part::Kernel => {
+                // The cloud flavour is a third of the size, with all of virtio; not every release has it.
+                apt.unpack(&format!("linux-image-cloud-{arch}"), raw.path())
+                    .or_else(|_| apt.unpack(&format!("linux-image-{arch}"), raw.path()))?;
+                let boot = find_one(&raw.path().join("boot"), "vmlinuz-")?;
+                let version = boot
+                    .file_name()
+                    .and_then(|n| n.to_str())
+                    .and_then(|n| n.strip_prefix("vmlinuz-"));
+                let version = version.context("a kernel package without a version")?;
+                let modules =
+                    ["lib/modules", "usr/lib/modules"].map(|m| raw.path().join(m).join(version));
+                let modules = modules
+                    .iter()
+                    .find(|m| m.is_dir())
+                    .context("a kernel package without modules")?;
+                fs::rename(modules, ready.path().join("modules"))?;
+                fs::write(ready.path().join("version"), version)?;
+                fs::rename(&boot, ready.path().join(self.part.file()))?;
+            }
+            Part::Busybox => {
+                apt.unpack("busybox-static", raw.path())?;
+                let places = ["bin/busybox", "usr/bin/busybox"].map(|p| raw.path().join(p));
+                let busybox = places
+                    .iter()
+                    .find(|p| p.is_file())
+                    .context("busybox-static without a busybox")?;
+                fs::rename(busybox, ready.path().join(self.part.file()))?;
+            }
+        }
+        fs::set_permissions(ready.path(), fs::Permissions::from_mode(0o755))?;
+        let folder = self.folder(cache, Some(debian));
+        if let Err(error) = fs::rename(ready.path(), &folder)
+            && !folder.is_dir()
+        {
+            return Err(error).with_context(|| format!("cannot create {}", folder.display()));
+        }
+        Ok(())
+    }
+}
+
+fn fetch_all(fetches: &[Fetch], cache: &Path, debian: &Debian) -> Result<()> {
+    for machine in Machine::ALL {
+        let mine: Vec<&Fetch> = fetches.iter().filter(|f| f.machine == machine).collect();
+        if mine.is_empty() {
+            continue;
+        }
+        let dir = tempfile::tempdir_in(cache)?;
+        let apt = PrivateApt::new(dir.path(), debian, machine.debian_arch())?;
+        for fetch in mine {
+            fetch.unpack(&apt, cache, debian)?;
+        }
+    }
+    Ok(())
+}
+
+/// The only file in `dir` whose name begins with `prefix`.
+fn find_one(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    entries
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| {
+            p.file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(|n| n.starts_with(prefix))
+        })
+        .with_context(|| format!("no {prefix}* in {}", dir.display()))
+}
+
+/// Shows what is about to be done and, on a terminal, asks.
+fn ask(packages: &[&str], fetches: &[Fetch], cache: &Path, yes: bool) -> Result<()> {
+    println!("Before the first run, this will");
+    if !packages.is_empty() {
+        println!("  install with apt-get: {}", packages.join(" "));
+    }
+    for Fetch { machine, part } in fetches {
+        let (what, size) = match part {
+            Part::Kernel => ("a stock Debian kernel", "25 to 70 MB"),
+            Part::Busybox => ("a static busybox", "1 MB"),
+        };
+        println!(
+            "  fetch into {}: {what} for {} ({size})",
+            cache.display(),
+            machine.debian_arch()
+        );
+    }
+    if yes || !io::stdin().is_terminal() {
+        return Ok(());
+    }
+    print!("Go ahead? [Y/n] ");
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "" | "y" | "Y" | "yes" => Ok(()),
+        _ => bail!("nothing was installed or fetched"),
+    }
+}
+
+/// On a machine that is not Debian nothing is installed: says what is missing and how to name it.
+fn refuse_elsewhere(packages: &[&str], fetches: &[Fetch]) -> Result<()> {
+    if packages.is_empty() && fetches.is_empty() {
+        return Ok(());
+    }
+    let mut missing = String::new();
+    for package in packages {
+        missing.push_str(&format!(
+            "\n  QEMU 7.2 or later (Debian calls the package {package}): install it, or name it with --qemu FILE"
+        ));
+    }
+    for Fetch { machine, part } in fetches {
+        missing.push_str(&match part {
+            Part::Kernel => format!(
+                "\n  a kernel for {0} with virtio_net and {1} (built in, or as modules): name it with --kernel FILE, and \
+                 its modules with --modules DIR",
+                machine.name(),
+                machine.transport_module()
+            ),
+            Part::Busybox => format!(
+                "\n  a statically linked busybox for {}: install it, or name it with --busybox FILE",
+                machine.name()
+            ),
+        });
+    }
+    bail!("this is not Debian, so nothing is installed or fetched by itself. Missing:{missing}")
+}
+
+/// The program `name` in PATH.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| {
+            fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        })
+}
+
+/// Whether `elf` is a statically linked 64-bit little-endian program for `machine` (no `PT_INTERP` segment).
+fn is_static(elf: &[u8], machine: Machine) -> bool {
+    let u16_at = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));
+    let segments = || {
+        let header = elf.get(..6)?;
+        let wanted = match machine {
+            Machine::X86 => 62,
+            Machine::Arm64 => 183,
+        };
+        if header != b"\x7fELF\x02\x01" || u16_at(18)? != wanted {
+            return None;
+        }
+        let start = usize::try_from(u64::from_le_bytes(elf.get(32..40)?.try_into().ok()?)).ok()?;
+        let (size, count) = (usize::from(u16_at(54)?), usize::from(u16_at(56)?));
+        (0..count)
+            .map(|n| elf.get(start.checked_add(n * size)?..)?.get(..4))
+            .collect::<Option<Vec<_>>>()
+    };
+    segments().is_some_and(|s| s.iter().all(|kind| *kind != [3, 0, 0, 0]))
+}

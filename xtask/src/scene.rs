@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A run: a folder, the processes started in it, and what they say.
+//!
+//! Every process's standard output is read line by line; all lines arrive, with the ends of the processes, in one
+//! channel, and waiting for something is waiting on that channel with a deadline. Nothing here sleeps. Output is also
+//! kept in `NAME.log`, standard error in `NAME.err`. All processes are killed when the run is dropped, and by the
+//! kernel if this program dies without that.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::kit::in_path;
+
+/// How many of a process's last lines an error shows.
+const TAIL: usize = 25;
+
+/// A process of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Id(usize);
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    dir: PathBuf,
+    started: Instant,
+    processes: Vec<Process>,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+}
+
+#[derive(Debug)]
+struct Process {
+    name: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    reader: Option<JoinHandle<()>>,
+    lines: Vec<Line>,
+    /// The first line that `expect` has not looked at.
+    cursor: usize,
+    ended: bool,
+    /// The run cannot go on without it: its end is an error wherever one waits.
+    needed: bool,
+}
+
+/// A line of output.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    /// The text, without its end.
+    pub(crate) text: String,
+    /// When it was read, since the start of the run.
+    pub(crate) at: Duration,
+}
+
+#[derive(Debug)]
+enum Event {
+    Line(Id, String, Instant),
+    End(Id),
+}
+
+impl Scene {
+    /// A run in `dir`.
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        let (sender, events) = channel();
+        Self {
+            dir,
+            started: Instant::now(),
+            processes: Vec::new(),
+            events,
+            sender,
+        }
+    }
+
+    /// The folder of the run, in which its processes are started: socket names are relative to it, since a socket's
+    /// path may not be longer than 107 bytes.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The time since the run began.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Starts `command` in the run's folder. Its name must be new in this run.
+    pub(crate) fn start(&mut self, name: &str, command: &Command) -> Result<Id> {
+        if self.processes.iter().any(|p| p.name == name) {
+            bail!("{name} was started already in this run");
+        }
+        let program = command.get_program();
+        let shown = std::iter::once(program)
+            .chain(command.get_args())
+            .map(|a| quote(&a.to_string_lossy()))
+            .collect::<Vec<_>>()
+            .join(" ");
+        let mut commands = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("commands.sh"))?;
+        writeln!(commands, "# {name}\n{shown}")?;
+        let mut leashed = leash(command);
+        leashed
+            .current_dir(&self.dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(self.dir.join(format!("{name}.err")))?);
+        let mut child = leashed
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.to_string_lossy()))?;
+        let id = Id(self.processes.len());
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let log = File::create(self.dir.join(format!("{name}.log")))?;
+        let sender = self.sender.clone();
+        let reader = thread::spawn(move || read_lines(id, BufReader::new(stdout), log, &sender));
+        self.processes.push(Process {
+            name: name.to_owned(),
+            stdin: child.stdin.take(),
+            child,
+            reader: Some(reader),
+            lines: Vec::new(),
+            cursor: 0,
+            ended: false,
+            needed: true,
+        });
+        Ok(id)
+    }
+
+    /// Waits for a line of `id` for which `pick` gives something; earlier lines are passed over for good.
+    ///
+    /// # Errors
+    /// Nothing by the deadline, or the end of a process that the run needs.
+    pub(crate) fn expect<T>(
+        &mut self,
+        id: Id,
+        what: &str,
+        within: Duration,
+        mut pick: impl FnMut(&Line) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + within;
+        loop {
+            let process = &mut self.processes[id.0];
+            while process.cursor < process.lines.len() {
+                let line = &process.lines[process.cursor];
+                process.cursor += 1;
+                if let Some(found) = pick(line) {
+                    return Ok(found);
+                }
+                if line.text.contains("Kernel panic") {
+                    return Err(self.trouble(
+                        id,
+                        &format!("the guest's kernel panicked while waiting for {what}"),
+                    ));
+                }
+            }
+            if process.ended {
+                return Err(self.trouble(id, &format!("it ended before {what}")));
+            }
+            if let Some(other) = self.processes.iter().position(|p| p.ended && p.needed) {
+                return Err(self.trouble(Id(other), &format!("it ended while waiting for {what}")));
+            }
+            if !self.pump(deadline) {
+                return Err(self.trouble(
+                    id,
+                    &format!("{} s have passed without {what}", within.as_secs()),
+                ));
+            }
+        }
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) fn wait_end(&mut self, id: Id, within: Duration) -> Result<ExitStatus> {
+        self.processes[id.0].needed = false;
+        let deadline = Instant::now() + within;
+        while !self.processes[id.0].ended {
+            if !self.pump(deadline) {
+                return Err(
+                    self.trouble(id, &format!("still running after {} s", within.as_secs()))
+                );
+            }
+        }
+        Ok(self.processes[id.0].child.wait()?)
+    }
+
+    /// Ends the process with `signal` and waits until it is gone. A process that has ended before is an error: it
+    /// was not this signal that ended it.
+    pub(crate) fn kill(&mut self, id: Id, signal: Signal) -> Result<()> {
+        let process = &mut self.processes[id.0];
+        if let Some(status) = process.child.try_wait()? {
+            return Err(self.trouble(id, &format!("it ended by itself ({status})")));
+        }
+        process.needed = false;
+        let pid = i32::try_from(process.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("a process without an id")?;
+        kill_process(pid, signal).with_context(|| format!("cannot signal {}", process.name))?;
+        let status = self.wait_end(id, Duration::from_secs(20))?;
+        if signal == Signal::KILL && status.signal() != Some(Signal::KILL.as_raw()) {
+            bail!(
+                "{} ended with {status} instead of by the signal",
+                self.processes[id.0].name
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes a line to the process's standard input (a guest's console).
+    pub(crate) fn tell(&mut self, id: Id, line: &str) -> Result<()> {
+        let process = &mut self.processes[id.0];
+        let stdin = process.stdin.as_mut().context("standard input is closed")?;
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .and_then(|()| stdin.flush())
+            .with_context(|| format!("cannot write to {}", process.name))
+    }
+
+    /// All lines the process has printed so far.
+    pub(crate) fn lines(&self, id: Id) -> &[Line] {
+        &self.processes[id.0].lines
+    }
+
+    /// What the process has written to standard error so far.
+    pub(crate) fn stderr(&self, id: Id) -> String {
+        fs::read(self.dir.join(format!("{}.err", self.processes[id.0].name)))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The process's id in the system.
+    pub(crate) fn pid(&self, id: Id) -> u32 {
+        self.processes[id.0].child.id()
+    }
+
+    /// An error about a process, with the last it said.
+    fn trouble(&mut self, id: Id, what: &str) -> anyhow::Error {
+        let process = &mut self.processes[id.0];
+        let status = match process.child.try_wait() {
+            Ok(Some(status)) => format!(" ({status})"),
+            _ => String::new(),
+        };
+        let name = process.name.clone();
+        let mut text = format!("{name}: {what}{status}");
+        let from = process.lines.len().saturating_sub(TAIL);
+        let said = process.lines[from..]
+            .iter()
+            .map(|l| l.text.as_str())
+            .collect::<Vec<_>>();
+        append_tail(&mut text, &format!("{name}.log"), &said);
+        for index in 0..self.processes.len() {
+            let stderr = self.stderr(Id(index));
+            let lines: Vec<&str> = stderr.lines().collect();
+            append_tail(
+                &mut text,
+                &format!("{}.err", self.processes[index].name),
+                &lines[lines.len().saturating_sub(TAIL)..],
+            );
+        }
+        anyhow!(text)
+    }
+
+    /// Takes in one event; false if none came by the deadline.
+    fn pump(&mut self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.events.recv_timeout(left) {
+            Ok(Event::Line(id, text, at)) => {
+                let at = at.saturating_duration_since(self.started);
+                self.processes[id.0].lines.push(Line { text, at });
+            }
+            Ok(Event::End(id)) => self.processes[id.0].ended = true,
+            Err(RecvTimeoutError::Timeout) => return false,
+            Err(RecvTimeoutError::Disconnected) => unreachable!("the run holds a sender"),
+        }
+        true
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // Fails only if it has ended already.
+            let _ = process.child.kill();
+            let _ = process.child.wait();
+            if let Some(reader) = process.reader.take() {
+                let _ = reader.join();
+            }
+        }
+    }
+}
+
+/// The same command under `setpriv`, which asks the kernel to kill it when the thread that starts it ends. A
+/// machine without that program loses only this second net.
+fn leash(command: &Command) -> Command {
+    let mut leashed = match in_path("setpriv") {
+        Some(setpriv) => {
+            let mut leashed = Command::new(setpriv);
+            leashed
+                .args(["--pdeathsig", "KILL", "--"])
+                .arg(command.get_program());
+            leashed
+        }
+        None => Command::new(command.get_program()),
+    };
+    leashed.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => leashed.env(name, value),
+            None => leashed.env_remove(name),
+        };
+    }
+    leashed
+}
+
+fn read_lines(id: Id, mut stdout: impl BufRead, mut log: File, events: &Sender<Event>) {
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        match stdout.read_until(b'\n', &mut bytes) {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {
+                let at = Instant::now();
+                // A log on a full disk must not stop the run.
+                let _ = log.write_all(&bytes);
+                let text = String::from_utf8_lossy(&bytes)
+                    .trim_end_matches(['\r', '\n'])
+                    .to_owned();
+                if events.send(Event::Line(id, text, at)).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    let _ = events.send(Event::End(id));
+}
+
+fn append_tail(text: &mut String, file: &str, lines: &[&str]) {
+    if !lines.is_empty() {
+        text.push_str(&format!("\n  -- {file} ends with --"));
+        for line in lines {
+            text.push_str("\n  ");
+            text.push_str(line);
+        }
+    }
+}
+
+/// A word as a shell takes it.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+#[path = "scene_test.rs"]
+mod tests;

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The program under test: building it, and starting its two sides.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::dirs;
+use crate::scene::{Id, Scene};
+
+/// Longest time from the start of a process to its `ready` lines.
+const READY: Duration = Duration::from_secs(30);
+
+/// The bus all guests here use; the name is relative to the run's folder.
+pub(crate) const BUS: &str = "unix,path=b0.sock";
+/// The network device as the device host offers it.
+pub(crate) const NET: &str = "net,id=net0,backend=user,pcap=net.pcap";
+/// Sockets of the proxy, relative to the run's folder.
+pub(crate) const NET_SOCKET: &str = "net.sock";
+pub(crate) const RNG_SOCKET: &str = "rng.sock";
+
+/// The built program.
+#[derive(Clone, Debug)]
+pub(crate) struct Vmsg {
+    program: PathBuf,
+}
+
+impl Vmsg {
+    /// Builds it, optimised. Cargo's own messages go to standard error.
+    pub(crate) fn build() -> Result<Self> {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "vmsg",
+            "--bin",
+            "vmsg",
+        ]);
+        let status = command
+            .current_dir(dirs::workspace())
+            .status()
+            .context("cannot run cargo")?;
+        if !status.success() {
+            bail!("vmsg does not build ({status})");
+        }
+        let program = dirs::target().join("release/vmsg");
+        if !program.is_file() {
+            bail!("cargo has built no {}", program.display());
+        }
+        Ok(Self { program })
+    }
+
+    fn command(&self, subcommand: &str, options: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(subcommand);
+        for (name, value) in options {
+            command.args([name, value]);
+        }
+        command
+    }
+
+    /// Starts a device host with a network and an entropy device, and waits until it listens.
+    pub(crate) fn serve(&self, scene: &mut Scene, name: &str) -> Result<Id> {
+        let options = [("--bus", BUS), ("--device", NET), ("--device", "rng")];
+        self.start(scene, name, self.command("serve", &options), &["bus="])
+    }
+
+    /// Starts a proxy with a socket for each of the two devices, and waits until it listens on both.
+    pub(crate) fn proxy(&self, scene: &mut Scene, name: &str) -> Result<Id> {
+        let net = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+        let rng = format!("vhost-user,socket={RNG_SOCKET},dev=1");
+        let options = [
+            ("--bus", BUS),
+            ("--front", net.as_str()),
+            ("--front", rng.as_str()),
+        ];
+        self.start(
+            scene,
+            name,
+            self.command("proxy", &options),
+            &["front=", "front="],
+        )
+    }
+
+    /// Starts a process and waits for one `ready` line for each entry of `ready`, in any order.
+    fn start(&self, scene: &mut Scene, name: &str, command: Command, ready: &[&str]) -> Result<Id> {
+        let id = scene.start(name, &command)?;
+        for what in ready {
+            scene.expect(id, &format!("its line 'ready {what}…'"), READY, |line| {
+                line.text
+                    .strip_prefix("ready ")
+                    .is_some_and(|r| r.starts_with(what))
+                    .then_some(())
+            })?;
+        }
+        Ok(id)
+    }
+
+    /// Runs a command that looks at the bus (`ls`, `ping`) to its end.
+    pub(crate) fn look(&self, dir: &Path, subcommand: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command(subcommand, &[("--bus", BUS)]);
+        command.args(arguments).current_dir(dir);
+        command
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))
+    }
+}
