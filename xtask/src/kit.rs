@@ -18,6 +18,7 @@ use crate::machine::Machine;
 
 /// Where parts of a guest come from when not from Debian; options shared by all commands that boot guests.
 #[derive(clap::Args, Debug, Clone, Default)]
+#[group(id = "kit")]
 pub(crate) struct Options {
     /// Go ahead with installing and fetching without asking
     #[arg(long)]
