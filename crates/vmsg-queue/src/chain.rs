@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Batches of descriptor chains, and where they are collected.
+
+use core::fmt;
+
+use vmsg_mem::{Pieces, RamSlice};
+
+/// Names a chain that was taken from a queue, to give it back to the same
+/// queue. Says nothing about memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChainHead {
+    pub(crate) id: u16,
+}
+
+impl ChainHead {
+    /// How the driver names the chain: for logs and for records of what is in flight.
+    pub const fn id(self) -> u16 {
+        self.id
+    }
+}
+
+/// One chain of a batch, within the pieces of the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChainSlot {
+    pub(crate) head: ChainHead,
+    /// First piece.
+    pub(crate) start: u32,
+    /// First writable piece.
+    pub(crate) split: u32,
+    /// After the last piece.
+    pub(crate) end: u32,
+}
+
+impl ChainSlot {
+    const EMPTY: Self = Self {
+        head: ChainHead { id: 0 },
+        start: 0,
+        split: 0,
+        end: 0,
+    };
+}
+
+mod sealed {
+    use super::{ChainSlot, RamSlice};
+
+    /// What the queue fills.
+    ///
+    /// The pieces pretend to be `'static` while they lie in the storage. Only
+    /// a [`Batch`](super::Batch), which knows how long they are mapped, shows
+    /// them: so nobody outside this crate may see these fields.
+    pub struct Parts<'s> {
+        pub(crate) pieces: &'s mut [RamSlice<'static>],
+        pub(crate) chains: &'s mut [ChainSlot],
+    }
+
+    pub trait HasParts {
+        #[doc(hidden)]
+        fn parts(&mut self) -> Parts<'_>;
+    }
+}
+use sealed::{HasParts, Parts};
+
+/// Room for a batch of chains: [`ChainStorage`] or [`ChainArray`].
+pub trait Storage: HasParts {}
+
+/// Room for a batch of chains, on the heap. Make one for each worker and use it again and again.
+#[cfg(feature = "alloc")]
+pub struct ChainStorage {
+    pieces: alloc::boxed::Box<[RamSlice<'static>]>,
+    chains: alloc::boxed::Box<[ChainSlot]>,
+}
+
+#[cfg(feature = "alloc")]
+impl ChainStorage {
+    /// Room for `pieces` pieces of memory, in as many chains at most.
+    ///
+    /// A descriptor is one piece, unless it crosses from one window into
+    /// another. The longest chain that can be taken at all is `pieces` long.
+    pub fn with_capacity(pieces: usize) -> Self {
+        let pieces = pieces.min(MAX_PIECES);
+        Self {
+            pieces: alloc::vec![RamSlice::EMPTY; pieces].into(),
+            chains: alloc::vec![ChainSlot::EMPTY; pieces].into(),
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl HasParts for ChainStorage {
+    fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            pieces: &mut self.pieces,
+            chains: &mut self.chains,
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl Storage for ChainStorage {}
+
+#[cfg(feature = "alloc")]
+impl fmt::Debug for ChainStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChainStorage({})", self.pieces.len())
+    }
+}
+
+/// Room for a batch of at most `CHAINS` chains in `PIECES` pieces, without an allocator.
+pub struct ChainArray<const CHAINS: usize, const PIECES: usize> {
+    pieces: [RamSlice<'static>; PIECES],
+    chains: [ChainSlot; CHAINS],
+}
+
+impl<const CHAINS: usize, const PIECES: usize> ChainArray<CHAINS, PIECES> {
+    /// Room for a batch.
+    pub const fn new() -> Self {
+        Self {
+            pieces: [RamSlice::EMPTY; PIECES],
+            chains: [ChainSlot::EMPTY; CHAINS],
+        }
+    }
+}
+
+impl<const CHAINS: usize, const PIECES: usize> Default for ChainArray<CHAINS, PIECES> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const CHAINS: usize, const PIECES: usize> HasParts for ChainArray<CHAINS, PIECES> {
+    fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            pieces: &mut self.pieces,
+            chains: &mut self.chains,
+        }
+    }
+}
+
+impl<const CHAINS: usize, const PIECES: usize> Storage for ChainArray<CHAINS, PIECES> {}
+
+impl<const CHAINS: usize, const PIECES: usize> fmt::Debug for ChainArray<CHAINS, PIECES> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChainArray({CHAINS}, {PIECES})")
+    }
+}
+
+/// More would not be counted in a [`ChainSlot`]; no queue needs as many.
+const MAX_PIECES: usize = 1 << 24;
+
+/// The pieces of a batch while it grows.
+pub(crate) struct PieceList<'b> {
+    slots: &'b mut [RamSlice<'static>],
+    len: usize,
+}
+
+impl<'b> PieceList<'b> {
+    pub(crate) fn new(slots: &'b mut [RamSlice<'static>]) -> Self {
+        let room = slots.len().min(MAX_PIECES);
+        Self {
+            slots: &mut slots[..room],
+            len: 0,
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "at most MAX_PIECES")]
+    pub(crate) fn len(&self) -> u32 {
+        self.len as u32
+    }
+
+    /// False if there is no room.
+    #[inline]
+    #[must_use]
+    pub(crate) fn push(&mut self, piece: RamSlice<'b>) -> bool {
+        let Some(slot) = self.slots.get_mut(self.len) else {
+            return false;
+        };
+        // SAFETY: this only stretches the lifetime. The slots are seen by nobody but `finish`,
+        // which shortens it to 'b again, and each use of the storage begins with an empty list.
+        *slot = unsafe {
+            RamSlice::from_raw_parts(
+                core::ptr::NonNull::new_unchecked(piece.as_ptr()),
+                piece.len(),
+            )
+        };
+        self.len += 1;
+        true
+    }
+
+    /// Forgets all pieces from `len` on.
+    pub(crate) fn truncate(&mut self, len: u32) {
+        self.len = self.len.min(len as usize);
+    }
+
+    /// What was pushed.
+    pub(crate) fn finish(self) -> &'b [RamSlice<'b>] {
+        &self.slots[..self.len]
+    }
+}
+
+/// Chains taken from a queue together, in the order in which the driver made
+/// them available. Holds on to the storage and to the memory, not to the queue.
+#[derive(Clone, Copy)]
+pub struct Batch<'b> {
+    pub(crate) pieces: &'b [RamSlice<'b>],
+    pub(crate) chains: &'b [ChainSlot],
+}
+
+impl<'b> Batch<'b> {
+    /// Number of chains.
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// True if the driver had made no chain available.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
+
+    /// The chain at `index`, counted from 0.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<Chain<'b>> {
+        self.chains.get(index).map(|slot| self.chain(slot))
+    }
+
+    /// The chains in order.
+    #[inline]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Chain<'b>> + use<'b> {
+        let batch = *self;
+        self.chains.iter().map(move |slot| batch.chain(slot))
+    }
+
+    #[inline]
+    fn chain(&self, slot: &ChainSlot) -> Chain<'b> {
+        Chain {
+            head: slot.head,
+            readable: &self.pieces[slot.start as usize..slot.split as usize],
+            writable: &self.pieces[slot.split as usize..slot.end as usize],
+        }
+    }
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// One descriptor chain, checked and translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain<'b> {
+    head: ChainHead,
+    readable: &'b [RamSlice<'b>],
+    writable: &'b [RamSlice<'b>],
+}
+
+impl<'b> Chain<'b> {
+    /// What to give back with [`DeviceQueue::complete`](crate::DeviceQueue::complete).
+    #[inline]
+    pub const fn head(&self) -> ChainHead {
+        self.head
+    }
+
+    /// The device-readable buffers, one after another. May be empty.
+    #[inline]
+    pub fn readable(&self) -> Pieces<'b> {
+        Pieces::new(self.readable)
+    }
+
+    /// The device-writable buffers, one after another. May be empty.
+    #[inline]
+    pub fn writable(&self) -> Pieces<'b> {
+        Pieces::new(self.writable)
+    }
+}

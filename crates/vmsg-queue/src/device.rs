@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The device's side of a queue.
+
+use core::sync::atomic::{Ordering, fence};
+
+use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
+
+use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage};
+use crate::config::{DESCRIPTOR_SIZE, check_size};
+use crate::gather::{Gather, Stop};
+use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
+use crate::{QueueConfig, QueueError, QueueFeatures};
+
+/// A queue as its device sees it.
+///
+/// Holds no pointer: each call is given the address space as it is at the
+/// moment, so that windows can come and go between calls. Indices are private;
+/// what the driver could change in the rings is never read back.
+///
+/// Each of the three areas must lie in one window.
+///
+/// ```text
+/// disable_notifications
+/// loop: pop → for each chain: work, complete → publish → notify the driver?
+/// enable_notifications → true: once more
+/// ```
+#[derive(Debug)]
+pub struct DeviceQueue {
+    config: QueueConfig,
+    features: QueueFeatures,
+    /// Index of the next entry to take from the available ring.
+    next_avail: u16,
+    /// Index of the next used element.
+    next_used: u16,
+    /// What the driver was last shown as the used index.
+    published: u16,
+    /// Chains of the last batch that can still be given back with `rewind`.
+    rewindable: u16,
+    broken: bool,
+}
+
+impl DeviceQueue {
+    /// A queue that starts from the beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::BadSize`]; [`QueueError::Mem`] if an area is not aligned,
+    /// not wholly in one window, or the device area is read-only.
+    pub fn new(
+        config: QueueConfig,
+        features: QueueFeatures,
+        space: AddressSpace<'_>,
+    ) -> Result<Self, QueueError> {
+        Self::resume(config, features, space, 0, 0)
+    }
+
+    /// A queue that somebody else served before: goes on with the available
+    /// entry `avail` and the used element `used`. They differ by the number of
+    /// chains that are still in flight and will be completed by their heads.
+    ///
+    /// A queue whose chains were used in order goes on at its used index
+    /// ([`read_used_index`](Self::read_used_index)) with both. Notifications of
+    /// either side may have been lost meanwhile: process the queue and notify
+    /// the driver once afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new), and [`QueueError::BadResume`].
+    pub fn resume(
+        config: QueueConfig,
+        features: QueueFeatures,
+        space: AddressSpace<'_>,
+        avail: u16,
+        used: u16,
+    ) -> Result<Self, QueueError> {
+        let size = config.size;
+        check_size(size)?;
+        if avail.wrapping_sub(used) > size {
+            return Err(QueueError::BadResume { avail, used, size });
+        }
+        let queue = Self {
+            config,
+            features,
+            next_avail: avail,
+            next_used: used,
+            published: used,
+            rewindable: 0,
+            broken: false,
+        };
+        queue.table(space)?;
+        queue.avail(space)?;
+        queue.used(space)?;
+        Ok(queue)
+    }
+
+    /// The used index as it stands in the device area.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new), as far as the device area is concerned.
+    pub fn read_used_index(
+        config: QueueConfig,
+        space: AddressSpace<'_>,
+    ) -> Result<u16, QueueError> {
+        check_size(config.size)?;
+        Ok(used_ring(&config, false, space)?.index())
+    }
+
+    /// Where the queue is.
+    pub const fn config(&self) -> QueueConfig {
+        self.config
+    }
+
+    /// What was negotiated.
+    pub const fn features(&self) -> QueueFeatures {
+        self.features
+    }
+
+    /// Index of the next entry that [`pop`](Self::pop) takes from the available ring.
+    pub const fn avail_index(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// The used index that the driver has been shown.
+    pub const fn used_index(&self) -> u16 {
+        self.published
+    }
+
+    /// Chains that were taken and are not yet shown to the driver as used.
+    pub const fn in_flight(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.published)
+    }
+
+    /// True after a fault of the driver.
+    pub const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Number of chains that the driver has made available and that were not yet taken.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Mem`], [`QueueError::BadAvailIndex`], [`QueueError::Broken`].
+    pub fn available(&mut self, space: AddressSpace<'_>) -> Result<u16, QueueError> {
+        self.check()?;
+        let ready = self
+            .avail(space)
+            .and_then(|ring| self.check_avail_index(ring.index()));
+        ready.map_err(|error| self.fail(error))
+    }
+
+    /// Takes up to `max` chains. Fewer if the driver has made fewer available,
+    /// if `storage` is full, or if the next one is faulty: then the next call
+    /// tells.
+    ///
+    /// Descriptors are read once, here. The memory of the chains stays
+    /// readable and writable for the driver, of course.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the queue or its first chain. All but
+    /// [`QueueError::Broken`] are new faults of the driver and break the queue.
+    #[inline]
+    pub fn pop<'b>(
+        &mut self,
+        space: AddressSpace<'b>,
+        storage: &'b mut impl Storage,
+        max: usize,
+    ) -> Result<Batch<'b>, QueueError> {
+        self.check()?;
+        let parts = storage.parts();
+        match self.gather(space, PieceList::new(parts.pieces), parts.chains, max) {
+            Ok(batch) => Ok(batch),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    fn gather<'b>(
+        &mut self,
+        space: AddressSpace<'b>,
+        list: PieceList<'b>,
+        chains: &'b mut [ChainSlot],
+        max: usize,
+    ) -> Result<Batch<'b>, QueueError> {
+        self.rewindable = 0;
+        let avail = self.avail(space)?;
+        let ready = usize::from(self.check_avail_index(avail.index())?);
+        let count = ready.min(max).min(chains.len());
+        if count == 0 {
+            return Ok(Batch {
+                pieces: &[],
+                chains: &[],
+            });
+        }
+        let table = self.table(space)?;
+        let mut gather = Gather::new(space, list, self.features.indirect);
+        let mut taken: u16 = 0;
+        for slot in &mut chains[..count] {
+            let head = avail.head(self.next_avail.wrapping_add(taken));
+            let start = gather.list.len();
+            match gather.chain(table, head) {
+                Ok(split) => {
+                    *slot = ChainSlot {
+                        head: ChainHead { id: head },
+                        start,
+                        split,
+                        end: gather.list.len(),
+                    };
+                    taken += 1;
+                }
+                Err(_) if taken > 0 => {
+                    gather.list.truncate(start);
+                    break;
+                }
+                Err(Stop::Full) => {
+                    let capacity = gather.list.capacity();
+                    return Err(QueueError::ChainTooLong { head, capacity });
+                }
+                Err(Stop::Fault(error)) => return Err(error),
+            }
+        }
+        self.next_avail = self.next_avail.wrapping_add(taken);
+        self.rewindable = taken;
+        Ok(Batch {
+            pieces: gather.list.finish(),
+            chains: &chains[..usize::from(taken)],
+        })
+    }
+
+    /// Gives back the last `n` chains of the last [`pop`](Self::pop), which
+    /// must not be completed; the next `pop` begins with the first of them.
+    ///
+    /// # Panics
+    ///
+    /// If the last `pop` returned fewer chains, or fewer are not completed.
+    pub fn rewind(&mut self, n: usize) {
+        let most = self
+            .rewindable
+            .min(self.next_avail.wrapping_sub(self.next_used));
+        let n = u16::try_from(n)
+            .ok()
+            .filter(|&n| n <= most)
+            .expect("only chains of the last pop can be given back");
+        self.rewindable -= n;
+        self.next_avail = self.next_avail.wrapping_sub(n);
+    }
+
+    /// Marks a chain as used after `written` bytes were written to its
+    /// writable buffers, from their beginning. In any order; the driver sees
+    /// it after [`publish`](Self::publish).
+    ///
+    /// To complete many chains, [`completer`](Self::completer) is faster.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Mem`] if the device area is gone, [`QueueError::Broken`].
+    #[inline]
+    pub fn complete(
+        &mut self,
+        space: AddressSpace<'_>,
+        head: ChainHead,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        self.completer(space)?.complete(head, written);
+        Ok(())
+    }
+
+    /// Looks up the device area once for many chains to complete.
+    ///
+    /// # Errors
+    ///
+    /// As for [`complete`](Self::complete).
+    #[inline]
+    pub fn completer<'q>(
+        &'q mut self,
+        space: AddressSpace<'q>,
+    ) -> Result<Completer<'q>, QueueError> {
+        self.check()?;
+        match self.used(space) {
+            Ok(used) => Ok(Completer {
+                used,
+                next_used: &mut self.next_used,
+                next_avail: self.next_avail,
+            }),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Shows the driver all completed chains. True if the driver wants to be
+    /// notified of them.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Mem`] if an area is gone, [`QueueError::Broken`].
+    #[inline]
+    pub fn publish(&mut self, space: AddressSpace<'_>) -> Result<bool, QueueError> {
+        self.check()?;
+        if self.published == self.next_used {
+            return Ok(false);
+        }
+        match (self.used(space), self.avail(space)) {
+            (Ok(used), Ok(avail)) => {
+                used.release_index(self.next_used);
+                let old = core::mem::replace(&mut self.published, self.next_used);
+                // SYNC POINT: the index must be out before the driver's wish is read. The driver
+                // states its wish, then looks at the index again; one of us sees the other.
+                fence(Ordering::SeqCst);
+                Ok(match avail.used_event() {
+                    Some(event) => passed_event(event, self.next_used, old),
+                    None => avail.flags() & NO_NOTIFICATION == 0,
+                })
+            }
+            (Err(error), _) | (_, Err(error)) => Err(self.fail(error)),
+        }
+    }
+
+    /// Asks the driver not to notify about available chains. A hint: it may do so anyway.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Mem`] if the device area is gone, [`QueueError::Broken`].
+    pub fn disable_notifications(&mut self, space: AddressSpace<'_>) -> Result<(), QueueError> {
+        self.check()?;
+        // With EVENT_IDX the event stays where it is, in the past: the driver notifies once at
+        // most, until its index has gone all the way around.
+        if !self.features.event_idx {
+            match self.used(space) {
+                Ok(used) => used.set_flags(NO_NOTIFICATION),
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to notify about the next available chain. True if there
+    /// is one already, for which no notification may come: process the queue
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Mem`] if an area is gone, [`QueueError::BadAvailIndex`],
+    /// [`QueueError::Broken`].
+    pub fn enable_notifications(&mut self, space: AddressSpace<'_>) -> Result<bool, QueueError> {
+        self.check()?;
+        let used = self.used(space).map_err(|error| self.fail(error))?;
+        if self.features.event_idx {
+            used.set_avail_event(self.next_avail);
+        } else {
+            used.set_flags(0);
+        }
+        // SYNC POINT: the wish must be out before the index is read again; see `publish`.
+        fence(Ordering::SeqCst);
+        self.available(space).map(|ready| ready > 0)
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), QueueError> {
+        if self.broken {
+            Err(QueueError::Broken)
+        } else {
+            Ok(())
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, error: QueueError) -> QueueError {
+        self.broken = true;
+        error
+    }
+
+    /// Number of new entries, if the driver's index can be right: a driver
+    /// never has more chains in flight than there are descriptors.
+    #[inline]
+    fn check_avail_index(&self, avail: u16) -> Result<u16, QueueError> {
+        let ready = avail.wrapping_sub(self.next_avail);
+        let size = self.config.size;
+        if u32::from(ready) + u32::from(self.in_flight()) > u32::from(size) {
+            return Err(QueueError::BadAvailIndex {
+                avail,
+                next: self.next_avail,
+                in_flight: self.in_flight(),
+                size,
+            });
+        }
+        Ok(ready)
+    }
+
+    #[inline]
+    fn table<'b>(&self, space: AddressSpace<'b>) -> Result<DescriptorTable<'b>, QueueError> {
+        let QueueConfig { size, desc, .. } = self.config;
+        let len = DESCRIPTOR_SIZE * usize::from(size);
+        let ram = area(space, desc, len, 16, Access::Read)?;
+        DescriptorTable::new(ram, size).ok_or_else(|| misaligned(desc, 16))
+    }
+
+    #[inline]
+    fn avail<'b>(&self, space: AddressSpace<'b>) -> Result<AvailRing<'b>, QueueError> {
+        let QueueConfig { size, driver, .. } = self.config;
+        let event_idx = self.features.event_idx;
+        let len = AvailRing::len(size, event_idx);
+        let ram = area(space, driver, len, 2, Access::Read)?;
+        AvailRing::new(ram, size, event_idx).ok_or_else(|| misaligned(driver, 2))
+    }
+
+    #[inline]
+    fn used<'b>(&self, space: AddressSpace<'b>) -> Result<UsedRing<'b>, QueueError> {
+        used_ring(&self.config, self.features.event_idx, space)
+    }
+}
+
+#[cfg(test)]
+#[path = "device_test.rs"]
+mod tests;
+
+#[inline]
+fn used_ring<'b>(
+    config: &QueueConfig,
+    event_idx: bool,
+    space: AddressSpace<'b>,
+) -> Result<UsedRing<'b>, QueueError> {
+    let QueueConfig { size, device, .. } = *config;
+    let len = UsedRing::len(size, event_idx);
+    let ram = area(space, device, len, 4, Access::ReadWrite)?;
+    UsedRing::new(ram, size, event_idx).ok_or_else(|| misaligned(device, 4))
+}
+
+#[inline]
+fn area<'b>(
+    space: AddressSpace<'b>,
+    addr: BusAddr,
+    len: usize,
+    align: u64,
+    access: Access,
+) -> Result<RamSlice<'b>, QueueError> {
+    if addr.0 % align != 0 {
+        return Err(misaligned(addr, align));
+    }
+    Ok(space.slice(addr, len, access)?)
+}
+
+#[cold]
+fn misaligned(addr: BusAddr, align: u64) -> QueueError {
+    let align = usize::try_from(align).unwrap_or(usize::MAX);
+    vmsg_mem::Error::Misaligned { addr, align }.into()
+}
+
+/// Completes chains of a queue whose device area was looked up. Made by
+/// [`DeviceQueue::completer`].
+pub struct Completer<'q> {
+    used: UsedRing<'q>,
+    next_used: &'q mut u16,
+    next_avail: u16,
+}
+
+impl Completer<'_> {
+    /// As [`DeviceQueue::complete`].
+    ///
+    /// # Panics
+    ///
+    /// If no chain is in flight.
+    #[inline]
+    pub fn complete(&mut self, head: ChainHead, written: u32) {
+        assert!(
+            *self.next_used != self.next_avail,
+            "more chains completed than taken"
+        );
+        self.used.set_element(*self.next_used, head.id, written);
+        *self.next_used = self.next_used.wrapping_add(1);
+    }
+}

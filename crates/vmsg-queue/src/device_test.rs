@@ -1,0 +1,596 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use core::sync::atomic::AtomicU64;
+
+use vmsg_mem::{Error, Window};
+
+use super::*;
+use crate::ring::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::{ChainArray, ChainStorage, Layout};
+
+const BASE: u64 = 0x10_0000;
+const SIZE: u16 = 8;
+
+/// A driver that writes what a test wants it to write, right or wrong.
+struct Guest {
+    words: Vec<AtomicU64>,
+    layout: Layout,
+    avail: u16,
+}
+
+impl Guest {
+    fn new() -> Self {
+        Self {
+            words: (0..0x2000).map(|_| AtomicU64::new(0)).collect(),
+            layout: Layout::new(SIZE, 0).unwrap(),
+            avail: 0,
+        }
+    }
+
+    fn ram(&self) -> RamSlice<'_> {
+        RamSlice::from_atomics(&self.words)
+    }
+
+    /// One window at `BASE` for the rings and buffers below `BASE + 0x8000`, a second one after it.
+    fn windows(&self) -> [Window<'_>; 2] {
+        let (one, two) = self.ram().split_at(0x8000);
+        [
+            Window::new(BusAddr(BASE), one, Access::ReadWrite).unwrap(),
+            Window::new(BusAddr(BASE + 0x8000), two, Access::ReadWrite).unwrap(),
+        ]
+    }
+
+    fn config(&self) -> QueueConfig {
+        QueueConfig {
+            size: SIZE,
+            desc: BusAddr(BASE),
+            driver: BusAddr(BASE + self.layout.driver_offset() as u64),
+            device: BusAddr(BASE + self.layout.device_offset() as u64),
+        }
+    }
+
+    fn avail_ring(&self, event_idx: bool) -> AvailRing<'_> {
+        let (_, ram) = self.ram().split_at(self.layout.driver_offset());
+        AvailRing::new(ram, SIZE, event_idx).unwrap()
+    }
+
+    fn used_ring(&self, event_idx: bool) -> UsedRing<'_> {
+        let (_, ram) = self.ram().split_at(self.layout.device_offset());
+        UsedRing::new(ram, SIZE, event_idx).unwrap()
+    }
+
+    fn describe(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let table = DescriptorTable::new(self.ram(), SIZE).unwrap();
+        assert!(table.set(index, descriptor(addr, len, flags, next)));
+    }
+
+    fn describe_at(&self, offset: usize, index: u16, desc: Descriptor) {
+        let (_, ram) = self.ram().split_at(offset);
+        assert!(DescriptorTable::new(ram, 16).unwrap().set(index, desc));
+    }
+
+    fn offer(&mut self, head: u16) {
+        let ring = self.avail_ring(false);
+        ring.set_head(self.avail, head);
+        ring.release_index(self.avail.wrapping_add(1));
+        self.avail = self.avail.wrapping_add(1);
+    }
+}
+
+fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
+    Descriptor {
+        addr: BusAddr(addr),
+        len,
+        flags,
+        next,
+    }
+}
+
+const PLAIN: QueueFeatures = QueueFeatures {
+    event_idx: false,
+    indirect: false,
+};
+const ALL: QueueFeatures = QueueFeatures {
+    event_idx: true,
+    indirect: true,
+};
+
+/// Serves the guest's rings with a fresh queue and returns what the first pop says.
+fn first_pop(guest: &Guest, features: QueueFeatures) -> Result<usize, QueueError> {
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), features, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(32);
+    let popped = queue.pop(space, &mut storage, 32).map(|batch| batch.len());
+    if popped.is_err() {
+        assert!(queue.is_broken());
+        assert!(matches!(queue.publish(space), Err(QueueError::Broken)));
+        let again = queue.pop(space, &mut storage, 32);
+        assert!(matches!(again, Err(QueueError::Broken)));
+    }
+    popped
+}
+
+#[test]
+fn chains_are_split_into_readable_and_writable_pieces() {
+    let mut guest = Guest::new();
+    guest.describe(3, BASE + 0x1000, 16, NEXT, 5);
+    guest.describe(5, BASE + 0x2000, 32, NEXT | WRITE, 1);
+    guest.describe(1, BASE + 0x3000, 8, WRITE, 0);
+    guest.offer(3);
+    guest.ram().write(0x1000, b"sixteen  letters");
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainArray::<4, 8>::new();
+    let batch = queue.pop(space, &mut storage, 32).unwrap();
+    assert_eq!(batch.len(), 1);
+    let chain = batch.get(0).unwrap();
+    assert_eq!(chain.head().id(), 3);
+    assert_eq!(chain.readable().read_array(), Some(*b"sixteen  letters"));
+    assert_eq!(chain.writable().len(), 40);
+    assert_eq!(chain.writable().write(&[7; 40]), 40);
+    assert_eq!(queue.in_flight(), 1);
+    queue.complete(space, chain.head(), 40).unwrap();
+    assert_eq!(guest.used_ring(false).index(), 0);
+    assert!(queue.publish(space).unwrap());
+    assert_eq!(guest.used_ring(false).index(), 1);
+    assert_eq!(guest.used_ring(false).element(0), (3, 40));
+    assert_eq!(queue.in_flight(), 0);
+    assert!(!queue.publish(space).unwrap(), "nothing new to show");
+    let mut tail = [0; 9];
+    guest.ram().read(0x3000, &mut tail);
+    assert_eq!(tail, [7, 7, 7, 7, 7, 7, 7, 7, 0]);
+}
+
+#[test]
+fn a_buffer_across_two_windows_becomes_two_pieces() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x7ff0, 32, WRITE, 0);
+    guest.offer(0);
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(2);
+    let batch = queue.pop(space, &mut storage, 1).unwrap();
+    let writable = batch.get(0).unwrap().writable();
+    assert_eq!(writable.iter().count(), 2);
+    assert_eq!(writable.len(), 32);
+}
+
+#[test]
+fn an_indirect_table_ends_a_chain_of_direct_descriptors() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x1000, 4, NEXT, 1);
+    guest.describe(1, BASE + 0x2008, 32, INDIRECT | WRITE, 0);
+    // The table is only aligned to 8 bytes: that is allowed.
+    guest.describe_at(0x2008, 0, descriptor(BASE + 0x3000, 5, NEXT, 1));
+    guest.describe_at(0x2008, 1, descriptor(BASE + 0x9000, 6, WRITE, 0));
+    guest.offer(0);
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), ALL, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    let batch = queue.pop(space, &mut storage, 1).unwrap();
+    let chain = batch.get(0).unwrap();
+    assert_eq!((chain.readable().len(), chain.writable().len()), (9, 6));
+}
+
+#[test]
+fn used_chains_may_come_in_any_order() {
+    let mut guest = Guest::new();
+    for head in [4, 2, 0] {
+        guest.describe(head, BASE + 0x1000, 64, WRITE, 0);
+        guest.offer(head);
+    }
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    let batch = queue.pop(space, &mut storage, 8).unwrap();
+    let heads: Vec<_> = batch.iter().map(|chain| chain.head()).collect();
+    let mut completer = queue.completer(space).unwrap();
+    completer.complete(heads[2], 1);
+    completer.complete(heads[0], 2);
+    assert!(queue.publish(space).unwrap());
+    queue.complete(space, heads[1], 3).unwrap();
+    guest.avail_ring(false).set_flags(NO_NOTIFICATION);
+    assert!(!queue.publish(space).unwrap(), "the driver asked for peace");
+    let used = guest.used_ring(false);
+    assert_eq!(used.index(), 3);
+    assert_eq!(
+        [used.element(0), used.element(1), used.element(2)],
+        [(0, 1), (4, 2), (2, 3)]
+    );
+}
+
+#[test]
+fn chains_given_back_are_taken_again_in_order() {
+    let mut guest = Guest::new();
+    for head in 0..5 {
+        guest.describe(head, BASE + 0x1000, 64, 0, 0);
+        guest.offer(head);
+    }
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    assert_eq!(queue.pop(space, &mut storage, 4).unwrap().len(), 4);
+    queue.rewind(3);
+    assert_eq!(queue.avail_index(), 1);
+    let batch = queue.pop(space, &mut storage, 8).unwrap();
+    let heads: Vec<_> = batch.iter().map(|chain| chain.head().id()).collect();
+    assert_eq!(heads, [1, 2, 3, 4]);
+}
+
+#[test]
+#[should_panic(expected = "only chains of the last pop")]
+fn more_than_the_last_batch_cannot_be_given_back() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x1000, 64, 0, 0);
+    guest.offer(0);
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    assert_eq!(queue.pop(space, &mut storage, 4).unwrap().len(), 1);
+    queue.rewind(2);
+}
+
+#[test]
+fn a_full_storage_ends_the_batch_and_an_endless_chain_is_an_error() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x1000, 64, 0, 0);
+    guest.describe(1, BASE + 0x1000, 64, NEXT, 2);
+    guest.describe(2, BASE + 0x1000, 64, NEXT, 3);
+    guest.describe(3, BASE + 0x1000, 64, 0, 0);
+    guest.offer(0);
+    guest.offer(1);
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(3);
+    assert_eq!(queue.pop(space, &mut storage, 8).unwrap().len(), 1);
+    assert_eq!(queue.pop(space, &mut storage, 8).unwrap().len(), 1);
+
+    let mut queue = DeviceQueue::resume(guest.config(), PLAIN, space, 1, 1).unwrap();
+    let mut storage = ChainStorage::with_capacity(2);
+    assert!(matches!(
+        queue.pop(space, &mut storage, 8),
+        Err(QueueError::ChainTooLong {
+            head: 1,
+            capacity: 2
+        })
+    ));
+}
+
+#[test]
+fn a_fault_behind_good_chains_is_told_by_the_next_pop() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x1000, 64, 0, 0);
+    guest.offer(0);
+    guest.offer(SIZE);
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    let batch = queue.pop(space, &mut storage, 8).unwrap();
+    queue
+        .complete(space, batch.get(0).unwrap().head(), 0)
+        .unwrap();
+    assert!(queue.publish(space).unwrap());
+    let error = queue.pop(space, &mut storage, 8).unwrap_err();
+    assert!(matches!(error, QueueError::BadHead { head: SIZE, .. }));
+    assert!(error.is_peer_fault());
+}
+
+#[test]
+fn each_fault_of_a_chain_has_its_name() {
+    use QueueError::*;
+    type Make = fn(&Guest);
+    type Expect = fn(&QueueError) -> bool;
+    let cases: [(&str, Make, Expect); 14] = [
+        (
+            "next outside",
+            |g| g.describe(0, BASE, 1, NEXT, SIZE),
+            |e| matches!(e, BadNext { next: SIZE, len: 8 }),
+        ),
+        (
+            "circle",
+            |g| g.describe(0, BASE, 1, NEXT, 0),
+            |e| matches!(e, Loop { head: 0 }),
+        ),
+        (
+            "zero length",
+            |g| g.describe(0, BASE, 0, 0, 0),
+            |e| matches!(e, ZeroLength { .. }),
+        ),
+        (
+            "readable after writable",
+            |g| {
+                g.describe(0, BASE, 1, NEXT | WRITE, 1);
+                g.describe(1, BASE, 1, 0, 0);
+            },
+            |e| matches!(e, ReadableAfterWritable { head: 0 }),
+        ),
+        (
+            "outside",
+            |g| g.describe(0, BASE + 0xfff0, 17, 0, 0),
+            |e| matches!(e, Mem(Error::Unmapped { .. })),
+        ),
+        (
+            "wraps",
+            |g| g.describe(0, u64::MAX, 2, 0, 0),
+            |e| matches!(e, Mem(Error::Unmapped { .. })),
+        ),
+        (
+            "huge",
+            |g| g.describe(0, BASE, u32::MAX, 0, 0),
+            |e| matches!(e, Mem(Error::Unmapped { .. })),
+        ),
+        (
+            "indirect with next",
+            |g| g.describe(0, BASE, 16, INDIRECT | NEXT, 1),
+            |e| matches!(e, MisplacedIndirect { head: 0 }),
+        ),
+        (
+            "indirect in indirect",
+            |g| {
+                g.describe(0, BASE + 0x1000, 16, INDIRECT, 0);
+                g.describe_at(0x1000, 0, descriptor(BASE, 16, INDIRECT, 0));
+            },
+            |e| matches!(e, MisplacedIndirect { head: 0 }),
+        ),
+        (
+            "table of no descriptors",
+            |g| g.describe(0, BASE, 0, INDIRECT, 0),
+            |e| matches!(e, BadIndirectTable { len: 0, .. }),
+        ),
+        (
+            "table of one and a half descriptors",
+            |g| g.describe(0, BASE, 24, INDIRECT, 0),
+            |e| matches!(e, BadIndirectTable { len: 24, .. }),
+        ),
+        (
+            "table nowhere",
+            |g| g.describe(0, 0, 32, INDIRECT, 0),
+            |e| matches!(e, Mem(Error::Unmapped { .. })),
+        ),
+        (
+            "next outside the table",
+            |g| {
+                g.describe(0, BASE + 0x1000, 32, INDIRECT, 0);
+                g.describe_at(0x1000, 0, descriptor(BASE, 16, NEXT, 2));
+            },
+            |e| matches!(e, BadNext { next: 2, len: 2 }),
+        ),
+        (
+            "circle in the table",
+            |g| {
+                g.describe(0, BASE + 0x1000, 32, INDIRECT, 0);
+                g.describe_at(0x1000, 0, descriptor(BASE, 16, NEXT, 1));
+                g.describe_at(0x1000, 1, descriptor(BASE, 16, NEXT, 0));
+            },
+            |e| matches!(e, Loop { head: 0 }),
+        ),
+    ];
+    for (name, make, expect) in cases {
+        let mut guest = Guest::new();
+        make(&guest);
+        guest.offer(0);
+        let error = first_pop(&guest, ALL).unwrap_err();
+        assert!(expect(&error), "{name}: {error}");
+        assert!(error.is_peer_fault(), "{name}");
+    }
+}
+
+#[test]
+fn indirect_descriptors_must_be_negotiated() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x1000, 16, INDIRECT, 0);
+    guest.describe_at(0x1000, 0, descriptor(BASE, 16, 0, 0));
+    guest.offer(0);
+    assert_eq!(first_pop(&guest, ALL).unwrap(), 1);
+    assert!(matches!(
+        first_pop(&guest, PLAIN),
+        Err(QueueError::MisplacedIndirect { head: 0 })
+    ));
+}
+
+#[test]
+fn read_only_windows_lend_no_writable_buffers() {
+    let mut guest = Guest::new();
+    guest.describe(0, BASE + 0x9000, 16, 0, 0);
+    guest.describe(1, BASE + 0x9000, 16, WRITE, 0);
+    guest.offer(0);
+    guest.offer(1);
+    let mut windows = guest.windows();
+    let second = windows[1];
+    windows[1] = Window::new(second.base(), second.ram(), Access::Read).unwrap();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    assert_eq!(queue.pop(space, &mut storage, 8).unwrap().len(), 1);
+    assert!(matches!(
+        queue.pop(space, &mut storage, 8),
+        Err(QueueError::Mem(Error::ReadOnly { .. }))
+    ));
+}
+
+#[test]
+fn a_chain_may_be_4_gib_long_but_no_longer() {
+    // 4,096 times the same mebibyte: nobody needs to have 4 GiB.
+    let words: Vec<AtomicU64> = (0..0x4_0000).map(|_| AtomicU64::new(0)).collect();
+    let big = RamSlice::from_atomics(&words);
+    let window = [Window::new(BusAddr(0), big, Access::ReadWrite).unwrap()];
+    let space = AddressSpace::new(&window).unwrap();
+    let entries: u16 = 0x1000;
+    let len = 0x10_0000;
+    let table = DescriptorTable::new(big.get(0x1000, 0x1_0000).unwrap(), entries).unwrap();
+    let config = QueueConfig {
+        size: 2,
+        desc: BusAddr(0),
+        driver: BusAddr(0x100),
+        device: BusAddr(0x200),
+    };
+    let queue_table = DescriptorTable::new(big, 2).unwrap();
+    assert!(queue_table.set(0, descriptor(0x1000, 0x1_0000, INDIRECT, 0)));
+    for index in 0..entries {
+        let flags = if index + 1 < entries { NEXT } else { 0 };
+        assert!(table.set(index, descriptor(0, len, flags, index + 1)));
+    }
+    let avail = AvailRing::new(big.get(0x100, 0x100).unwrap(), 2, true).unwrap();
+    avail.release_index(1);
+    let mut storage = ChainStorage::with_capacity(usize::from(entries));
+    let mut queue = DeviceQueue::new(config, ALL, space).unwrap();
+    let batch = queue.pop(space, &mut storage, 1).unwrap();
+    assert_eq!(batch.get(0).unwrap().readable().len(), 1 << 32);
+    // One byte more before the table.
+    assert!(queue_table.set(0, descriptor(0, 1, NEXT, 1)));
+    assert!(queue_table.set(1, descriptor(0x1000, 0x1_0000, INDIRECT, 0)));
+    let mut queue = DeviceQueue::new(config, ALL, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(usize::from(entries) + 1);
+    assert!(matches!(
+        queue.pop(space, &mut storage, 1),
+        Err(QueueError::ChainTooLarge { head: 0 })
+    ));
+}
+
+#[test]
+fn an_index_ahead_of_the_ring_or_behind_the_device_is_refused() {
+    for (avail, used, index) in [(0, 0, SIZE + 1), (5, 5, 4), (7, 4, 13), (0xfffe, 0xfffe, 7)] {
+        let guest = Guest::new();
+        guest.describe(0, BASE, 1, 0, 0);
+        guest.avail_ring(false).release_index(index);
+        let windows = guest.windows();
+        let space = AddressSpace::new(&windows).unwrap();
+        let mut queue = DeviceQueue::resume(guest.config(), PLAIN, space, avail, used).unwrap();
+        let mut storage = ChainStorage::with_capacity(32);
+        let error = queue.pop(space, &mut storage, 32).unwrap_err();
+        assert!(matches!(error, QueueError::BadAvailIndex { .. }), "{error}");
+    }
+}
+
+#[test]
+fn rings_must_be_mapped_aligned_writable_and_of_a_legal_size() {
+    let guest = Guest::new();
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let good = guest.config();
+    type Change = fn(&mut QueueConfig);
+    let with = |change: Change| {
+        let mut config = good;
+        change(&mut config);
+        DeviceQueue::new(config, ALL, space).unwrap_err()
+    };
+    let sizes: [Change; 2] = [|c| c.size = 0, |c| c.size = 3];
+    for size in sizes {
+        assert!(matches!(with(size), QueueError::BadSize { .. }));
+    }
+    let misaligned: [Change; 3] = [|c| c.desc.0 += 8, |c| c.driver.0 += 1, |c| c.device.0 += 2];
+    for change in misaligned {
+        let error = with(change);
+        assert!(matches!(error, QueueError::Mem(Error::Misaligned { .. })));
+    }
+    let unmapped: [Change; 3] = [
+        |c| c.desc.0 = BASE + 0xfff0,
+        |c| c.driver.0 = 0,
+        |c| c.device.0 = u64::MAX - 3,
+    ];
+    for change in unmapped {
+        let error = with(change);
+        assert!(matches!(error, QueueError::Mem(Error::Unmapped { .. })));
+    }
+    let error = with(|c| c.desc.0 = BASE + 0x7ff0);
+    assert!(matches!(error, QueueError::Mem(Error::Scattered { .. })));
+    let read_only = windows.map(|w| Window::new(w.base(), w.ram(), Access::Read).unwrap());
+    let error = DeviceQueue::new(good, ALL, AddressSpace::new(&read_only).unwrap()).unwrap_err();
+    assert!(matches!(error, QueueError::Mem(Error::ReadOnly { .. })));
+}
+
+#[test]
+fn a_window_that_went_away_breaks_the_queue() {
+    let guest = Guest::new();
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let error = queue.enable_notifications(AddressSpace::EMPTY).unwrap_err();
+    assert!(matches!(error, QueueError::Mem(Error::Unmapped { .. })));
+    assert!(matches!(queue.available(space), Err(QueueError::Broken)));
+}
+
+#[test]
+fn event_idx_decides_by_the_index_that_was_passed() {
+    let mut guest = Guest::new();
+    for head in 0..4 {
+        guest.describe(head, BASE + 0x1000, 64, 0, 0);
+        guest.offer(head);
+    }
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), ALL, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    guest.avail_ring(true).set_used_event(1);
+    let mut notified = Vec::new();
+    for _ in 0..4 {
+        let batch = queue.pop(space, &mut storage, 1).unwrap();
+        queue
+            .complete(space, batch.get(0).unwrap().head(), 0)
+            .unwrap();
+        notified.push(queue.publish(space).unwrap());
+    }
+    assert_eq!(notified, [false, true, false, false]);
+}
+
+#[test]
+fn enabling_notifications_tells_of_chains_that_came_meanwhile() {
+    for features in [PLAIN, ALL] {
+        let event_idx = features.event_idx;
+        let mut guest = Guest::new();
+        guest.describe(0, BASE + 0x1000, 64, 0, 0);
+        let config = guest.config();
+        let mut storage = ChainStorage::with_capacity(8);
+        let mut queue = {
+            let windows = guest.windows();
+            let space = AddressSpace::new(&windows).unwrap();
+            let mut queue = DeviceQueue::new(config, features, space).unwrap();
+            queue.disable_notifications(space).unwrap();
+            let muted = guest.used_ring(event_idx).flags() == NO_NOTIFICATION;
+            assert_eq!(muted, !event_idx);
+            assert!(!queue.enable_notifications(space).unwrap());
+            queue.disable_notifications(space).unwrap();
+            queue
+        };
+        guest.offer(0);
+        let windows = guest.windows();
+        let space = AddressSpace::new(&windows).unwrap();
+        assert!(queue.enable_notifications(space).unwrap());
+        assert_eq!(queue.available(space).unwrap(), 1);
+        assert_eq!(queue.pop(space, &mut storage, 8).unwrap().len(), 1);
+        assert!(!queue.enable_notifications(space).unwrap());
+        let used = guest.used_ring(event_idx);
+        assert_eq!(used.flags(), 0);
+        assert_eq!(used.avail_event(), event_idx.then_some(1));
+    }
+}
+
+#[test]
+fn a_queue_resumes_at_the_used_index_of_the_ring() {
+    let mut guest = Guest::new();
+    for head in 0..3 {
+        guest.describe(head, BASE + 0x1000, 64, 0, 0);
+        guest.offer(head);
+    }
+    guest.used_ring(false).release_index(2);
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let used = DeviceQueue::read_used_index(guest.config(), space).unwrap();
+    assert_eq!(used, 2);
+    let mut queue = DeviceQueue::resume(guest.config(), PLAIN, space, used, used).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    let batch = queue.pop(space, &mut storage, 8).unwrap();
+    assert_eq!(batch.len(), 1);
+    assert_eq!(batch.get(0).unwrap().head().id(), 2);
+    let refused = DeviceQueue::resume(guest.config(), PLAIN, space, 0, 1);
+    assert!(matches!(refused, Err(QueueError::BadResume { .. })));
+}

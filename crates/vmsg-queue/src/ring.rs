@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The three areas of a split queue, as they lie in memory (virtio 1.3, section 2.7).
+
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use vmsg_mem::{BusAddr, RamSlice};
+
+use crate::cells::{cells, snapshot};
+use crate::config::{DESCRIPTOR_SIZE, device_len, driver_len};
+
+/// `VIRTQ_DESC_F_NEXT`: the chain goes on with descriptor `next`.
+pub(crate) const NEXT: u16 = 1;
+/// `VIRTQ_DESC_F_WRITE`: the device writes to the buffer and does not read it.
+pub(crate) const WRITE: u16 = 2;
+/// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors.
+pub(crate) const INDIRECT: u16 = 4;
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` in the available ring, `VIRTQ_USED_F_NO_NOTIFY`
+/// in the used ring: do not notify me.
+pub(crate) const NO_NOTIFICATION: u16 = 1;
+
+/// A private copy of a descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Descriptor {
+    pub(crate) addr: BusAddr,
+    pub(crate) len: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
+}
+
+impl Descriptor {
+    /// From the two words of a descriptor, already in the order of this machine.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
+    fn from_words(addr: u64, rest: u64) -> Self {
+        Self {
+            addr: BusAddr(addr),
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+
+    fn to_words(self) -> (u64, u64) {
+        let rest = u64::from(self.len) | u64::from(self.flags) << 32 | u64::from(self.next) << 48;
+        (self.addr.0, rest)
+    }
+}
+
+/// A table of descriptors that is aligned: that of a queue.
+#[derive(Clone, Copy)]
+pub(crate) struct DescriptorTable<'m>(&'m [[AtomicU64; 2]]);
+
+impl<'m> DescriptorTable<'m> {
+    #[inline]
+    pub(crate) fn new(ram: RamSlice<'m>, size: u16) -> Option<Self> {
+        cells(ram, 0, usize::from(size)).map(Self)
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.0.len()
+    }
+
+    /// Reads a descriptor once; `None` outside the table.
+    #[inline]
+    pub(crate) fn get(self, index: u16) -> Option<Descriptor> {
+        let [addr, rest] = self.0.get(usize::from(index))?;
+        Some(Descriptor::from_words(
+            u64::from_le(addr.load(Ordering::Relaxed)),
+            u64::from_le(rest.load(Ordering::Relaxed)),
+        ))
+    }
+
+    /// Writes a descriptor; false outside the table.
+    #[inline]
+    pub(crate) fn set(self, index: u16, descriptor: Descriptor) -> bool {
+        let Some([addr, rest]) = self.0.get(usize::from(index)) else {
+            return false;
+        };
+        let words = descriptor.to_words();
+        addr.store(words.0.to_le(), Ordering::Relaxed);
+        rest.store(words.1.to_le(), Ordering::Relaxed);
+        true
+    }
+}
+
+/// An indirect table, which need not be aligned.
+#[derive(Clone, Copy)]
+pub(crate) struct IndirectTable<'m>(RamSlice<'m>);
+
+impl<'m> IndirectTable<'m> {
+    /// `ram` must be a whole number of descriptors.
+    pub(crate) fn new(ram: RamSlice<'m>) -> Self {
+        Self(ram)
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.0.len() / DESCRIPTOR_SIZE
+    }
+
+    /// Reads a descriptor once; `None` outside the table.
+    #[inline]
+    pub(crate) fn get(self, index: u16) -> Option<Descriptor> {
+        let bytes = snapshot::<DESCRIPTOR_SIZE>(self.0, usize::from(index) * DESCRIPTOR_SIZE)?;
+        let words = u128::from_le_bytes(bytes);
+        #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
+        Some(Descriptor::from_words(words as u64, (words >> 64) as u64))
+    }
+}
+
+/// The available ring: written by the driver.
+#[derive(Clone, Copy)]
+pub(crate) struct AvailRing<'m> {
+    flags: &'m AtomicU16,
+    index: &'m AtomicU16,
+    heads: &'m [AtomicU16],
+    used_event: Option<&'m AtomicU16>,
+}
+
+impl<'m> AvailRing<'m> {
+    pub(crate) const fn len(size: u16, event_idx: bool) -> usize {
+        driver_len(size, event_idx)
+    }
+
+    /// `None` if `ram` is too short or not aligned in this process.
+    #[inline]
+    pub(crate) fn new(ram: RamSlice<'m>, size: u16, event_idx: bool) -> Option<Self> {
+        let words = cells(ram, 0, Self::len(size, event_idx) / 2)?;
+        let ([flags, index], rest) = words.split_first_chunk()?;
+        let (heads, rest) = rest.split_at_checked(usize::from(size))?;
+        Some(Self {
+            flags,
+            index,
+            heads,
+            used_event: rest.first(),
+        })
+    }
+
+    /// The index after the newest entry; what it covers is visible afterwards.
+    #[inline]
+    pub(crate) fn index(&self) -> u16 {
+        // SYNC POINT: pairs with the driver's release of the index.
+        u16::from_le(self.index.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    pub(crate) fn release_index(&self, index: u16) {
+        // SYNC POINT: pairs with the device's acquire of the index.
+        self.index.store(index.to_le(), Ordering::Release);
+    }
+
+    /// The entry at `index`, which is cut to the size of the ring.
+    #[inline]
+    pub(crate) fn head(&self, index: u16) -> u16 {
+        let slot = usize::from(index) & (self.heads.len() - 1);
+        u16::from_le(self.heads[slot].load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn set_head(&self, index: u16, head: u16) {
+        let slot = usize::from(index) & (self.heads.len() - 1);
+        self.heads[slot].store(head.to_le(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn flags(&self) -> u16 {
+        u16::from_le(self.flags.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_flags(&self, flags: u16) {
+        self.flags.store(flags.to_le(), Ordering::Relaxed);
+    }
+
+    /// The used index after which the driver wants to be notified; `None` without EVENT_IDX.
+    pub(crate) fn used_event(&self) -> Option<u16> {
+        self.used_event
+            .map(|event| u16::from_le(event.load(Ordering::Relaxed)))
+    }
+
+    /// Does nothing without EVENT_IDX.
+    pub(crate) fn set_used_event(&self, index: u16) {
+        if let Some(event) = self.used_event {
+            event.store(index.to_le(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The used ring: written by the device.
+#[derive(Clone, Copy)]
+pub(crate) struct UsedRing<'m> {
+    flags: &'m AtomicU16,
+    index: &'m AtomicU16,
+    elements: &'m [[AtomicU32; 2]],
+    avail_event: Option<&'m AtomicU16>,
+}
+
+impl<'m> UsedRing<'m> {
+    pub(crate) const fn len(size: u16, event_idx: bool) -> usize {
+        device_len(size, event_idx)
+    }
+
+    /// `None` if `ram` is too short or not aligned in this process.
+    #[inline]
+    pub(crate) fn new(ram: RamSlice<'m>, size: u16, event_idx: bool) -> Option<Self> {
+        let [flags, index] = cells(ram, 0, 2)? else {
+            return None;
+        };
+        let elements = cells(ram, 4, usize::from(size))?;
+        let avail_event = if event_idx {
+            Some(cells(ram, device_len(size, false), 1)?.first()?)
+        } else {
+            None
+        };
+        Some(Self {
+            flags,
+            index,
+            elements,
+            avail_event,
+        })
+    }
+
+    /// The index after the newest element; what it covers is visible afterwards.
+    #[inline]
+    pub(crate) fn index(&self) -> u16 {
+        // SYNC POINT: pairs with the device's release of the index.
+        u16::from_le(self.index.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    pub(crate) fn release_index(&self, index: u16) {
+        // SYNC POINT: pairs with the driver's acquire of the index.
+        self.index.store(index.to_le(), Ordering::Release);
+    }
+
+    /// The element at `index`, which is cut to the size of the ring: chain and length.
+    #[inline]
+    pub(crate) fn element(&self, index: u16) -> (u32, u32) {
+        let [id, len] = &self.elements[usize::from(index) & (self.elements.len() - 1)];
+        (
+            u32::from_le(id.load(Ordering::Relaxed)),
+            u32::from_le(len.load(Ordering::Relaxed)),
+        )
+    }
+
+    #[inline]
+    pub(crate) fn set_element(&self, index: u16, id: u16, len: u32) {
+        let [first, second] = &self.elements[usize::from(index) & (self.elements.len() - 1)];
+        first.store(u32::from(id).to_le(), Ordering::Relaxed);
+        second.store(len.to_le(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn flags(&self) -> u16 {
+        u16::from_le(self.flags.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_flags(&self, flags: u16) {
+        self.flags.store(flags.to_le(), Ordering::Relaxed);
+    }
+
+    /// The available index after which the device wants to be notified; `None` without EVENT_IDX.
+    pub(crate) fn avail_event(&self) -> Option<u16> {
+        self.avail_event
+            .map(|event| u16::from_le(event.load(Ordering::Relaxed)))
+    }
+
+    /// Does nothing without EVENT_IDX.
+    pub(crate) fn set_avail_event(&self, index: u16) {
+        if let Some(event) = self.avail_event {
+            event.store(index.to_le(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// True if moving an index from `old` to `new` went past `event`, the index
+/// after which the peer wants to be notified (section 2.7.7.2, 2.7.10).
+#[inline]
+pub(crate) fn passed_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
