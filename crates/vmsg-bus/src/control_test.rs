@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use super::*;
+
+fn requests() -> Vec<Request> {
+    vec![
+        Request::WindowAdd(WindowAdd {
+            id: 7,
+            writable: true,
+            base: BusAddr(0x4000_0000),
+            len: 0x1000,
+            file_offset: 0x2000,
+            more: true,
+        }),
+        Request::WindowRemove { id: 9, more: true },
+        Request::QueueNotify(QueueNotify { dev: DevNum(3), queue: QueueIndex(1), kick: false, call: true }),
+        Request::QueueResume {
+            dev: DevNum(3),
+            queue: QueueIndex(1),
+            from: Resume::At { avail_idx: 0xfffe, used_idx: 0xfff0 },
+        },
+        Request::QueueResume { dev: DevNum(4), queue: QueueIndex(0), from: Resume::UsedInRing },
+        Request::Claim { dev: DevNum(5), release: true },
+        Request::DeviceName(DevNum(6)),
+    ]
+}
+
+#[test]
+fn requests_survive_the_wire_and_responses_name_them() {
+    for request in requests() {
+        let mut bytes = [0; 32];
+        let len = request.encode(&mut bytes).unwrap();
+        assert_eq!(Request::decode(request.id(), &bytes[..len]), Ok(request));
+        let first = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+        let named = matches!(request.id(), id::CLAIM | id::DEVICE_NAME);
+        assert_eq!(request.subject(), if named { first & 0xffff } else { first });
+        assert!(Request::decode(request.id(), &bytes[..len - 1]).is_err());
+        assert_eq!(request.encode(&mut bytes[..len - 1]), Err(ControlError::NoRoom));
+    }
+}
+
+#[test]
+fn window_add_has_the_bytes_of_the_specification() {
+    let mut bytes = [0; 32];
+    assert_eq!(requests()[0].encode(&mut bytes), Ok(32));
+    let mut expected = Vec::new();
+    expected.extend(7u32.to_le_bytes());
+    expected.extend(1u32.to_le_bytes());
+    expected.extend(0x4000_0000u64.to_le_bytes());
+    expected.extend(0x1000u64.to_le_bytes());
+    expected.extend(0x2000u64.to_le_bytes());
+    assert_eq!(bytes.as_slice(), expected);
+}
+
+#[test]
+fn responses_carry_status_and_name() {
+    let mut out = [0; 300];
+    let claim = Request::Claim { dev: DevNum(5), release: false };
+    let response = claim.response(Status::HELD, "vmsg-proxy (pid 12)");
+    let len = response.encode(&mut out).unwrap();
+    assert_eq!(Response::decode(id::CLAIM, &out[..len]), Ok(response));
+    assert_eq!(Response::decode(id::WINDOW_ADD, &out[..len]), Err(ControlError::BadLength { id: 0x80, len }));
+    assert_eq!(Response::decode(0x86, &out[..len]), Err(ControlError::UnknownId(0x86)));
+    assert_eq!(claim.response(Status::HELD, "é").encode(&mut out[..9]), Ok(8));
+    assert_eq!(claim.response(Status::HELD, &"x".repeat(500)).encode(&mut out), Ok(8 + MAX_NAME));
+}
+
+#[test]
+fn any_bytes_give_a_value_or_an_error() {
+    proptest::proptest!(|(id: u8, bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64))| {
+        if let Ok(request) = Request::decode(id, &bytes) {
+            let mut out = [0; 32];
+            let len = request.encode(&mut out).unwrap();
+            assert_eq!(Request::decode(id, &out[..len]), Ok(request));
+        }
+        let _ = Response::decode(id, &bytes);
+    });
+}
