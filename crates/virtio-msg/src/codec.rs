@@ -380,17 +380,22 @@ pub(crate) fn encode(frame: &Frame<'_>, out: &mut [u8]) -> Result<usize, EncodeE
             0,
             out,
         ),
-        Message::Config(d) | Message::SetConfig(d) | Message::ConfigSet(d) => put(
-            wire::ConfigData {
+        Message::Config(d) | Message::SetConfig(d) | Message::ConfigSet(d) => {
+            let head = wire::ConfigData {
                 generation: d.generation.0.into(),
                 offset: d.offset.into(),
                 len: d.len.into(),
-            }
-            .as_bytes(),
-            d.data,
-            0,
-            out,
-        ),
+            };
+            let missing = usize::try_from(d.len)
+                .unwrap_or(usize::MAX)
+                .saturating_sub(d.data.len());
+            let zeros = if matches!(m, Message::Config(_)) {
+                missing
+            } else {
+                0
+            };
+            put(head.as_bytes(), d.data, zeros, out)
+        }
         Message::DeviceStatus(s) | Message::SetDeviceStatus(s) | Message::DeviceStatusSet(s) => {
             put(
                 wire::Status {

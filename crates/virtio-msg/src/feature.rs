@@ -25,8 +25,6 @@ pub const NOTIF_CONFIG_DATA: u32 = 39;
 pub const RING_RESET: u32 = 40;
 /// Administration queues.
 pub const ADMIN_VQ: u32 = 41;
-/// The device can be suspended.
-pub const SUSPEND: u32 = 43;
 
 /// The name of feature bit `bit` of a device with virtio id `device_id`, as the specification has it without its prefix. `None`: not known.
 pub fn name(device_id: u32, bit: u32) -> Option<&'static str> {
@@ -45,7 +43,6 @@ pub fn name(device_id: u32, bit: u32) -> Option<&'static str> {
         NOTIF_CONFIG_DATA => "NOTIF_CONFIG_DATA",
         RING_RESET => "RING_RESET",
         ADMIN_VQ => "ADMIN_VQ",
-        SUSPEND => "SUSPEND",
         _ => return device_bit(device_id, bit),
     })
 }

@@ -6,6 +6,7 @@
 //!
 //! * [`decode`] and [`Frame::encode`] turn bytes into [`Message`]s and back; `Display` of a [`Frame`] is the line of a trace.
 //! * [`Channel`] is what a bus offers.
+//! * [`device::DeviceMachine`] is the device side of one device number.
 //! * [`feature`] names the feature bits.
 
 #![no_std]
@@ -13,6 +14,7 @@
 
 mod channel;
 mod codec;
+pub mod device;
 mod display;
 pub mod feature;
 mod feature_set;

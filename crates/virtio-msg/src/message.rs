@@ -157,7 +157,8 @@ pub struct ConfigData<'a> {
     pub offset: u32,
     /// Length of the piece, bytes. 0 in the response of SET_CONFIG: rejected.
     pub len: u32,
-    /// The bytes: `len` of them. The response of SET_CONFIG may leave them out.
+    /// The bytes: `len` of them. The response of SET_CONFIG may leave them out. What is missing in the response of GET_CONFIG is
+    /// sent as zeros.
     pub data: &'a [u8],
 }
 
