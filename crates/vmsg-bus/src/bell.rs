@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What wakes one side of a connection.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmsg_mem::{Doorbell, RingError};
+
+pub(crate) enum Bell {
+    /// An eventfd.
+    Fd(Doorbell),
+    /// Nothing to wait on: for one thread that runs both sides.
+    #[cfg_attr(not(feature = "loopback"), allow(dead_code))]
+    Flag(Arc<AtomicBool>),
+}
+
+impl Bell {
+    /// Wakes whoever waits.
+    ///
+    /// # Errors
+    /// What the other side has done to the eventfd that it cannot be rung.
+    pub(crate) fn ring(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Fd(doorbell) => match doorbell.ring() {
+                // Full: only whoever waits on it can have filled it, and only itself it hurts.
+                Ok(()) | Err(RingError::Full) => Ok(()),
+                Err(RingError::Stuck) => Err("the doorbell blocks"),
+                Err(_) => Err("the doorbell cannot be rung"),
+            },
+            Self::Flag(flag) => {
+                flag.store(true, Ordering::Release);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Fd(doorbell) => Some(doorbell.as_fd()),
+            Self::Flag(_) => None,
+        }
+    }
+
+    /// Whether it was rung since the last time; false for eventfds, which are never read.
+    pub(crate) fn take(&self) -> bool {
+        match self {
+            Self::Fd(_) => false,
+            Self::Flag(flag) => flag.swap(false, Ordering::AcqRel),
+        }
+    }
+}

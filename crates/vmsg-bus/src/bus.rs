@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The two ends of a bus.
+
+use crate::link::{Link, Parts};
+use crate::{Capabilities, Peer};
+use std::any::Any;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+use virtio_msg::{Channel, ChannelError};
+
+/// What to wait on while asleep. Poll both edge-triggered and read neither:
+/// the other side holds the eventfd as well, and what lies in the socket
+/// belongs to the bus.
+#[derive(Clone, Copy, Debug)]
+pub struct WakeFds<'a> {
+    /// An eventfd, for `EPOLLIN | EPOLLET`: messages, or room. `None` on a
+    /// loopback without doorbells.
+    pub doorbell: Option<BorrowedFd<'a>>,
+    /// A socket, for `EPOLLRDHUP | EPOLLET`: the other side is gone. `None`
+    /// where the doorbell tells this too.
+    pub hangup: Option<BorrowedFd<'a>>,
+}
+
+/// What went over one end of a bus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages sent.
+    pub sent: u64,
+    /// Messages received.
+    pub received: u64,
+    /// Doorbells rung.
+    pub rings: u64,
+    /// How often there was no room.
+    pub full: u64,
+    /// File descriptors sent.
+    pub fds_sent: u64,
+    /// File descriptors received.
+    pub fds_received: u64,
+    /// Times or descriptors that came with a message that takes none, or that were too many; closed at once.
+    pub fds_dropped: u64,
+}
+
+/// One end of a bus, whichever bus and end it is: what the two ends and the
+/// wrappers around them have in common.
+///
+/// Sending: [`try_send`](Channel::try_send) until done or
+/// [`Full`](ChannelError::Full), then [`flush`](Channel::flush). When full, and
+/// [`arm_for_room`](Bus::arm_for_room) says true, sleep, then try again.
+///
+/// Receiving: [`try_recv`](Channel::try_recv) until `None`, then
+/// [`arm`](Bus::arm): if true, sleep; if false, receive again.
+pub trait Bus: Channel {
+    /// What the bus can do.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Sends a message together with up to [`MAX_FDS`](crate::MAX_FDS) file
+    /// descriptors, in order with all other messages, and flushes.
+    ///
+    /// # Errors
+    /// As [`Channel::try_send`]; [`ChannelError::TooLong`] also if there are too
+    /// many descriptors or the bus passes none.
+    fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError>;
+
+    /// As [`Channel::try_recv`], which closes descriptors that come with a
+    /// message; this puts them into `fds`, in place of what was there.
+    fn try_recv_with_fds(&mut self, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<usize>, ChannelError>;
+
+    /// Flushes, and asks to be woken for the next message. True: there is
+    /// none, sleep on [`Self::wake_fds`]. False: receive again; there is a
+    /// message, or an error to be told.
+    fn arm(&mut self) -> bool;
+
+    /// Flushes, and asks to be woken when there is room again. True: there is
+    /// none, sleep on [`Self::wake_fds`]. False: send again.
+    fn arm_for_room(&mut self) -> bool;
+
+    /// What to sleep on.
+    fn wake_fds(&self) -> WakeFds<'_>;
+
+    /// Whether the connection is known to be over. What the other side sent
+    /// before may still be received.
+    fn is_closed(&self) -> bool;
+
+    /// Who is at the other end.
+    fn peer(&self) -> &Peer;
+}
+
+macro_rules! end {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        pub struct $name {
+            link: Link,
+            /// Lets go of a place in a listener when the connection ends.
+            _place: Option<Box<dyn Any + Send + Sync>>,
+        }
+
+        impl $name {
+            pub(crate) fn new(parts: Parts, place: Option<Box<dyn Any + Send + Sync>>) -> Result<Self, vmsg_mem::Error> {
+                Ok(Self { link: Link::new(parts)?, _place: place })
+            }
+
+            /// What the bus can do.
+            pub fn capabilities(&self) -> &Capabilities {
+                self.link.capabilities()
+            }
+
+            /// See [`Bus::try_send_with_fds`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+                self.link.try_send_with_fds(message, fds)
+            }
+
+            /// See [`Bus::try_recv_with_fds`].
+            ///
+            /// # Errors
+            /// As [`Channel::try_recv`].
+            pub fn try_recv_with_fds(
+                &mut self,
+                buf: &mut [u8],
+                fds: &mut Vec<OwnedFd>,
+            ) -> Result<Option<usize>, ChannelError> {
+                fds.clear();
+                self.link.try_recv(buf, Some(fds))
+            }
+
+            /// See [`Bus::arm`].
+            pub fn arm(&mut self) -> bool {
+                self.link.arm()
+            }
+
+            /// See [`Bus::arm_for_room`].
+            pub fn arm_for_room(&mut self) -> bool {
+                self.link.arm_for_room()
+            }
+
+            /// See [`Bus::wake_fds`].
+            pub fn wake_fds(&self) -> WakeFds<'_> {
+                self.link.wake_fds()
+            }
+
+            /// Whether this end was rung since the last call; only on a loopback without
+            /// doorbells, elsewhere always false.
+            pub fn take_wake(&self) -> bool {
+                self.link.take_wake()
+            }
+
+            /// One file descriptor in place of the two of [`Self::wake_fds`]: readable after
+            /// a wake, until [`Self::clear_poll_fd`]. Costs an epoll instance, made at the first call.
+            ///
+            /// # Errors
+            /// Of `epoll_create1` and `epoll_ctl`; `Unsupported` on a loopback without doorbells.
+            pub fn poll_fd(&mut self) -> io::Result<BorrowedFd<'_>> {
+                self.link.poll_fd()
+            }
+
+            /// Makes [`Self::poll_fd`] unreadable until the next wake; tells whether it was readable.
+            ///
+            /// # Errors
+            /// As [`Self::poll_fd`].
+            pub fn clear_poll_fd(&mut self) -> io::Result<bool> {
+                self.link.clear_poll_fd()
+            }
+
+            /// Arms and sleeps until there may be a message, room or an end to
+            /// notice; spurious wakes happen. False: `timeout` is over.
+            ///
+            /// # Errors
+            /// As [`Self::poll_fd`].
+            pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+                self.link.wait(timeout)
+            }
+
+            /// Whether the connection is known to be over.
+            pub fn is_closed(&self) -> bool {
+                self.link.is_closed()
+            }
+
+            /// Flushes and ends the connection; dropping does the same.
+            pub fn close(&mut self) {
+                self.link.close();
+            }
+
+            /// Who is at the other end.
+            pub fn peer(&self) -> &Peer {
+                self.link.peer()
+            }
+
+            /// Name of the program at the other end, as it calls itself.
+            pub fn peer_name(&self) -> &str {
+                &self.link.peer().name
+            }
+
+            /// Another value each time the device side starts: after a reconnect, another epoch means that
+            /// all device state is gone.
+            pub fn epoch(&self) -> u64 {
+                self.link.epoch()
+            }
+
+            /// What went over this end.
+            pub fn counters(&self) -> &Counters {
+                self.link.counters()
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name))
+                    .field("peer", self.peer())
+                    .field("capabilities", self.capabilities())
+                    .field("closed", &self.is_closed())
+                    .finish_non_exhaustive()
+            }
+        }
+
+        impl Channel for $name {
+            fn max_message_size(&self) -> usize {
+                self.link.capabilities().max_message_size
+            }
+
+            fn try_send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
+                self.link.try_send(message)
+            }
+
+            fn try_recv(&mut self, buf: &mut [u8]) -> Result<Option<usize>, ChannelError> {
+                self.link.try_recv(buf, None)
+            }
+
+            fn flush(&mut self) -> Result<(), ChannelError> {
+                self.link.flush()
+            }
+        }
+
+        impl Bus for $name {
+            fn capabilities(&self) -> &Capabilities {
+                self.link.capabilities()
+            }
+
+            fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+                self.link.try_send_with_fds(message, fds)
+            }
+
+            fn try_recv_with_fds(
+                &mut self,
+                buf: &mut [u8],
+                fds: &mut Vec<OwnedFd>,
+            ) -> Result<Option<usize>, ChannelError> {
+                $name::try_recv_with_fds(self, buf, fds)
+            }
+
+            fn arm(&mut self) -> bool {
+                self.link.arm()
+            }
+
+            fn arm_for_room(&mut self) -> bool {
+                self.link.arm_for_room()
+            }
+
+            fn wake_fds(&self) -> WakeFds<'_> {
+                self.link.wake_fds()
+            }
+
+            fn is_closed(&self) -> bool {
+                self.link.is_closed()
+            }
+
+            fn peer(&self) -> &Peer {
+                self.link.peer()
+            }
+        }
+    };
+}
+
+end! {
+    /// The driver's end of a connection to a device host.
+    DriverBus
+}
+
+end! {
+    /// The device host's end of a connection to a driver.
+    DeviceBus
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! One end of a connection: two message queues, a doorbell each way, and a way
+//! for messages with file descriptors. The same code for every bus of ours;
+//! docs/bus-unix.md §3, §4.
+
+use crate::bell::Bell;
+use crate::carrier::Carrier;
+use crate::memory::Part;
+use crate::{Capabilities, Counters, Peer, WakeFds};
+use rustix::event::{Timespec, epoll};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+use virtio_msg::ChannelError;
+use vmsg_mem::spsc::{Consumer, Layout, Producer, PushError};
+
+/// The most file descriptors with one message.
+pub const MAX_FDS: usize = 4;
+
+/// Stands in the queue for a message that went another way because of its descriptors.
+pub(crate) const MARKER: [u8; 8] = [0x02, crate::control::id::MARKER, 0, 0, 0, 0, 8, 0];
+
+/// Messages are published without being asked for when so many wait.
+const PUBLISH_AT_LEAST_EVERY: u32 = 64;
+
+/// Everything an end is made of.
+pub(crate) struct Parts {
+    pub(crate) outgoing: Part,
+    pub(crate) incoming: Part,
+    pub(crate) slot_size: usize,
+    /// Wakes the other side.
+    pub(crate) theirs: Bell,
+    /// Wakes this side.
+    pub(crate) ours: Bell,
+    pub(crate) carrier: Carrier,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) peer: Peer,
+    pub(crate) epoch: u64,
+}
+
+pub(crate) struct Link {
+    tx: Producer<Part>,
+    rx: Consumer<Part>,
+    theirs: Bell,
+    ours: Bell,
+    carrier: Carrier,
+    capabilities: Capabilities,
+    peer: Peer,
+    epoch: u64,
+    counters: Counters,
+    /// Why the connection is over.
+    over: Option<ChannelError>,
+    /// A packet did not go out since the last message came in.
+    carrier_full: bool,
+    /// Watches `ours` and the carrier, once somebody waits.
+    epoll: Option<OwnedFd>,
+}
+
+impl Link {
+    pub(crate) fn new(parts: Parts) -> Result<Self, vmsg_mem::Error> {
+        let layout = Layout::armed(parts.slot_size);
+        Ok(Self {
+            tx: Producer::new(parts.outgoing, layout)?,
+            rx: Consumer::new(parts.incoming, layout)?,
+            theirs: parts.theirs,
+            ours: parts.ours,
+            carrier: parts.carrier,
+            capabilities: parts.capabilities,
+            peer: parts.peer,
+            epoch: parts.epoch,
+            counters: Counters::default(),
+            over: None,
+            carrier_full: false,
+            epoll: None,
+        })
+    }
+
+    pub(crate) fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.over.is_some()
+    }
+
+    fn alive(&self) -> Result<(), ChannelError> {
+        self.over.map_or(Ok(()), Err)
+    }
+
+    /// Ends the connection because of what the other side did.
+    fn fail(&mut self, why: &'static str) -> ChannelError {
+        let error = ChannelError::Corrupt(why);
+        if self.over.is_none() {
+            tracing::warn!(peer = %self.peer, why, "closing the connection: the other side broke the bus");
+            self.over = Some(error);
+            self.end();
+        }
+        error
+    }
+
+    /// Tells the other side that nothing more will come.
+    fn end(&mut self) {
+        self.carrier.close();
+        // Not every carrier can be waited for: who sleeps has to look again.
+        if self.carrier.hangup_fd().is_none() {
+            let _ = self.theirs.ring();
+        }
+    }
+
+    pub(crate) fn close(&mut self) {
+        if self.over.is_none() {
+            let _ = self.flush();
+            self.over.get_or_insert(ChannelError::Closed);
+            self.end();
+        }
+    }
+
+    pub(crate) fn try_send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
+        if message.len() > self.capabilities.max_message_size || message.starts_with(&MARKER[..2]) {
+            return Err(ChannelError::TooLong);
+        }
+        self.push(message)
+    }
+
+    fn push(&mut self, message: &[u8]) -> Result<(), ChannelError> {
+        self.alive()?;
+        match self.tx.try_push(message) {
+            Ok(()) => {}
+            Err(PushError::Full) => {
+                self.counters.full += 1;
+                // What is in the way may not even be visible yet.
+                self.flush()?;
+                return Err(ChannelError::Full);
+            }
+            Err(PushError::TooLong) => return Err(ChannelError::TooLong),
+            Err(PushError::Corrupt(_)) => return Err(self.fail("impossible index of the consumer")),
+        }
+        self.counters.sent += 1;
+        if self.tx.unpublished() >= PUBLISH_AT_LEAST_EVERY {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        if fds.is_empty() {
+            return self.try_send(message);
+        }
+        if !self.capabilities.passes_fds
+            || fds.len() > MAX_FDS
+            || message.len() > self.capabilities.max_message_size
+            || message.len() < MARKER.len()
+        {
+            return Err(ChannelError::TooLong);
+        }
+        self.alive()?;
+        // Once the packet is out there must be a slot for its marker.
+        self.flush()?;
+        if self.tx.arm_for_room() {
+            self.counters.full += 1;
+            return Err(ChannelError::Full);
+        }
+        match self.carrier.send(message, fds) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.counters.full += 1;
+                self.carrier_full = true;
+                return Err(ChannelError::Full);
+            }
+            Err(_) => {
+                self.over.get_or_insert(ChannelError::Closed);
+                return Err(ChannelError::Closed);
+            }
+        }
+        match self.push(&MARKER) {
+            Ok(()) => {
+                self.counters.fds_sent += fds.len() as u64;
+                self.flush()
+            }
+            Err(ChannelError::Full) => Err(self.fail("the consumer took room back")),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn flush(&mut self) -> Result<(), ChannelError> {
+        self.alive()?;
+        if self.tx.publish() { self.ring() } else { Ok(()) }
+    }
+
+    fn ring(&mut self) -> Result<(), ChannelError> {
+        self.counters.rings += 1;
+        match self.theirs.ring() {
+            Ok(()) => Ok(()),
+            Err(why) => Err(self.fail(why)),
+        }
+    }
+
+    pub(crate) fn try_recv(
+        &mut self,
+        buf: &mut [u8],
+        fds: Option<&mut Vec<OwnedFd>>,
+    ) -> Result<Option<usize>, ChannelError> {
+        let max = self.capabilities.max_message_size;
+        let Some(buf) = buf.get_mut(..max) else { return Err(ChannelError::TooLong) };
+        if let Some(error @ ChannelError::Corrupt(_)) = self.over {
+            return Err(error);
+        }
+        let popped = match self.rx.try_pop(buf) {
+            Ok(popped) => popped,
+            Err(_) => return Err(self.fail("impossible index of the producer")),
+        };
+        // Also when nothing was popped: the producer may have asked for room since. After the end nobody waits.
+        if self.rx.release() && self.over.is_none() {
+            self.ring()?;
+        }
+        if !popped {
+            return match self.over {
+                Some(error) => Err(error),
+                None => Ok(None),
+            };
+        }
+        self.counters.received += 1;
+        self.carrier_full = false;
+        if self.capabilities.passes_fds && buf.starts_with(&MARKER) {
+            return self.recv_packet(buf, fds).map(Some);
+        }
+        let size = usize::from(u16::from_le_bytes([buf[6], buf[7]]));
+        // A size that cannot be is for the decoder to refuse and to count.
+        Ok(Some(if (8..=max).contains(&size) { size } else { max }))
+    }
+
+    /// Receives the message a marker stands for.
+    fn recv_packet(&mut self, buf: &mut [u8], fds: Option<&mut Vec<OwnedFd>>) -> Result<usize, ChannelError> {
+        let mut unwanted = Vec::new();
+        let wanted = fds.is_some();
+        let fds = fds.unwrap_or(&mut unwanted);
+        fds.clear();
+        let packet = match self.carrier.recv(buf, fds) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Err(self.fail("a marker without its message")),
+            Err(why) => return Err(self.fail(why)),
+        };
+        if packet.len < MARKER.len() {
+            return Err(self.fail("a message without a header"));
+        }
+        let came = fds.len() as u64;
+        self.counters.fds_received += came;
+        if packet.fds_lost {
+            // Half a set would be worse than none.
+            fds.clear();
+        }
+        if packet.fds_lost || !wanted {
+            if self.counters.fds_dropped == 0 {
+                tracing::warn!(peer = %self.peer, "dropping file descriptors that cannot be taken with their message");
+            }
+            self.counters.fds_dropped += came.max(1);
+        }
+        Ok(packet.len)
+    }
+
+    /// Asks to be woken. True: nothing to receive, sleep. False: receive again.
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.over.is_some() || self.flush().is_err() {
+            return false;
+        }
+        if self.rx.release() && self.ring().is_err() {
+            return false;
+        }
+        if !self.rx.arm() {
+            return false;
+        }
+        if self.carrier.is_gone() {
+            // What was published before the end is still to be received.
+            self.over.get_or_insert(ChannelError::Closed);
+            self.rx.disarm();
+            return false;
+        }
+        true
+    }
+
+    /// Asks to be woken when there is room. True: there is none, sleep. False: send again.
+    pub(crate) fn arm_for_room(&mut self) -> bool {
+        if self.over.is_some() || self.flush().is_err() {
+            return false;
+        }
+        // A packet that did not fit waits behind others that will be answered.
+        self.tx.arm_for_room() || self.carrier_full
+    }
+
+    pub(crate) fn wake_fds(&self) -> WakeFds<'_> {
+        WakeFds { doorbell: self.ours.as_fd(), hangup: self.carrier.hangup_fd() }
+    }
+
+    pub(crate) fn take_wake(&self) -> bool {
+        self.ours.take()
+    }
+
+    /// One file descriptor for both of [`Self::wake_fds`].
+    pub(crate) fn poll_fd(&mut self) -> io::Result<BorrowedFd<'_>> {
+        if self.epoll.is_none() {
+            let fds = self.wake_fds();
+            let Some(doorbell) = fds.doorbell else { return Err(io::ErrorKind::Unsupported.into()) };
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            // Edge-triggered, for the doorbell is never read (docs/bus-unix.md §3).
+            let data = epoll::EventData::new_u64(0);
+            epoll::add(&epoll, doorbell, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+            if let Some(hangup) = fds.hangup {
+                epoll::add(&epoll, hangup, data, epoll::EventFlags::RDHUP | epoll::EventFlags::ET)?;
+            }
+            self.epoll = Some(epoll);
+        }
+        self.epoll.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes [`Self::poll_fd`] unreadable until the next wake.
+    pub(crate) fn clear_poll_fd(&mut self) -> io::Result<bool> {
+        self.poll_until(Some(Instant::now()))
+    }
+
+    fn poll_until(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+        let epoll = self.poll_fd()?;
+        let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 2];
+        loop {
+            let left = deadline.map(|d| timespec(d.saturating_duration_since(Instant::now())));
+            match epoll::wait(epoll, &mut events, left.as_ref()) {
+                Ok((events, _)) => return Ok(!events.is_empty()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sleeps until there may be something to receive or to notice. False: the time is over.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        if !self.arm() {
+            return Ok(true);
+        }
+        self.poll_until(deadline)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+pub(crate) fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
