@@ -1,2 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The driver side of virtio-msg as a library.
+//!
+//! * [`Client`]: the driver end of a bus. Requests, their answers, and the events in between, over any [`virtio_msg::Channel`].
+//! * [`Wait`]: how to pass the time until an answer comes.
+//!
+//! The device side is not trusted: what it sends is checked, counted and dropped if it is wrong; a request that gets no proper
+//! answer ends in an error. Without the feature `std` the crate needs neither an operating system nor an allocator.
+#![cfg_attr(not(feature = "std"), no_std)]
+#![deny(unsafe_code)]
+
+mod client;
+mod error;
+mod event;
+mod wait;
+
+pub use client::{Client, Counters, DEFAULT_TIMEOUT};
+pub use error::{Error, Fault};
+pub use event::{Event, MAX_EVENTS};
+pub use wait::{Interest, Spin, Wait};

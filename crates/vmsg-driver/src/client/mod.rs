@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Asking and waiting for the answer.
+
+mod calls;
+mod enumerate;
+mod pending;
+
+use core::time::Duration;
+
+use virtio_msg::{
+    Channel, ChannelError, DevNum, Frame, Instant, Kind, Message, QueueIndex, decode,
+};
+
+use crate::error::Error;
+use crate::event::{Event, EventQueue};
+use crate::wait::{Interest, Wait};
+use pending::{Pending, RequestId};
+
+/// How long an answer may take unless [`Client::set_timeout`] says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Messages that are handled in a row before the clock is looked at again: a flood of events must not keep a request from
+/// timing out.
+const BURST: usize = 64;
+
+/// What a client has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests sent.
+    pub requests: u64,
+    /// Answers that belonged to a request.
+    pub answers: u64,
+    /// Requests without an answer in time.
+    pub timeouts: u64,
+    /// Messages that were none: malformed, of an unknown kind, or requests a driver does not get.
+    pub malformed: u64,
+    /// Answers to nothing that was asked: wrong token, message id or device number, or too late.
+    pub stray: u64,
+    /// Events received.
+    pub events: u64,
+    /// Events lost because nobody took them.
+    pub events_lost: u64,
+}
+
+/// The driver end of a bus: blocking requests over a [`Channel`].
+///
+/// Any number of devices can be driven over one client. Requests are made one after another; events that arrive in between are
+/// kept, in order, until [`Client::next_event`] takes them. `B` is memory for two messages: an array, a `Vec`, a `&mut [u8]`.
+///
+/// Nothing the other side sends makes a client panic, wait longer than the time-out for an answer, or use more memory.
+#[derive(Debug)]
+pub struct Client<C, W, B> {
+    channel: C,
+    wait: W,
+    buffers: B,
+    max: usize,
+    timeout: Duration,
+    pending: Pending,
+    events: EventQueue,
+    counters: Counters,
+}
+
+impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
+    /// A client on `channel`. `buffers` holds at least twice the bus's message size.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`] if the buffers are too small.
+    pub fn new(channel: C, wait: W, buffers: B) -> Result<Self, Error> {
+        let max = channel.max_message_size();
+        let (need, have) = (max.saturating_mul(2), buffers.as_ref().len());
+        if have < need {
+            return Err(Error::NoRoom {
+                request: "any message",
+                need,
+                have,
+            });
+        }
+        Ok(Self {
+            channel,
+            wait,
+            buffers,
+            max,
+            timeout: DEFAULT_TIMEOUT,
+            pending: Pending::new(),
+            events: EventQueue::new(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Sets how long an answer may take.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// How long an answer may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The longest message of the bus, in bytes.
+    pub fn max_message_size(&self) -> usize {
+        self.max
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            events_lost: self.events.lost(),
+            ..self.counters
+        }
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &C {
+        &self.channel
+    }
+
+    /// The channel, to use what only this kind of bus has. Messages taken from it are missing here.
+    pub fn channel_mut(&mut self) -> &mut C {
+        &mut self.channel
+    }
+
+    /// The clock of the client.
+    pub fn now(&mut self) -> Instant {
+        self.wait.now()
+    }
+
+    /// Gives the channel back.
+    pub fn into_channel(self) -> C {
+        self.channel
+    }
+
+    /// Takes in what has arrived, without waiting, and gives the oldest event.
+    ///
+    /// # Errors
+    /// [`Error::Channel`] once the bus is of no use any more and all events are taken.
+    pub fn next_event(&mut self) -> Result<Option<Event>, Error> {
+        let polled = self.poll();
+        match (self.events.pop(), polled) {
+            (Some(event), _) => Ok(Some(event)),
+            (None, Err(error)) => Err(error),
+            (None, Ok(())) => Ok(None),
+        }
+    }
+
+    /// Takes in what has arrived, without waiting, and gives the oldest event for which `wanted` holds. Others stay.
+    ///
+    /// # Errors
+    /// [`Error::Channel`] once the bus is of no use any more and no such event is left.
+    pub fn take_event(
+        &mut self,
+        wanted: impl FnMut(&Event) -> bool,
+    ) -> Result<Option<Event>, Error> {
+        let polled = self.poll();
+        match (self.events.take(wanted), polled) {
+            (Some(event), _) => Ok(Some(event)),
+            (None, Err(error)) => Err(error),
+            (None, Ok(())) => Ok(None),
+        }
+    }
+
+    /// Waits for an event, at most for `timeout`. `None`: there was none.
+    ///
+    /// # Errors
+    /// As [`Client::next_event`].
+    pub fn wait_event(&mut self, timeout: Duration) -> Result<Option<Event>, Error> {
+        let deadline = self.wait.now() + timeout;
+        loop {
+            if let Some(event) = self.next_event()? {
+                return Ok(Some(event));
+            }
+            if self.wait.now() >= deadline {
+                return Ok(None);
+            }
+            self.wait
+                .wait(&mut self.channel, Interest::Message, deadline);
+        }
+    }
+
+    /// Tells a device that buffers are available in a queue. `next` is 0 unless NOTIFICATION_DATA was negotiated.
+    ///
+    /// # Errors
+    /// [`Error::Channel`]; [`Error::Timeout`] if the bus has no room for that long.
+    pub fn notify_available(
+        &mut self,
+        device: DevNum,
+        queue: QueueIndex,
+        next: u32,
+    ) -> Result<(), Error> {
+        let deadline = self.wait.now() + self.timeout;
+        let event = Frame::new(
+            device,
+            virtio_msg::Token(0),
+            Message::EventAvail { queue, next },
+        );
+        self.send(&event, deadline, &mut |_, _| {})
+    }
+
+    /// Takes in what has arrived, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Channel`] if the bus is of no use any more.
+    pub fn poll(&mut self) -> Result<(), Error> {
+        self.pump(&mut |_, _| {}).map(|_| ())
+    }
+
+    /// Asks `device` and gives what `accept` makes of the answer: `None` is an answer that makes no sense.
+    pub(crate) fn ask<R>(
+        &mut self,
+        device: DevNum,
+        request: Message<'_>,
+        mut accept: impl FnMut(&Message<'_>) -> Option<R>,
+    ) -> Result<R, Error> {
+        let name = request.name();
+        let deadline = self.wait.now() + self.timeout;
+        let id = self.start(device, &request, deadline, &mut |_, _| {})?;
+        let mut result = None;
+        let outcome = self.collect(deadline, &mut |answered, message| {
+            if answered == id {
+                result = Some(accept(message));
+            }
+        });
+        self.pending.forget(id);
+        match (result, outcome) {
+            (Some(Some(answer)), _) => Ok(answer),
+            (Some(None), _) => Err(Error::BadAnswer { request: name }),
+            (None, Err(error)) => Err(error),
+            (None, Ok(())) => {
+                self.counters.timeouts += 1;
+                Err(Error::Timeout { request: name })
+            }
+        }
+    }
+
+    /// Sends a request; its answer is collected later. Answers to others may come meanwhile.
+    fn start(
+        &mut self,
+        device: DevNum,
+        request: &Message<'_>,
+        deadline: Instant,
+        answered: &mut dyn FnMut(RequestId, &Message<'_>),
+    ) -> Result<RequestId, Error> {
+        let (id, token) = self.pending.start(device, request).ok_or(Error::Busy)?;
+        match self.send(&Frame::new(device, token, *request), deadline, answered) {
+            Ok(()) => {
+                self.counters.requests += 1;
+                Ok(id)
+            }
+            Err(error) => {
+                self.pending.forget(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Receives until no request waits for an answer any more, or until `deadline`.
+    fn collect(
+        &mut self,
+        deadline: Instant,
+        answered: &mut dyn FnMut(RequestId, &Message<'_>),
+    ) -> Result<(), Error> {
+        loop {
+            let busy = self.pump(answered)?;
+            if self.pending.is_empty() || self.wait.now() >= deadline {
+                return Ok(());
+            }
+            if !busy {
+                self.wait
+                    .wait(&mut self.channel, Interest::Message, deadline);
+            }
+        }
+    }
+
+    /// Sends a frame, waiting for room until `deadline`.
+    fn send(
+        &mut self,
+        frame: &Frame<'_>,
+        deadline: Instant,
+        answered: &mut dyn FnMut(RequestId, &Message<'_>),
+    ) -> Result<(), Error> {
+        let name = frame.message.name();
+        let max = self.max;
+        loop {
+            let (out, _) = self.buffers.as_mut().split_at_mut(max);
+            // Encoded anew each time: receiving in between leaves this half alone, but an answer to a PING uses it.
+            let size = frame.encode(out).map_err(|e| Error::NoRoom {
+                request: name,
+                need: e.size,
+                have: max,
+            })?;
+            match self.channel.try_send(&out[..size]) {
+                Ok(()) => return Ok(self.channel.flush()?),
+                Err(ChannelError::Full) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.channel.flush()?;
+            // The other side may be waiting for us to make room for its own messages.
+            self.pump(answered)?;
+            if self.wait.now() >= deadline {
+                self.counters.timeouts += 1;
+                return Err(Error::Timeout { request: name });
+            }
+            self.wait.wait(&mut self.channel, Interest::Room, deadline);
+        }
+    }
+
+    /// Receives at most [`BURST`] messages without waiting. True if there may be more.
+    fn pump(&mut self, answered: &mut dyn FnMut(RequestId, &Message<'_>)) -> Result<bool, Error> {
+        for _ in 0..BURST {
+            let (out, incoming) = self.buffers.as_mut().split_at_mut(self.max);
+            let Some(received) = self.channel.try_recv(incoming)? else {
+                return Ok(false);
+            };
+            let bytes = incoming.get(..received).unwrap_or(incoming);
+            let Ok(frame) = decode(bytes, self.max) else {
+                self.counters.malformed += 1;
+                continue;
+            };
+            if let Some(event) = Event::from_frame(&frame) {
+                self.counters.events += 1;
+                self.events.push(event);
+                continue;
+            }
+            match (frame.message.kind(), frame.message) {
+                (Kind::Response, message) => match self.pending.answered(&frame) {
+                    Some(id) => {
+                        self.counters.answers += 1;
+                        answered(id, &message);
+                    }
+                    None => self.counters.stray += 1,
+                },
+                (_, Message::Ping { data }) => {
+                    // Whoever has no room for the answer has not asked urgently.
+                    if let Ok(size) = frame.response(Message::Pong { data }).encode(out) {
+                        match self.channel.try_send(&out[..size]) {
+                            Ok(()) => self.channel.flush()?,
+                            Err(ChannelError::Full) => {}
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                }
+                _ => self.counters.malformed += 1,
+            }
+        }
+        Ok(true)
+    }
+}
