@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::initrd;
 use crate::kit::Kit;
 use crate::qemu::{self, Board};
-use crate::scene::{Id, Line, Scene};
+use crate::scene::{Id, Line, Scene, Stream};
 
 /// Longest time from QEMU's start to the script's first line: two to six seconds, a multiple when the host is busy.
 const BOOT: Duration = Duration::from_secs(120);
@@ -75,7 +75,7 @@ impl Guest {
         within: Duration,
     ) -> Result<(String, Duration)> {
         scene.expect(
-            self.id,
+            (self.id, Stream::Out),
             &format!("the mark '{name}' of the guest"),
             within,
             |line| {
@@ -93,7 +93,7 @@ impl Guest {
         within: Duration,
         pick: impl FnMut(&Line) -> Option<T>,
     ) -> Result<T> {
-        scene.expect(self.id, what, within, pick)
+        scene.expect((self.id, Stream::Out), what, within, pick)
     }
 
     /// Writes a line to the guest's console.
@@ -115,7 +115,7 @@ impl Guest {
     /// The results so far.
     pub(crate) fn checks(&self, scene: &Scene) -> Vec<Check> {
         scene
-            .lines(self.id)
+            .lines(self.id, Stream::Out)
             .iter()
             .filter_map(|l| check(&l.text))
             .map(|c| Check {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A run: a folder, the processes started in it, and what they say.
 //!
-//! Every process's standard output is read line by line; all lines arrive, with the ends of the processes, in one
-//! channel, and waiting for something is waiting on that channel with a deadline. Nothing here sleeps. Output is also
+//! What every process writes is read line by line; all lines arrive, with the ends of the processes, in one channel,
+//! and waiting for something is waiting on that channel with a deadline. Nothing here sleeps. Standard output is also
 //! kept in `NAME.log`, standard error in `NAME.err`. All processes are killed when the run is dropped, and by the
 //! kernel if this program dies without that.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -42,13 +42,28 @@ struct Process {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
+    /// Standard output and standard error, by [`Stream`].
+    streams: [Output; 2],
+    /// The run cannot go on without it: its end is an error wherever one waits.
+    needed: bool,
+}
+
+/// One of the two things a process writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+#[derive(Debug)]
+struct Output {
     reader: Option<JoinHandle<()>>,
     lines: Vec<Line>,
     /// The first line that `expect` has not looked at.
     cursor: usize,
     ended: bool,
-    /// The run cannot go on without it: its end is an error wherever one waits.
-    needed: bool,
 }
 
 /// A line of output.
@@ -62,8 +77,15 @@ pub(crate) struct Line {
 
 #[derive(Debug)]
 enum Event {
-    Line(Id, String, Instant),
-    End(Id),
+    Line(Id, Stream, String, Instant),
+    End(Id, Stream),
+}
+
+impl Process {
+    /// All it will ever say has been read.
+    fn ended(&self) -> bool {
+        self.streams.iter().all(|s| s.ended)
+    }
 }
 
 impl Scene {
@@ -111,26 +133,50 @@ impl Scene {
             .current_dir(&self.dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(File::create(self.dir.join(format!("{name}.err")))?);
+            .stderr(Stdio::piped());
         let mut child = leashed
             .spawn()
             .with_context(|| format!("cannot start {}", program.to_string_lossy()))?;
         let id = Id(self.processes.len());
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let log = File::create(self.dir.join(format!("{name}.log")))?;
-        let sender = self.sender.clone();
-        let reader = thread::spawn(move || read_lines(id, BufReader::new(stdout), log, &sender));
+        let out = child.stdout.take().expect("stdout is piped");
+        let err = child.stderr.take().expect("stderr is piped");
+        let stdin = child.stdin.take();
+        let streams = [
+            self.read(id, Stream::Out, name, out)?,
+            self.read(id, Stream::Err, name, err)?,
+        ];
         self.processes.push(Process {
             name: name.to_owned(),
-            stdin: child.stdin.take(),
+            stdin,
             child,
+            streams,
+            needed: true,
+        });
+        Ok(id)
+    }
+
+    /// Starts reading one of a process's outputs.
+    fn read(
+        &self,
+        id: Id,
+        stream: Stream,
+        name: &str,
+        from: impl Read + Send + 'static,
+    ) -> Result<Output> {
+        let suffix = match stream {
+            Stream::Out => "log",
+            Stream::Err => "err",
+        };
+        let log = File::create(self.dir.join(format!("{name}.{suffix}")))?;
+        let sender = self.sender.clone();
+        let reader =
+            thread::spawn(move || read_lines(id, stream, BufReader::new(from), log, &sender));
+        Ok(Output {
             reader: Some(reader),
             lines: Vec::new(),
             cursor: 0,
             ended: false,
-            needed: true,
-        });
-        Ok(id)
+        })
     }
 
     /// Waits for a line of `id` for which `pick` gives something; earlier lines are passed over for good.
@@ -139,17 +185,17 @@ impl Scene {
     /// Nothing by the deadline, or the end of a process that the run needs.
     pub(crate) fn expect<T>(
         &mut self,
-        id: Id,
+        (id, stream): (Id, Stream),
         what: &str,
         within: Duration,
         mut pick: impl FnMut(&Line) -> Option<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + within;
         loop {
-            let process = &mut self.processes[id.0];
-            while process.cursor < process.lines.len() {
-                let line = &process.lines[process.cursor];
-                process.cursor += 1;
+            let output = &mut self.processes[id.0].streams[stream as usize];
+            while output.cursor < output.lines.len() {
+                let line = &output.lines[output.cursor];
+                output.cursor += 1;
                 if let Some(found) = pick(line) {
                     return Ok(found);
                 }
@@ -160,10 +206,10 @@ impl Scene {
                     ));
                 }
             }
-            if process.ended {
+            if self.processes[id.0].ended() {
                 return Err(self.trouble(id, &format!("it ended before {what}")));
             }
-            if let Some(other) = self.processes.iter().position(|p| p.ended && p.needed) {
+            if let Some(other) = self.processes.iter().position(|p| p.ended() && p.needed) {
                 return Err(self.trouble(Id(other), &format!("it ended while waiting for {what}")));
             }
             if !self.pump(deadline) {
@@ -179,7 +225,7 @@ impl Scene {
     pub(crate) fn wait_end(&mut self, id: Id, within: Duration) -> Result<ExitStatus> {
         self.processes[id.0].needed = false;
         let deadline = Instant::now() + within;
-        while !self.processes[id.0].ended {
+        while !self.processes[id.0].ended() {
             if !self.pump(deadline) {
                 return Err(
                     self.trouble(id, &format!("still running after {} s", within.as_secs()))
@@ -212,6 +258,11 @@ impl Scene {
         Ok(())
     }
 
+    /// The process may end from now on without ending the run.
+    pub(crate) fn may_end(&mut self, id: Id) {
+        self.processes[id.0].needed = false;
+    }
+
     /// Writes a line to the process's standard input (a guest's console).
     pub(crate) fn tell(&mut self, id: Id, line: &str) -> Result<()> {
         let process = &mut self.processes[id.0];
@@ -222,16 +273,9 @@ impl Scene {
             .with_context(|| format!("cannot write to {}", process.name))
     }
 
-    /// All lines the process has printed so far.
-    pub(crate) fn lines(&self, id: Id) -> &[Line] {
-        &self.processes[id.0].lines
-    }
-
-    /// What the process has written to standard error so far.
-    pub(crate) fn stderr(&self, id: Id) -> String {
-        fs::read(self.dir.join(format!("{}.err", self.processes[id.0].name)))
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+    /// All lines read so far of one of a process's outputs.
+    pub(crate) fn lines(&self, id: Id, stream: Stream) -> &[Line] {
+        &self.processes[id.0].streams[stream as usize].lines
     }
 
     /// The process's id in the system.
@@ -246,22 +290,16 @@ impl Scene {
             Ok(Some(status)) => format!(" ({status})"),
             _ => String::new(),
         };
-        let name = process.name.clone();
+        let name = &process.name;
         let mut text = format!("{name}: {what}{status}");
-        let from = process.lines.len().saturating_sub(TAIL);
-        let said = process.lines[from..]
-            .iter()
-            .map(|l| l.text.as_str())
-            .collect::<Vec<_>>();
-        append_tail(&mut text, &format!("{name}.log"), &said);
-        for index in 0..self.processes.len() {
-            let stderr = self.stderr(Id(index));
-            let lines: Vec<&str> = stderr.lines().collect();
-            append_tail(
-                &mut text,
-                &format!("{}.err", self.processes[index].name),
-                &lines[lines.len().saturating_sub(TAIL)..],
-            );
+        append_tail(
+            &mut text,
+            &format!("{name}.log"),
+            &process.streams[Stream::Out as usize].lines,
+        );
+        for process in &self.processes {
+            let lines = &process.streams[Stream::Err as usize].lines;
+            append_tail(&mut text, &format!("{}.err", process.name), lines);
         }
         anyhow!(text)
     }
@@ -270,11 +308,15 @@ impl Scene {
     fn pump(&mut self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
         match self.events.recv_timeout(left) {
-            Ok(Event::Line(id, text, at)) => {
+            Ok(Event::Line(id, stream, text, at)) => {
                 let at = at.saturating_duration_since(self.started);
-                self.processes[id.0].lines.push(Line { text, at });
+                self.processes[id.0].streams[stream as usize]
+                    .lines
+                    .push(Line { text, at });
             }
-            Ok(Event::End(id)) => self.processes[id.0].ended = true,
+            Ok(Event::End(id, stream)) => {
+                self.processes[id.0].streams[stream as usize].ended = true
+            }
             Err(RecvTimeoutError::Timeout) => return false,
             Err(RecvTimeoutError::Disconnected) => unreachable!("the run holds a sender"),
         }
@@ -288,7 +330,7 @@ impl Drop for Scene {
             // Fails only if it has ended already.
             let _ = process.child.kill();
             let _ = process.child.wait();
-            if let Some(reader) = process.reader.take() {
+            for reader in process.streams.iter_mut().filter_map(|s| s.reader.take()) {
                 let _ = reader.join();
             }
         }
@@ -318,11 +360,17 @@ fn leash(command: &Command) -> Command {
     leashed
 }
 
-fn read_lines(id: Id, mut stdout: impl BufRead, mut log: File, events: &Sender<Event>) {
+fn read_lines(
+    id: Id,
+    stream: Stream,
+    mut from: impl BufRead,
+    mut log: File,
+    events: &Sender<Event>,
+) {
     let mut bytes = Vec::new();
     loop {
         bytes.clear();
-        match stdout.read_until(b'\n', &mut bytes) {
+        match from.read_until(b'\n', &mut bytes) {
             Ok(0) | Err(_) => break,
             Ok(_) => {
                 let at = Instant::now();
@@ -331,21 +379,21 @@ fn read_lines(id: Id, mut stdout: impl BufRead, mut log: File, events: &Sender<E
                 let text = String::from_utf8_lossy(&bytes)
                     .trim_end_matches(['\r', '\n'])
                     .to_owned();
-                if events.send(Event::Line(id, text, at)).is_err() {
+                if events.send(Event::Line(id, stream, text, at)).is_err() {
                     break;
                 }
             }
         }
     }
-    let _ = events.send(Event::End(id));
+    let _ = events.send(Event::End(id, stream));
 }
 
-fn append_tail(text: &mut String, file: &str, lines: &[&str]) {
+fn append_tail(text: &mut String, file: &str, lines: &[Line]) {
     if !lines.is_empty() {
         text.push_str(&format!("\n  -- {file} ends with --"));
-        for line in lines {
+        for line in &lines[lines.len().saturating_sub(TAIL)..] {
             text.push_str("\n  ");
-            text.push_str(line);
+            text.push_str(&line.text);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::Scene;
+use super::Stream::{Err, Out};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -27,17 +28,17 @@ fn a_line_is_met_once_and_kept() {
         .start("talker", &shell("echo one; echo two; read x; echo got $x"))
         .unwrap();
     scene
-        .expect(id, "two", SOON, |l| (l.text == "two").then_some(()))
+        .expect((id, Out), "two", SOON, |l| (l.text == "two").then_some(()))
         .unwrap();
     scene.tell(id, "three").unwrap();
     let got = scene
-        .expect(id, "got", SOON, |l| {
+        .expect((id, Out), "got", SOON, |l| {
             l.text.strip_prefix("got ").map(str::to_owned)
         })
         .unwrap();
     assert_eq!(got, "three");
     assert!(scene.wait_end(id, SOON).unwrap().success());
-    assert_eq!(scene.lines(id).len(), 3);
+    assert_eq!(scene.lines(id, Out).len(), 3);
 }
 
 #[test]
@@ -47,7 +48,9 @@ fn the_end_of_a_process_is_told_with_its_last_words() {
         .start("short", &shell("echo hello; echo sorry >&2; exit 3"))
         .unwrap();
     let error = scene
-        .expect(id, "more", SOON, |l| (l.text == "more").then_some(()))
+        .expect((id, Out), "more", SOON, |l| {
+            (l.text == "more").then_some(())
+        })
         .unwrap_err()
         .to_string();
     assert!(error.contains("ended before more"), "{error}");
@@ -63,7 +66,7 @@ fn the_end_of_another_needed_process_ends_the_wait() {
     let waits = scene.start("waits", &shell("read x")).unwrap();
     scene.start("dies", &shell("exit 1")).unwrap();
     let error = scene
-        .expect(waits, "x", SOON, |_| Some(()))
+        .expect((waits, Out), "x", SOON, |_| Some(()))
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("dies:"), "{error}");
@@ -73,7 +76,7 @@ fn the_end_of_another_needed_process_ends_the_wait() {
 fn killing_waits_for_the_end_and_a_dead_process_cannot_be_killed() {
     let (_dir, mut scene) = scene();
     let id = scene.start("victim", &shell("echo up; read x")).unwrap();
-    scene.expect(id, "up", SOON, |_| Some(())).unwrap();
+    scene.expect((id, Out), "up", SOON, |_| Some(())).unwrap();
     scene.kill(id, Signal::KILL).unwrap();
     assert!(scene.kill(id, Signal::KILL).is_err());
 }
@@ -82,7 +85,7 @@ fn killing_waits_for_the_end_and_a_dead_process_cannot_be_killed() {
 fn processes_die_with_the_run() {
     let (_dir, mut scene) = scene();
     let id = scene.start("orphan", &shell("echo up; read x")).unwrap();
-    scene.expect(id, "up", SOON, |_| Some(())).unwrap();
+    scene.expect((id, Out), "up", SOON, |_| Some(())).unwrap();
     let proc = format!("/proc/{}", scene.pid(id));
     drop(scene);
     assert!(!std::path::Path::new(&proc).exists());

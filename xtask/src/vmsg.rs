@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::dirs;
-use crate::scene::{Id, Scene};
+use crate::scene::{Id, Scene, Stream};
 
 /// Longest time from the start of a process to its `ready` lines.
 const READY: Duration = Duration::from_secs(30);
@@ -92,12 +92,17 @@ impl Vmsg {
     fn start(&self, scene: &mut Scene, name: &str, command: Command, ready: &[&str]) -> Result<Id> {
         let id = scene.start(name, &command)?;
         for what in ready {
-            scene.expect(id, &format!("its line 'ready {what}…'"), READY, |line| {
-                line.text
-                    .strip_prefix("ready ")
-                    .is_some_and(|r| r.starts_with(what))
-                    .then_some(())
-            })?;
+            scene.expect(
+                (id, Stream::Out),
+                &format!("its line 'ready {what}…'"),
+                READY,
+                |line| {
+                    line.text
+                        .strip_prefix("ready ")
+                        .is_some_and(|r| r.starts_with(what))
+                        .then_some(())
+                },
+            )?;
         }
         Ok(id)
     }
