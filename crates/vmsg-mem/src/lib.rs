@@ -9,19 +9,43 @@
 //! * [`RamSlice`]: a bounded piece of ordinary shared memory, [`Pieces`] a
 //!   run of them.
 //! * [`Window`], [`AddressSpace`]: which bus addresses are backed by what.
+//! * [`spsc`]: the message queue, over any [`QueueMemory`].
+//!
+//! With the feature `std` (the default), for Linux:
+//!
+//! * [`Mapping`], [`MappedSlice`]: mapped files; [`WindowTable`]: windows with
+//!   their mappings.
+//! * [`fault`]: survive files that are truncated while mapped.
+//! * [`Doorbell`]: an eventfd that can be rung without being blocked by others.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 mod addr;
+#[cfg(feature = "std")]
+mod doorbell;
 mod error;
+#[cfg(feature = "std")]
+pub mod fault;
+#[cfg(feature = "std")]
+mod mapping;
 mod pieces;
+#[cfg(feature = "std")]
+mod pool;
 mod queue_memory;
 mod ram;
 pub mod spsc;
+#[cfg(feature = "std")]
+mod table;
 mod window;
 
 pub use addr::BusAddr;
+#[cfg(feature = "std")]
+pub use doorbell::{Doorbell, RingError};
 pub use error::Error;
+#[cfg(feature = "std")]
+pub use mapping::{MappedSlice, Mapping, check_seals};
 pub use pieces::Pieces;
 pub use queue_memory::QueueMemory;
 pub use ram::RamSlice;
+#[cfg(feature = "std")]
+pub use table::{TableEntry, WindowTable};
 pub use window::{Access, AddressSpace, Window};

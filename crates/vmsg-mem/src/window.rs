@@ -81,6 +81,13 @@ impl<'m> AddressSpace<'m> {
         Ok(Self { windows })
     }
 
+    /// Looks through windows that [`Self::new`] has already found to be sorted and disjoint.
+    #[cfg(feature = "std")]
+    #[inline]
+    pub(crate) const fn from_checked(windows: &'m [Window<'m>]) -> Self {
+        Self { windows }
+    }
+
     /// The windows, sorted by address.
     pub const fn windows(&self) -> &'m [Window<'m>] {
         self.windows

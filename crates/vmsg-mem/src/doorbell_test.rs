@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// Much more than the watchdog needs, and much less than for ever.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A doorbell whose eventfd another holder has filled, and whose O_NONBLOCK it has cleared.
+fn hostile() -> Doorbell {
+    let doorbell = Doorbell::new().unwrap();
+    let other = doorbell.fd.try_clone().unwrap();
+    rustix::io::write(&other, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let flags = rustix::fs::fcntl_getfl(&other).unwrap();
+    rustix::fs::fcntl_setfl(&other, flags - OFlags::NONBLOCK).unwrap();
+    doorbell
+}
+
+#[test]
+fn rings_are_counted_until_drained() {
+    let doorbell = Doorbell::new().unwrap();
+    let clone = doorbell.try_clone().unwrap();
+    assert_eq!(clone.drain().unwrap(), 0);
+    doorbell.ring().unwrap();
+    clone.ring().unwrap();
+    assert_eq!(clone.drain().unwrap(), 2);
+    assert_eq!(doorbell.drain().unwrap(), 0);
+}
+
+#[test]
+fn a_full_counter_is_named() {
+    let doorbell = Doorbell::new().unwrap();
+    rustix::io::write(&doorbell.fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let error = doorbell.ring().unwrap_err();
+    assert!(matches!(error, RingError::Full));
+    assert!(error.is_peer_fault());
+    assert_eq!(doorbell.drain().unwrap(), u64::MAX - 1);
+    doorbell.ring().unwrap();
+}
+
+#[test]
+fn a_write_that_blocks_is_ended_and_not_tried_again() {
+    let doorbell = hostile();
+    let start = Instant::now();
+    assert!(matches!(doorbell.ring(), Err(RingError::Stuck)));
+    assert!(start.elapsed() < SOON);
+    // Were it tried again, each would take 10 ms at least.
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert!(matches!(doorbell.ring(), Err(RingError::Stuck)));
+    }
+    assert!(start.elapsed() < SOON);
+}
+
+#[test]
+fn stuck_rings_delay_no_other_thread() {
+    let stuck = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    assert!(matches!(hostile().ring(), Err(RingError::Stuck)));
+                    stuck.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let good = Doorbell::new().unwrap();
+        let mut longest = Duration::ZERO;
+        while stuck.load(Ordering::Relaxed) < 20 {
+            let start = Instant::now();
+            good.ring().expect("nobody disturbs this one");
+            longest = longest.max(start.elapsed());
+        }
+        assert!(longest < SOON);
+    });
+}
+
+#[test]
+fn the_watchdog_wakes_up_when_it_is_needed() {
+    Doorbell::new().unwrap().ring().unwrap();
+    let start = Instant::now();
+    while !watchdog::is_asleep() {
+        assert!(start.elapsed() < 4 * SOON, "it never sleeps");
+        thread::yield_now();
+    }
+    let start = Instant::now();
+    assert!(matches!(hostile().ring(), Err(RingError::Stuck)));
+    assert!(start.elapsed() < SOON);
+}
+
+#[test]
+fn short_lived_threads_may_ring() {
+    let doorbell = Doorbell::new().unwrap();
+    for _ in 0..50 {
+        thread::scope(|scope| {
+            scope.spawn(|| doorbell.ring().unwrap());
+        });
+    }
+    assert_eq!(doorbell.drain().unwrap(), 50);
+}
+
+#[test]
+fn an_eventfd_of_others_is_made_nonblocking() {
+    let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let theirs = fd.try_clone().unwrap();
+    let doorbell = Doorbell::from_fd(fd).unwrap();
+    let flags = rustix::fs::fcntl_getfl(&theirs).unwrap();
+    assert!(flags.contains(OFlags::NONBLOCK));
+    doorbell.ring().unwrap();
+    let mut count = [0; 8];
+    rustix::io::read(&theirs, &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 1);
+    let fd = OwnedFd::from(doorbell);
+    assert!(is_eventfd(fd.as_fd()).unwrap());
+}
+
+#[test]
+fn other_files_are_no_doorbells() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let null = std::fs::File::create("/dev/null").unwrap();
+    let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    let files: [OwnedFd; 6] = [
+        reader.into(),
+        writer.into(),
+        socket.into(),
+        null.into(),
+        memory,
+        epoll,
+    ];
+    for fd in files {
+        let error = Doorbell::from_fd(fd).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}

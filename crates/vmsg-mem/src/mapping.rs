@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Files and anonymous memory, mapped into this process.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::fault::Guard;
+use crate::{Access, Error, QueueMemory, RamSlice};
+
+/// File system magic of hugetlbfs (linux/magic.h).
+const HUGETLBFS_MAGIC: i64 = 0x958458f6;
+
+/// Memory shared with others, mapped until this is dropped.
+///
+/// Other processes can change the contents at any time. They can also truncate
+/// the file, unless it is sealed ([`check_seals`]): see [`fault`](crate::fault).
+pub struct Mapping {
+    /// The pages: first address and length in bytes.
+    pages: NonNull<u8>,
+    pages_len: usize,
+    /// Where the range begins in the first page.
+    skip: usize,
+    len: usize,
+    access: Access,
+    /// Always there until the mapping is dropped.
+    guard: Option<Guard>,
+}
+
+// SAFETY: the mapping is only a range of addresses that stays valid; access goes through RamSlice.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of a file from `offset` on. Neither needs to be a
+    /// multiple of the page size.
+    ///
+    /// Touching a file on FUSE may hang for as long as its server wants.
+    /// A file for which [`check_seals`] says true is not on FUSE.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FileTooShort`] for a regular file that does not reach so far
+    /// (device files do not tell their size), [`Error::Os`] if `len` is zero or
+    /// the file cannot be mapped, or not with this access.
+    pub fn of_fd(fd: BorrowedFd<'_>, offset: u64, len: u64, access: Access) -> Result<Self, Error> {
+        let os = |source: rustix::io::Errno| Error::Os {
+            what: "map a file",
+            source: source.into(),
+        };
+        let need = offset
+            .checked_add(len)
+            .ok_or(os(rustix::io::Errno::OVERFLOW))?;
+        let stat = rustix::fs::fstat(fd).map_err(os)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            let have = u64::try_from(stat.st_size).unwrap_or(0);
+            if have < need {
+                return Err(Error::FileTooShort { have, need });
+            }
+        }
+        let page_size = page_size(fd);
+        let bytes = usize::try_from(len).map_err(|_| os(rustix::io::Errno::OVERFLOW))?;
+        // The rest of the division is less than a page, which fits.
+        let skip = usize::try_from(offset % page_size as u64)
+            .map_err(|_| os(rustix::io::Errno::OVERFLOW))?;
+        let pages_len = bytes
+            .checked_add(skip)
+            .and_then(|bytes| bytes.checked_next_multiple_of(page_size))
+            .ok_or(os(rustix::io::Errno::OVERFLOW))?;
+        if bytes == 0 {
+            return Err(os(rustix::io::Errno::INVAL));
+        }
+        let protection = match access {
+            Access::Read => ProtFlags::READ,
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        // SAFETY: a new mapping, where the kernel finds room.
+        let pages = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                pages_len,
+                protection,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                fd,
+                offset - skip as u64,
+            )
+        }
+        .map_err(os)?;
+        let pages = NonNull::new(pages.cast::<u8>()).ok_or(os(rustix::io::Errno::INVAL))?;
+        let guard = Guard::new(
+            pages.as_ptr().expose_provenance(),
+            pages_len,
+            page_size,
+            access == Access::ReadWrite,
+        );
+        Ok(Self {
+            pages,
+            pages_len,
+            skip,
+            len: bytes,
+            access,
+            guard: Some(guard),
+        })
+    }
+
+    /// New zeroed memory of `len` bytes, and the file to lend it by. `name` is
+    /// for people who look into /proc. A sealed file can neither shrink nor
+    /// grow any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`].
+    pub fn memfd(name: &str, len: u64, sealed: bool) -> Result<(Self, OwnedFd), Error> {
+        let os = |source: rustix::io::Errno| Error::Os {
+            what: "create shared memory",
+            source: source.into(),
+        };
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(os)?;
+        rustix::fs::ftruncate(&fd, len).map_err(os)?;
+        if sealed {
+            let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+            rustix::fs::fcntl_add_seals(&fd, seals).map_err(os)?;
+        }
+        let mapping = Self::of_fd(fd.as_fd(), 0, len, Access::ReadWrite)?;
+        Ok((mapping, fd))
+    }
+
+    /// The memory. With [`Access::Read`] nothing must be written through it: that
+    /// kills the process.
+    #[inline]
+    pub fn ram(&self) -> RamSlice<'_> {
+        // SAFETY: skip + len lies in the mapped pages, which stay while `self` is borrowed; no
+        // reference into them is ever made.
+        unsafe { RamSlice::from_raw_parts(self.pages.add(self.skip), self.len) }
+    }
+
+    /// Length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True for no bytes, which never is mapped.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What the mapping allows.
+    pub const fn access(&self) -> Access {
+        self.access
+    }
+
+    /// True once some of the memory was found to be gone and was replaced by
+    /// private zeroes ([`fault`](crate::fault)). The other side does not see
+    /// what is written there.
+    pub fn is_lost(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::is_lost)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // First: another mapping may get these addresses as soon as they are free.
+        drop(self.guard.take());
+        // SAFETY: mapped by us, and all borrows of the memory have ended.
+        let result = unsafe { rustix::mm::munmap(self.pages.as_ptr().cast(), self.pages_len) };
+        debug_assert!(result.is_ok());
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("ram", &self.ram())
+            .field("access", &self.access)
+            .field("lost", &self.is_lost())
+            .finish()
+    }
+}
+
+/// Size of the pages behind a file: hugetlbfs has its own.
+fn page_size(fd: BorrowedFd<'_>) -> usize {
+    let ordinary = rustix::param::page_size();
+    match rustix::fs::fstatfs(fd) {
+        // The type of the field differs between architectures; the magic fits all of them.
+        #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation)]
+        Ok(stat) if stat.f_type as u32 == HUGETLBFS_MAGIC as u32 => {
+            usize::try_from(stat.f_bsize).map_or(ordinary, |size| size.max(ordinary))
+        }
+        _ => ordinary,
+    }
+}
+
+/// True if a file can never shrink: it is sealed against it. False if not, or
+/// if it is of a kind that knows no seals.
+///
+/// # Errors
+///
+/// [`Error::Os`].
+pub fn check_seals(fd: BorrowedFd<'_>) -> Result<bool, Error> {
+    match rustix::fs::fcntl_get_seals(fd) {
+        Ok(seals) => Ok(seals.contains(SealFlags::SHRINK)),
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(Error::Os {
+            what: "read the seals of a file",
+            source: io::Error::from(error),
+        }),
+    }
+}
+
+/// A part of a [`Mapping`] that keeps it mapped, for message queues that live
+/// in a structure of their own.
+#[derive(Clone, Debug)]
+pub struct MappedSlice {
+    /// Valid as long as `mapping`, and only handed out for borrows of `self`.
+    ram: RamSlice<'static>,
+    mapping: Arc<Mapping>,
+}
+
+impl MappedSlice {
+    /// `len` bytes of `mapping` from `offset`; `None` if they are not all inside.
+    pub fn new(mapping: Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
+        let ram = extend(&mapping).get(offset, len)?;
+        Some(Self { ram, mapping })
+    }
+
+    /// The memory.
+    #[inline]
+    pub fn ram(&self) -> RamSlice<'_> {
+        self.ram
+    }
+
+    /// What it is a part of.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+}
+
+/// The memory of a mapping without the borrow. Callers keep the `Arc` next to
+/// it and hand it out only for as long as they are borrowed themselves.
+pub(crate) fn extend(mapping: &Arc<Mapping>) -> RamSlice<'static> {
+    let ram = mapping.ram();
+    // SAFETY: see above: nobody outside this crate gets it with this lifetime.
+    unsafe { RamSlice::from_raw_parts(NonNull::new_unchecked(ram.as_ptr()), ram.len()) }
+}
+
+impl QueueMemory for MappedSlice {
+    #[inline]
+    fn len(&self) -> usize {
+        self.ram.len()
+    }
+    fn is_aligned(&self) -> bool {
+        self.ram.is_aligned()
+    }
+    #[inline]
+    fn load_relaxed(&self, offset: usize) -> u32 {
+        self.ram.load_relaxed(offset)
+    }
+    #[inline]
+    fn load_acquire(&self, offset: usize) -> u32 {
+        self.ram.load_acquire(offset)
+    }
+    #[inline]
+    fn store_relaxed(&self, offset: usize, value: u32) {
+        self.ram.store_relaxed(offset, value);
+    }
+    #[inline]
+    fn store_release(&self, offset: usize, value: u32) {
+        self.ram.store_release(offset, value);
+    }
+    #[inline]
+    fn swap(&self, offset: usize, value: u32) -> u32 {
+        self.ram.swap(offset, value)
+    }
+    #[inline]
+    fn fence(&self) {
+        self.ram.fence();
+    }
+    #[inline]
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        QueueMemory::read(&self.ram, offset, into);
+    }
+    #[inline]
+    fn write(&self, offset: usize, from: &[u8]) {
+        QueueMemory::write(&self.ram, offset, from);
+    }
+}
+
+#[cfg(test)]
+#[path = "mapping_test.rs"]
+mod tests;
