@@ -47,7 +47,7 @@ impl Descriptor {
 }
 
 /// A table of descriptors that is aligned: that of a queue.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct DescriptorTable<'m>(&'m [[AtomicU64; 2]]);
 
 impl<'m> DescriptorTable<'m> {
@@ -108,7 +108,7 @@ impl<'m> IndirectTable<'m> {
 }
 
 /// The available ring: written by the driver.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct AvailRing<'m> {
     flags: &'m AtomicU16,
     index: &'m AtomicU16,
@@ -184,7 +184,7 @@ impl<'m> AvailRing<'m> {
 }
 
 /// The used ring: written by the device.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct UsedRing<'m> {
     flags: &'m AtomicU16,
     index: &'m AtomicU16,
