@@ -7,7 +7,7 @@
 //!
 //! * [`BusAddr`]: an address as the peer writes it in messages and descriptors.
 //! * [`RamSlice`]: a bounded piece of ordinary shared memory, [`Pieces`] a
-//!   run of them.
+//!   run of them; [`DeviceRegion`]: a piece of device memory.
 //! * [`Window`], [`AddressSpace`]: which bus addresses are backed by what.
 //! * [`spsc`]: the message queue, over any [`QueueMemory`].
 //!
@@ -16,10 +16,12 @@
 //! * [`Mapping`], [`MappedSlice`]: mapped files; [`WindowTable`]: windows with
 //!   their mappings.
 //! * [`fault`]: survive files that are truncated while mapped.
+//! * Methods of [`Pieces`] to read and write files and sockets.
 //! * [`Doorbell`]: an eventfd that can be rung without being blocked by others.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 mod addr;
+mod device_region;
 #[cfg(feature = "std")]
 mod doorbell;
 mod error;
@@ -28,6 +30,8 @@ pub mod fault;
 #[cfg(feature = "std")]
 mod mapping;
 mod pieces;
+#[cfg(feature = "std")]
+mod pieces_io;
 #[cfg(feature = "std")]
 mod pool;
 mod queue_memory;
@@ -38,12 +42,15 @@ mod table;
 mod window;
 
 pub use addr::BusAddr;
+pub use device_region::DeviceRegion;
 #[cfg(feature = "std")]
 pub use doorbell::{Doorbell, RingError};
 pub use error::Error;
 #[cfg(feature = "std")]
 pub use mapping::{MappedSlice, Mapping, check_seals};
 pub use pieces::Pieces;
+#[cfg(feature = "std")]
+pub use pieces_io::discard;
 pub use queue_memory::QueueMemory;
 pub use ram::RamSlice;
 #[cfg(feature = "std")]

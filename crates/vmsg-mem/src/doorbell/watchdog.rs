@@ -95,10 +95,10 @@ fn enroll() -> io::Result<&'static Watched> {
 
 #[cold]
 fn wake() {
-    if ASLEEP.swap(false, Ordering::Relaxed)
-        && let Some(Ok(watchdog)) = WATCHDOG.get()
-    {
-        watchdog.thread.unpark();
+    if ASLEEP.swap(false, Ordering::Relaxed) {
+        if let Some(Ok(watchdog)) = WATCHDOG.get() {
+            watchdog.thread.unpark();
+        }
     }
 }
 
