@@ -62,6 +62,11 @@ impl Guest {
         })
     }
 
+    /// Its name in the run.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Waits until the kernel is up and gives its version.
     pub(crate) fn booted(&self, scene: &mut Scene) -> Result<String> {
         Ok(self.mark(scene, "booted", BOOT)?.0)

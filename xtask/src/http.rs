@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A small HTTP server on the host's loopback, from which guests fetch a file.
 //!
-//! Serves `GET /file` (and `Range: bytes=N-`, with which an interrupted download goes on) of known content, up to a
+//! Answers `POST /sum` with the SHA-256 of what was sent, and serves `GET /file` (and `Range: bytes=N-`, with which an interrupted download goes on) of known content, up to a
 //! *gate*: bytes beyond it are held back until the gate is opened further. So a test can have a download under way for
 //! as long as it needs, without a clock.
 
@@ -105,7 +105,7 @@ impl Shared {
         let mut head = BufReader::new(stream).take(MAX_HEAD);
         let mut request = String::new();
         head.read_line(&mut request)?;
-        let mut from = 0;
+        let (mut from, mut length) = (0, 0);
         loop {
             let mut line = String::new();
             head.read_line(&mut line)?;
@@ -113,11 +113,22 @@ impl Shared {
             if line.is_empty() {
                 break;
             }
-            if let Some((name, value)) = line.split_once(':')
-                && name.eq_ignore_ascii_case("range")
-            {
-                from = range_start(value).unwrap_or(0);
+            if let Some((name, value)) = line.split_once(':') {
+                match name.to_ascii_lowercase().as_str() {
+                    "range" => from = range_start(value).unwrap_or(0),
+                    "content-length" => length = value.trim().parse().unwrap_or(0),
+                    _ => {}
+                }
             }
+        }
+        if request.starts_with("POST /sum ") {
+            head.set_limit(length);
+            let sum = sum_of(head)?;
+            let size = sum.len();
+            return write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n{sum}"
+            );
         }
         if !request.starts_with("GET /file ") || from > self.content.len() {
             let why = if from > self.content.len() {
@@ -156,6 +167,18 @@ impl Shared {
             at = end;
         }
         Ok(())
+    }
+}
+
+/// The SHA-256 of all that can be read, in hex.
+pub(crate) fn sum_of(mut from: impl Read) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match from.read(&mut chunk)? {
+            0 => return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect()),
+            length => hash.update(&chunk[..length]),
+        }
     }
 }
 

@@ -3,9 +3,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
-use super::{FILE_SIZE, Server};
+use super::{FILE_SIZE, Server, sum_of};
 
 fn get(server: &Server, path: &str, extra: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(server.address).unwrap();
@@ -77,4 +75,19 @@ fn other_paths_and_ranges_are_refused() {
             .0
             .starts_with("HTTP/1.1 416")
     );
+}
+
+#[test]
+fn what_is_posted_is_summed() {
+    // Example of FIPS 180-2.
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(sum_of(&b"abc"[..]).unwrap(), ABC);
+    let server = Server::start(0).unwrap();
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream
+        .write_all(b"POST /sum HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with(ABC), "{answer}");
 }

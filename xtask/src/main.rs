@@ -6,6 +6,7 @@ mod cpio;
 mod debian;
 mod demo;
 mod dirs;
+mod e2e;
 mod guest;
 mod http;
 mod initrd;
@@ -13,13 +14,17 @@ mod kit;
 mod machine;
 mod modules;
 mod qemu;
+mod report;
 mod scene;
 mod sources;
+mod tftp;
 mod vmsg;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::report::Report;
 
 #[derive(Parser, Debug)]
 #[command(
@@ -37,6 +42,8 @@ enum Task {
     /// Show what vmsg does, on a guest with a stock kernel
     #[command(subcommand)]
     Demo(Demo),
+    /// Boot guests and check that all works in them
+    E2e(e2e::Options),
 }
 
 #[derive(Subcommand, Debug)]
@@ -49,6 +56,14 @@ enum Demo {
 fn main() -> ExitCode {
     let passed = match Cli::parse().command {
         Task::Demo(Demo::TwoA(options)) => demo::run(&options),
+        Task::E2e(options) => {
+            let mut report = Report::default();
+            let ended = e2e::run(&options, &mut report);
+            if ended.is_err() {
+                report.result("end-to-end tests", ended);
+            }
+            report.finish()
+        }
     };
     if passed {
         ExitCode::SUCCESS

@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::dirs;
+use crate::guest::Guest;
+use crate::http::{self, Server};
+use crate::kit::{self, Kit};
+use crate::machine::Machine;
+use crate::qemu::{Backend, Board, OWN_MAC, TEST_MAC};
+use crate::report::Report;
+use crate::scene::{Id, Line, Scene, Stream};
+use crate::tftp;
+use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
+
+/// Scripts of the guests.
+const CHECKS: &str = include_str!("guest/checks.sh");
+const NEXT: &str = include_str!("guest/next.sh");
+const ENDURE: &str = include_str!("guest/endure.sh");
+
+/// Longest time for all checks of a guest.
+const ALL_CHECKS: Duration = Duration::from_secs(240);
+/// Longest time for one step.
+const STEP: Duration = Duration::from_secs(60);
+/// Interval of the guest's pings in `endure.sh`.
+const PING_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Options of `e2e`.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Only tests whose names contain this
+    name: Option<String>,
+    /// Only this machine type [default: both]
+    #[arg(long, value_enum)]
+    machine: Option<Machine>,
+    /// More processors, more memory, more repetitions
+    #[arg(long)]
+    full: bool,
+    /// Use QEMU's own devices instead of vmsg: shows that the expectations hold for an ordinary machine
+    #[arg(long, hide = true)]
+    reference: bool,
+    #[command(flatten)]
+    kit: kit::Options,
+}
+
+impl Options {
+    /// The options of the gate.
+    pub(crate) fn of_gate(full: bool) -> Self {
+        Self {
+            full,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a test is given.
+struct Stage<'a> {
+    kit: &'a Kit,
+    vmsg: Option<&'a Vmsg>,
+    full: bool,
+    scene: Scene,
+    server: Server,
+    udp_port: u16,
+}
+
+struct Test {
+    name: &'static str,
+    /// It makes sense with QEMU's own devices too.
+    reference: bool,
+    play: fn(&mut Stage, &mut Report) -> Result<()>,
+}
+
+const TESTS: [Test; 6] = [
+    Test {
+        name: "checks",
+        reference: true,
+        play: checks,
+    },
+    Test {
+        name: "next-guest",
+        reference: true,
+        play: next_guest,
+    },
+    Test {
+        name: "device-host-killed",
+        reference: false,
+        play: device_host_killed,
+    },
+    Test {
+        name: "proxy-killed",
+        reference: false,
+        play: proxy_killed,
+    },
+    Test {
+        name: "proxy-first",
+        reference: false,
+        play: proxy_first,
+    },
+    Test {
+        name: "memory-not-shared",
+        reference: false,
+        play: memory_not_shared,
+    },
+];
+
+/// Runs the tests.
+pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let wanted = |t: &&Test| {
+        options
+            .name
+            .as_ref()
+            .is_none_or(|n| t.name.contains(n.as_str()))
+            && (t.reference || !options.reference)
+    };
+    let tests: Vec<&Test> = TESTS.iter().filter(wanted).collect();
+    if tests.is_empty() {
+        let names: Vec<_> = TESTS.iter().map(|t| t.name).collect();
+        bail!("no such test; there are {}", names.join(", "));
+    }
+    let machines = options.machine.map_or(Machine::ALL.to_vec(), |m| vec![m]);
+    let kits = kit::gather(&machines, &options.kit)?;
+    let vmsg = if options.reference {
+        None
+    } else {
+        Some(Vmsg::build()?)
+    };
+    for kit in &kits {
+        for test in &tests {
+            let name = format!("{}/{}", kit.machine.name(), test.name);
+            let result = play(test, kit, vmsg.as_ref(), options.full, report);
+            report.result(&name, result);
+        }
+    }
+    Ok(())
+}
+
+fn play(
+    test: &Test,
+    kit: &Kit,
+    vmsg: Option<&Vmsg>,
+    full: bool,
+    report: &mut Report,
+) -> Result<()> {
+    let dir = dirs::run_folder(&format!("{}-{}", test.name, kit.machine.name()), None)?;
+    println!(
+        "      {}/{}: logs in {}",
+        kit.machine.name(),
+        test.name,
+        dir.display()
+    );
+    let mut stage = Stage {
+        kit,
+        vmsg,
+        full,
+        scene: Scene::new(dir),
+        server: Server::start(http::FILE_SIZE)?,
+        udp_port: tftp::start()?,
+    };
+    (test.play)(&mut stage, report)
+}
+
+impl Stage<'_> {
+    fn vmsg(&self) -> Result<Vmsg> {
+        self.vmsg.cloned().context("this test needs vmsg")
+    }
+
+    /// Both sides, if vmsg is tested: device host and proxy.
+    fn sides(&mut self) -> Result<Option<(Id, Id)>> {
+        let Some(vmsg) = self.vmsg else {
+            return Ok(None);
+        };
+        Ok(Some((
+            vmsg.serve(&mut self.scene, "serve")?,
+            vmsg.proxy(&mut self.scene, "proxy")?,
+        )))
+    }
+
+    fn board(&self) -> Board {
+        let mut board = match self.vmsg {
+            Some(_) => Board::new(
+                Backend::VhostUser(NET_SOCKET.to_owned()),
+                Backend::VhostUser(RNG_SOCKET.to_owned()),
+            ),
+            None => Board::new(Backend::Qemu, Backend::Qemu),
+        };
+        if self.full {
+            board.cpus = 2;
+            board.ram_mib = 1024;
+        }
+        board
+    }
+
+    /// Starts a guest and waits until it runs.
+    fn guest(&mut self, name: &str, board: &Board, script: &str) -> Result<Guest> {
+        let guest = self.launch(name, board, script)?;
+        guest.booted(&mut self.scene)?;
+        Ok(guest)
+    }
+
+    fn launch(&mut self, name: &str, board: &Board, script: &str) -> Result<Guest> {
+        let transport = match self.kit.machine {
+            Machine::X86 => "/pci",
+            Machine::Arm64 => "virtio_mmio",
+        };
+        let settings = [
+            ("OWN_MAC", OWN_MAC.to_owned()),
+            ("TEST_MAC", TEST_MAC.to_owned()),
+            ("TRANSPORT", transport.to_owned()),
+            ("PORT", self.server.port().to_string()),
+            ("SUM", self.server.sha256().to_owned()),
+            ("UDP_PORT", self.udp_port.to_string()),
+            ("UDP_SUM", http::sum_of(tftp::content().as_slice())?),
+        ];
+        Guest::start(&mut self.scene, name, self.kit, board, script, &settings)
+    }
+
+    /// Waits for the guest's end and reports its checks.
+    fn finish(&mut self, guest: Guest, report: &mut Report) -> Result<()> {
+        let name = guest.name().to_owned();
+        let checks = guest.finish(&mut self.scene, ALL_CHECKS)?;
+        ensure!(!checks.is_empty(), "the guest {name} has checked nothing");
+        for check in checks {
+            report.add(check);
+        }
+        Ok(())
+    }
+}
+
+/// A boot with many checks; and the two commands that look at the bus, before and while a guest uses it.
+fn checks(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let sides = stage.sides()?;
+    if sides.is_some() {
+        look(stage, report, "before")?;
+    }
+    let board = stage.board();
+    let guest = stage.guest("checks", &board, CHECKS)?;
+    if sides.is_some() {
+        look(stage, report, "while-used")?;
+    }
+    stage.finish(guest, report)?;
+    if let Some((serve, proxy)) = sides {
+        stage
+            .scene
+            .kill(proxy, Signal::TERM)
+            .context("the proxy does not end on SIGTERM")?;
+        stage
+            .scene
+            .kill(serve, Signal::TERM)
+            .context("the device host does not end on SIGTERM")?;
+    }
+    Ok(())
+}
+
+/// `vmsg ls` and `vmsg ping`.
+fn look(stage: &Stage, report: &mut Report, when: &str) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let machine = stage.kit.machine.name();
+    let mut run = |name: &str,
+                   command: &str,
+                   arguments: &[&str],
+                   holds: &dyn Fn(&str) -> bool|
+     -> Result<()> {
+        let output = vmsg.look(stage.scene.dir(), command, arguments)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = || {
+            format!(
+                "{}: {text}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            )
+        };
+        report.check(
+            &format!("{machine}/{name}-{when}"),
+            output.status.success() && holds(&text),
+            said,
+        );
+        Ok(())
+    };
+    run("ls", "ls", &[], &|text| {
+        text.contains("net0") && text.contains("rng")
+    })?;
+    run("ls-json", "ls", &["--json"], &|text| {
+        serde_json::from_str::<serde_json::Value>(text).is_ok() && text.contains("net0")
+    })?;
+    run("ping", "ping", &["-c", "5"], &|text| {
+        text.contains("min/avg/p99/max")
+    })
+}
+
+/// Guests follow one another on the same proxy: after one that powered off, and after one that was pulled out.
+fn next_guest(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    stage.sides()?;
+    let board = stage.board();
+    for name in ["first", "second"] {
+        let guest = stage.guest(name, &board, NEXT)?;
+        guest.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
+        guest.tell(&mut stage.scene, "go on")?;
+        stage.finish(guest, report)?;
+    }
+    let pulled = stage.guest("pulled", &board, NEXT)?;
+    pulled.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
+    stage.scene.kill(pulled.id, Signal::KILL)?;
+    let guest = stage.guest("last", &board, NEXT)?;
+    guest.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
+    guest.tell(&mut stage.scene, "go on")?;
+    stage.finish(guest, report)
+}
+
+/// The device host is killed again and again while the guest pings and downloads.
+fn device_host_killed(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let kills = if stage.full { 50 } else { 10 };
+    let (mut serve, _) = stage.sides()?.context("this test needs vmsg")?;
+    endure(stage, report, kills, |scene, n| {
+        scene.kill(serve, Signal::KILL)?;
+        serve = vmsg.serve(scene, &format!("serve-{n}"))?;
+        Ok(())
+    })
+}
+
+/// The proxy is killed while the guest pings and downloads; QEMU connects again to the next one.
+fn proxy_killed(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let kills = if stage.full { 10 } else { 3 };
+    let (_, mut proxy) = stage.sides()?.context("this test needs vmsg")?;
+    endure(stage, report, kills, |scene, n| {
+        scene.kill(proxy, Signal::KILL)?;
+        proxy = vmsg.proxy(scene, &format!("proxy-{n}"))?;
+        Ok(())
+    })
+}
+
+/// A guest pings and downloads at the same time while `act` is done to the other side `times` times, each time in the
+/// middle of the download and after pings have come through again.
+fn endure(
+    stage: &mut Stage,
+    report: &mut Report,
+    times: usize,
+    mut act: impl FnMut(&mut Scene, usize) -> Result<()>,
+) -> Result<()> {
+    // The file is let through in as many parts as are needed for the download to last until the end.
+    let part = http::FILE_SIZE / (times + 1);
+    stage.server.open_to(part);
+    let board = stage.board();
+    let guest = stage.guest("endure", &board, ENDURE)?;
+    guest.mark(&mut stage.scene, "under-way", STEP)?;
+    let mut longest = Duration::ZERO;
+    let mut gaps = Duration::ZERO;
+    for n in 1..=times {
+        let before = ping_answer(&guest, &mut stage.scene)?;
+        let begun = stage.scene.now();
+        act(&mut stage.scene, n).with_context(|| format!("time {n}"))?;
+        let ready = stage.scene.now();
+        // Answers that came earlier are from before.
+        let back = loop {
+            let (number, at) =
+                ping_answer(&guest, &mut stage.scene).with_context(|| format!("after time {n}"))?;
+            if number > before.0 && at > ready {
+                break at;
+            }
+        };
+        longest = longest.max(back - begun);
+        gaps += back - begun;
+        stage.server.open_to(part * (n + 1));
+    }
+    stage.server.open_to(http::FILE_SIZE);
+    let (tries, _) = guest.mark(&mut stage.scene, "fetched", ALL_CHECKS)?;
+    guest.tell(&mut stage.scene, "that is all")?;
+    let counts = guest.expect(&mut stage.scene, "ping's statistics", STEP, |line| {
+        line.text
+            .contains("packets transmitted")
+            .then(|| line.text.clone())
+    })?;
+    let id = guest.id;
+    stage.finish(guest, report)?;
+
+    let name = |check: &str| format!("{}/endure/{check}", stage.kit.machine.name());
+    let console = stage.scene.lines(id, Stream::Out);
+    let boots = console
+        .iter()
+        .filter(|l| l.text.contains("MARK booted"))
+        .count();
+    report.check(&name("no-reboot"), boots == 1, || format!("{boots} boots"));
+    let (sent, lost) =
+        ping_counts(&counts).with_context(|| format!("not ping's statistics: {counts}"))?;
+    // While the other side is away pings get lost, and with each end one that it had taken and not yet answered.
+    let allowed = gaps.as_millis() / PING_INTERVAL.as_millis() + 2 * times as u128;
+    report.check(
+        &name("pings-lost-in-gaps-only"),
+        u128::from(lost) <= allowed,
+        || format!("{counts}; {allowed} may be lost in gaps of {gaps:.1?}"),
+    );
+    let tries: usize = tries
+        .trim()
+        .parse()
+        .context("the number of tries is no number")?;
+    report.check(&name("downloads"), tries <= times + 1, || {
+        format!("the download needed {tries} connections")
+    });
+    println!(
+        "      {times} times: longest gap {longest:.2?}, {lost} of {sent} pings lost, download over {tries} connections"
+    );
+    Ok(())
+}
+
+/// The next answer to a ping: its sequence number and when it came.
+fn ping_answer(guest: &Guest, scene: &mut Scene) -> Result<(u64, Duration)> {
+    guest.expect(scene, "an answer to a ping", STEP, sequence)
+}
+
+/// `64 bytes from 10.0.2.2: seq=7 ttl=255 time=1.2 ms`
+fn sequence(line: &Line) -> Option<(u64, Duration)> {
+    let number = line
+        .text
+        .split_once("bytes from 10.0.2.2: seq=")?
+        .1
+        .split_whitespace()
+        .next()?;
+    Some((number.parse().ok()?, line.at))
+}
+
+/// Sent and lost in `10 packets transmitted, 9 packets received, 10% packet loss`.
+fn ping_counts(line: &str) -> Option<(u64, u64)> {
+    let number = |before: &str| {
+        line.split(before)
+            .next()?
+            .split_whitespace()
+            .next_back()?
+            .parse::<u64>()
+            .ok()
+    };
+    let sent = number(" packets transmitted")?;
+    Some((sent, sent.checked_sub(number(" packets received")?)?))
+}
+
+/// The proxy is started before the device host.
+fn proxy_first(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    vmsg.proxy(&mut stage.scene, "proxy")?;
+    vmsg.serve(&mut stage.scene, "serve")?;
+    let board = stage.board();
+    let guest = stage.guest("after", &board, NEXT)?;
+    guest.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
+    guest.tell(&mut stage.scene, "go on")?;
+    stage.finish(guest, report)
+}
+
+/// RAM that QEMU does not share: the proxy sees it and names the remedy.
+fn memory_not_shared(stage: &mut Stage, _: &mut Report) -> Result<()> {
+    let (_, proxy) = stage.sides()?.context("this test needs vmsg")?;
+    let board = Board {
+        ram_shared: false,
+        reconnect: false,
+        ..stage.board()
+    };
+    let guest = stage.launch("unshared", &board, NEXT)?;
+    stage.scene.may_end(guest.id);
+    stage.scene.expect(
+        (proxy, Stream::Err),
+        "the proxy's advice to use share=on",
+        ALL_CHECKS,
+        |line| line.text.contains("share=on").then_some(()),
+    )
+}
+
+#[cfg(test)]
+#[path = "e2e_test.rs"]
+mod tests;

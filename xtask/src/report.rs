@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Results, printed as they come and summed up at the end.
+
+use anyhow::Result;
+
+use crate::guest::Check;
+
+/// The results of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    passed: usize,
+    /// What failed and why, for the end of the run.
+    failures: Vec<(String, String)>,
+}
+
+impl Report {
+    /// `count` things that are reported elsewhere have passed.
+    pub(crate) fn passed(&mut self, count: usize) {
+        self.passed += count;
+    }
+
+    /// Takes in whether `name` holds; a reason is wanted if not.
+    pub(crate) fn check(&mut self, name: &str, holds: bool, why: impl FnOnce() -> String) {
+        self.add(Check {
+            name: name.to_owned(),
+            failure: (!holds).then(why),
+        });
+    }
+
+    /// Takes in how `name` ended.
+    pub(crate) fn result(&mut self, name: &str, result: Result<()>) {
+        let failure = result.err().map(|error| format!("{error:#}"));
+        self.add(Check {
+            name: name.to_owned(),
+            failure,
+        });
+    }
+
+    /// Takes in a result.
+    pub(crate) fn add(&mut self, check: Check) {
+        match check.failure {
+            None => {
+                println!("ok    {}", check.name);
+                self.passed += 1;
+            }
+            Some(why) => {
+                println!("FAIL  {}: {why}", check.name);
+                self.failures.push((check.name, why));
+            }
+        }
+    }
+
+    /// Prints what failed and, as last line, the counts. Gives whether all is well: nothing failed and something
+    /// passed.
+    pub(crate) fn finish(&self) -> bool {
+        if !self.failures.is_empty() {
+            println!("\nfailed:");
+            for (name, why) in &self.failures {
+                println!("  {name}: {}", why.lines().next().unwrap_or_default());
+            }
+        }
+        println!("{} passed, {} failed", self.passed, self.failures.len());
+        self.failures.is_empty() && self.passed > 0
+    }
+}
