@@ -14,7 +14,7 @@ pub struct FeatureSet {
 
 impl FeatureSet {
     /// How many bits there can be.
-    pub const BITS: u32 = 32 * MAX_BLOCKS as u32;
+    pub const BITS: u32 = 256;
 
     /// The set without any bit.
     pub const EMPTY: FeatureSet = FeatureSet {
@@ -165,6 +165,8 @@ impl FeatureSet {
         out
     }
 }
+
+const _: () = assert!(FeatureSet::BITS as usize == 32 * MAX_BLOCKS);
 
 impl From<u64> for FeatureSet {
     fn from(bits: u64) -> FeatureSet {

@@ -7,15 +7,19 @@
 //! * [`decode`] and [`Frame::encode`] turn bytes into [`Message`]s and back; `Display` of a [`Frame`] is the line of a trace.
 //! * [`Channel`] is what a bus offers.
 //! * [`device::DeviceMachine`] is the device side of one device number.
+//! * [`driver::Requester`] is the driver side of a bus; [`driver::Bringup`], [`driver::Enumeration`] and others run on top of it.
+//! * [`bus`] answers the bus messages.
 //! * [`feature`] names the feature bits.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod bus;
 mod channel;
 mod codec;
 pub mod device;
 mod display;
+pub mod driver;
 pub mod feature;
 mod feature_set;
 mod message;
