@@ -81,14 +81,23 @@ pub enum Error {
     /// The configuration space changed each time it was read.
     #[error("the configuration space does not hold still")]
     ConfigUnstable,
-    /// The bus refused one of its own requests; the number is the status of `docs/bus-unix.md` §5.
-    #[error("the bus refuses {request} with status {status}")]
+    /// The bus refused one of its own requests (`docs/bus-unix.md` §5).
+    #[cfg(feature = "std")]
+    #[error("the bus refuses {request}: {status}")]
     Refused {
         /// Name of the request.
         request: &'static str,
-        /// Status: 1 malformed, 2 no such device, queue or window, 3 exists already, 4 too many, 5 held by another driver,
-        /// 6 descriptor unusable, 7 not supported, 8 not permitted, 9 not in this state.
-        status: u32,
+        /// Why.
+        status: vmsg_bus::control::Status,
+    },
+    /// Another driver holds the device.
+    #[cfg(feature = "std")]
+    #[error("device {device} is held by {holder}")]
+    Held {
+        /// Which device.
+        device: DevNum,
+        /// Name of the other driver.
+        holder: String,
     },
     /// The bus cannot do this.
     #[error("the bus cannot do {request}")]

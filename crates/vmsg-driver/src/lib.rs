@@ -6,15 +6,19 @@
 //!
 //! The device side is not trusted: what it sends is checked, counted and dropped if it is wrong; a request that gets no proper
 //! answer ends in an error. Without the feature `std` the crate needs neither an operating system nor an allocator.
-#![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![deny(unsafe_code)]
 
 mod client;
 mod error;
 mod event;
+#[cfg(feature = "std")]
+mod sleep;
 mod wait;
 
 pub use client::{Client, Counters, DEFAULT_TIMEOUT};
 pub use error::{Error, Fault};
 pub use event::{Event, MAX_EVENTS};
+#[cfg(feature = "std")]
+pub use sleep::{DEFAULT_SPIN, Sleep};
 pub use wait::{Interest, Spin, Wait};

@@ -89,6 +89,7 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     /// [`Error::Timeout`] if not even one answers; [`Error::Channel`].
     pub fn scan(&mut self, mut found: impl FnMut(DevNum)) -> Result<(), Error> {
         const { assert!(MAX_PENDING >= SCANNED as usize) };
+        let request = Message::GetDeviceInfo;
         let mut ids = [None; SCANNED as usize];
         let mut answers = [None; SCANNED as usize];
         let mut count = 0;
@@ -103,9 +104,11 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         let mut outcome = Ok(());
         for (number, id) in (0..SCANNED).zip(&mut ids) {
             match self.start(
+                request.name(),
                 DevNum(number),
-                &Message::GetDeviceInfo,
+                &request,
                 deadline,
+                &mut C::try_send,
                 &mut answered,
             ) {
                 Ok(started) => *id = Some(started),

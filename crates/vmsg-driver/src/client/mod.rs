@@ -2,6 +2,8 @@
 //! Asking and waiting for the answer.
 
 mod calls;
+#[cfg(feature = "std")]
+mod control;
 mod enumerate;
 mod pending;
 
@@ -22,6 +24,12 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Messages that are handled in a row before the clock is looked at again: a flood of events must not keep a request from
 /// timing out.
 const BURST: usize = 64;
+
+/// Sends the bytes of a message over a channel.
+type Put<'a, C> = &'a mut dyn FnMut(&mut C, &[u8]) -> Result<(), ChannelError>;
+
+/// Takes an answer.
+type Answered<'a> = &'a mut dyn FnMut(RequestId, &Message<'_>);
 
 /// What a client has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,7 +201,13 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             virtio_msg::Token(0),
             Message::EventAvail { queue, next },
         );
-        self.send(&event, deadline, &mut |_, _| {})
+        self.send(
+            event.message.name(),
+            &event,
+            deadline,
+            &mut C::try_send,
+            &mut |_, _| {},
+        )
     }
 
     /// Takes in what has arrived, without waiting.
@@ -209,11 +223,22 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         &mut self,
         device: DevNum,
         request: Message<'_>,
+        accept: impl FnMut(&Message<'_>) -> Option<R>,
+    ) -> Result<R, Error> {
+        self.exchange(request.name(), device, request, &mut C::try_send, accept)
+    }
+
+    /// As [`Client::ask`], with the name of the request for errors, and with the way to send it.
+    fn exchange<R>(
+        &mut self,
+        name: &'static str,
+        device: DevNum,
+        request: Message<'_>,
+        put: Put<'_, C>,
         mut accept: impl FnMut(&Message<'_>) -> Option<R>,
     ) -> Result<R, Error> {
-        let name = request.name();
         let deadline = self.wait.now() + self.timeout;
-        let id = self.start(device, &request, deadline, &mut |_, _| {})?;
+        let id = self.start(name, device, &request, deadline, put, &mut |_, _| {})?;
         let mut result = None;
         let outcome = self.collect(deadline, &mut |answered, message| {
             if answered == id {
@@ -235,13 +260,21 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     /// Sends a request; its answer is collected later. Answers to others may come meanwhile.
     fn start(
         &mut self,
+        name: &'static str,
         device: DevNum,
         request: &Message<'_>,
         deadline: Instant,
-        answered: &mut dyn FnMut(RequestId, &Message<'_>),
+        put: Put<'_, C>,
+        answered: Answered<'_>,
     ) -> Result<RequestId, Error> {
         let (id, token) = self.pending.start(device, request).ok_or(Error::Busy)?;
-        match self.send(&Frame::new(device, token, *request), deadline, answered) {
+        match self.send(
+            name,
+            &Frame::new(device, token, *request),
+            deadline,
+            put,
+            answered,
+        ) {
             Ok(()) => {
                 self.counters.requests += 1;
                 Ok(id)
@@ -254,11 +287,7 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     }
 
     /// Receives until no request waits for an answer any more, or until `deadline`.
-    fn collect(
-        &mut self,
-        deadline: Instant,
-        answered: &mut dyn FnMut(RequestId, &Message<'_>),
-    ) -> Result<(), Error> {
+    fn collect(&mut self, deadline: Instant, answered: Answered<'_>) -> Result<(), Error> {
         loop {
             let busy = self.pump(answered)?;
             if self.pending.is_empty() || self.wait.now() >= deadline {
@@ -274,21 +303,22 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     /// Sends a frame, waiting for room until `deadline`.
     fn send(
         &mut self,
+        name: &'static str,
         frame: &Frame<'_>,
         deadline: Instant,
-        answered: &mut dyn FnMut(RequestId, &Message<'_>),
+        put: Put<'_, C>,
+        answered: Answered<'_>,
     ) -> Result<(), Error> {
-        let name = frame.message.name();
         let max = self.max;
         loop {
             let (out, _) = self.buffers.as_mut().split_at_mut(max);
-            // Encoded anew each time: receiving in between leaves this half alone, but an answer to a PING uses it.
+            // Encoded anew each time, for the answer to a PING that comes in between takes the same place.
             let size = frame.encode(out).map_err(|e| Error::NoRoom {
                 request: name,
                 need: e.size,
                 have: max,
             })?;
-            match self.channel.try_send(&out[..size]) {
+            match put(&mut self.channel, &out[..size]) {
                 Ok(()) => return Ok(self.channel.flush()?),
                 Err(ChannelError::Full) => {}
                 Err(error) => return Err(error.into()),
@@ -305,7 +335,7 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     }
 
     /// Receives at most [`BURST`] messages without waiting. True if there may be more.
-    fn pump(&mut self, answered: &mut dyn FnMut(RequestId, &Message<'_>)) -> Result<bool, Error> {
+    fn pump(&mut self, answered: Answered<'_>) -> Result<bool, Error> {
         for _ in 0..BURST {
             let (out, incoming) = self.buffers.as_mut().split_at_mut(self.max);
             let Some(received) = self.channel.try_recv(incoming)? else {
