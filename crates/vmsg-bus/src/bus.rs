@@ -60,11 +60,19 @@ pub trait Bus: Channel {
     /// # Errors
     /// As [`Channel::try_send`]; [`ChannelError::TooLong`] also if there are too
     /// many descriptors or the bus passes none.
-    fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError>;
+    fn try_send_with_fds(
+        &mut self,
+        message: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError>;
 
     /// As [`Channel::try_recv`], which closes descriptors that come with a
     /// message; this puts them into `fds`, in place of what was there.
-    fn try_recv_with_fds(&mut self, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<usize>, ChannelError>;
+    fn try_recv_with_fds(
+        &mut self,
+        buf: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Option<usize>, ChannelError>;
 
     /// Flushes, and asks to be woken for the next message. True: there is
     /// none, sleep on [`Self::wake_fds`]. False: receive again; there is a

@@ -38,9 +38,18 @@ impl Capabilities {
 
     /// The flags as bits of a WELCOME frame.
     pub fn bits(&self) -> u32 {
-        let flags =
-            [self.passes_fds, self.runtime_windows, self.out_of_band_notify, self.enumerates, self.claims];
-        flags.into_iter().zip(BITS).map(|(on, bit)| if on { bit } else { 0 }).sum()
+        let flags = [
+            self.passes_fds,
+            self.runtime_windows,
+            self.out_of_band_notify,
+            self.enumerates,
+            self.claims,
+        ];
+        flags
+            .into_iter()
+            .zip(BITS)
+            .map(|(on, bit)| if on { bit } else { 0 })
+            .sum()
     }
 
     /// The flags from the bits of a WELCOME frame; unknown bits mean nothing.
@@ -73,7 +82,12 @@ pub struct Peer {
 impl Peer {
     /// A peer called `name`, of which nothing else is known.
     pub fn named(name: &str) -> Self {
-        Self { name: printable(name.as_bytes()), pid: None, uid: None, observer: false }
+        Self {
+            name: printable(name.as_bytes()),
+            pid: None,
+            uid: None,
+            observer: false,
+        }
     }
 }
 
@@ -95,7 +109,11 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.name.is_empty() { "unnamed" } else { &self.name };
+        let name = if self.name.is_empty() {
+            "unnamed"
+        } else {
+            &self.name
+        };
         match self.pid {
             Some(pid) => write!(f, "{name} (pid {pid})"),
             None => f.write_str(name),

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The way beside the queues: messages with file descriptors, and the end of the connection.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(feature = "unix")]
+use std::os::fd::AsFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 #[cfg(feature = "loopback")]
 use crate::loopback::Side;
@@ -37,14 +39,21 @@ impl Carrier {
     }
 
     /// Receives a packet, if one is there; its descriptors are appended to `fds`.
-    pub(crate) fn recv(&self, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<Packet>, &'static str> {
+    pub(crate) fn recv(
+        &self,
+        buf: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Option<Packet>, &'static str> {
         match self {
             #[cfg(feature = "loopback")]
             Self::Local(side) => side.recv(buf, fds),
             #[cfg(feature = "unix")]
-            Self::Socket(socket) => match packet::recv::<{ crate::MAX_FDS }>(socket.as_fd(), buf, fds) {
+            Self::Socket(socket) => match packet::recv(socket.as_fd(), buf, fds, crate::MAX_FDS) {
                 Ok(Some(packet)) if packet.truncated => Err("a message longer than agreed"),
-                Ok(Some(packet)) => Ok(Some(Packet { len: packet.len, fds_lost: packet.fds_lost })),
+                Ok(Some(packet)) => Ok(Some(Packet {
+                    len: packet.len,
+                    fds_lost: packet.fds_lost,
+                })),
                 Ok(None) => Ok(None),
                 Err(_) => Err("the socket broke"),
             },

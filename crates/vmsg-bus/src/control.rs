@@ -268,13 +268,21 @@ const CALL: u16 = 2;
 const RELEASE: u16 = 1;
 const FROM_RING: u16 = 1;
 
-fn wire<T: FromBytes + Unaligned + KnownLayout + Immutable>(id: u8, payload: &[u8]) -> Result<T, ControlError> {
-    T::read_from_bytes(payload).map_err(|_| ControlError::BadLength { id, len: payload.len() })
+fn wire<T: FromBytes + Unaligned + KnownLayout + Immutable>(
+    id: u8,
+    payload: &[u8],
+) -> Result<T, ControlError> {
+    T::read_from_bytes(payload).map_err(|_| ControlError::BadLength {
+        id,
+        len: payload.len(),
+    })
 }
 
 fn put(wire: &(impl IntoBytes + Immutable), out: &mut [u8]) -> Result<usize, ControlError> {
     let bytes = wire.as_bytes();
-    out.get_mut(..bytes.len()).ok_or(ControlError::NoRoom)?.copy_from_slice(bytes);
+    out.get_mut(..bytes.len())
+        .ok_or(ControlError::NoRoom)?
+        .copy_from_slice(bytes);
     Ok(bytes.len())
 }
 
@@ -302,7 +310,11 @@ impl Request {
             Self::WindowAdd(WindowAdd { id, .. }) | Self::WindowRemove { id, .. } => id,
             Self::QueueNotify(n) => u32::from(n.dev.0) | u32::from(notify_flags(&n)) << 16,
             Self::QueueResume { dev, from, .. } => {
-                let mode = if from == Resume::UsedInRing { FROM_RING } else { 0 };
+                let mode = if from == Resume::UsedInRing {
+                    FROM_RING
+                } else {
+                    0
+                };
                 u32::from(dev.0) | u32::from(mode) << 16
             }
             Self::Claim { dev, .. } | Self::DeviceName(dev) => u32::from(dev.0),
@@ -328,7 +340,10 @@ impl Request {
             }
             id::WINDOW_REMOVE => {
                 let w: WindowRemoveWire = wire(id, payload)?;
-                Self::WindowRemove { id: w.id.get(), more: w.flags.get() & MORE != 0 }
+                Self::WindowRemove {
+                    id: w.id.get(),
+                    more: w.flags.get() & MORE != 0,
+                }
             }
             id::QUEUE_NOTIFY => {
                 let w: QueueNotifyWire = wire(id, payload)?;
@@ -342,15 +357,25 @@ impl Request {
             id::QUEUE_RESUME => {
                 let w: QueueResumeWire = wire(id, payload)?;
                 let from = match w.mode.get() {
-                    0 => Resume::At { avail_idx: w.avail_idx.get(), used_idx: w.used_idx.get() },
+                    0 => Resume::At {
+                        avail_idx: w.avail_idx.get(),
+                        used_idx: w.used_idx.get(),
+                    },
                     FROM_RING => Resume::UsedInRing,
                     _ => return Err(ControlError::BadField(id)),
                 };
-                Self::QueueResume { dev: DevNum(w.dev.get()), queue: QueueIndex(w.queue.get()), from }
+                Self::QueueResume {
+                    dev: DevNum(w.dev.get()),
+                    queue: QueueIndex(w.queue.get()),
+                    from,
+                }
             }
             id::CLAIM => {
                 let w: DeviceWire = wire(id, payload)?;
-                Self::Claim { dev: DevNum(w.dev.get()), release: w.flags.get() & RELEASE != 0 }
+                Self::Claim {
+                    dev: DevNum(w.dev.get()),
+                    release: w.flags.get() & RELEASE != 0,
+                }
             }
             id::DEVICE_NAME => Self::DeviceName(DevNum(wire::<DeviceWire>(id, payload)?.dev.get())),
             _ => return Err(ControlError::UnknownId(id)),
@@ -366,23 +391,36 @@ impl Request {
             Self::WindowAdd(w) => put(
                 &WindowAddWire {
                     id: w.id.into(),
-                    flags: U32::new(if w.writable { WRITABLE } else { 0 } | if w.more { MORE } else { 0 }),
+                    flags: U32::new(
+                        if w.writable { WRITABLE } else { 0 } | if w.more { MORE } else { 0 },
+                    ),
                     base: w.base.0.into(),
                     len: w.len.into(),
                     file_offset: w.file_offset.into(),
                 },
                 out,
             ),
-            Self::WindowRemove { id, more } => {
-                put(&WindowRemoveWire { id: id.into(), flags: U32::new(if more { MORE } else { 0 }) }, out)
-            }
+            Self::WindowRemove { id, more } => put(
+                &WindowRemoveWire {
+                    id: id.into(),
+                    flags: U32::new(if more { MORE } else { 0 }),
+                },
+                out,
+            ),
             Self::QueueNotify(n) => put(
-                &QueueNotifyWire { dev: n.dev.0.into(), flags: notify_flags(&n).into(), queue: n.queue.0.into() },
+                &QueueNotifyWire {
+                    dev: n.dev.0.into(),
+                    flags: notify_flags(&n).into(),
+                    queue: n.queue.0.into(),
+                },
                 out,
             ),
             Self::QueueResume { dev, queue, from } => {
                 let (mode, avail_idx, used_idx) = match from {
-                    Resume::At { avail_idx, used_idx } => (0, avail_idx, used_idx),
+                    Resume::At {
+                        avail_idx,
+                        used_idx,
+                    } => (0, avail_idx, used_idx),
                     Resume::UsedInRing => (FROM_RING, 0, 0),
                 };
                 put(
@@ -396,16 +434,30 @@ impl Request {
                     out,
                 )
             }
-            Self::Claim { dev, release } => {
-                put(&DeviceWire { dev: dev.0.into(), flags: U16::new(if release { RELEASE } else { 0 }) }, out)
-            }
-            Self::DeviceName(dev) => put(&DeviceWire { dev: dev.0.into(), flags: U16::ZERO }, out),
+            Self::Claim { dev, release } => put(
+                &DeviceWire {
+                    dev: dev.0.into(),
+                    flags: U16::new(if release { RELEASE } else { 0 }),
+                },
+                out,
+            ),
+            Self::DeviceName(dev) => put(
+                &DeviceWire {
+                    dev: dev.0.into(),
+                    flags: U16::ZERO,
+                },
+                out,
+            ),
         }
     }
 
     /// The answer to this request.
     pub fn response<'a>(&self, status: Status, name: &'a str) -> Response<'a> {
-        Response { subject: self.subject(), status, name }
+        Response {
+            subject: self.subject(),
+            status,
+            name,
+        }
     }
 }
 
@@ -422,16 +474,26 @@ impl<'a> Response<'a> {
         if !Request::is_known(id) {
             return Err(ControlError::UnknownId(id));
         }
-        let (wire, rest) = ResponseWire::read_from_prefix(payload)
-            .map_err(|_| ControlError::BadLength { id, len: payload.len() })?;
+        let (wire, rest) =
+            ResponseWire::read_from_prefix(payload).map_err(|_| ControlError::BadLength {
+                id,
+                len: payload.len(),
+            })?;
         if !matches!(id, id::CLAIM | id::DEVICE_NAME) && !rest.is_empty() {
-            return Err(ControlError::BadLength { id, len: payload.len() });
+            return Err(ControlError::BadLength {
+                id,
+                len: payload.len(),
+            });
         }
         let name = std::str::from_utf8(rest).map_err(|_| ControlError::BadName(id))?;
         if name.len() > MAX_NAME {
             return Err(ControlError::BadName(id));
         }
-        Ok(Self { subject: wire.subject.get(), status: Status(wire.status.get()), name })
+        Ok(Self {
+            subject: wire.subject.get(),
+            status: Status(wire.status.get()),
+            name,
+        })
     }
 
     /// Writes the payload to `out` and returns its length. A name for which
@@ -440,7 +502,13 @@ impl<'a> Response<'a> {
     /// # Errors
     /// [`ControlError::NoRoom`] if not even the 8 bytes before the name fit.
     pub fn encode(&self, out: &mut [u8]) -> Result<usize, ControlError> {
-        let at = put(&ResponseWire { subject: self.subject.into(), status: self.status.0.into() }, out)?;
+        let at = put(
+            &ResponseWire {
+                subject: self.subject.into(),
+                status: self.status.0.into(),
+            },
+            out,
+        )?;
         let room = (out.len() - at).min(MAX_NAME);
         let name = &self.name[..self.name.floor_char_boundary(room)];
         out[at..at + name.len()].copy_from_slice(name.as_bytes());

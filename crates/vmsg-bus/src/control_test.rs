@@ -13,14 +13,29 @@ fn requests() -> Vec<Request> {
             more: true,
         }),
         Request::WindowRemove { id: 9, more: true },
-        Request::QueueNotify(QueueNotify { dev: DevNum(3), queue: QueueIndex(1), kick: false, call: true }),
+        Request::QueueNotify(QueueNotify {
+            dev: DevNum(3),
+            queue: QueueIndex(1),
+            kick: false,
+            call: true,
+        }),
         Request::QueueResume {
             dev: DevNum(3),
             queue: QueueIndex(1),
-            from: Resume::At { avail_idx: 0xfffe, used_idx: 0xfff0 },
+            from: Resume::At {
+                avail_idx: 0xfffe,
+                used_idx: 0xfff0,
+            },
         },
-        Request::QueueResume { dev: DevNum(4), queue: QueueIndex(0), from: Resume::UsedInRing },
-        Request::Claim { dev: DevNum(5), release: true },
+        Request::QueueResume {
+            dev: DevNum(4),
+            queue: QueueIndex(0),
+            from: Resume::UsedInRing,
+        },
+        Request::Claim {
+            dev: DevNum(5),
+            release: true,
+        },
         Request::DeviceName(DevNum(6)),
     ]
 }
@@ -33,9 +48,15 @@ fn requests_survive_the_wire_and_responses_name_them() {
         assert_eq!(Request::decode(request.id(), &bytes[..len]), Ok(request));
         let first = u32::from_le_bytes(bytes[..4].try_into().unwrap());
         let named = matches!(request.id(), id::CLAIM | id::DEVICE_NAME);
-        assert_eq!(request.subject(), if named { first & 0xffff } else { first });
+        assert_eq!(
+            request.subject(),
+            if named { first & 0xffff } else { first }
+        );
         assert!(Request::decode(request.id(), &bytes[..len - 1]).is_err());
-        assert_eq!(request.encode(&mut bytes[..len - 1]), Err(ControlError::NoRoom));
+        assert_eq!(
+            request.encode(&mut bytes[..len - 1]),
+            Err(ControlError::NoRoom)
+        );
     }
 }
 
@@ -55,14 +76,31 @@ fn window_add_has_the_bytes_of_the_specification() {
 #[test]
 fn responses_carry_status_and_name() {
     let mut out = [0; 300];
-    let claim = Request::Claim { dev: DevNum(5), release: false };
+    let claim = Request::Claim {
+        dev: DevNum(5),
+        release: false,
+    };
     let response = claim.response(Status::HELD, "vmsg-proxy (pid 12)");
     let len = response.encode(&mut out).unwrap();
     assert_eq!(Response::decode(id::CLAIM, &out[..len]), Ok(response));
-    assert_eq!(Response::decode(id::WINDOW_ADD, &out[..len]), Err(ControlError::BadLength { id: 0x80, len }));
-    assert_eq!(Response::decode(0x86, &out[..len]), Err(ControlError::UnknownId(0x86)));
-    assert_eq!(claim.response(Status::HELD, "é").encode(&mut out[..9]), Ok(8));
-    assert_eq!(claim.response(Status::HELD, &"x".repeat(500)).encode(&mut out), Ok(8 + MAX_NAME));
+    assert_eq!(
+        Response::decode(id::WINDOW_ADD, &out[..len]),
+        Err(ControlError::BadLength { id: 0x80, len })
+    );
+    assert_eq!(
+        Response::decode(0x86, &out[..len]),
+        Err(ControlError::UnknownId(0x86))
+    );
+    assert_eq!(
+        claim.response(Status::HELD, "é").encode(&mut out[..9]),
+        Ok(8)
+    );
+    assert_eq!(
+        claim
+            .response(Status::HELD, &"x".repeat(500))
+            .encode(&mut out),
+        Ok(8 + MAX_NAME)
+    );
 }
 
 #[test]

@@ -116,7 +116,9 @@ impl Spec {
                 Some(("", _)) => return Err(Error(format!("`{item}` has no key before the `=`"))),
                 Some((key, value)) => (key, Item::Text(value.to_owned())),
                 None if item.is_empty() => {
-                    return Err(Error(format!("`{spec}` has an empty item (`,,` is a comma)")));
+                    return Err(Error(format!(
+                        "`{spec}` has an empty item (`,,` is a comma)"
+                    )));
                 }
                 None if i == 0 => {
                     name = Some(item);
@@ -136,9 +138,12 @@ impl Spec {
     fn name_first(&mut self, key: &str) -> Result<(), Error> {
         if let Some(name) = self.name.take() {
             if self.entries.iter().any(|(k, _)| k == key) {
-                return Err(Error(format!("`{key}` is given more than once (`{name}` stands for `{key}={name}`)")));
+                return Err(Error(format!(
+                    "`{key}` is given more than once (`{name}` stands for `{key}={name}`)"
+                )));
             }
-            self.entries.insert(0, (key.to_owned(), vec![Item::Text(name)]));
+            self.entries
+                .insert(0, (key.to_owned(), vec![Item::Text(name)]));
         }
         Ok(())
     }
@@ -153,7 +158,11 @@ impl Spec {
     }
 
     fn check_keys(&self, known: &'static [&'static str]) -> Result<(), Error> {
-        match self.entries.iter().find(|(k, _)| !known.contains(&k.as_str())) {
+        match self
+            .entries
+            .iter()
+            .find(|(k, _)| !known.contains(&k.as_str()))
+        {
             Some((key, _)) => Err(unknown("key", key, known)),
             None => Ok(()),
         }
@@ -187,7 +196,10 @@ fn unknown(what: &str, got: &str, known: &[&str]) -> Error {
         .filter(|(d, k)| *d <= 2 && *d < k.chars().count())
         .map(|(_, k)| format!("; did you mean `{k}`?"))
         .unwrap_or_default();
-    Error(format!("unknown {what} `{got}`, known: {}{near}", list.join(", ")))
+    Error(format!(
+        "unknown {what} `{got}`, known: {}{near}",
+        list.join(", ")
+    ))
 }
 
 /// How many characters have to be added, removed or replaced (Levenshtein).
@@ -258,7 +270,10 @@ impl<'de> Deserializer<'de> for Spec {
     ) -> Result<V::Value, Error> {
         let Some(name) = self.name.take() else {
             let list: Vec<String> = variants.iter().map(|v| format!("`{v}`")).collect();
-            return Err(Error(format!("the first item must be one of {}", list.join(", "))));
+            return Err(Error(format!(
+                "the first item must be one of {}",
+                list.join(", ")
+            )));
         };
         if !variants.contains(&name.as_str()) {
             return Err(unknown("name", &name, variants));
@@ -274,7 +289,11 @@ impl<'de> Deserializer<'de> for Spec {
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -283,11 +302,19 @@ impl<'de> Deserializer<'de> for Spec {
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        _len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         self.deserialize_seq(visitor)
     }
 
@@ -313,22 +340,33 @@ struct Entries {
 
 impl Entries {
     fn new(spec: Spec) -> Self {
-        Self { left: spec.entries.into_iter(), next: None }
+        Self {
+            left: spec.entries.into_iter(),
+            next: None,
+        }
     }
 }
 
 impl<'de> MapAccess<'de> for Entries {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let Some((key, values)) = self.left.next() else { return Ok(None) };
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
+        let Some((key, values)) = self.left.next() else {
+            return Ok(None);
+        };
         let found = seed.deserialize(key.as_str().into_deserializer())?;
         self.next = Some(Values::new(key, values));
         Ok(Some(found))
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
-        let values = self.next.take().ok_or_else(|| Error::new("a value was asked for before its key"))?;
+        let values = self
+            .next
+            .take()
+            .ok_or_else(|| Error::new("a value was asked for before its key"))?;
         let (key, shown) = values.place();
         seed.deserialize(values).map_err(|e| e.at(&key, &shown))
     }

@@ -32,7 +32,10 @@ enum Device {
     Net(Net),
     Rng,
     #[serde(rename_all = "kebab-case")]
-    Blk { path: PathBuf, read_only: Option<bool> },
+    Blk {
+        path: PathBuf,
+        read_only: Option<bool>,
+    },
 }
 
 #[derive(Debug, Deserialize, PartialEq)]
@@ -49,7 +52,9 @@ fn text<T: DeserializeOwned + fmt::Debug>(spec: &str) -> String {
 
 #[test]
 fn the_first_item_names_the_variant_and_the_rest_fills_it() {
-    let device: Device = from_str("net,id=net0,backend=tap,host-fwd=tcp::1-:2,host-fwd=udp::3-:4,mtu=1500,on-link").unwrap();
+    let device: Device =
+        from_str("net,id=net0,backend=tap,host-fwd=tcp::1-:2,host-fwd=udp::3-:4,mtu=1500,on-link")
+            .unwrap();
     assert_eq!(
         device,
         Device::Net(Net {
@@ -64,13 +69,19 @@ fn the_first_item_names_the_variant_and_the_rest_fills_it() {
     assert_eq!(from_str::<Device>("rng").unwrap(), Device::Rng);
     assert_eq!(
         from_str::<Device>("blk,path=/a=b,read-only=off").unwrap(),
-        Device::Blk { path: "/a=b".into(), read_only: Some(false) }
+        Device::Blk {
+            path: "/a=b".into(),
+            read_only: Some(false)
+        }
     );
 }
 
 #[test]
 fn the_first_item_without_key_is_the_first_field_of_a_struct() {
-    assert_eq!(from_str::<Net>("net7,mtu=9").unwrap().id.as_deref(), Some("net7"));
+    assert_eq!(
+        from_str::<Net>("net7,mtu=9").unwrap().id.as_deref(),
+        Some("net7")
+    );
     assert!(text::<Net>("net7,id=net8").contains("`id` is given more than once"));
 }
 
@@ -79,7 +90,12 @@ fn a_doubled_comma_is_a_comma() {
     let net: Net = from_str("path=a,,b,,,id=x").unwrap();
     assert_eq!(net.path, PathBuf::from("a,b,"));
     assert_eq!(net.id.as_deref(), Some("x"));
-    assert_eq!(from_str::<Net>(&format!("path={}", escape("a,b,,"))).unwrap().path, PathBuf::from("a,b,,"));
+    assert_eq!(
+        from_str::<Net>(&format!("path={}", escape("a,b,,")))
+            .unwrap()
+            .path,
+        PathBuf::from("a,b,,")
+    );
 }
 
 #[test]
@@ -91,11 +107,26 @@ fn numbers_take_suffixes_hex_and_signs() {
 
 #[test]
 fn bad_values_say_where_and_what_was_expected() {
-    assert_eq!(text::<Net>("size=lots"), "`size=lots`: expected a number such as 264, 0x40, 64K, 2M or 1G, not `lots`");
-    assert_eq!(text::<Net>("mtu=65536"), "`mtu=65536`: 65536 is too large, the most is 65535");
-    assert_eq!(text::<Net>("shift=-200"), "`shift=-200`: -200 is out of range, -128 to 127");
-    assert_eq!(text::<Net>("on-link=maybe"), "`on-link=maybe`: expected `on` or `off`, not `maybe`");
-    assert_eq!(text::<Net>("backend=tup"), "`backend=tup`: unknown value `tup`, known: `user`, `tap`; did you mean `tap`?");
+    assert_eq!(
+        text::<Net>("size=lots"),
+        "`size=lots`: expected a number such as 264, 0x40, 64K, 2M or 1G, not `lots`"
+    );
+    assert_eq!(
+        text::<Net>("mtu=65536"),
+        "`mtu=65536`: 65536 is too large, the most is 65535"
+    );
+    assert_eq!(
+        text::<Net>("shift=-200"),
+        "`shift=-200`: -200 is out of range, -128 to 127"
+    );
+    assert_eq!(
+        text::<Net>("on-link=maybe"),
+        "`on-link=maybe`: expected `on` or `off`, not `maybe`"
+    );
+    assert_eq!(
+        text::<Net>("backend=tup"),
+        "`backend=tup`: unknown value `tup`, known: `user`, `tap`; did you mean `tap`?"
+    );
     assert_eq!(text::<Net>("id,size"), "`size` needs a value: `size=…`");
     assert_eq!(text::<Net>("mtu=1,mtu=2"), "`mtu` is given more than once");
     assert_eq!(text::<Needs>(""), "`port=…` is missing");
@@ -111,10 +142,22 @@ fn unknown_keys_and_names_are_refused_with_the_known_ones() {
         text::<Device>("blk,pth=x"),
         "unknown key `pth`, known: `path`, `read-only`; did you mean `path`?"
     );
-    assert_eq!(text::<Device>("sound"), "unknown name `sound`, known: `net`, `rng`, `blk`");
-    assert_eq!(text::<Device>("rng,id=1"), "unknown key `id`: none is expected here");
-    assert_eq!(text::<Device>("id=1"), "the first item must be one of `net`, `rng`, `blk`");
-    assert_eq!(text::<Device>(""), "the first item must be one of `net`, `rng`, `blk`");
+    assert_eq!(
+        text::<Device>("sound"),
+        "unknown name `sound`, known: `net`, `rng`, `blk`"
+    );
+    assert_eq!(
+        text::<Device>("rng,id=1"),
+        "unknown key `id`: none is expected here"
+    );
+    assert_eq!(
+        text::<Device>("id=1"),
+        "the first item must be one of `net`, `rng`, `blk`"
+    );
+    assert_eq!(
+        text::<Device>(""),
+        "the first item must be one of `net`, `rng`, `blk`"
+    );
 }
 
 #[test]
@@ -126,10 +169,16 @@ fn broken_lines_are_refused() {
 
 #[test]
 fn newtypes_and_maps_work() {
-    assert_eq!(from_str::<Needs>("port=80").unwrap(), Needs { port: Port(80) });
+    assert_eq!(
+        from_str::<Needs>("port=80").unwrap(),
+        Needs { port: Port(80) }
+    );
     assert_eq!(from_str::<Needs>("80").unwrap(), Needs { port: Port(80) });
     let map: BTreeMap<String, String> = from_str("x,a=b").unwrap();
-    assert_eq!(map.into_iter().collect::<Vec<_>>(), [("a".into(), "b".into()), ("type".into(), "x".into())]);
+    assert_eq!(
+        map.into_iter().collect::<Vec<_>>(),
+        [("a".into(), "b".into()), ("type".into(), "x".into())]
+    );
 }
 
 #[test]
@@ -139,7 +188,10 @@ fn internally_tagged_enums_take_the_name_as_type() {
     enum Tagged {
         Disk { size: u32, ro: bool },
     }
-    assert_eq!(from_str::<Tagged>("disk,size=5,ro").unwrap(), Tagged::Disk { size: 5, ro: true });
+    assert_eq!(
+        from_str::<Tagged>("disk,size=5,ro").unwrap(),
+        Tagged::Disk { size: 5, ro: true }
+    );
 }
 
 #[test]

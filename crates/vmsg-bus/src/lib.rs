@@ -26,6 +26,8 @@ mod link;
 pub mod loopback;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod memory;
+#[cfg(feature = "unix")]
+pub mod unix;
 
 #[cfg(any(feature = "loopback", feature = "unix"))]
 pub use bus::{Bus, Counters, DeviceBus, DriverBus, WakeFds};

@@ -154,7 +154,11 @@ impl Link {
         Ok(())
     }
 
-    pub(crate) fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+    pub(crate) fn try_send_with_fds(
+        &mut self,
+        message: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
         if fds.is_empty() {
             return self.try_send(message);
         }
@@ -196,7 +200,11 @@ impl Link {
 
     pub(crate) fn flush(&mut self) -> Result<(), ChannelError> {
         self.alive()?;
-        if self.tx.publish() { self.ring() } else { Ok(()) }
+        if self.tx.publish() {
+            self.ring()
+        } else {
+            Ok(())
+        }
     }
 
     fn ring(&mut self) -> Result<(), ChannelError> {
@@ -213,7 +221,9 @@ impl Link {
         fds: Option<&mut Vec<OwnedFd>>,
     ) -> Result<Option<usize>, ChannelError> {
         let max = self.capabilities.max_message_size;
-        let Some(buf) = buf.get_mut(..max) else { return Err(ChannelError::TooLong) };
+        let Some(buf) = buf.get_mut(..max) else {
+            return Err(ChannelError::TooLong);
+        };
         if let Some(error @ ChannelError::Corrupt(_)) = self.over {
             return Err(error);
         }
@@ -242,7 +252,11 @@ impl Link {
     }
 
     /// Receives the message a marker stands for.
-    fn recv_packet(&mut self, buf: &mut [u8], fds: Option<&mut Vec<OwnedFd>>) -> Result<usize, ChannelError> {
+    fn recv_packet(
+        &mut self,
+        buf: &mut [u8],
+        fds: Option<&mut Vec<OwnedFd>>,
+    ) -> Result<usize, ChannelError> {
         let mut unwanted = Vec::new();
         let wanted = fds.is_some();
         let fds = fds.unwrap_or(&mut unwanted);
@@ -300,7 +314,10 @@ impl Link {
     }
 
     pub(crate) fn wake_fds(&self) -> WakeFds<'_> {
-        WakeFds { doorbell: self.ours.as_fd(), hangup: self.carrier.hangup_fd() }
+        WakeFds {
+            doorbell: self.ours.as_fd(),
+            hangup: self.carrier.hangup_fd(),
+        }
     }
 
     pub(crate) fn take_wake(&self) -> bool {
@@ -311,17 +328,32 @@ impl Link {
     pub(crate) fn poll_fd(&mut self) -> io::Result<BorrowedFd<'_>> {
         if self.epoll.is_none() {
             let fds = self.wake_fds();
-            let Some(doorbell) = fds.doorbell else { return Err(io::ErrorKind::Unsupported.into()) };
+            let Some(doorbell) = fds.doorbell else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             // Edge-triggered, for the doorbell is never read (docs/bus-unix.md §3).
             let data = epoll::EventData::new_u64(0);
-            epoll::add(&epoll, doorbell, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+            epoll::add(
+                &epoll,
+                doorbell,
+                data,
+                epoll::EventFlags::IN | epoll::EventFlags::ET,
+            )?;
             if let Some(hangup) = fds.hangup {
-                epoll::add(&epoll, hangup, data, epoll::EventFlags::RDHUP | epoll::EventFlags::ET)?;
+                epoll::add(
+                    &epoll,
+                    hangup,
+                    data,
+                    epoll::EventFlags::RDHUP | epoll::EventFlags::ET,
+                )?;
             }
             self.epoll = Some(epoll);
         }
-        self.epoll.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::Unsupported.into())
+        self.epoll
+            .as_ref()
+            .map(AsFd::as_fd)
+            .ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// Makes [`Self::poll_fd`] unreadable until the next wake.

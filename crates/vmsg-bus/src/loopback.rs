@@ -55,10 +55,22 @@ pub fn pair(options: &Options) -> io::Result<(DriverBus, DeviceBus)> {
         return Err(invalid());
     }
     let slot_size = crate::slot_size(max);
-    let queue = Layout::armed(slot_size).bytes_for(options.slots).ok_or_else(invalid)?;
-    let memory: Arc<[AtomicU64]> = (0..queue.div_ceil(8) * 2).map(|_| AtomicU64::new(0)).collect();
-    let to_device = Part::of_heap(&memory, 0, queue);
-    let to_driver = Part::of_heap(&memory, queue.next_multiple_of(8), queue);
+    let queue = Layout::armed(slot_size)
+        .bytes_for(options.slots)
+        .ok_or_else(invalid)?;
+    let memory: Arc<[AtomicU64]> = (0..queue.div_ceil(8) * 2)
+        .map(|_| AtomicU64::new(0))
+        .collect();
+    let to_device = Part::Heap {
+        words: Arc::clone(&memory),
+        offset: 0,
+        len: queue,
+    };
+    let to_driver = Part::Heap {
+        words: memory,
+        offset: queue.next_multiple_of(8),
+        len: queue,
+    };
     let (device_bell, device_waits) = bell(options.doorbells)?;
     let (driver_bell, driver_waits) = bell(options.doorbells)?;
     let shared = Arc::new(Shared::default());
@@ -68,7 +80,10 @@ pub fn pair(options: &Options) -> io::Result<(DriverBus, DeviceBus)> {
         slot_size,
         theirs: device_bell,
         ours: driver_waits,
-        carrier: Carrier::Local(Side { shared: Arc::clone(&shared), this: DRIVER }),
+        carrier: Carrier::Local(Side {
+            shared: Arc::clone(&shared),
+            this: DRIVER,
+        }),
         capabilities: options.capabilities,
         peer: Peer::named("loopback device"),
         epoch: options.epoch,
@@ -79,13 +94,19 @@ pub fn pair(options: &Options) -> io::Result<(DriverBus, DeviceBus)> {
         slot_size,
         theirs: driver_bell,
         ours: device_waits,
-        carrier: Carrier::Local(Side { shared, this: DEVICE }),
+        carrier: Carrier::Local(Side {
+            shared,
+            this: DEVICE,
+        }),
         capabilities: options.capabilities,
         peer: Peer::named("loopback driver"),
         epoch: options.epoch,
     };
     let broken = |_| invalid();
-    Ok((DriverBus::new(driver, None).map_err(broken)?, DeviceBus::new(device, None).map_err(broken)?))
+    Ok((
+        DriverBus::new(driver, None).map_err(broken)?,
+        DeviceBus::new(device, None).map_err(broken)?,
+    ))
 }
 
 /// A bell for the one who rings and the one who waits.
@@ -122,21 +143,37 @@ pub(crate) struct Side {
 
 impl Side {
     fn packets(&self, of: usize) -> MutexGuard<'_, VecDeque<WithFds>> {
-        self.shared.packets[of].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.packets[of]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
-        let fds = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<_>>>()?;
+        let fds = fds
+            .iter()
+            .map(|fd| fd.try_clone_to_owned())
+            .collect::<io::Result<Vec<_>>>()?;
         self.packets(self.this).push_back((message.to_vec(), fds));
         Ok(true)
     }
 
-    pub(crate) fn recv(&self, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<Packet>, &'static str> {
-        let Some((message, came)) = self.packets(1 - self.this).pop_front() else { return Ok(None) };
-        let Some(to) = buf.get_mut(..message.len()) else { return Err("a message longer than agreed") };
+    pub(crate) fn recv(
+        &self,
+        buf: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Option<Packet>, &'static str> {
+        let Some((message, came)) = self.packets(1 - self.this).pop_front() else {
+            return Ok(None);
+        };
+        let Some(to) = buf.get_mut(..message.len()) else {
+            return Err("a message longer than agreed");
+        };
         to.copy_from_slice(&message);
         fds.extend(came);
-        Ok(Some(Packet { len: message.len(), fds_lost: false }))
+        Ok(Some(Packet {
+            len: message.len(),
+            fds_lost: false,
+        }))
     }
 
     pub(crate) fn peer_is_gone(&self) -> bool {

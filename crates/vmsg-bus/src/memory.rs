@@ -1,51 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The memory a message queue of ours lies in, owned together with whoever else uses it.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+#[cfg(feature = "loopback")]
+use std::sync::{Arc, atomic::AtomicU64};
 use vmsg_mem::{QueueMemory, RamSlice};
-
-/// Who owns the bytes.
-#[derive(Clone)]
-enum Owner {
-    /// This process alone.
-    #[cfg(feature = "loopback")]
-    Heap(Arc<[AtomicU64]>),
-    /// A file that another process has mapped as well.
-    #[cfg(feature = "unix")]
-    Mapped(Arc<vmsg_mem::Mapping>),
-}
 
 /// A part of shared memory that keeps the whole alive.
 #[derive(Clone)]
-pub(crate) struct Part {
-    owner: Owner,
-    offset: usize,
-    len: usize,
+pub(crate) enum Part {
+    /// Of this process alone.
+    #[cfg(feature = "loopback")]
+    Heap {
+        words: Arc<[AtomicU64]>,
+        offset: usize,
+        len: usize,
+    },
+    /// Of a file that another process has mapped as well.
+    #[cfg(feature = "unix")]
+    Mapped(vmsg_mem::MappedSlice),
 }
 
 impl Part {
-    /// The `len` bytes of `words` from `offset` on; none if they are not all there.
-    #[cfg(feature = "loopback")]
-    pub(crate) fn of_heap(words: &Arc<[AtomicU64]>, offset: usize, len: usize) -> Self {
-        Self { owner: Owner::Heap(Arc::clone(words)), offset, len }
-    }
-
-    /// The `len` bytes of `mapping` from `offset` on; none if they are not all there.
-    #[cfg(feature = "unix")]
-    pub(crate) fn of_mapping(mapping: &Arc<vmsg_mem::Mapping>, offset: usize, len: usize) -> Self {
-        Self { owner: Owner::Mapped(Arc::clone(mapping)), offset, len }
-    }
-
     #[inline]
     fn ram(&self) -> RamSlice<'_> {
-        let whole = match &self.owner {
+        match self {
             #[cfg(feature = "loopback")]
-            Owner::Heap(words) => RamSlice::from_atomics(words),
+            Self::Heap { words, offset, len } => RamSlice::from_atomics(words)
+                .get(*offset, *len)
+                .unwrap_or(RamSlice::EMPTY),
             #[cfg(feature = "unix")]
-            Owner::Mapped(mapping) => mapping.ram(),
-        };
-        whole.get(self.offset, self.len).unwrap_or(RamSlice::EMPTY)
+            Self::Mapped(slice) => slice.ram(),
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 //! The values of one key as a serde deserializer.
 
 use super::{Error, unknown};
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, SeqAccess, VariantAccess, Visitor,
+};
 
 /// One occurrence of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,19 +52,22 @@ impl Values {
     fn bool(&self) -> Result<bool, Error> {
         match self.one()? {
             Item::Flag => Ok(true),
-            Item::Text(text) => {
-                boolean(text).ok_or_else(|| Error::new(format!("expected `on` or `off`, not `{text}`")))
-            }
+            Item::Text(text) => boolean(text)
+                .ok_or_else(|| Error::new(format!("expected `on` or `off`, not `{text}`"))),
         }
     }
 
     fn unsigned(&self, max: u64) -> Result<u64, Error> {
         let text = self.text()?;
         let value = number(text).ok_or_else(|| {
-            Error::new(format!("expected a number such as 264, 0x40, 64K, 2M or 1G, not `{text}`"))
+            Error::new(format!(
+                "expected a number such as 264, 0x40, 64K, 2M or 1G, not `{text}`"
+            ))
         })?;
         if value > max {
-            return Err(Error::new(format!("{text} is too large, the most is {max}")));
+            return Err(Error::new(format!(
+                "{text} is too large, the most is {max}"
+            )));
         }
         Ok(value)
     }
@@ -73,17 +78,25 @@ impl Values {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        let magnitude = number(digits).ok_or_else(|| Error::new(format!("expected a number, not `{text}`")))?;
-        let value = if negative { -i128::from(magnitude) } else { i128::from(magnitude) };
+        let magnitude =
+            number(digits).ok_or_else(|| Error::new(format!("expected a number, not `{text}`")))?;
+        let value = if negative {
+            -i128::from(magnitude)
+        } else {
+            i128::from(magnitude)
+        };
         match i64::try_from(value) {
             Ok(value) if (min..=max).contains(&value) => Ok(value),
-            _ => Err(Error::new(format!("{text} is out of range, {min} to {max}"))),
+            _ => Err(Error::new(format!(
+                "{text} is out of range, {min} to {max}"
+            ))),
         }
     }
 
     fn float(&self) -> Result<f64, Error> {
         let text = self.text()?;
-        text.parse().map_err(|_| Error::new(format!("expected a number, not `{text}`")))
+        text.parse()
+            .map_err(|_| Error::new(format!("expected a number, not `{text}`")))
     }
 }
 
@@ -99,7 +112,11 @@ fn boolean(text: &str) -> Option<bool> {
 fn number(text: &str) -> Option<u64> {
     if let Some(hex) = text.strip_prefix("0x") {
         // from_str_radix would take a sign.
-        return if hex.starts_with('+') { None } else { u64::from_str_radix(hex, 16).ok() };
+        return if hex.starts_with('+') {
+            None
+        } else {
+            u64::from_str_radix(hex, 16).ok()
+        };
     }
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 10),
@@ -190,19 +207,34 @@ impl<'de> Deserializer<'de> for Values {
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_seq(Each { key: self.key, left: self.items.into_iter() })
+        visitor.visit_seq(Each {
+            key: self.key,
+            left: self.items.into_iter(),
+        })
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        _len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         self.deserialize_seq(visitor)
     }
 
@@ -216,7 +248,9 @@ impl<'de> Deserializer<'de> for Values {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Error> {
-        Err(Error::new("settings inside settings cannot be written on one line"))
+        Err(Error::new(
+            "settings inside settings cannot be written on one line",
+        ))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -259,11 +293,18 @@ struct Each {
 impl<'de> SeqAccess<'de> for Each {
     type Error = Error;
 
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
-        let Some(item) = self.left.next() else { return Ok(None) };
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        let Some(item) = self.left.next() else {
+            return Ok(None);
+        };
         let values = Values::new(self.key.clone(), vec![item]);
         let (key, shown) = values.place();
-        seed.deserialize(values).map(Some).map_err(|e| e.at(&key, &shown))
+        seed.deserialize(values)
+            .map(Some)
+            .map_err(|e| e.at(&key, &shown))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -289,7 +330,9 @@ struct Alone;
 
 impl Alone {
     fn refuse<T>() -> Result<T, Error> {
-        Err(Error::new("this value has settings of its own, which cannot be written here"))
+        Err(Error::new(
+            "this value has settings of its own, which cannot be written here",
+        ))
     }
 }
 

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The driver's side of connecting: docs/bus-unix.md §2.
+
+use super::address::seqpacket;
+use super::frame::{Answer, Hello, MAX_FRAME, RefuseReason, VERSION, Welcome};
+use super::packet;
+use crate::bell::Bell;
+use crate::carrier::Carrier;
+use crate::link::{Parts, timespec};
+use crate::memory::Part;
+use crate::{Capabilities, DriverBus, Peer};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{SocketAddrUnix, SocketFlags};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vmsg_mem::{Access, Doorbell, MappedSlice, Mapping, check_seals};
+
+/// The descriptors of a WELCOME: queues, the host's doorbell, ours.
+const WELCOME_FDS: usize = 3;
+
+/// Why a driver got no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody listens on the path. [`Watch`](super::Watch) tells when that changes.
+    #[error("no device host listens on `{}`", path.display())]
+    NotThere {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The host has no time to accept connections; only from [`Connector::start`].
+    #[error("the device host on `{}` is busy", path.display())]
+    Busy {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The host did not answer in time.
+    #[error("the device host on `{}` did not answer within {} s", path.display(), after.as_secs_f32())]
+    TimedOut {
+        /// The path.
+        path: PathBuf,
+        /// How long it had.
+        after: Duration,
+    },
+    /// The host does not want this driver.
+    #[error("the device host on `{}` refused the connection: {reason} ({text})", path.display())]
+    Refused {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: RefuseReason,
+        /// The host's own words.
+        text: String,
+    },
+    /// What listens on the path does not keep to the handshake.
+    #[error("what listens on `{}` is not a device host of this bus: {why}", path.display())]
+    Handshake {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The system said no.
+    #[error("cannot {what} `{}`: {source}", path.display())]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// With which path.
+        path: PathBuf,
+        /// What was said.
+        source: io::Error,
+    },
+}
+
+impl ConnectError {
+    /// Whether a later attempt may succeed without anybody changing anything
+    /// but starting, or ending, a program.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NotThere { .. } | Self::Busy { .. } | Self::TimedOut { .. } => true,
+            Self::Refused { reason, .. } => {
+                matches!(reason, RefuseReason::TooMany | RefuseReason::ShuttingDown)
+            }
+            // A host that is killed in mid-handshake.
+            Self::Handshake { why, .. } => *why == GONE,
+            Self::Os { .. } => false,
+        }
+    }
+}
+
+const GONE: &str = "it closed the connection";
+
+/// Connects to a device host.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    path: PathBuf,
+    name: String,
+    message_size: u32,
+    observer: bool,
+    timeout: Duration,
+}
+
+impl Connector {
+    /// For the listener at `path`; `name` is that of this program, for messages to people.
+    pub fn new(path: impl Into<PathBuf>, name: &str) -> Self {
+        Self {
+            path: path.into(),
+            name: name.to_owned(),
+            message_size: 0,
+            observer: false,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// Asks for messages of up to `bytes`, at least 48; the host may have less. 0: as the host likes.
+    #[must_use]
+    pub fn message_size(mut self, bytes: u32) -> Self {
+        self.message_size = bytes;
+        self
+    }
+
+    /// Tells the host that no device will be claimed.
+    #[must_use]
+    pub fn observer(mut self) -> Self {
+        self.observer = true;
+        self
+    }
+
+    /// How long the host may take to answer; 5 s otherwise.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Where it connects to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Connects, waiting up to the timeout.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn connect(&self) -> Result<DriverBus, ConnectError> {
+        let deadline = Instant::now() + self.timeout;
+        let socket =
+            seqpacket(SocketFlags::empty()).map_err(|e| self.os("make a socket for", e))?;
+        // Bounds the wait for a place in the backlog.
+        set_socket_timeout(
+            &socket,
+            Timeout::Send,
+            Some(self.timeout.max(Duration::from_millis(1))),
+        )
+        .map_err(|e| self.os("set up the socket for", e))?;
+        let mut connecting = self.greet(socket)?;
+        loop {
+            if let Some(bus) = connecting.advance()? {
+                return Ok(bus);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ConnectError::TimedOut {
+                    path: self.path.clone(),
+                    after: self.timeout,
+                });
+            }
+            let mut fds = [PollFd::new(&connecting, PollFlags::IN)];
+            match poll(&mut fds, Some(&timespec(left))) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(self.os("wait for", error)),
+            }
+        }
+    }
+
+    /// Begins to connect without ever waiting: call [`Connecting::advance`]
+    /// whenever what this returns is readable. The timeout is up to the caller.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn start(&self) -> Result<Connecting, ConnectError> {
+        self.greet(seqpacket(SocketFlags::NONBLOCK).map_err(|e| self.os("make a socket for", e))?)
+    }
+
+    fn os(&self, what: &'static str, source: impl Into<io::Error>) -> ConnectError {
+        ConnectError::Os {
+            what,
+            path: self.path.clone(),
+            source: source.into(),
+        }
+    }
+
+    /// Connects the socket and says HELLO.
+    fn greet(&self, socket: OwnedFd) -> Result<Connecting, ConnectError> {
+        let path = || self.path.clone();
+        let address = SocketAddrUnix::new(&self.path).map_err(|e| self.os("use the path", e))?;
+        rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address)).map_err(|error| {
+            match error {
+                Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR => {
+                    ConnectError::NotThere { path: path() }
+                }
+                Errno::AGAIN => ConnectError::Busy { path: path() },
+                Errno::PROTOTYPE => ConnectError::Handshake {
+                    path: path(),
+                    why: "it has another type of socket",
+                },
+                other => self.os("connect to", other),
+            }
+        })?;
+        let hello = Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            message_size: self.message_size,
+            observer: self.observer,
+            name: self.name.clone(),
+        };
+        match packet::send(socket.as_fd(), &hello.encode(), &[]) {
+            Ok(true) => Ok(Connecting {
+                socket: Some(socket),
+                path: path(),
+            }),
+            Ok(false) => Err(ConnectError::Busy { path: path() }),
+            Err(_) => Err(ConnectError::Handshake {
+                path: path(),
+                why: GONE,
+            }),
+        }
+    }
+}
+
+/// A connection in mid-handshake, from [`Connector::start`].
+#[derive(Debug)]
+pub struct Connecting {
+    /// Until it becomes that of the bus.
+    socket: Option<OwnedFd>,
+    path: PathBuf,
+}
+
+impl Connecting {
+    /// The connection, once the host has answered; `None` before. Never waits.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; there is nothing to wait for after that.
+    pub fn advance(&mut self) -> Result<Option<DriverBus>, ConnectError> {
+        let broken = |why| ConnectError::Handshake {
+            path: self.path.clone(),
+            why,
+        };
+        let Some(socket) = &self.socket else {
+            return Err(broken("it has been answered already"));
+        };
+        let mut frame = [0; MAX_FRAME];
+        let mut fds = Vec::new();
+        let received = match packet::recv(socket.as_fd(), &mut frame, &mut fds, WELCOME_FDS) {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(None),
+            Err(_) => return Err(broken(GONE)),
+        };
+        if received.len == 0 {
+            return Err(broken(GONE));
+        }
+        if received.truncated {
+            return Err(broken("a frame that is too long"));
+        }
+        let welcome = match Answer::decode(&frame[..received.len]).map_err(broken)? {
+            Answer::Welcome(welcome) => welcome,
+            Answer::Refuse(refuse) => {
+                return Err(ConnectError::Refused {
+                    path: self.path.clone(),
+                    reason: refuse.reason,
+                    text: refuse.text,
+                });
+            }
+        };
+        let Ok([file, theirs, ours]) = <[OwnedFd; WELCOME_FDS]>::try_from(fds) else {
+            return Err(broken("a WELCOME without its three descriptors"));
+        };
+        if received.fds_lost {
+            return Err(broken("a WELCOME with more than three descriptors"));
+        }
+        let (outgoing, incoming) = queues(&welcome, &file).map_err(broken)?;
+        let bell = |fd| {
+            Doorbell::from_fd(fd)
+                .map(Bell::Fd)
+                .map_err(|_| broken("a doorbell that is not an eventfd"))
+        };
+        let (theirs, ours) = (bell(theirs)?, bell(ours)?);
+        let (pid, uid) = packet::credentials(socket.as_fd());
+        let socket = self.socket.take().ok_or_else(|| ConnectError::NotThere {
+            path: self.path.clone(),
+        })?;
+        let parts = Parts {
+            outgoing,
+            incoming,
+            slot_size: welcome.slot_size,
+            theirs,
+            ours,
+            carrier: Carrier::Socket(socket),
+            capabilities: Capabilities::from_bits(welcome.capabilities, welcome.message_size),
+            peer: Peer {
+                name: welcome.name,
+                pid,
+                uid,
+                observer: false,
+            },
+            epoch: welcome.epoch,
+        };
+        DriverBus::new(parts, None)
+            .map(Some)
+            .map_err(|_| ConnectError::Handshake {
+                path: self.path.clone(),
+                why: "queues that cannot be used",
+            })
+    }
+}
+
+impl AsFd for Connecting {
+    /// Readable when there is something to do for [`Connecting::advance`].
+    ///
+    /// # Panics
+    /// After `advance` has returned the connection.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket
+            .as_ref()
+            .expect("not after the handshake")
+            .as_fd()
+    }
+}
+
+/// Maps the queues: *to device* and *to driver*.
+fn queues(welcome: &Welcome, file: &OwnedFd) -> Result<(Part, Part), &'static str> {
+    // On a file that can shrink, or one on FUSE, a load may kill or hang this process.
+    if !check_seals(file.as_fd()).unwrap_or(false) {
+        return Err("the file of the queues is not sealed against shrinking");
+    }
+    let size = rustix::fs::fstat(file)
+        .map_err(|_| "the file of the queues cannot be looked at")?
+        .st_size;
+    if u64::try_from(size) != Ok(welcome.file_len) {
+        return Err("the file of the queues has another length than was said");
+    }
+    let mapping = Mapping::of_fd(file.as_fd(), 0, welcome.file_len, Access::ReadWrite)
+        .map_err(|_| "the file of the queues cannot be mapped")?;
+    let mapping = Arc::new(mapping);
+    let part = |offset| {
+        MappedSlice::new(Arc::clone(&mapping), offset, welcome.queue_len)
+            .map(Part::Mapped)
+            .ok_or("queues that do not lie in their file")
+    };
+    Ok((part(welcome.to_device)?, part(welcome.to_driver)?))
+}
