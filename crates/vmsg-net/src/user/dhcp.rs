@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A DHCP server for the few guests behind one device (RFC 2131).
+
+use std::net::Ipv4Addr;
+
+use smoltcp::wire::{
+    DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress, UdpPacket,
+};
+
+use super::net::Net;
+use super::packet::{ETHERNET, HEADERS, Ipv4Out, UDP, count, emit_ethernet};
+use crate::checksum::Sum;
+
+pub(super) const SERVER_PORT: u16 = 67;
+const CLIENT_PORT: u16 = 68;
+
+/// A day, as QEMU's.
+const LEASE_SECONDS: u32 = 86400;
+
+const OPTION_DNS: u8 = 6;
+const OPTION_HOSTNAME: u8 = 12;
+const OPTION_DOMAIN: u8 = 15;
+const OPTION_MTU: u8 = 26;
+
+/// Who has which address. The server has as many addresses as neighbours are remembered; when
+/// they are used up, the lease that was asked for the longest time ago is given away.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    /// In the order of their last use.
+    leases: Vec<(EthernetAddress, Ipv4Addr)>,
+}
+
+impl Leases {
+    /// The address for `mac`: the one it had, the one it wishes, or the first free one.
+    fn give(
+        &mut self,
+        net: &Net,
+        mac: EthernetAddress,
+        wish: Option<Ipv4Addr>,
+    ) -> Option<Ipv4Addr> {
+        let known = self.leases.iter().position(|(owner, _)| *owner == mac);
+        if let Some(index) = known {
+            let lease = self.leases.remove(index);
+            self.leases.push(lease);
+            return Some(lease.1);
+        }
+        let limit = net.config.limits.neighbours.clamp(1, 1 << 20);
+        if self.leases.len() >= limit {
+            self.leases.remove(0);
+        }
+        let start = net.addresses.dhcp_start.to_bits();
+        let free = |addr: &Ipv4Addr| {
+            net.addresses.is_guest(*addr) && !self.leases.iter().any(|(_, taken)| taken == addr)
+        };
+        let in_pool = |addr: &Ipv4Addr| {
+            addr.to_bits()
+                .checked_sub(start)
+                .is_some_and(|n| n <= count(limit))
+        };
+        // One address more than leases: the gateway or name server may lie in between.
+        let addr = wish.filter(in_pool).filter(free).or_else(|| {
+            (start..=start.saturating_add(count(limit)))
+                .map(Ipv4Addr::from_bits)
+                .find(free)
+        })?;
+        self.leases.push((mac, addr));
+        Some(addr)
+    }
+
+    /// Takes the UDP payload of what a guest sent to the server's port.
+    pub(super) fn receive(&mut self, net: &mut Net, payload: &[u8]) {
+        let Ok(packet) = DhcpPacket::new_checked(payload) else {
+            net.counters.malformed += 1;
+            return;
+        };
+        let Ok(request) = DhcpRepr::parse(&packet) else {
+            net.counters.malformed += 1;
+            return;
+        };
+        let mac = request.client_hardware_address;
+        if !mac.is_unicast() {
+            net.counters.spoofed += 1;
+            return;
+        }
+        let server = net.addresses.host;
+        let wish = request
+            .requested_ip
+            .or((!request.client_ip.is_unspecified()).then_some(request.client_ip));
+        match request.message_type {
+            DhcpMessageType::Discover => {
+                if let Some(addr) = self.give(net, mac, wish) {
+                    answer(net, &request, DhcpMessageType::Offer, addr);
+                }
+            }
+            DhcpMessageType::Request => {
+                if request
+                    .server_identifier
+                    .is_some_and(|chosen| chosen != server)
+                {
+                    // The guest has chosen another server.
+                    self.leases.retain(|(owner, _)| *owner != mac);
+                    return;
+                }
+                let addr = self.give(net, mac, wish);
+                match (addr, wish) {
+                    (Some(addr), Some(wish)) if addr == wish => {
+                        net.learn(addr, mac);
+                        answer(net, &request, DhcpMessageType::Ack, addr);
+                    }
+                    _ => answer(net, &request, DhcpMessageType::Nak, Ipv4Addr::UNSPECIFIED),
+                }
+            }
+            DhcpMessageType::Inform => {
+                answer(net, &request, DhcpMessageType::Ack, Ipv4Addr::UNSPECIFIED);
+            }
+            DhcpMessageType::Release => self.leases.retain(|(owner, _)| *owner != mac),
+            // Nobody else is on this wire who could have the address: the guest gets it again.
+            DhcpMessageType::Decline => {}
+            _ => net.counters.unsupported += 1,
+        }
+    }
+}
+
+fn answer(net: &mut Net, request: &DhcpRepr<'_>, kind: DhcpMessageType, addr: Ipv4Addr) {
+    let refusal = kind == DhcpMessageType::Nak;
+    let lease = !refusal && !addr.is_unspecified();
+    let dns = net.addresses.dns.octets();
+    let mtu = net.config.mtu.to_be_bytes();
+    let mut options = Vec::new();
+    if !refusal {
+        options.push(DhcpOption {
+            kind: OPTION_DNS,
+            data: &dns,
+        });
+        for (kind, name) in [
+            (OPTION_HOSTNAME, &net.config.hostname),
+            (OPTION_DOMAIN, &net.config.domain),
+        ] {
+            if let Some(name) = name {
+                options.push(DhcpOption {
+                    kind,
+                    data: name.as_bytes(),
+                });
+            }
+        }
+        if net.config.mtu != 1500 {
+            options.push(DhcpOption {
+                kind: OPTION_MTU,
+                data: &mtu,
+            });
+        }
+    }
+    let reply = DhcpRepr {
+        message_type: kind,
+        transaction_id: request.transaction_id,
+        secs: 0,
+        client_hardware_address: request.client_hardware_address,
+        client_ip: if refusal {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            request.client_ip
+        },
+        your_ip: addr,
+        server_ip: net.addresses.host,
+        router: (!refusal && !net.config.restrict).then_some(net.addresses.host),
+        subnet_mask: (!refusal).then(|| net.addresses.mask()),
+        relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+        broadcast: request.broadcast,
+        requested_ip: None,
+        client_identifier: request.client_identifier,
+        server_identifier: Some(net.addresses.host),
+        parameter_request_list: None,
+        dns_servers: None,
+        max_size: None,
+        lease_duration: lease.then_some(LEASE_SECONDS),
+        renew_duration: None,
+        rebind_duration: None,
+        additional_options: &options,
+    };
+    // Clients may expect the 300 bytes that BOOTP had (RFC 1542, 2.1).
+    let len = reply.buffer_len().max(300);
+    let mut frame = vec![0; HEADERS + 8 + len];
+    if reply
+        .emit(&mut DhcpPacket::new_unchecked(&mut frame[HEADERS + 8..]))
+        .is_err()
+    {
+        net.counters.limited += 1;
+        return;
+    }
+    // A guest that has no address yet takes nothing that is not broadcast, except by its
+    // hardware address: broadcast for all, as only guests are on this wire.
+    let (dst, mac) = if request.client_ip.is_unspecified() || refusal {
+        (Ipv4Addr::BROADCAST, EthernetAddress::BROADCAST)
+    } else {
+        (request.client_ip, request.client_hardware_address)
+    };
+    let ip = Ipv4Out {
+        src: net.addresses.host,
+        dst,
+        protocol: UDP,
+        ident: (net.random() & 0xffff) as u16,
+        fragment: 0,
+    };
+    emit_ethernet(&mut frame, net.mac, mac, 0x0800);
+    ip.emit(&mut frame[ETHERNET..], 8 + len);
+    let udp_len = 8 + len;
+    {
+        let mut udp = UdpPacket::new_unchecked(&mut frame[HEADERS..]);
+        udp.set_src_port(SERVER_PORT);
+        udp.set_dst_port(CLIENT_PORT);
+        udp.set_len(u16::try_from(udp_len).unwrap_or(u16::MAX));
+        udp.set_checksum(0);
+    }
+    let mut sum = Sum::pseudo(ip.src, ip.dst, UDP, udp_len);
+    sum.add(&frame[HEADERS..]);
+    let sum = sum.finish();
+    frame[HEADERS + 6..HEADERS + 8].copy_from_slice(&sum.to_be_bytes());
+    net.reply(frame);
+}
