@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a guest has negotiated.
+
+use super::types::{QueueSetup, ResumeAt, Window};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use virtio_msg::{DeviceStatus, FeatureSet};
+
+/// A window with the id it has on the bus.
+#[derive(Clone, Debug)]
+pub(super) struct LentWindow {
+    pub(super) id: u32,
+    pub(super) window: Window,
+}
+
+/// The eventfds of a queue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Notify {
+    pub(super) kick: Option<Arc<OwnedFd>>,
+    pub(super) call: Option<Arc<OwnedFd>>,
+}
+
+/// All of it. Queues by index.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Record {
+    pub(super) claimed: bool,
+    pub(super) windows: Vec<LentWindow>,
+    pub(super) features: FeatureSet,
+    pub(super) status: DeviceStatus,
+    pub(super) queues: BTreeMap<u32, QueueSetup>,
+    pub(super) notify: BTreeMap<u32, Notify>,
+    /// Configuration space as last seen. Kept over resets: it is the device's.
+    pub(super) config: Vec<u8>,
+    pub(super) generation: u32,
+    next_window: u32,
+}
+
+impl Record {
+    /// Whether a guest would notice another device.
+    pub(super) fn is_negotiated(&self) -> bool {
+        !self.status.is_empty() || !self.queues.is_empty()
+    }
+
+    /// Whether there is anything to replay.
+    pub(super) fn is_blank(&self) -> bool {
+        !self.claimed && self.windows.is_empty() && !self.is_negotiated()
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.status.contains(DeviceStatus::DRIVER_OK)
+    }
+
+    /// What a device reset undoes.
+    pub(super) fn reset(&mut self) {
+        self.features = FeatureSet::EMPTY;
+        self.status = DeviceStatus::RESET;
+        self.queues.clear();
+        self.notify.clear();
+    }
+
+    /// What the end of a guest undoes.
+    pub(super) fn release(&mut self) {
+        self.reset();
+        self.windows.clear();
+        self.claimed = false;
+    }
+
+    /// From now on a device may have moved in the queues: they resume at their used index.
+    pub(super) fn mark_running(&mut self) {
+        for queue in self.queues.values_mut() {
+            queue.resume = ResumeAt::UsedIndex;
+        }
+    }
+
+    /// The table that `wanted` makes, with the ids of the windows that stay. `None` if a window is empty, wraps, or overlaps another.
+    pub(super) fn plan_windows(&mut self, wanted: &[Window]) -> Option<Vec<LentWindow>> {
+        let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(wanted.len());
+        for w in wanted {
+            let end = w.base.checked_add(w.len).filter(|_| w.len != 0)?;
+            w.file_offset.checked_add(w.len)?;
+            ranges.push((w.base, end));
+        }
+        ranges.sort_unstable();
+        if ranges.windows(2).any(|pair| pair[0].1 > pair[1].0) {
+            return None;
+        }
+        let mut planned = Vec::with_capacity(wanted.len());
+        for window in wanted {
+            let old = self.windows.iter().find(|old| old.window.is_same(window));
+            planned.push(match old {
+                Some(old) => old.clone(),
+                None => {
+                    self.next_window = self.next_window.wrapping_add(1);
+                    LentWindow {
+                        id: self.next_window,
+                        window: window.clone(),
+                    }
+                }
+            });
+        }
+        Some(planned)
+    }
+}
