@@ -229,11 +229,15 @@ impl DeviceQueue {
 
     /// Gives back the last `n` chains of the last [`pop`](Self::pop), which
     /// must not be completed; the next `pop` begins with the first of them.
+    /// Does nothing to a broken queue, whose chains are lost.
     ///
     /// # Panics
     ///
     /// If the last `pop` returned fewer chains, or fewer are not completed.
     pub fn rewind(&mut self, n: usize) {
+        if self.broken {
+            return;
+        }
         let most = self
             .rewindable
             .min(self.next_avail.wrapping_sub(self.next_used));
