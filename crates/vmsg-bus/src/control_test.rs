@@ -66,7 +66,7 @@ fn window_add_has_the_bytes_of_the_specification() {
     assert_eq!(requests()[0].encode(&mut bytes), Ok(32));
     let mut expected = Vec::new();
     expected.extend(7u32.to_le_bytes());
-    expected.extend(1u32.to_le_bytes());
+    expected.extend(3u32.to_le_bytes());
     expected.extend(0x4000_0000u64.to_le_bytes());
     expected.extend(0x1000u64.to_le_bytes());
     expected.extend(0x2000u64.to_le_bytes());

@@ -19,6 +19,7 @@ mod capabilities;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod carrier;
 pub mod control;
+pub mod fault;
 pub mod keyval;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod link;
@@ -26,6 +27,8 @@ mod link;
 pub mod loopback;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod memory;
+mod spec;
+pub mod tap;
 #[cfg(feature = "unix")]
 pub mod unix;
 
@@ -34,6 +37,7 @@ pub use bus::{Bus, Counters, DeviceBus, DriverBus, WakeFds};
 pub use capabilities::{Capabilities, Peer};
 #[cfg(any(feature = "loopback", feature = "unix"))]
 pub use link::MAX_FDS;
+pub use spec::{BusSpec, MessageSize, Mode, UnixSpec};
 
 /// Longest message where nothing else is asked for: 256 bytes of configuration with its headers, rounded up to 64 bytes.
 pub const DEFAULT_MESSAGE_SIZE: usize = 320;

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use super::*;
+
+fn refused(spec: &str) -> String {
+    spec.parse::<BusSpec>().unwrap_err().to_string()
+}
+
+#[test]
+fn a_bus_is_named_as_in_the_documentation() {
+    let BusSpec::Unix(unix) = "unix,path=b0.sock,message-size=264,mode=0660"
+        .parse()
+        .unwrap();
+    assert_eq!(unix.path, PathBuf::from("b0.sock"));
+    assert_eq!(unix.message_size.map(MessageSize::get), Some(264));
+    assert_eq!(unix.mode, Some(Mode(0o660)));
+    assert_eq!((unix.slots, unix.max_connections), (None, None));
+}
+
+#[test]
+fn what_is_printed_can_be_read_again() {
+    for spec in [
+        "unix,path=b0.sock",
+        "unix,path=a,,b.sock,message-size=48,slots=2,max-connections=7,mode=0600",
+    ] {
+        assert_eq!(spec.parse::<BusSpec>().unwrap().to_string(), spec);
+    }
+}
+
+#[test]
+fn toml_says_the_same() {
+    #[derive(Deserialize)]
+    struct File {
+        bus: Vec<BusSpec>,
+    }
+    let file: File =
+        toml::from_str("[[bus]]\nunix = { path = 'b0.sock', message-size = 264, mode = '0660' }")
+            .unwrap();
+    assert_eq!(
+        file.bus,
+        ["unix,path=b0.sock,message-size=264,mode=660"
+            .parse()
+            .unwrap()]
+    );
+}
+
+#[test]
+fn mistakes_are_named() {
+    assert_eq!(
+        refused("unix,pth=b0.sock"),
+        "unknown key `pth`, known: `path`, `message-size`, `slots`, `max-connections`, `mode`; did you mean `path`?"
+    );
+    assert_eq!(refused("unix"), "`path=…` is missing");
+    assert_eq!(
+        refused("path=b0.sock"),
+        "the first item must be one of `unix`"
+    );
+    assert_eq!(
+        refused("tcp,path=b0.sock"),
+        "unknown name `tcp`, known: `unix`"
+    );
+    assert_eq!(
+        refused("unix,path=x,message-size=40"),
+        "`message-size=40`: the message size must be 48 to 65536 bytes"
+    );
+    assert_eq!(
+        refused("unix,path=x,mode=rw"),
+        "`mode=rw`: expected permissions in octal such as 0660, not `rw`"
+    );
+    assert!(refused("unix,path=x,mode=4777").contains("octal"));
+}
+
+#[cfg(feature = "unix")]
+#[test]
+fn the_options_of_a_listener_come_from_the_spec() {
+    let BusSpec::Unix(unix) = "unix,path=x,message-size=64,slots=9,max-connections=3,mode=0666"
+        .parse()
+        .unwrap();
+    let options = unix.listener_options("host");
+    assert_eq!(options.capabilities.max_message_size, 64);
+    assert_eq!(
+        (options.slots, options.max_connections, options.mode),
+        (9, 3, 0o666)
+    );
+    assert_eq!(options.name, "host");
+}
