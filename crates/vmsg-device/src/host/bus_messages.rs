@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Messages about the bus itself: who is there, what is lent, who holds what.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use virtio_msg::{DevNum, DeviceBitmap, Frame, Instant, Message, Token};
+use vmsg_bus::control::{self, QueueNotify, Request, Response, Status, WindowAdd};
+use vmsg_mem::Doorbell;
+
+use super::connection::ConnId;
+use super::core::{Answer, Core, Waiter};
+use super::entry::Holder;
+use super::windows::{Description, Refusal};
+use crate::worker::{Command, Resume};
+
+/// Device numbers in one answer to GET_DEVICES at most, so that it fits any message.
+const MAX_NUMBERS: u16 = 256;
+
+/// Drivers that may wait for a device that is just being reset.
+const MAX_CLAIMS: usize = 64;
+
+impl Core {
+    pub(super) fn handle_bus_message(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        frame: &Frame<'_>,
+        fds: Vec<OwnedFd>,
+    ) {
+        match frame.message {
+            Message::Ping { data } => self.send(conn, &frame.response(Message::Pong { data })),
+            Message::GetDevices { offset, count } => {
+                self.answer_devices(conn, frame, offset, count)
+            }
+            Message::BusSpecific {
+                id,
+                response: false,
+                payload,
+            } => match Request::decode(id, payload) {
+                Ok(request) => self.handle_request(now, conn, frame.token, request, fds),
+                Err(error) => {
+                    self.counters.malformed += 1;
+                    if let Some(connection) = self.connections.get_mut(&conn) {
+                        if connection.complain() {
+                            tracing::warn!(peer = %connection.peer, %error, "bus message dropped");
+                        }
+                    }
+                }
+            },
+            _ => self.counters.unexpected += 1,
+        }
+    }
+
+    fn answer_devices(&mut self, conn: ConnId, frame: &Frame<'_>, offset: u16, count: u16) {
+        let Some(max) = self
+            .connections
+            .get(&conn)
+            .map(|connection| connection.max_message)
+        else {
+            return;
+        };
+        // The bitmap must fit the bus's messages: 8 bytes of header, 6 of fields.
+        let room = u16::try_from(max.saturating_sub(14).min(32) * 8).unwrap_or(MAX_NUMBERS);
+        let count = (count & !7).min(room);
+        let offset = offset & !7;
+        let end = u32::from(offset) + u32::from(count);
+        let mut bitmap = [0; 32];
+        for num in self.entries.range(offset..).map(|(num, _)| *num) {
+            if u32::from(num) >= end {
+                break;
+            }
+            let bit = usize::from(num - offset);
+            bitmap[bit / 8] |= 1 << (bit % 8);
+        }
+        let more = self.entries.keys().any(|num| u32::from(*num) >= end);
+        let next = if more && count > 0 {
+            u16::try_from(end).unwrap_or(0)
+        } else {
+            0
+        };
+        let bytes = usize::from(count / 8);
+        let devices = DeviceBitmap {
+            offset,
+            count,
+            next,
+            bitmap: &bitmap[..bytes],
+        };
+        self.send(conn, &frame.response(Message::Devices(devices)));
+    }
+
+    fn handle_request(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) {
+        let status = match request {
+            Request::WindowAdd(window) => self.add_window(conn, token, request, window, fds),
+            Request::WindowRemove { id, more } => {
+                self.remove_window(conn, token, request, id, more)
+            }
+            Request::QueueNotify(notify) => self.set_notify(conn, token, request, notify, fds),
+            Request::QueueResume { dev, queue, from } => match self.entries.get_mut(&dev.0) {
+                Some(entry) if entry.is_held_by(conn) => {
+                    let resume = match from {
+                        control::Resume::At {
+                            avail_idx,
+                            used_idx,
+                        } => Resume::At {
+                            avail: avail_idx,
+                            used: used_idx,
+                        },
+                        control::Resume::UsedInRing => Resume::FromUsedRing,
+                    };
+                    if queue.0 < entry.machine.queue_count() {
+                        entry.resumes.insert(queue.0, resume);
+                        Some(Status::OK)
+                    } else {
+                        Some(Status::NOT_FOUND)
+                    }
+                }
+                Some(_) => Some(Status::DENIED),
+                None => Some(Status::NOT_FOUND),
+            },
+            Request::Claim {
+                dev,
+                release: false,
+            } => {
+                self.handle_claim(dev.0, conn, token);
+                None
+            }
+            Request::Claim { dev, release: true } => Some(self.release(now, conn, dev)),
+            Request::DeviceName(dev) => {
+                let name = self.entries.get(&dev.0).map(|entry| entry.name.clone());
+                let status = if name.is_some() {
+                    Status::OK
+                } else {
+                    Status::NOT_FOUND
+                };
+                self.respond(conn, token, &request, status, &name.unwrap_or_default());
+                None
+            }
+        };
+        if let Some(status) = status {
+            self.respond(conn, token, &request, status, "");
+        }
+    }
+
+    fn respond(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: &Request,
+        status: Status,
+        name: &str,
+    ) {
+        let mut payload = [0; 8 + control::MAX_NAME];
+        let response: Response<'_> = request.response(status, name);
+        let len = response
+            .encode(&mut payload)
+            .expect("a response fits 8 bytes and a name");
+        let message = Message::BusSpecific {
+            id: request.id(),
+            response: true,
+            payload: &payload[..len],
+        };
+        self.send(conn, &Frame::bus(token, message));
+    }
+
+    /// Answers a CLAIM, now or when the last holder's reset is over.
+    pub(super) fn handle_claim(&mut self, num: u16, conn: ConnId, token: Token) {
+        let request = Request::Claim {
+            dev: DevNum(num),
+            release: false,
+        };
+        let Some(entry) = self.entries.get_mut(&num) else {
+            return self.respond(conn, token, &request, Status::NOT_FOUND, "");
+        };
+        match entry.holder {
+            Holder::Leaving if entry.claims.len() >= MAX_CLAIMS => {
+                self.respond(conn, token, &request, Status::TOO_MANY, "");
+            }
+            Holder::Leaving => entry.claims.push_back((conn, token)),
+            Holder::Nobody => {
+                self.claim(num, conn);
+                self.respond(conn, token, &request, Status::OK, "");
+            }
+            Holder::Driver(holder) if holder == conn => {
+                self.respond(conn, token, &request, Status::OK, "");
+            }
+            Holder::Driver(holder) => {
+                let name = self
+                    .connections
+                    .get(&holder)
+                    .map(|other| other.peer.to_string());
+                self.counters.refused += 1;
+                self.respond(
+                    conn,
+                    token,
+                    &request,
+                    Status::HELD,
+                    &name.unwrap_or_default(),
+                );
+            }
+        }
+    }
+
+    fn release(&mut self, now: Instant, conn: ConnId, dev: DevNum) -> Status {
+        match self.entries.get_mut(&dev.0) {
+            None => Status::NOT_FOUND,
+            Some(entry) if entry.is_held_by(conn) => {
+                entry.leave(now);
+                self.pump(now, dev.0);
+                Status::OK
+            }
+            Some(_) => Status::BAD_STATE,
+        }
+    }
+
+    fn add_window(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        window: WindowAdd,
+        fds: Vec<OwnedFd>,
+    ) -> Option<Status> {
+        let connection = self.connections.get_mut(&conn)?;
+        let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Some(Status::BAD_FD);
+        };
+        let description = Description {
+            id: window.id,
+            writable: window.writable,
+            base: window.base.0,
+            len: window.len,
+            file_offset: window.file_offset,
+        };
+        let changed = connection.windows.add(description, &fd, window.more);
+        self.window_changed(conn, token, request, changed)
+    }
+
+    fn remove_window(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        id: u32,
+        more: bool,
+    ) -> Option<Status> {
+        let changed = self.connections.get_mut(&conn)?.windows.remove(id, more);
+        self.window_changed(conn, token, request, changed)
+    }
+
+    /// Shows a changed table to the workers of all devices that this driver
+    /// holds; the answer waits until each has let go of the old one.
+    fn window_changed(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        changed: Result<bool, Refusal>,
+    ) -> Option<Status> {
+        match changed {
+            Ok(false) => return Some(Status::OK),
+            Ok(true) => {}
+            Err(refusal) => {
+                let connection = self.connections.get(&conn)?;
+                tracing::warn!(peer = %connection.peer, %refusal, "window refused");
+                return Some(match refusal {
+                    Refusal::TooMany => Status::TOO_MANY,
+                    Refusal::Exists(_) | Refusal::Overlap(_) => Status::EXISTS,
+                    Refusal::NoSuchWindow(_) => Status::NOT_FOUND,
+                    Refusal::Descriptor(_) => Status::BAD_FD,
+                });
+            }
+        }
+        let table = Arc::clone(self.connections.get(&conn)?.windows.table());
+        let held: Vec<u16> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.is_held_by(conn))
+            .map(|(num, _)| *num)
+            .collect();
+        if held.is_empty() {
+            return Some(Status::OK);
+        }
+        let answer = self.defer_answer(Answer {
+            conn,
+            missing: held.len(),
+            failed: false,
+            token,
+            request,
+        });
+        for num in held {
+            self.order_for(
+                num,
+                Waiter::Driver(answer),
+                Command::SetMemory(Arc::clone(&table)),
+            );
+        }
+        None
+    }
+
+    fn set_notify(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        notify: QueueNotify,
+        fds: Vec<OwnedFd>,
+    ) -> Option<Status> {
+        let Some(entry) = self.entries.get(&notify.dev.0) else {
+            return Some(Status::NOT_FOUND);
+        };
+        if !entry.is_held_by(conn) {
+            return Some(Status::DENIED);
+        }
+        if notify.queue.0 >= entry.machine.queue_count() {
+            return Some(Status::NOT_FOUND);
+        }
+        if fds.len() != notify.fds() {
+            return Some(Status::BAD_FD);
+        }
+        let mut fds = fds.into_iter();
+        let mut doorbell = |given: bool| -> Result<Option<Doorbell>, Status> {
+            if !given {
+                return Ok(None);
+            }
+            let fd = fds.next().ok_or(Status::BAD_FD)?;
+            Doorbell::from_fd(fd).map(Some).map_err(|_| Status::BAD_FD)
+        };
+        let (kick, call) = match (doorbell(notify.kick), doorbell(notify.call)) {
+            (Ok(kick), Ok(call)) => (kick, call),
+            (Err(status), _) | (_, Err(status)) => return Some(status),
+        };
+        let answer = self.defer_answer(Answer {
+            conn,
+            missing: 1,
+            failed: false,
+            token,
+            request,
+        });
+        let command = Command::SetNotify {
+            queue: notify.queue.to_usize(),
+            kick,
+            call,
+        };
+        self.order_for(notify.dev.0, Waiter::Driver(answer), command);
+        None
+    }
+
+    /// One of the workers that an answer waits for is done.
+    pub(super) fn count_down(&mut self, id: u64, result: Result<(), String>) {
+        let Some(answer) = self.answers.get_mut(&id) else {
+            return;
+        };
+        answer.missing -= 1;
+        answer.failed |= result.is_err();
+        if answer.missing > 0 {
+            return;
+        }
+        let Some(answer) = self.answers.remove(&id) else {
+            return;
+        };
+        let status = if answer.failed {
+            Status::BAD_STATE
+        } else {
+            Status::OK
+        };
+        self.respond(answer.conn, answer.token, &answer.request, status, "");
+    }
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! One driver at the other end of a bus.
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+
+use virtio_msg::wire::{HEADER_SIZE, Header, transport};
+
+use super::windows::Windows;
+
+/// Names a connection as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Who is at the other end, as far as the bus knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// What the program calls itself.
+    pub name: String,
+    /// Its process, if it is on this machine.
+    pub pid: Option<u32>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.name.is_empty() {
+            "an unnamed driver"
+        } else {
+            &self.name
+        };
+        match self.pid {
+            Some(pid) => write!(f, "{name} (pid {pid})"),
+            None => f.write_str(name),
+        }
+    }
+}
+
+/// Messages that may wait to be sent before no more are read: a driver that
+/// does not listen is not answered for ever.
+const MAX_WAITING: usize = 256;
+
+/// What the host keeps of a connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) peer: Peer,
+    pub(super) max_message: usize,
+    pub(super) windows: Windows,
+    /// Requests that wait for a device to finish something.
+    pub(super) deferred: usize,
+    out: VecDeque<Vec<u8>>,
+    /// The EVENT_USED messages in `out`, by device and queue: one of each says it all.
+    used: HashSet<[u8; HEADER_SIZE + 4]>,
+    complained: bool,
+}
+
+impl Connection {
+    pub(super) fn new(peer: Peer, max_message: usize) -> Self {
+        Self {
+            peer,
+            max_message,
+            windows: Windows::new(),
+            deferred: 0,
+            out: VecDeque::new(),
+            used: HashSet::new(),
+            complained: false,
+        }
+    }
+
+    pub(super) fn send(&mut self, message: Vec<u8>) {
+        if let Some(event) = used_event(&message) {
+            if !self.used.insert(event) {
+                return;
+            }
+        }
+        self.out.push_back(message);
+    }
+
+    /// The next message to go out, left in place.
+    pub(super) fn peek(&self) -> Option<&[u8]> {
+        self.out.front().map(Vec::as_slice)
+    }
+
+    /// Forgets the message that [`peek`](Self::peek) gave: it is sent.
+    pub(super) fn sent(&mut self) {
+        if let Some(event) = self.out.pop_front().as_deref().and_then(used_event) {
+            self.used.remove(&event);
+        }
+    }
+
+    /// False while the driver has to take answers, or devices have to finish, first.
+    pub(super) fn wants_input(&self) -> bool {
+        self.out.len() < MAX_WAITING && self.deferred < MAX_WAITING
+    }
+
+    /// True the first time: misbehaviour is logged once per connection.
+    pub(super) fn complain(&mut self) -> bool {
+        !std::mem::replace(&mut self.complained, true)
+    }
+}
+
+fn used_event(message: &[u8]) -> Option<[u8; HEADER_SIZE + 4]> {
+    let (header, _) = Header::split(message, message.len()).ok()?;
+    let is_used = !header.is_bus() && header.msg_id == transport::id::EVENT_USED;
+    is_used.then(|| message.first_chunk().copied()).flatten()
+}

@@ -1,0 +1,530 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The host without its thread: messages and replies in, messages and orders out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use virtio_msg::device::{self, Action, ActionResult, DeviceMachine, Options, QueueSlot};
+use virtio_msg::{
+    DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, Token, VqueueConfig, decode,
+};
+use vmsg_bus::control::Request;
+use vmsg_mem::{BusAddr, WindowTable};
+use vmsg_queue::QueueConfig;
+
+use super::connection::{ConnId, Connection, Peer};
+use super::entry::{Entry, Handled, Holder, encode};
+use crate::device::{Device, Identity};
+use crate::worker::{Command, Notice, QueueStart, Reply, Slot};
+
+/// Largest message the host makes room for: the header, the fields of
+/// EVENT_CONFIG and 256 bytes of configuration, rounded up.
+const BUFFER: usize = 512;
+
+/// A command on its way to a worker.
+#[derive(Debug)]
+pub struct Order {
+    /// Which worker.
+    pub worker: usize,
+    /// Which of its devices.
+    pub slot: Slot,
+    /// Comes back in [`Reply::Done`].
+    pub ticket: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Why a device cannot be added.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// The number has been given to another device.
+    #[error("device number {0} is taken by `{1}`")]
+    NumberTaken(u16, String),
+    /// The name has been given to another device.
+    #[error("a device called `{0}` exists already")]
+    NameTaken(String),
+    /// All 65,536 numbers are used up.
+    #[error("no device number is left")]
+    NoNumber,
+}
+
+/// What went wrong so far, by whose fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages that are no messages.
+    pub malformed: u64,
+    /// Messages that had no business here.
+    pub unexpected: u64,
+    /// Attempts to change a device that somebody else holds.
+    pub refused: u64,
+}
+
+/// Who waits for a worker's answer.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    /// The state machine of a device.
+    Machine(u16),
+    /// A driver, whose answer goes out when the last of several commands is done.
+    Driver(u64),
+}
+
+/// An answer that waits for workers.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) conn: ConnId,
+    pub(super) missing: usize,
+    pub(super) failed: bool,
+    pub(super) token: Token,
+    pub(super) request: Request,
+}
+
+/// All devices and connections of one bus.
+#[derive(Debug)]
+pub struct Core {
+    max_message: usize,
+    pub(super) entries: BTreeMap<u16, Entry>,
+    by_slot: HashMap<(usize, Slot), u16>,
+    pub(super) connections: BTreeMap<ConnId, Connection>,
+    orders: VecDeque<Order>,
+    waiters: HashMap<u64, Waiter>,
+    pub(super) answers: HashMap<u64, Answer>,
+    next_ticket: u64,
+    next_conn: u64,
+    pub(super) counters: Counters,
+}
+
+impl Core {
+    /// A bus without devices that carries messages of up to `max_message` bytes.
+    ///
+    /// `tickets` is the first ticket of its commands: several buses that share
+    /// workers need ranges of their own.
+    pub fn new(max_message: usize, tickets: u64) -> Self {
+        Self {
+            max_message: max_message.min(BUFFER),
+            entries: BTreeMap::new(),
+            by_slot: HashMap::new(),
+            connections: BTreeMap::new(),
+            orders: VecDeque::new(),
+            waiters: HashMap::new(),
+            answers: HashMap::new(),
+            next_ticket: tickets,
+            next_conn: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Puts `device` on the bus, served by `worker` at `slot`, which must be
+    /// its own there. Without `num` it gets the lowest free number.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`] if the number or the name is taken.
+    pub fn add_device(
+        &mut self,
+        name: &str,
+        num: Option<u16>,
+        worker: usize,
+        slot: Slot,
+        device: Box<dyn Device>,
+    ) -> Result<DevNum, AddError> {
+        if self.entries.values().any(|entry| entry.name == name) {
+            return Err(AddError::NameTaken(name.to_owned()));
+        }
+        let num = match num {
+            Some(num) => num,
+            None => (0..=u16::MAX)
+                .find(|num| !self.entries.contains_key(num))
+                .ok_or(AddError::NoNumber)?,
+        };
+        if let Some(entry) = self.entries.get(&num) {
+            return Err(AddError::NumberTaken(num, entry.name.clone()));
+        }
+        let Identity {
+            device_id,
+            vendor_id,
+        } = device.identity();
+        let identity = device::Identity {
+            device_id,
+            vendor_id,
+            admin_first: 0,
+            admin_count: 0,
+        };
+        let queues: Box<[QueueSlot]> = device
+            .queue_sizes()
+            .into_iter()
+            .map(QueueSlot::new)
+            .collect();
+        let machine = DeviceMachine::new(
+            DevNum(num),
+            identity,
+            device.features(),
+            queues,
+            device.config().into_boxed_slice(),
+            Options::new(self.max_message),
+        );
+        self.entries.insert(
+            num,
+            Entry::new(name.to_owned(), DevNum(num), worker, slot, machine),
+        );
+        self.by_slot.insert((worker, slot), num);
+        self.order(num, 0, Command::Add(device));
+        Ok(DevNum(num))
+    }
+
+    /// The devices: number, name, and who holds it.
+    pub fn devices(&self) -> impl Iterator<Item = (DevNum, &str, Option<&Peer>)> {
+        self.entries.iter().map(|(num, entry)| {
+            let holder = match entry.holder {
+                Holder::Driver(conn) => self.connections.get(&conn).map(|conn| &conn.peer),
+                Holder::Nobody | Holder::Leaving => None,
+            };
+            (DevNum(*num), entry.name.as_str(), holder)
+        })
+    }
+
+    /// True if one of this bus's devices is at `slot` of `worker`.
+    pub fn owns(&self, worker: usize, slot: Slot) -> bool {
+        self.by_slot.contains_key(&(worker, slot))
+    }
+
+    /// True if this bus has sent the command with `ticket` and waits for its answer.
+    pub fn awaits(&self, ticket: u64) -> bool {
+        self.waiters.contains_key(&ticket)
+    }
+
+    /// What went wrong so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// A driver has come. `max_message` is the largest message on its
+    /// connection in bytes.
+    pub fn connect(&mut self, peer: Peer, max_message: usize) -> ConnId {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.connections
+            .insert(conn, Connection::new(peer, max_message));
+        conn
+    }
+
+    /// A driver is gone: its devices are reset, its memory is let go.
+    pub fn disconnect(&mut self, now: Instant, conn: ConnId) {
+        let nums: Vec<u16> = self.entries.keys().copied().collect();
+        for num in nums {
+            let entry = self
+                .entries
+                .get_mut(&num)
+                .expect("the number is from the map");
+            entry.forget(conn);
+            if entry.is_held_by(conn) {
+                entry.leave(now);
+                self.pump(now, num);
+            }
+        }
+        self.connections.remove(&conn);
+    }
+
+    /// False while nothing more must be read from `conn`.
+    pub fn wants_input(&self, conn: ConnId) -> bool {
+        self.connections
+            .get(&conn)
+            .is_some_and(Connection::wants_input)
+    }
+
+    /// A message has come from `conn`, with what descriptors came with it.
+    pub fn handle_message(&mut self, now: Instant, conn: ConnId, bytes: &[u8], fds: Vec<OwnedFd>) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        let frame = match decode(bytes, connection.max_message) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.counters.malformed += 1;
+                if connection.complain() {
+                    tracing::warn!(peer = %connection.peer, %error, "malformed message dropped; further ones are only counted");
+                }
+                return;
+            }
+        };
+        tracing::trace!(peer = %connection.peer, %frame, "received");
+        if frame.message.is_bus() {
+            self.handle_bus_message(now, conn, &frame, fds);
+            return;
+        }
+        let num = frame.dev_num.0;
+        let max = connection.max_message;
+        let Some(entry) = self.entries.get_mut(&num) else {
+            if frame.message == Message::GetDeviceInfo {
+                self.send(
+                    conn,
+                    &frame.response(Message::DeviceInfo(DeviceInfo::ABSENT)),
+                );
+            } else {
+                self.counters.unexpected += 1;
+            }
+            return;
+        };
+        let mut claimed = false;
+        let handled = entry.offer(now, conn, bytes, max, &mut claimed);
+        self.settle(num, conn, handled, claimed);
+        self.pump(now, num);
+    }
+
+    /// A worker has something to say.
+    pub fn handle_reply(&mut self, now: Instant, worker: usize, reply: Reply) {
+        match reply {
+            Reply::Done { ticket, result } => match self.waiters.remove(&ticket) {
+                Some(Waiter::Machine(num)) => {
+                    let Some(entry) = self.entries.get_mut(&num) else {
+                        return;
+                    };
+                    let result = match result {
+                        Ok(()) => ActionResult::Done,
+                        Err(why) => {
+                            tracing::warn!(device = %entry.name, %why, "the driver's request was refused");
+                            ActionResult::Refused
+                        }
+                    };
+                    entry.complete(now, result);
+                    self.pump(now, num);
+                }
+                Some(Waiter::Driver(answer)) => self.count_down(answer, result),
+                None => {}
+            },
+            Reply::Notice(slot, notice) => {
+                let Some(&num) = self.by_slot.get(&(worker, slot)) else {
+                    return;
+                };
+                let Some(entry) = self.entries.get_mut(&num) else {
+                    return;
+                };
+                match notice {
+                    Notice::Used { queue } => {
+                        let queue = u32::try_from(queue).expect("queues are few");
+                        entry.machine.notify_used(QueueIndex(queue));
+                    }
+                    Notice::Config { offset, data } => {
+                        let offset = u32::try_from(offset).expect("the space is small");
+                        entry.machine.update_config(offset, &data);
+                    }
+                    Notice::CallStuck { queue, error } => {
+                        tracing::warn!(device = %entry.name, queue, %error, "interrupt descriptor dropped");
+                    }
+                    Notice::Broken { why } => {
+                        tracing::warn!(device = %entry.name, %why, "device needs reset");
+                        entry.machine.set_needs_reset();
+                    }
+                }
+                self.pump(now, num);
+            }
+        }
+    }
+
+    /// The next message for `conn`, left in line until [`sent`](Self::sent).
+    pub fn poll_transmit(&self, conn: ConnId) -> Option<&[u8]> {
+        self.connections.get(&conn)?.peek()
+    }
+
+    /// The message that [`poll_transmit`](Self::poll_transmit) gave is on its way.
+    pub fn sent(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.sent();
+        }
+    }
+
+    /// The next command for a worker.
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// Sends a frame of our own making.
+    pub(super) fn send(&mut self, conn: ConnId, frame: &Frame<'_>) {
+        if let (Some(connection), Some(bytes)) = (self.connections.get_mut(&conn), encode(frame)) {
+            tracing::trace!(peer = %connection.peer, %frame, "sending");
+            connection.send(bytes);
+        }
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    fn order(&mut self, num: u16, ticket: u64, command: Command) {
+        let Some(entry) = self.entries.get(&num) else {
+            return;
+        };
+        self.orders.push_back(Order {
+            worker: entry.worker,
+            slot: entry.slot,
+            ticket,
+            command,
+        });
+    }
+
+    /// Sends a command whose answer somebody waits for.
+    pub(super) fn order_for(&mut self, num: u16, waiter: Waiter, command: Command) {
+        let ticket = self.ticket();
+        self.waiters.insert(ticket, waiter);
+        self.order(num, ticket, command);
+    }
+
+    /// The number under which an answer waits for `missing` workers.
+    pub(super) fn defer_answer(&mut self, answer: Answer) -> u64 {
+        let id = self.ticket();
+        self.answers.insert(id, answer);
+        id
+    }
+
+    /// Makes `conn` the holder of a free device and shows the device its memory.
+    pub(super) fn claim(&mut self, num: u16, conn: ConnId) {
+        let Some(entry) = self.entries.get_mut(&num) else {
+            return;
+        };
+        entry.holder = Holder::Driver(conn);
+        let Some(connection) = self.connections.get(&conn) else {
+            return;
+        };
+        tracing::info!(device = %entry.name, holder = %connection.peer, "claimed");
+        let table = Arc::clone(connection.windows.table());
+        self.order(num, 0, Command::SetMemory(table));
+    }
+
+    /// Accounts for what became of a message.
+    fn settle(&mut self, num: u16, conn: ConnId, handled: Handled, claimed: bool) {
+        if claimed {
+            self.claim(num, conn);
+        }
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        match handled {
+            Handled::Taken => {}
+            Handled::Deferred => connection.deferred += 1,
+            Handled::Refused(bytes) => {
+                self.counters.refused += 1;
+                connection.send(bytes);
+            }
+            Handled::Dropped => self.counters.unexpected += 1,
+        }
+    }
+
+    /// Moves everything that a device's machine has to say and wants done.
+    pub(super) fn pump(&mut self, now: Instant, num: u16) {
+        let mut buffer = [0; BUFFER];
+        loop {
+            let Some(entry) = self.entries.get_mut(&num) else {
+                return;
+            };
+            let mut idle = true;
+            while let Some((to, len)) = entry.poll_transmit(&mut buffer) {
+                idle = false;
+                if let Some(connection) = to.and_then(|conn| self.connections.get_mut(&conn)) {
+                    connection.send(buffer[..len].to_vec());
+                }
+            }
+            while let Some(action) = self.entries.get_mut(&num).and_then(Entry::poll_action) {
+                idle = false;
+                self.act(now, num, action);
+            }
+            idle &= !self.finish_leaving(num);
+            idle &= !self.resume_waiting(now, num);
+            if idle {
+                return;
+            }
+        }
+    }
+
+    /// Frees a device whose last driver's reset is over; true if it did.
+    fn finish_leaving(&mut self, num: u16) -> bool {
+        let Some(entry) = self.entries.get_mut(&num) else {
+            return false;
+        };
+        if !entry.has_left() {
+            return false;
+        }
+        entry.holder = Holder::Nobody;
+        tracing::info!(device = %entry.name, "released");
+        let claims = std::mem::take(&mut entry.claims);
+        self.order(num, 0, Command::SetMemory(Arc::new(WindowTable::empty())));
+        for (conn, token) in claims {
+            self.handle_claim(num, conn, token);
+        }
+        true
+    }
+
+    /// Hands over messages that waited; true if there were any.
+    fn resume_waiting(&mut self, now: Instant, num: u16) -> bool {
+        let Some(entry) = self.entries.get_mut(&num) else {
+            return false;
+        };
+        let mut events = Vec::new();
+        entry.resume(now, usize::from(u16::MAX), |_, conn, handled, claimed| {
+            events.push((conn, handled, claimed));
+        });
+        let any = !events.is_empty();
+        for (conn, handled, claimed) in events {
+            if let Some(connection) = self.connections.get_mut(&conn) {
+                connection.deferred = connection.deferred.saturating_sub(1);
+            }
+            self.settle(num, conn, handled, claimed);
+        }
+        any
+    }
+
+    fn act(&mut self, now: Instant, num: u16, action: Action) {
+        let Some(entry) = self.entries.get_mut(&num) else {
+            return;
+        };
+        let machine = Waiter::Machine(num);
+        match action {
+            Action::Reset => {
+                entry.resumes.clear();
+                self.order_for(num, machine, Command::Reset);
+            }
+            Action::FeaturesOk(_) | Action::Failed => entry.complete(now, ActionResult::Done),
+            Action::DriverOk => {
+                let features = entry.machine.features();
+                self.order_for(num, machine, Command::DriverOk(features));
+            }
+            Action::SetQueue(_, queue) => {
+                let resume = entry.resumes.remove(&queue.index.0);
+                let features = entry.machine.features();
+                match queue_config(&queue) {
+                    Some(config) => {
+                        let queue = queue.index.to_usize();
+                        let start = QueueStart {
+                            queue,
+                            config,
+                            features,
+                            resume,
+                        };
+                        self.order_for(num, machine, Command::StartQueue(start));
+                    }
+                    None => entry.complete(now, ActionResult::Refused),
+                }
+            }
+            Action::ResetQueue(queue) => {
+                self.order_for(num, machine, Command::ResetQueue(queue.to_usize()));
+            }
+            Action::WriteConfig { offset, .. } => {
+                let data = entry.machine.pending_config().to_vec();
+                let offset = usize::try_from(offset).expect("inside the space");
+                self.order_for(num, machine, Command::WriteConfig { offset, data });
+            }
+            Action::Avail { queue, .. } => self.order(num, 0, Command::Kick(queue.to_usize())),
+            _ => {}
+        }
+    }
+}
+
+fn queue_config(queue: &VqueueConfig) -> Option<QueueConfig> {
+    Some(QueueConfig {
+        size: queue.size.to_u16()?,
+        desc: BusAddr(queue.descriptor),
+        driver: BusAddr(queue.driver),
+        device: BusAddr(queue.device),
+    })
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The device side of a bus: who may do what with which device.
+//!
+//! [`Core`] holds the devices' state machines, the connections and what they
+//! have lent; it does no I/O. [`Host`] is the thread around it.
+
+mod bus_messages;
+mod connection;
+mod core;
+mod entry;
+mod runtime;
+mod windows;
+
+pub use self::connection::{ConnId, Peer};
+pub use self::core::{AddError, Core, Counters, Order};
+pub use self::runtime::{Host, HostError, Stop};
+pub use self::windows::MAX_WINDOWS;

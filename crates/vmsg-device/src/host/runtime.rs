@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The control thread: epoll around [`Core`], and the workers it commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use virtio_msg::{Channel, ChannelError, DevNum};
+use vmsg_bus::DeviceBus;
+use vmsg_bus::unix::Listener;
+use vmsg_mem::Doorbell;
+
+use super::connection::{ConnId, Peer};
+use super::core::{AddError, Core};
+use crate::device::Device;
+use crate::worker::thread::{StartError, Worker};
+use crate::worker::{Reply, Slot};
+
+/// Messages taken from one connection before others have their turn.
+const BUDGET: usize = 64;
+const EVENTS: usize = 64;
+
+const REPLIES: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+/// Set in the event data of a listener; the rest is the bus's index.
+const LISTENER: u64 = 1 << 63;
+/// Where the bus's index lies in the event data of a connection and in tickets.
+const BUS_SHIFT: u32 = 48;
+
+/// Why a host cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// A worker could not be started.
+    #[error(transparent)]
+    Worker(#[from] StartError),
+    /// A device could not be added.
+    #[error(transparent)]
+    Add(#[from] AddError),
+}
+
+fn os(what: &'static str) -> impl Fn(io::Error) -> HostError {
+    move |source| HostError::Os { what, source }
+}
+
+/// Ends a running [`Host`] from another thread.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<Doorbell>);
+
+impl Stop {
+    /// Makes [`Host::run`] return soon.
+    pub fn stop(&self) {
+        let _ = self.0.ring();
+    }
+}
+
+#[derive(Debug)]
+struct Bus {
+    core: Core,
+    listener: Option<Listener>,
+    connections: BTreeMap<ConnId, DeviceBus>,
+    /// Connections that may have more to read.
+    unread: BTreeSet<ConnId>,
+}
+
+/// Buses, devices and the workers that serve them.
+#[derive(Debug)]
+pub struct Host {
+    epoll: OwnedFd,
+    buses: Vec<Bus>,
+    workers: Vec<Worker>,
+    /// Devices given to each worker so far.
+    slots: Vec<u32>,
+    replies: Receiver<(usize, Reply)>,
+    bell: Arc<Doorbell>,
+    stop: Arc<Doorbell>,
+    begin: Instant,
+}
+
+impl Host {
+    /// A host with `workers` workers, at least one.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`] if the system has no descriptor or thread left.
+    pub fn new(workers: usize) -> Result<Self, HostError> {
+        vmsg_mem::fault::install().map_err(os("SIGBUS handler"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|error| os("epoll_create1")(error.into()))?;
+        let bell = Arc::new(Doorbell::new().map_err(os("eventfd"))?);
+        let stop = Arc::new(Doorbell::new().map_err(os("eventfd"))?);
+        let (send, replies) = mpsc::channel();
+        let workers = (0..workers.max(1))
+            .map(|index| {
+                let name = format!("worker{index}");
+                Worker::start(&name, index, send.clone(), Arc::clone(&bell))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let host = Self {
+            epoll,
+            buses: Vec::new(),
+            slots: vec![0; workers.len()],
+            workers,
+            replies,
+            bell,
+            stop,
+            begin: Instant::now(),
+        };
+        host.watch(host.bell.as_fd(), REPLIES, EventFlags::IN)?;
+        host.watch(host.stop.as_fd(), STOP, EventFlags::IN)?;
+        Ok(host)
+    }
+
+    /// Adds a bus whose messages have up to `max_message` bytes; drivers come
+    /// through `listener`, or by [`attach`](Self::attach). Returns its index.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Os`] if the listener cannot be watched.
+    pub fn add_bus(
+        &mut self,
+        max_message: usize,
+        listener: Option<Listener>,
+    ) -> Result<usize, HostError> {
+        let index = self.buses.len();
+        if let Some(listener) = &listener {
+            self.watch(listener.as_fd(), LISTENER | index as u64, EventFlags::IN)?;
+        }
+        self.buses.push(Bus {
+            core: Core::new(max_message, (index as u64) << BUS_SHIFT),
+            listener,
+            connections: BTreeMap::new(),
+            unread: BTreeSet::new(),
+        });
+        Ok(index)
+    }
+
+    /// Puts a device on a bus. `worker` chooses who serves it; `None` leaves
+    /// that to the host.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Add`] if the number or the name is taken.
+    pub fn add_device(
+        &mut self,
+        bus: usize,
+        name: &str,
+        num: Option<u16>,
+        worker: Option<usize>,
+        device: Box<dyn Device>,
+    ) -> Result<DevNum, HostError> {
+        let worker = worker
+            .filter(|worker| *worker < self.workers.len())
+            .unwrap_or_else(|| {
+                let least = self
+                    .slots
+                    .iter()
+                    .enumerate()
+                    .min_by_key(|(_, devices)| **devices);
+                least.map_or(0, |(index, _)| index)
+            });
+        let slot = Slot(self.slots[worker]);
+        let num = self.buses[bus]
+            .core
+            .add_device(name, num, worker, slot, device)?;
+        self.slots[worker] += 1;
+        self.send_orders(bus);
+        Ok(num)
+    }
+
+    /// Adds a connection that was made in some other way, such as a loopback.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Os`] if it cannot be watched.
+    pub fn attach(&mut self, bus: usize, mut connection: DeviceBus) -> Result<(), HostError> {
+        let peer = connection.peer();
+        let peer = Peer {
+            name: peer.name.clone(),
+            pid: peer.pid,
+        };
+        let max = connection.max_message_size();
+        let fd = connection.poll_fd().map_err(os("connection"))?;
+        // The number is known only after `connect`; nothing can fail in between.
+        let conn = self.buses[bus].core.connect(peer, max);
+        let data = (bus as u64) << BUS_SHIFT | conn.0;
+        epoll::add(&self.epoll, fd, EventData::new_u64(data), EventFlags::IN)
+            .map_err(|error| os("epoll_ctl")(error.into()))?;
+        self.buses[bus].connections.insert(conn, connection);
+        self.buses[bus].unread.insert(conn);
+        Ok(())
+    }
+
+    /// Something that ends [`run`](Self::run).
+    pub fn stop_handle(&self) -> Stop {
+        Stop(Arc::clone(&self.stop))
+    }
+
+    /// The buses' cores, in order of their indices.
+    pub fn cores(&self) -> impl Iterator<Item = &Core> {
+        self.buses.iter().map(|bus| &bus.core)
+    }
+
+    /// Serves until [`Stop::stop`].
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Os`] if epoll fails, which it does not while its descriptors live.
+    pub fn run(&mut self) -> Result<(), HostError> {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
+        loop {
+            self.wait(&mut events)?;
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    STOP => return Ok(()),
+                    REPLIES => {
+                        // Ours alone; an empty one just means that nothing was missed.
+                        let _ = self.bell.drain();
+                    }
+                    data if data & LISTENER != 0 => self.accept(index_of(data & !LISTENER)),
+                    data => {
+                        let bus = &mut self.buses[index_of(data >> BUS_SHIFT)];
+                        bus.unread.insert(ConnId(data & ((1 << BUS_SHIFT) - 1)));
+                    }
+                }
+            }
+            self.take_replies();
+            for bus in 0..self.buses.len() {
+                let due = self.buses[bus]
+                    .listener
+                    .as_ref()
+                    .and_then(Listener::next_deadline);
+                if due.is_some_and(|due| due <= Instant::now()) {
+                    self.accept(bus);
+                }
+                self.serve(bus);
+            }
+        }
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, data: u64, flags: EventFlags) -> Result<(), HostError> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(data), flags)
+            .map_err(|error| os("epoll_ctl")(error.into()))
+    }
+
+    fn now(&self) -> virtio_msg::Instant {
+        let nanos = self.begin.elapsed().as_nanos();
+        virtio_msg::Instant(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> Result<(), HostError> {
+        let more = self
+            .buses
+            .iter()
+            .any(|bus| bus.unread.iter().any(|conn| bus.core.wants_input(*conn)));
+        let listening = self
+            .buses
+            .iter()
+            .filter_map(|bus| bus.listener.as_ref()?.next_deadline())
+            .min()
+            .map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = if more {
+            Some(Duration::ZERO)
+        } else {
+            listening
+        };
+        let timeout = timeout.map(|left| rustix::event::Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(events),
+            timeout.as_ref(),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(os("epoll_wait")(error.into())),
+        }
+    }
+
+    fn accept(&mut self, bus: usize) {
+        loop {
+            let Some(listener) = &mut self.buses[bus].listener else {
+                return;
+            };
+            match listener.accept(Instant::now()) {
+                Ok(Some(connection)) => {
+                    tracing::debug!(peer = connection.peer_name(), "connected");
+                    if let Err(error) = self.attach(bus, connection) {
+                        tracing::warn!(%error, "connection dropped");
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_replies(&mut self) {
+        let now = self.now();
+        while let Ok((worker, reply)) = self.replies.try_recv() {
+            let bus = self.buses.iter_mut().find(|bus| match &reply {
+                Reply::Done { ticket, .. } => bus.core.awaits(*ticket),
+                Reply::Notice(slot, _) => bus.core.owns(worker, *slot),
+            });
+            if let Some(bus) = bus {
+                bus.core.handle_reply(now, worker, reply);
+            }
+        }
+    }
+
+    /// Moves messages of one bus as far as they go.
+    fn serve(&mut self, bus: usize) {
+        let now = self.now();
+        self.send_orders(bus);
+        let unread: Vec<ConnId> = self.buses[bus].unread.iter().copied().collect();
+        let mut gone = Vec::new();
+        for conn in unread {
+            if let Err(error) = self.buses[bus].read(now, conn) {
+                gone.push((conn, error));
+            }
+            self.send_orders(bus);
+        }
+        let all: Vec<ConnId> = self.buses[bus].connections.keys().copied().collect();
+        for conn in all {
+            if let Err(error) = self.buses[bus].write(conn) {
+                gone.push((conn, error));
+            }
+        }
+        for (conn, error) in gone {
+            let Bus {
+                core,
+                connections,
+                unread,
+                ..
+            } = &mut self.buses[bus];
+            if let Some(connection) = connections.remove(&conn) {
+                match error {
+                    ChannelError::Closed => {
+                        tracing::debug!(peer = connection.peer_name(), "disconnected");
+                    }
+                    error => {
+                        tracing::warn!(peer = connection.peer_name(), %error, "connection closed");
+                    }
+                }
+            }
+            unread.remove(&conn);
+            core.disconnect(now, conn);
+            self.send_orders(bus);
+        }
+    }
+
+    fn send_orders(&mut self, bus: usize) {
+        while let Some(order) = self.buses[bus].core.poll_order() {
+            self.workers[order.worker].send(order.slot, order.ticket, order.command);
+        }
+    }
+}
+
+impl Bus {
+    /// Reads from a connection until it is empty, others must have a turn, or
+    /// the core wants no more.
+    fn read(&mut self, now: virtio_msg::Instant, conn: ConnId) -> Result<(), ChannelError> {
+        let Self {
+            core,
+            connections,
+            unread,
+            ..
+        } = self;
+        let Some(connection) = connections.get_mut(&conn) else {
+            unread.remove(&conn);
+            return Ok(());
+        };
+        // Cleared before the messages are read: what comes later makes it readable again.
+        if connection.clear_poll_fd().is_err() {
+            return Err(ChannelError::Closed);
+        }
+        let mut buffer = vec![0; connection.max_message_size()];
+        let mut fds = Vec::new();
+        for _ in 0..BUDGET {
+            if !core.wants_input(conn) {
+                return Ok(());
+            }
+            match connection.try_recv_with_fds(&mut buffer, &mut fds)? {
+                Some(len) => {
+                    core.handle_message(now, conn, &buffer[..len], std::mem::take(&mut fds));
+                }
+                None if connection.arm() => {
+                    unread.remove(&conn);
+                    return if connection.is_closed() {
+                        Err(ChannelError::Closed)
+                    } else {
+                        Ok(())
+                    };
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what waits for a connection, as far as there is room.
+    fn write(&mut self, conn: ConnId) -> Result<(), ChannelError> {
+        let Self {
+            core, connections, ..
+        } = self;
+        let Some(connection) = connections.get_mut(&conn) else {
+            return Ok(());
+        };
+        let mut any = false;
+        while let Some(message) = core.poll_transmit(conn) {
+            match connection.try_send(message) {
+                Ok(()) => {
+                    core.sent(conn);
+                    any = true;
+                }
+                Err(ChannelError::Full) => {
+                    if connection.arm_for_room() {
+                        return Ok(());
+                    }
+                }
+                Err(ChannelError::TooLong) => core.sent(conn),
+                Err(error) => return Err(error),
+            }
+        }
+        if any { connection.flush() } else { Ok(()) }
+    }
+}
+
+fn index_of(data: u64) -> usize {
+    usize::try_from(data & 0xffff).expect("sixteen bits")
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The memory that one connection has lent.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
+
+/// Windows one connection may have at a time. A guest has a handful; a
+/// scattered segment of 2 MiB pages needs one for each.
+pub const MAX_WINDOWS: usize = 4096;
+
+/// A window as WINDOW_ADD describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Description {
+    pub(super) id: u32,
+    pub(super) writable: bool,
+    pub(super) base: u64,
+    pub(super) len: u64,
+    pub(super) file_offset: u64,
+}
+
+/// Why a window cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("there are {MAX_WINDOWS} windows already")]
+    TooMany,
+    #[error("window {0} exists already")]
+    Exists(u32),
+    #[error("there is no window {0}")]
+    NoSuchWindow(u32),
+    #[error("the descriptor cannot back a window: {0}")]
+    Descriptor(String),
+    #[error("windows overlap, wrap around or are empty: {0}")]
+    Overlap(vmsg_mem::Error),
+}
+
+#[derive(Debug)]
+struct Lent {
+    base: BusAddr,
+    access: Access,
+    mapping: Arc<Mapping>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Add(u32, Lent),
+    Remove(u32),
+}
+
+/// All windows of a connection, and changes that wait for their companions.
+#[derive(Debug)]
+pub(super) struct Windows {
+    live: BTreeMap<u32, Arc<Lent>>,
+    staged: Vec<Change>,
+    table: Arc<WindowTable>,
+}
+
+impl Windows {
+    pub(super) fn new() -> Self {
+        Self {
+            live: BTreeMap::new(),
+            staged: Vec::new(),
+            table: Arc::new(WindowTable::empty()),
+        }
+    }
+
+    /// The table as of the last change.
+    pub(super) fn table(&self) -> &Arc<WindowTable> {
+        &self.table
+    }
+
+    /// Adds a window; `more` only stages it. True if the table has changed.
+    pub(super) fn add(
+        &mut self,
+        window: Description,
+        fd: &OwnedFd,
+        more: bool,
+    ) -> Result<bool, Refusal> {
+        if self.live.len() + self.staged.len() >= MAX_WINDOWS {
+            return Err(self.give_up(Refusal::TooMany));
+        }
+        let access = if window.writable {
+            Access::ReadWrite
+        } else {
+            Access::Read
+        };
+        let mapping = check_file_system(fd)
+            .and_then(|()| {
+                Mapping::of_fd(fd.as_fd(), window.file_offset, window.len, access)
+                    .map_err(|error| error.to_string())
+            })
+            .map_err(|why| self.give_up(Refusal::Descriptor(why)))?;
+        let lent = Lent {
+            base: BusAddr(window.base),
+            access,
+            mapping: Arc::new(mapping),
+        };
+        self.staged.push(Change::Add(window.id, lent));
+        self.apply_unless(more)
+    }
+
+    /// Removes a window; `more` only stages that. True if the table has changed.
+    pub(super) fn remove(&mut self, id: u32, more: bool) -> Result<bool, Refusal> {
+        if self.staged.len() >= MAX_WINDOWS {
+            return Err(self.give_up(Refusal::TooMany));
+        }
+        self.staged.push(Change::Remove(id));
+        self.apply_unless(more)
+    }
+
+    /// A refused change takes those with it that were to be applied together.
+    fn give_up(&mut self, why: Refusal) -> Refusal {
+        self.staged.clear();
+        why
+    }
+
+    fn apply_unless(&mut self, more: bool) -> Result<bool, Refusal> {
+        if more {
+            return Ok(false);
+        }
+        let mut live = self.live.clone();
+        for change in self.staged.drain(..) {
+            match change {
+                Change::Add(id, lent) => {
+                    if live.insert(id, Arc::new(lent)).is_some() {
+                        return Err(Refusal::Exists(id));
+                    }
+                }
+                Change::Remove(id) => {
+                    live.remove(&id).ok_or(Refusal::NoSuchWindow(id))?;
+                }
+            }
+        }
+        let entries = live
+            .values()
+            .map(|lent| TableEntry {
+                base: lent.base,
+                mapping: Arc::clone(&lent.mapping),
+                offset: 0,
+                len: lent.mapping.ram().len(),
+                access: lent.access,
+            })
+            .collect();
+        self.table = Arc::new(WindowTable::new(entries).map_err(Refusal::Overlap)?);
+        self.live = live;
+        Ok(true)
+    }
+}
+
+/// A page fault on a file whose contents some other program provides can take
+/// forever; memory must come from a file system that the kernel itself serves.
+fn check_file_system(fd: &OwnedFd) -> Result<(), String> {
+    // linux/magic.h
+    const TMPFS: i64 = 0x0102_1994;
+    const HUGETLBFS: i64 = 0x9584_58f6;
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683e;
+    let kind = rustix::fs::fstatfs(fd)
+        .map_err(|error| format!("fstatfs: {error}"))?
+        .f_type;
+    if [TMPFS, HUGETLBFS, EXT4, XFS, BTRFS].contains(&kind) {
+        return Ok(());
+    }
+    Err(format!(
+        "file system {kind:#x} is not one whose pages the kernel provides; use a memfd or a file in /dev/shm"
+    ))
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The configuration space of a network device (VIRTIO 1.3, 5.1.4).
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::Settings;
+
+/// A MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// A locally administered address that only depends on `seed`, so that a
+    /// device has the same one in every run.
+    pub fn derived(seed: &str) -> Self {
+        // FNV-1a: any stable hash with good spread in its low bits will do.
+        let hash = seed.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let b = hash.to_le_bytes();
+        // 52:54:00 is what QEMU and libvirt use for virtual machines: locally administered, unicast.
+        Self([0x52, 0x54, 0x00, b[0] ^ b[3], b[1] ^ b[4], b[2] ^ b[5]])
+    }
+
+    /// True for an address that a single interface may have.
+    pub fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The text is not a MAC address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a unicast MAC address such as 52:54:00:12:34:56")]
+pub struct BadMac(String);
+
+impl FromStr for Mac {
+    type Err = BadMac;
+
+    fn from_str(text: &str) -> Result<Self, BadMac> {
+        let bad = || BadMac(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2)
+                .ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        let mac = Self(bytes);
+        if parts.next().is_some() || !mac.is_unicast() {
+            return Err(bad());
+        }
+        Ok(mac)
+    }
+}
+
+const STATUS: usize = 6;
+const LINK_UP: u16 = 1;
+const SIZE: usize = 12;
+
+/// The bytes: mac 6, status u16, max_virtqueue_pairs u16, mtu u16.
+#[derive(Debug)]
+pub(super) struct NetConfig {
+    bytes: [u8; SIZE],
+    mtu: bool,
+}
+
+impl NetConfig {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let mut bytes = [0; SIZE];
+        bytes[..6].copy_from_slice(&settings.mac.0);
+        bytes[STATUS..STATUS + 2].copy_from_slice(&LINK_UP.to_le_bytes());
+        bytes[8..10].copy_from_slice(&1u16.to_le_bytes());
+        bytes[10..12].copy_from_slice(&settings.mtu.unwrap_or(0).to_le_bytes());
+        Self {
+            bytes,
+            mtu: settings.mtu.is_some(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8; SIZE] {
+        &self.bytes
+    }
+
+    pub(super) fn has_mtu(&self) -> bool {
+        self.mtu
+    }
+
+    pub(super) fn mac(&self) -> Mac {
+        let [a, b, c, d, e, f, ..] = self.bytes;
+        Mac([a, b, c, d, e, f])
+    }
+
+    pub(super) fn set_mac(&mut self, mac: Mac) {
+        self.bytes[..6].copy_from_slice(&mac.0);
+    }
+
+    /// Sets the link status; returns what changed, if anything.
+    pub(super) fn set_link(&mut self, up: bool) -> Option<(usize, [u8; 2])> {
+        let status = if up { LINK_UP } else { 0 }.to_le_bytes();
+        if self.bytes[STATUS..STATUS + 2] == status {
+            return None;
+        }
+        self.bytes[STATUS..STATUS + 2].copy_from_slice(&status);
+        Some((STATUS, status))
+    }
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What control and workers tell each other.
+
+use std::fmt;
+use std::sync::Arc;
+
+use virtio_msg::FeatureSet;
+use vmsg_mem::{Doorbell, WindowTable};
+use vmsg_queue::QueueConfig;
+
+use crate::device::Device;
+
+/// Place of a device in its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// From where a queue that was in use before goes on (QUEUE_RESUME).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// At these positions of the available and the used ring.
+    At {
+        /// Next entry of the available ring to look at.
+        avail: u16,
+        /// Next entry of the used ring to write.
+        used: u16,
+    },
+    /// Where the used ring in the driver's memory says; right for a queue used in order.
+    FromUsedRing,
+}
+
+/// A queue to set up.
+#[derive(Clone, Debug)]
+pub struct QueueStart {
+    /// Which queue.
+    pub queue: usize,
+    /// Size and addresses.
+    pub config: QueueConfig,
+    /// The features that shape the ring.
+    pub features: FeatureSet,
+    /// Where to go on; `None` is the beginning.
+    pub resume: Option<Resume>,
+}
+
+/// What a worker is told about one of its devices.
+pub enum Command {
+    /// Take this device. Not answered.
+    Add(Box<dyn Device>),
+    /// Drop the device and all that belongs to it.
+    Remove,
+    /// See this memory from now on; the old table is let go before the answer.
+    SetMemory(Arc<WindowTable>),
+    /// Set up a queue; it runs after [`Command::DriverOk`].
+    StartQueue(QueueStart),
+    /// Replace the file descriptors through which a queue is kicked and the driver interrupted.
+    SetNotify {
+        /// Which queue.
+        queue: usize,
+        /// Readable when the driver has kicked; `None`: kicks come as messages.
+        kick: Option<Doorbell>,
+        /// Rung to interrupt the driver; `None`: EVENT_USED messages.
+        call: Option<Doorbell>,
+    },
+    /// The driver is ready; queues start, and are looked at once without a kick.
+    DriverOk(FeatureSet),
+    /// Stop one queue and forget it.
+    ResetQueue(usize),
+    /// Stop all queues, reset the device, forget its notification descriptors.
+    Reset,
+    /// The driver writes configuration bytes.
+    WriteConfig {
+        /// Where.
+        offset: usize,
+        /// What.
+        data: Vec<u8>,
+    },
+    /// The driver has kicked a queue by message. Not answered.
+    Kick(usize),
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add(_) => "Add",
+            Self::Remove => "Remove",
+            Self::SetMemory(_) => "SetMemory",
+            Self::StartQueue(_) => "StartQueue",
+            Self::SetNotify { .. } => "SetNotify",
+            Self::DriverOk(_) => "DriverOk",
+            Self::ResetQueue(_) => "ResetQueue",
+            Self::Reset => "Reset",
+            Self::WriteConfig { .. } => "WriteConfig",
+            Self::Kick(_) => "Kick",
+        })
+    }
+}
+
+/// What a device wants its driver, or the log, to hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Chains were used in a queue whose driver listens for EVENT_USED messages.
+    Used {
+        /// Which queue.
+        queue: usize,
+    },
+    /// Configuration bytes changed.
+    Config {
+        /// Where.
+        offset: usize,
+        /// The bytes that are there now.
+        data: Vec<u8>,
+    },
+    /// The driver's interrupt descriptor could not be written; it is not used any more.
+    CallStuck {
+        /// Which queue.
+        queue: usize,
+        /// Why.
+        error: String,
+    },
+    /// The device cannot go on: NEEDS_RESET.
+    Broken {
+        /// Why, for the log.
+        why: String,
+    },
+}
+
+/// What a worker answers.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The command with this ticket was carried out, or refused with a reason.
+    Done {
+        /// The command's ticket.
+        ticket: u64,
+        /// Why it was refused.
+        result: Result<(), String>,
+    },
+    /// Something happened by itself.
+    Notice(Slot, Notice),
+}

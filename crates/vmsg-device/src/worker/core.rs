@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The worker without its thread: commands in, replies out, queues processed.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_msg::FeatureSet;
+use vmsg_mem::{Doorbell, WindowTable};
+use vmsg_queue::{ChainStorage, DeviceQueue, QueueFeatures};
+
+use super::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
+use super::ready::Ready;
+use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress};
+
+/// Chains of one queue that are worked on before another queue has its turn.
+const BUDGET: usize = 64;
+
+/// Pieces of memory that one batch can have at least.
+const MIN_PIECES: usize = 256;
+
+/// Where the worker's file descriptors are watched: epoll in a thread, nothing
+/// in a simulation.
+pub trait Fds {
+    /// Watch a queue's kick descriptor: each write is an event, it is never read.
+    fn add_kick(&mut self, slot: Slot, queue: usize, fd: BorrowedFd<'_>);
+    /// Watch a device's own descriptor.
+    fn add_device(&mut self, slot: Slot, fd: BorrowedFd<'_>);
+    /// Forget a descriptor, before it is closed.
+    fn remove(&mut self, fd: BorrowedFd<'_>);
+}
+
+/// A queue's descriptors and, once it is set up, the queue itself.
+#[derive(Debug, Default)]
+struct QueueSlot {
+    kick: Option<Doorbell>,
+    call: Option<Doorbell>,
+    /// Set up, but the driver is not ready yet.
+    waiting: Option<DeviceQueue>,
+}
+
+struct Entry {
+    device: Box<dyn Device>,
+    memory: Arc<WindowTable>,
+    slots: Vec<QueueSlot>,
+    active: Vec<Option<ActiveQueue>>,
+    running: bool,
+    broken: bool,
+}
+
+/// The devices of one worker.
+pub struct Core {
+    entries: Vec<Option<Entry>>,
+    ready: Ready,
+    storage: ChainStorage,
+    /// How many pieces `storage` has room for.
+    pieces: usize,
+    notices: Vec<Notice>,
+    again: Vec<usize>,
+    replies: Vec<Reply>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "worker::Core({} slots, {} ready)",
+            self.entries.len(),
+            self.ready.len()
+        )
+    }
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Core {
+    /// A worker without devices.
+    pub fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            ready: Ready::default(),
+            storage: ChainStorage::with_capacity(MIN_PIECES),
+            pieces: MIN_PIECES,
+            notices: Vec::new(),
+            again: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+
+    /// Carries out `command` for the device at `slot`. Answers and notices are
+    /// collected by [`take_replies`](Self::take_replies).
+    pub fn command(&mut self, slot: Slot, ticket: u64, command: Command, fds: &mut dyn Fds) {
+        match command {
+            Command::Add(device) => self.add(slot, device, fds),
+            Command::Kick(queue) => self.kick(slot, queue),
+            command => {
+                let result = match self.entries.get(slot.0 as usize) {
+                    // What a device leaves behind that panics here is only ever reset.
+                    Some(Some(_)) => {
+                        catch_unwind(AssertUnwindSafe(|| self.change(slot, command, fds)))
+                            .unwrap_or_else(|panic| {
+                                Err(format!("the device panicked: {}", panic_text(&*panic)))
+                            })
+                    }
+                    _ => Err(format!("the worker has no device at slot {}", slot.0)),
+                };
+                self.replies.push(Reply::Done { ticket, result });
+            }
+        }
+    }
+
+    /// The driver has kicked a queue.
+    pub fn kick(&mut self, slot: Slot, queue: usize) {
+        if let Ok(queue) = u16::try_from(queue) {
+            self.ready.push(slot.0, queue);
+        }
+    }
+
+    /// Works on the queue whose turn it is; false if none waits.
+    pub fn step(&mut self, now: Instant) -> bool {
+        let Some((slot, queue)) = self.ready.pop() else {
+            return false;
+        };
+        self.process(Slot(slot), usize::from(queue), now);
+        true
+    }
+
+    /// True if a queue waits for [`step`](Self::step).
+    pub fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The device's own descriptor is readable, or its time has come.
+    pub fn poll_device(&mut self, slot: Slot, now: Instant) {
+        self.with_device(slot, now, |device, io| device.poll(io).map(|()| None));
+    }
+
+    /// Calls [`Device::poll`] of every device whose time has come.
+    pub fn handle_timeouts(&mut self, now: Instant) {
+        for index in 0..self.entries.len() {
+            let due = self.entries[index]
+                .as_ref()
+                .and_then(|entry| entry.device.next_timeout());
+            if due.is_some_and(|due| due <= now) {
+                let slot = u32::try_from(index).expect("slots are counted in 32 bits");
+                self.poll_device(Slot(slot), now);
+            }
+        }
+    }
+
+    /// When [`handle_timeouts`](Self::handle_timeouts) has something to do.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.entries
+            .iter()
+            .flatten()
+            .filter_map(|entry| entry.device.next_timeout())
+            .min()
+    }
+
+    /// What has been answered and noticed since the last call.
+    pub fn take_replies(&mut self) -> std::vec::Drain<'_, Reply> {
+        self.replies.drain(..)
+    }
+
+    fn add(&mut self, slot: Slot, device: Box<dyn Device>, fds: &mut dyn Fds) {
+        let sizes = device.queue_sizes();
+        let index = slot.0 as usize;
+        if self.entries.len() <= index {
+            self.entries.resize_with(index + 1, || None);
+        }
+        // One chain may be as long as its queue; the batch must have room for it.
+        let longest = sizes.iter().copied().max().map_or(0, usize::from);
+        if self.pieces < longest {
+            self.pieces = longest;
+            self.storage = ChainStorage::with_capacity(longest);
+        }
+        self.ready.add(slot.0, sizes.len());
+        if let Some(fd) = device.event_fd() {
+            fds.add_device(slot, fd);
+        }
+        self.entries[index] = Some(Entry {
+            device,
+            memory: Arc::new(WindowTable::empty()),
+            slots: sizes.iter().map(|_| QueueSlot::default()).collect(),
+            active: sizes.iter().map(|_| None).collect(),
+            running: false,
+            broken: false,
+        });
+    }
+
+    fn change(&mut self, slot: Slot, command: Command, fds: &mut dyn Fds) -> Result<(), String> {
+        let place = &mut self.entries[slot.0 as usize];
+        let entry = place.as_mut().expect("the caller has looked");
+        match command {
+            Command::Add(_) | Command::Kick(_) => unreachable!("handled by the caller"),
+            Command::Remove => {
+                entry.reset(fds);
+                if let Some(fd) = entry.device.event_fd() {
+                    fds.remove(fd);
+                }
+                *place = None;
+            }
+            Command::SetMemory(table) => entry.memory = table,
+            Command::StartQueue(start) => entry.start_queue(&start)?,
+            Command::SetNotify { queue, kick, call } => {
+                entry.set_notify(slot, queue, kick, call, fds)?;
+                // A kick may have been written before the descriptor was watched.
+                self.kick(slot, queue);
+            }
+            Command::DriverOk(features) => {
+                entry.driver_ok(&features);
+                for queue in 0..entry.active.len() {
+                    self.kick(slot, queue);
+                }
+            }
+            Command::ResetQueue(queue) => {
+                let queue = entry
+                    .slots
+                    .get_mut(queue)
+                    .map(|slot| (slot, &mut entry.active[queue]));
+                let (slot, active) = queue.ok_or("no such queue")?;
+                slot.waiting = None;
+                *active = None;
+            }
+            Command::Reset => entry.reset(fds),
+            Command::WriteConfig { offset, data } => {
+                entry
+                    .device
+                    .write_config(offset, &data)
+                    .map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, slot: Slot, queue: usize, now: Instant) {
+        self.with_device(slot, now, |device, io| {
+            let Some(Some(active)) = io.queues.get_mut(queue) else {
+                return Ok(None);
+            };
+            active
+                .ring
+                .disable_notifications(io.space)
+                .map_err(|source| queue_error(queue, source))?;
+            let progress = device.process(queue, BUDGET, io)?;
+            let again = match progress {
+                Progress::More => true,
+                Progress::Blocked => false,
+                Progress::Idle => match io.queues.get_mut(queue) {
+                    Some(Some(active)) => active
+                        .ring
+                        .enable_notifications(io.space)
+                        .map_err(|source| queue_error(queue, source))?,
+                    _ => false,
+                },
+            };
+            Ok(again.then_some(queue))
+        });
+    }
+
+    /// Calls a device and keeps whatever it does wrong away from the others.
+    fn with_device(
+        &mut self,
+        slot: Slot,
+        now: Instant,
+        work: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> Result<Option<usize>, DeviceError>,
+    ) {
+        let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else {
+            return;
+        };
+        if entry.broken {
+            return;
+        }
+        let mut io = Io {
+            queues: &mut entry.active,
+            space: entry.memory.space(),
+            storage: &mut self.storage,
+            now,
+            notices: &mut self.notices,
+            again: &mut self.again,
+        };
+        let device = entry.device.as_mut();
+        // A panic leaves a device that nothing but `reset` is called on again, and a batch
+        // that is cleared before its next use: no broken state is ever looked at.
+        let result = catch_unwind(AssertUnwindSafe(|| work(device, &mut io)));
+        let why = match result {
+            Ok(Ok(again)) => {
+                if let Some(queue) = again {
+                    self.kick(slot, queue);
+                }
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(format!("the device panicked: {}", panic_text(&*panic))),
+        };
+        if let Some(why) = why {
+            if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
+                entry.broken = true;
+            }
+            self.notices.push(Notice::Broken { why });
+        }
+        self.replies.extend(
+            self.notices
+                .drain(..)
+                .map(|notice| Reply::Notice(slot, notice)),
+        );
+    }
+}
+
+fn queue_error(queue: usize, source: vmsg_queue::QueueError) -> DeviceError {
+    DeviceError::Queue { queue, source }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+impl Entry {
+    fn start_queue(&mut self, start: &QueueStart) -> Result<(), String> {
+        let slot = self.slots.get_mut(start.queue).ok_or("no such queue")?;
+        let space = self.memory.space();
+        let features = QueueFeatures::from_bits(start.features.low_u64());
+        let failed = |error: vmsg_queue::QueueError| error.to_string();
+        let (avail, used) = match start.resume {
+            None => (0, 0),
+            Some(Resume::At { avail, used }) => (avail, used),
+            Some(Resume::FromUsedRing) => {
+                let used = DeviceQueue::read_used_index(start.config, space).map_err(failed)?;
+                (used, used)
+            }
+        };
+        let ring =
+            DeviceQueue::resume(start.config, features, space, avail, used).map_err(failed)?;
+        if self.running {
+            self.active[start.queue] = Some(ActiveQueue {
+                ring,
+                call: slot.call.take(),
+            });
+        } else {
+            slot.waiting = Some(ring);
+        }
+        Ok(())
+    }
+
+    fn set_notify(
+        &mut self,
+        at: Slot,
+        queue: usize,
+        kick: Option<Doorbell>,
+        call: Option<Doorbell>,
+        fds: &mut dyn Fds,
+    ) -> Result<(), String> {
+        let slot = self.slots.get_mut(queue).ok_or("no such queue")?;
+        if let Some(old) = slot.kick.take() {
+            fds.remove(old.as_fd());
+        }
+        if let Some(kick) = kick {
+            fds.add_kick(at, queue, kick.as_fd());
+            slot.kick = Some(kick);
+        }
+        match &mut self.active[queue] {
+            Some(active) => active.call = call,
+            None => slot.call = call,
+        }
+        Ok(())
+    }
+
+    fn driver_ok(&mut self, features: &FeatureSet) {
+        self.device.activate(features);
+        self.running = true;
+        for (slot, active) in self.slots.iter_mut().zip(&mut self.active) {
+            if let Some(ring) = slot.waiting.take() {
+                *active = Some(ActiveQueue {
+                    ring,
+                    call: slot.call.take(),
+                });
+            }
+        }
+    }
+
+    fn reset(&mut self, fds: &mut dyn Fds) {
+        for slot in &mut self.slots {
+            if let Some(kick) = slot.kick.take() {
+                fds.remove(kick.as_fd());
+            }
+            *slot = QueueSlot::default();
+        }
+        self.active.fill_with(|| None);
+        self.device.reset();
+        self.running = false;
+        self.broken = false;
+    }
+}
+
+#[cfg(test)]
+#[path = "core_test.rs"]
+mod tests;

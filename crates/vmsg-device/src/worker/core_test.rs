@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_msg::FeatureSet;
+use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
+use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
+
+use super::*;
+use crate::device::{Identity, ReadOnly};
+use crate::rng::Rng;
+
+const BASE: u64 = 0x4000_0000;
+const BYTES: u64 = 1 << 20;
+const SLOT: Slot = Slot(0);
+
+/// Nobody watches descriptors: kicks come as commands.
+struct NoFds;
+
+impl Fds for NoFds {
+    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
+    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
+    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
+}
+
+struct Bench {
+    core: Core,
+    mapping: Arc<Mapping>,
+    table: Arc<WindowTable>,
+    tickets: u64,
+}
+
+impl Bench {
+    fn new(device: Box<dyn Device>) -> Self {
+        let (mapping, _fd) = Mapping::memfd("test", BYTES, true).expect("memfd");
+        let mapping = Arc::new(mapping);
+        let entry = TableEntry {
+            base: BusAddr(BASE),
+            mapping: Arc::clone(&mapping),
+            offset: 0,
+            len: usize::try_from(BYTES).expect("small"),
+            access: Access::ReadWrite,
+        };
+        let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
+        let mut core = Core::new();
+        core.command(SLOT, 0, Command::Add(device), &mut NoFds);
+        Self {
+            core,
+            mapping,
+            table,
+            tickets: 0,
+        }
+    }
+
+    fn tell(&mut self, command: Command) -> Result<(), String> {
+        self.tickets += 1;
+        self.core.command(SLOT, self.tickets, command, &mut NoFds);
+        let replies: Vec<Reply> = self.core.take_replies().collect();
+        match replies.last() {
+            Some(Reply::Done { ticket, result }) if *ticket == self.tickets => result.clone(),
+            other => panic!("{other:?} does not answer the command"),
+        }
+    }
+
+    fn run(&mut self) -> Vec<Notice> {
+        while self.core.step(Instant::now()) {}
+        self.core
+            .take_replies()
+            .map(|reply| match reply {
+                Reply::Notice(SLOT, notice) => notice,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+}
+
+fn driver(mapping: &Mapping) -> DriverQueue<'_, Vec<DriverSlot>> {
+    let layout = Layout::new(8, 0).expect("a size");
+    let ram = mapping.ram().get(0, layout.total_len()).expect("inside");
+    let slots = vec![DriverSlot::default(); 8];
+    DriverQueue::new(layout, QueueFeatures::default(), ram, BusAddr(BASE), slots).expect("a queue")
+}
+
+fn start(config: vmsg_queue::QueueConfig, resume: Option<Resume>) -> Command {
+    Command::StartQueue(QueueStart {
+        queue: 0,
+        config,
+        features: FeatureSet::EMPTY,
+        resume,
+    })
+}
+
+#[test]
+fn a_request_is_filled_and_announced() {
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    let mapping = Arc::clone(&bench.mapping);
+    let mut driver = driver(&mapping);
+    driver
+        .add(&[], &[(BusAddr(BASE + 0x8000), 1000)])
+        .expect("added");
+    driver.publish().expect("published");
+    bench.tell(start(driver.config(), None)).expect("started");
+    assert_eq!(bench.run(), [], "nothing happens before DRIVER_OK");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    assert_eq!(bench.run(), [Notice::Used { queue: 0 }]);
+    assert_eq!(
+        driver.pop_used().expect("sound").map(|used| used.written),
+        Some(1000)
+    );
+    let mut bytes = [0; 1000];
+    mapping.ram().read(0x8000, &mut bytes);
+    assert!(bytes.iter().any(|byte| *byte != 0));
+}
+
+#[test]
+fn a_queue_outside_the_memory_is_refused() {
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    let config = driver(&bench.mapping).config();
+    let why = bench
+        .tell(start(config, None))
+        .expect_err("no memory is lent yet");
+    assert!(why.contains("outside every window"), "{why}");
+}
+
+#[test]
+fn memory_taken_away_under_a_running_queue_breaks_only_the_device() {
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    let config = driver(&bench.mapping).config();
+    bench.tell(start(config, None)).expect("started");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    bench.run();
+    bench
+        .tell(Command::SetMemory(Arc::new(WindowTable::empty())))
+        .expect("memory");
+    bench.core.kick(SLOT, 0);
+    let notices = bench.run();
+    assert!(
+        matches!(&notices[..], [Notice::Broken { .. }]),
+        "{notices:?}"
+    );
+    bench.core.kick(SLOT, 0);
+    assert_eq!(bench.run(), [], "a broken device is left alone");
+    bench.tell(Command::Reset).expect("reset");
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    bench.tell(start(config, None)).expect("started again");
+}
+
+#[test]
+fn a_queue_resumes_at_its_used_index() {
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    let config = driver(&bench.mapping).config();
+    bench
+        .tell(start(config, Some(Resume::At { avail: 3, used: 3 })))
+        .expect("started");
+    let why = bench
+        .tell(start(
+            config,
+            Some(Resume::At {
+                avail: 300,
+                used: 3,
+            }),
+        ))
+        .expect_err("297 chains cannot be in flight in a queue of 8");
+    assert!(!why.is_empty());
+    bench
+        .tell(start(config, Some(Resume::FromUsedRing)))
+        .expect("started");
+}
+
+/// Panics when a queue is processed.
+struct Panicking;
+
+impl Device for Panicking {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: 4,
+            vendor_id: 0,
+        }
+    }
+    fn features(&self) -> FeatureSet {
+        FeatureSet::EMPTY
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![8]
+    }
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) -> Result<(), ReadOnly> {
+        panic!("bad write")
+    }
+    fn activate(&mut self, _features: &FeatureSet) {}
+    fn reset(&mut self) {}
+    fn process(&mut self, _: usize, _: usize, _: &mut Io<'_>) -> Result<Progress, DeviceError> {
+        panic!("bad queue")
+    }
+}
+
+#[test]
+fn a_device_that_panics_needs_reset_and_nothing_else_falls() {
+    let mut bench = Bench::new(Box::new(Panicking));
+    bench
+        .core
+        .command(Slot(1), 0, Command::Add(Box::new(Rng::new())), &mut NoFds);
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    let config = driver(&bench.mapping).config();
+    bench.tell(start(config, None)).expect("started");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    let notices = bench.run();
+    assert!(
+        matches!(&notices[..], [Notice::Broken { why }] if why.contains("bad queue")),
+        "{notices:?}"
+    );
+    let write = Command::WriteConfig {
+        offset: 0,
+        data: vec![1],
+    };
+    let why = bench.tell(write).expect_err("the device panics");
+    assert!(why.contains("bad write"), "{why}");
+}
+
+#[test]
+fn ready_queues_have_their_turns_in_order() {
+    let mut ready = Ready::default();
+    ready.add(0, 2);
+    ready.add(5, 1);
+    for (slot, queue) in [(0, 1), (5, 0), (0, 1), (0, 0), (9, 0), (0, 7)] {
+        ready.push(slot, queue);
+    }
+    let turns: Vec<_> = std::iter::from_fn(|| ready.pop()).collect();
+    assert_eq!(
+        turns,
+        [(0, 1), (5, 0), (0, 0)],
+        "each once, unknown ones not at all"
+    );
+}

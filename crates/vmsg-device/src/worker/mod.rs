@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Workers: who calls the devices.
+//!
+//! A worker owns many devices and all their queues, so nothing on the data
+//! path takes a lock. [`Core`] does the work and knows neither threads nor
+//! epoll; [`Worker`](thread::Worker) is the thread around it.
+
+mod command;
+mod core;
+mod ready;
+pub mod thread;
+
+pub use self::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
+pub use self::core::{Core, Fds};

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A worker's thread: epoll around [`Core`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use vmsg_mem::Doorbell;
+
+use super::command::{Command, Reply, Slot};
+use super::core::{Core, Fds};
+
+/// Queue turns between two looks at the file descriptors.
+const STEPS: usize = 32;
+const EVENTS: usize = 64;
+
+/// Failure to start a worker.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a worker: {what}: {source}")]
+pub struct StartError {
+    what: &'static str,
+    source: std::io::Error,
+}
+
+/// A running worker. Dropping it ends the thread and its devices.
+#[derive(Debug)]
+pub struct Worker {
+    orders: Option<Sender<(Slot, u64, Command)>>,
+    wake: Arc<Doorbell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a worker called `name`. It sends what it has to say, with its
+    /// `index`, to `replies` and rings `bell` then.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if the system has no thread or descriptor left.
+    pub fn start(
+        name: &str,
+        index: usize,
+        replies: Sender<(usize, Reply)>,
+        bell: Arc<Doorbell>,
+    ) -> Result<Self, StartError> {
+        let failed = |what| move |source: std::io::Error| StartError { what, source };
+        let wake = Arc::new(
+            Doorbell::new().map_err(|error| failed("eventfd")(std::io::Error::other(error)))?,
+        );
+        let poll = Poll::new().map_err(|error| failed("epoll")(error.into()))?;
+        poll.add(wake.as_fd(), ORDERS, EventFlags::IN)
+            .map_err(|error| failed("epoll")(error.into()))?;
+        let (orders, inbox) = mpsc::channel();
+        let bell_of_thread = Arc::clone(&wake);
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let mut thread = Thread {
+                    core: Core::new(),
+                    poll,
+                    inbox,
+                    wake: bell_of_thread,
+                    replies,
+                    bell,
+                    index,
+                };
+                thread.run();
+            })
+            .map_err(failed("thread"))?;
+        Ok(Self {
+            orders: Some(orders),
+            wake,
+            thread: Some(thread),
+        })
+    }
+
+    /// Gives the worker a command; its answer carries `ticket`.
+    pub fn send(&self, slot: Slot, ticket: u64, command: Command) {
+        if let Some(orders) = &self.orders {
+            // A worker only ends when its handle is dropped; devices that panic are caught.
+            let _ = orders.send((slot, ticket, command));
+            let _ = self.wake.ring();
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ = self.wake.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+const ORDERS: u64 = u64::MAX;
+/// Set in the event data of a device's own descriptor; kicks carry slot and queue.
+const DEVICE: u64 = 1 << 63;
+
+struct Poll {
+    epoll: OwnedFd,
+}
+
+impl Poll {
+    fn new() -> rustix::io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        })
+    }
+
+    fn add(&self, fd: BorrowedFd<'_>, data: u64, flags: EventFlags) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(data), flags)
+    }
+}
+
+impl Fds for Poll {
+    fn add_kick(&mut self, slot: Slot, queue: usize, fd: BorrowedFd<'_>) {
+        // Edge-triggered: every write to an eventfd is an event of its own, so the descriptor,
+        // which its other holders could make block, is never read.
+        let data = u64::from(slot.0) << 16 | queue as u64;
+        if let Err(error) = self.add(fd, data, EventFlags::IN | EventFlags::ET) {
+            tracing::warn!(slot = slot.0, queue, %error, "cannot watch a kick descriptor");
+        }
+    }
+
+    fn add_device(&mut self, slot: Slot, fd: BorrowedFd<'_>) {
+        if let Err(error) = self.add(fd, DEVICE | u64::from(slot.0), EventFlags::IN) {
+            tracing::error!(slot = slot.0, %error, "cannot watch a device's descriptor");
+        }
+    }
+
+    fn remove(&mut self, fd: BorrowedFd<'_>) {
+        // Refused only for a descriptor that could not be added.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+}
+
+struct Thread {
+    core: Core,
+    poll: Poll,
+    inbox: Receiver<(Slot, u64, Command)>,
+    wake: Arc<Doorbell>,
+    replies: Sender<(usize, Reply)>,
+    bell: Arc<Doorbell>,
+    index: usize,
+}
+
+impl Thread {
+    fn run(&mut self) {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
+        loop {
+            self.wait(&mut events);
+            let now = Instant::now();
+            for event in events.drain(..) {
+                let data = event.data.u64();
+                if data == ORDERS {
+                    // Ours alone; an empty one just means that nothing was missed.
+                    let _ = self.wake.drain();
+                } else if data & DEVICE != 0 {
+                    self.core.poll_device(slot_of(data & !DEVICE), now);
+                } else {
+                    self.core
+                        .kick(slot_of(data >> 16), (data & 0xffff) as usize);
+                }
+            }
+            if !self.take_orders() {
+                return;
+            }
+            self.core.handle_timeouts(now);
+            for _ in 0..STEPS {
+                if !self.core.step(now) {
+                    break;
+                }
+            }
+            self.answer();
+        }
+    }
+
+    fn wait(&self, events: &mut Vec<epoll::Event>) {
+        let timeout = if self.core.has_work() {
+            Some(std::time::Duration::ZERO)
+        } else {
+            self.core
+                .next_timeout()
+                .map(|due| due.saturating_duration_since(Instant::now()))
+        };
+        let timeout = timeout.map(|left| rustix::time::Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match epoll::wait(
+            &self.poll.epoll,
+            rustix::buffer::spare_capacity(events),
+            timeout.as_ref(),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => tracing::error!(%error, "epoll_wait"),
+        }
+    }
+
+    /// Carries out what control has sent; false when control is gone.
+    fn take_orders(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok((slot, ticket, command)) => {
+                    self.core.command(slot, ticket, command, &mut self.poll);
+                }
+                Err(mpsc::TryRecvError::Empty) => return true,
+                Err(mpsc::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        let mut any = false;
+        for reply in self.core.take_replies() {
+            any = true;
+            let _ = self.replies.send((self.index, reply));
+        }
+        if any {
+            let _ = self.bell.ring();
+        }
+    }
+}
+
+fn slot_of(data: u64) -> Slot {
+    Slot(u32::try_from(data & 0xffff_ffff).expect("masked to 32 bits"))
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Ending in an orderly way on SIGINT and SIGTERM.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Becomes readable when the user wants the program to end.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    signal: UnixStream,
+}
+
+impl Interrupt {
+    /// From now on SIGINT and SIGTERM only make this readable.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let (signal, write) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(SIGINT, write.try_clone()?)?;
+        signal_hook::low_level::pipe::register(SIGTERM, write)?;
+        Ok(Self { signal })
+    }
+
+    /// Waits for a signal.
+    pub(crate) fn wait(&self) -> std::io::Result<()> {
+        self.poll(None).map(|_| ())
+    }
+
+    /// Waits until `due`; true if a signal came first.
+    pub(crate) fn wait_until(&self, due: Instant) -> std::io::Result<bool> {
+        self.poll(Some(due))
+    }
+
+    fn poll(&self, due: Option<Instant>) -> std::io::Result<bool> {
+        loop {
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            let fd = self.signal.as_fd();
+            match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref()) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
