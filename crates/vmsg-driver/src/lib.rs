@@ -10,6 +10,9 @@
 #![deny(unsafe_code)]
 
 mod client;
+mod device;
+#[cfg(feature = "std")]
+mod dma;
 mod error;
 mod event;
 #[cfg(feature = "std")]
@@ -17,6 +20,9 @@ mod sleep;
 mod wait;
 
 pub use client::{Client, Counters, DEFAULT_TIMEOUT};
+pub use device::{Device, Wanted};
+#[cfg(feature = "std")]
+pub use dma::{DmaBuffer, DmaPool, PAGE_SIZE};
 pub use error::{Error, Fault};
 pub use event::{Event, MAX_EVENTS};
 #[cfg(feature = "std")]

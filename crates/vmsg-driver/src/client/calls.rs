@@ -3,9 +3,10 @@
 
 use core::time::Duration;
 
+use virtio_msg::driver::{ConfigError, ConfigReader, ConfigStep, ConfigWriter};
 use virtio_msg::{
-    Channel, ConfigData, DevNum, DeviceInfo, DeviceStatus, FeatureBlocks, FeatureSet, Generation,
-    MAX_BLOCKS, Message, QueueIndex, ShmInfo, U32, VqueueConfig, VqueueInfo,
+    Channel, DevNum, DeviceInfo, DeviceStatus, FeatureBlocks, FeatureSet, Generation, MAX_BLOCKS,
+    Message, QueueIndex, ShmInfo, U32, VqueueConfig, VqueueInfo,
 };
 
 use super::Client;
@@ -14,9 +15,7 @@ use crate::wait::Wait;
 
 /// Bytes of a message that carries feature blocks, without them.
 const FEATURES_HEAD: usize = 16;
-/// Bytes of a message that carries configuration, without it.
-const CONFIG_HEAD: usize = 20;
-/// How often a configuration space is read again because it changed meanwhile.
+/// How often a write is tried again because the configuration changed meanwhile.
 const CONFIG_RETRIES: usize = 16;
 
 impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
@@ -137,7 +136,7 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     /// # Errors
     /// [`Error::Timeout`], [`Error::Channel`].
     pub fn config_generation(&mut self, device: DevNum) -> Result<Generation, Error> {
-        self.read_config_part(device, 0, &mut [])
+        self.read_config(device, 0, &mut [])
     }
 
     /// Reads configuration bytes that belong together (GET_CONFIG), in as many messages as the bus makes necessary, until all of
@@ -152,59 +151,75 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         offset: u32,
         into: &mut [u8],
     ) -> Result<Generation, Error> {
-        let end = u32::try_from(into.len())
-            .ok()
-            .and_then(|len| offset.checked_add(len));
-        let Some(end) = end else {
-            return Err(Error::ConfigRange {
-                offset,
-                len: into.len(),
-            });
-        };
-        let step = self.config_per_message();
-        for _ in 0..CONFIG_RETRIES {
-            let mut first = None;
-            let mut stable = true;
-            for (at, part) in (offset..=end).step_by(step).zip(into.chunks_mut(step)) {
-                let generation = self.read_config_part(device, at, part)?;
-                stable &= *first.get_or_insert(generation) == generation;
-            }
-            match first {
-                None => return self.config_generation(device),
-                Some(generation) if stable => return Ok(generation),
-                Some(_) => {}
+        let len = into.len();
+        let mut reader = ConfigReader::new(offset, into, self.max);
+        loop {
+            match reader.step() {
+                ConfigStep::Send(request) => self.ask(device, request, |answer| {
+                    reader.handle_response(answer);
+                    Some(())
+                })?,
+                ConfigStep::Done(generation) => return Ok(generation),
+                ConfigStep::Failed(error) => {
+                    return Err(config_error(error, "GET_CONFIG", offset, len));
+                }
+                ConfigStep::Wait => {
+                    return Err(Error::BadAnswer {
+                        request: "GET_CONFIG",
+                    });
+                }
             }
         }
-        Err(Error::ConfigUnstable)
     }
 
     /// Writes configuration bytes (SET_CONFIG), in as many messages as the bus makes necessary, each on top of the generation that
-    /// the one before resulted in.
+    /// the one before resulted in. If the configuration has changed meanwhile, what was refused is written again on top of that.
     ///
     /// # Errors
-    /// [`Error::ConfigRefused`] if the device did not take them, or they changed under us each time; then a part may be written.
-    /// [`Error::ConfigRange`], [`Error::BadAnswer`], [`Error::Timeout`], [`Error::Channel`].
+    /// [`Error::ConfigRefused`] if the device does not take them; then a part may be written. [`Error::ConfigRange`],
+    /// [`Error::BadAnswer`], [`Error::Timeout`], [`Error::Channel`].
     pub fn write_config(
         &mut self,
         device: DevNum,
         offset: u32,
         data: &[u8],
     ) -> Result<Generation, Error> {
-        let end = u32::try_from(data.len())
-            .ok()
-            .and_then(|len| offset.checked_add(len));
-        let Some(end) = end else {
-            return Err(Error::ConfigRange {
-                offset,
-                len: data.len(),
-            });
-        };
-        let step = self.config_per_message();
-        let mut generation = self.config_generation(device)?;
-        for (at, part) in (offset..=end).step_by(step).zip(data.chunks(step)) {
-            generation = self.write_config_part(device, generation, at, part)?;
+        let mut known = self.config_generation(device)?;
+        let mut at = offset;
+        let mut rest = data;
+        for _ in 0..CONFIG_RETRIES {
+            let mut writer = ConfigWriter::new(at, rest, known, self.max);
+            let (generation, written) = loop {
+                match writer.step() {
+                    ConfigStep::Send(request) => self.ask(device, request, |answer| {
+                        writer.handle_response(answer);
+                        Some(())
+                    })?,
+                    ConfigStep::Done(generation) => return Ok(generation),
+                    ConfigStep::Failed(ConfigError::Rejected {
+                        generation,
+                        written,
+                    }) => break (generation, written),
+                    ConfigStep::Failed(error) => {
+                        return Err(config_error(error, "SET_CONFIG", offset, data.len()));
+                    }
+                    ConfigStep::Wait => {
+                        return Err(Error::BadAnswer {
+                            request: "SET_CONFIG",
+                        });
+                    }
+                }
+            };
+            // Refused although nothing has changed: it will not be taken at all.
+            if written == 0 && generation == known {
+                break;
+            }
+            known = generation;
+            rest = rest.get(written..).unwrap_or(&[]);
+            // Within the range that the writer has checked.
+            at = at.saturating_add(u32::try_from(written).unwrap_or(u32::MAX));
         }
-        Ok(generation)
+        Err(Error::ConfigRefused)
     }
 
     /// What a queue can be and is (GET_VQUEUE).
@@ -273,65 +288,13 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             .unwrap_or(u32::MAX)
             .max(1)
     }
+}
 
-    fn config_per_message(&self) -> usize {
-        self.max.saturating_sub(CONFIG_HEAD).max(1)
-    }
-
-    fn read_config_part(
-        &mut self,
-        device: DevNum,
-        offset: u32,
-        into: &mut [u8],
-    ) -> Result<Generation, Error> {
-        let len = u32::try_from(into.len()).unwrap_or(u32::MAX);
-        self.ask(
-            device,
-            Message::GetConfig { offset, len },
-            |answer| match answer {
-                Message::Config(part) if part.offset == offset && part.data.len() == into.len() => {
-                    into.copy_from_slice(part.data);
-                    Some(part.generation)
-                }
-                _ => None,
-            },
-        )
-    }
-
-    fn write_config_part(
-        &mut self,
-        device: DevNum,
-        generation: Generation,
-        offset: u32,
-        data: &[u8],
-    ) -> Result<Generation, Error> {
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let mut generation = generation;
-        for _ in 0..CONFIG_RETRIES {
-            let request = Message::SetConfig(ConfigData {
-                generation,
-                offset,
-                len,
-                data,
-            });
-            let (now, taken) = self.ask(device, request, |answer| match answer {
-                Message::ConfigSet(part)
-                    if part.offset == offset && (part.len == 0 || part.len == len) =>
-                {
-                    Some((part.generation, part.len))
-                }
-                _ => None,
-            })?;
-            if taken == len {
-                return Ok(now);
-            }
-            // Refused because it has changed meanwhile, or for good: only the former is worth another try.
-            if now == generation {
-                return Err(Error::ConfigRefused);
-            }
-            generation = now;
-        }
-        Err(Error::ConfigRefused)
+fn config_error(error: ConfigError, request: &'static str, offset: u32, len: usize) -> Error {
+    match error {
+        ConfigError::Unstable => Error::ConfigUnstable,
+        ConfigError::BadRange => Error::ConfigRange { offset, len },
+        _ => Error::BadAnswer { request },
     }
 }
 

@@ -5,18 +5,17 @@ mod calls;
 #[cfg(feature = "std")]
 mod control;
 mod enumerate;
-mod pending;
 
 use core::time::Duration;
 
+use virtio_msg::driver::{Received, RequestError, RequestId, Requester};
 use virtio_msg::{
-    Channel, ChannelError, DevNum, Frame, Instant, Kind, Message, QueueIndex, decode,
+    Channel, ChannelError, DevNum, Frame, Instant, Message, QueueIndex, Token, decode,
 };
 
 use crate::error::Error;
 use crate::event::{Event, EventQueue};
 use crate::wait::{Interest, Wait};
-use pending::{Pending, RequestId};
 
 /// How long an answer may take unless [`Client::set_timeout`] says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,6 +30,12 @@ type Put<'a, C> = &'a mut dyn FnMut(&mut C, &[u8]) -> Result<(), ChannelError>;
 /// Takes an answer.
 type Answered<'a> = &'a mut dyn FnMut(RequestId, &Message<'_>);
 
+/// Requests that can wait for an answer at the same time: as many as a scan of all device numbers needs.
+const MAX_OUTSTANDING: usize = virtio_msg::driver::SCANNED_DEVICES as usize;
+
+/// Bytes of the answer to a PING.
+const PONG_SIZE: usize = 12;
+
 /// What a client has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -40,10 +45,11 @@ pub struct Counters {
     pub answers: u64,
     /// Requests without an answer in time.
     pub timeouts: u64,
-    /// Messages that were none: malformed, of an unknown kind, or requests a driver does not get.
+    /// Messages that were none: malformed, or of an unknown kind.
     pub malformed: u64,
-    /// Answers to nothing that was asked: wrong token, message id or device number, or too late.
-    pub stray: u64,
+    /// Answers to nothing that was asked (wrong token, message id or device number, or too late), and messages that only
+    /// drivers send.
+    pub dropped: u64,
     /// Events received.
     pub events: u64,
     /// Events lost because nobody took them.
@@ -63,9 +69,9 @@ pub struct Client<C, W, B> {
     buffers: B,
     max: usize,
     timeout: Duration,
-    pending: Pending,
+    requester: Requester<MAX_OUTSTANDING>,
     events: EventQueue,
-    counters: Counters,
+    malformed: u64,
 }
 
 impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
@@ -89,9 +95,9 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             buffers,
             max,
             timeout: DEFAULT_TIMEOUT,
-            pending: Pending::new(),
+            requester: Requester::new(),
             events: EventQueue::new(),
-            counters: Counters::default(),
+            malformed: 0,
         })
     }
 
@@ -112,9 +118,15 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
+        let requester = self.requester.counters();
         Counters {
+            requests: requester.requests,
+            answers: requester.responses,
+            timeouts: requester.timeouts,
+            malformed: self.malformed,
+            dropped: requester.dropped,
+            events: requester.events,
             events_lost: self.events.lost(),
-            ..self.counters
         }
     }
 
@@ -196,14 +208,17 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         next: u32,
     ) -> Result<(), Error> {
         let deadline = self.wait.now() + self.timeout;
-        let event = Frame::new(
-            device,
-            virtio_msg::Token(0),
-            Message::EventAvail { queue, next },
-        );
+        let event = Frame::new(device, Token(0), Message::EventAvail { queue, next });
+        let (out, _) = self.buffers.as_mut().split_at_mut(self.max);
+        let no_room = |e: virtio_msg::EncodeError| Error::NoRoom {
+            request: event.message.name(),
+            need: e.size,
+            have: e.room,
+        };
+        let size = event.encode(out).map_err(no_room)?;
         self.send(
             event.message.name(),
-            &event,
+            size,
             deadline,
             &mut C::try_send,
             &mut |_, _| {},
@@ -237,23 +252,19 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         put: Put<'_, C>,
         mut accept: impl FnMut(&Message<'_>) -> Option<R>,
     ) -> Result<R, Error> {
-        let deadline = self.wait.now() + self.timeout;
-        let id = self.start(name, device, &request, deadline, put, &mut |_, _| {})?;
+        let id = self.start(name, device, &request, put, &mut |_, _| {})?;
         let mut result = None;
-        let outcome = self.collect(deadline, &mut |answered, message| {
+        let outcome = self.collect(&mut |answered, message| {
             if answered == id {
                 result = Some(accept(message));
             }
         });
-        self.pending.forget(id);
+        self.requester.cancel(id);
         match (result, outcome) {
             (Some(Some(answer)), _) => Ok(answer),
             (Some(None), _) => Err(Error::BadAnswer { request: name }),
             (None, Err(error)) => Err(error),
-            (None, Ok(())) => {
-                self.counters.timeouts += 1;
-                Err(Error::Timeout { request: name })
-            }
+            (None, Ok(())) => Err(Error::Timeout { request: name }),
         }
     }
 
@@ -263,36 +274,40 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         name: &'static str,
         device: DevNum,
         request: &Message<'_>,
-        deadline: Instant,
         put: Put<'_, C>,
         answered: Answered<'_>,
     ) -> Result<RequestId, Error> {
-        let (id, token) = self.pending.start(device, request).ok_or(Error::Busy)?;
-        match self.send(
-            name,
-            &Frame::new(device, token, *request),
-            deadline,
-            put,
-            answered,
-        ) {
-            Ok(()) => {
-                self.counters.requests += 1;
-                Ok(id)
-            }
+        let now = self.wait.now();
+        let (out, _) = self.buffers.as_mut().split_at_mut(self.max);
+        let started = self
+            .requester
+            .start(now, device, request, self.timeout, out);
+        let (id, size) = started.map_err(|error| match error {
+            RequestError::Encode(e) => Error::NoRoom {
+                request: name,
+                need: e.size,
+                have: e.room,
+            },
+            _ => Error::Busy,
+        })?;
+        match self.send(name, size, now + self.timeout, put, answered) {
+            Ok(()) => Ok(id),
             Err(error) => {
-                self.pending.forget(id);
+                self.requester.cancel(id);
                 Err(error)
             }
         }
     }
 
-    /// Receives until no request waits for an answer any more, or until `deadline`.
-    fn collect(&mut self, deadline: Instant, answered: Answered<'_>) -> Result<(), Error> {
+    /// Receives until each request has an answer or has waited too long.
+    fn collect(&mut self, answered: Answered<'_>) -> Result<(), Error> {
         loop {
             let busy = self.pump(answered)?;
-            if self.pending.is_empty() || self.wait.now() >= deadline {
+            let now = self.wait.now();
+            while self.requester.handle_timeout(now).is_some() {}
+            let Some(deadline) = self.requester.poll_timeout() else {
                 return Ok(());
-            }
+            };
             if !busy {
                 self.wait
                     .wait(&mut self.channel, Interest::Message, deadline);
@@ -300,25 +315,17 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         }
     }
 
-    /// Sends a frame, waiting for room until `deadline`.
+    /// Sends the first `size` bytes of the buffers, waiting for room until `deadline`.
     fn send(
         &mut self,
         name: &'static str,
-        frame: &Frame<'_>,
+        size: usize,
         deadline: Instant,
         put: Put<'_, C>,
         answered: Answered<'_>,
     ) -> Result<(), Error> {
-        let max = self.max;
         loop {
-            let (out, _) = self.buffers.as_mut().split_at_mut(max);
-            // Encoded anew each time, for the answer to a PING that comes in between takes the same place.
-            let size = frame.encode(out).map_err(|e| Error::NoRoom {
-                request: name,
-                need: e.size,
-                have: max,
-            })?;
-            match put(&mut self.channel, &out[..size]) {
+            match put(&mut self.channel, &self.buffers.as_ref()[..size]) {
                 Ok(()) => return Ok(self.channel.flush()?),
                 Err(ChannelError::Full) => {}
                 Err(error) => return Err(error.into()),
@@ -327,49 +334,47 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             // The other side may be waiting for us to make room for its own messages.
             self.pump(answered)?;
             if self.wait.now() >= deadline {
-                self.counters.timeouts += 1;
                 return Err(Error::Timeout { request: name });
             }
             self.wait.wait(&mut self.channel, Interest::Room, deadline);
         }
     }
 
-    /// Receives at most [`BURST`] messages without waiting. True if there may be more.
+    /// Receives at most [`BURST`] messages without waiting. True if there may be more. The first half of the buffers, where a
+    /// message may wait to be sent, stays as it is.
     fn pump(&mut self, answered: Answered<'_>) -> Result<bool, Error> {
         for _ in 0..BURST {
-            let (out, incoming) = self.buffers.as_mut().split_at_mut(self.max);
+            let (_, incoming) = self.buffers.as_mut().split_at_mut(self.max);
             let Some(received) = self.channel.try_recv(incoming)? else {
                 return Ok(false);
             };
             let bytes = incoming.get(..received).unwrap_or(incoming);
             let Ok(frame) = decode(bytes, self.max) else {
-                self.counters.malformed += 1;
+                self.malformed = self.malformed.wrapping_add(1);
                 continue;
             };
-            if let Some(event) = Event::from_frame(&frame) {
-                self.counters.events += 1;
-                self.events.push(event);
-                continue;
-            }
-            match (frame.message.kind(), frame.message) {
-                (Kind::Response, message) => match self.pending.answered(&frame) {
-                    Some(id) => {
-                        self.counters.answers += 1;
-                        answered(id, &message);
+            match self.requester.handle_frame(&frame) {
+                Received::Response(id, message) => answered(id, &message),
+                Received::Event(frame) => {
+                    if let Some(event) = Event::from_frame(&frame) {
+                        self.events.push(event);
                     }
-                    None => self.counters.stray += 1,
-                },
-                (_, Message::Ping { data }) => {
-                    // Whoever has no room for the answer has not asked urgently.
-                    if let Ok(size) = frame.response(Message::Pong { data }).encode(out) {
-                        match self.channel.try_send(&out[..size]) {
+                }
+                Received::Request(frame) => {
+                    let Message::Ping { data } = frame.message else {
+                        continue;
+                    };
+                    let mut pong = [0; PONG_SIZE];
+                    if let Ok(size) = frame.response(Message::Pong { data }).encode(&mut pong) {
+                        // Whoever leaves no room for the answer does not get one.
+                        match self.channel.try_send(&pong[..size]) {
                             Ok(()) => self.channel.flush()?,
                             Err(ChannelError::Full) => {}
                             Err(error) => return Err(error.into()),
                         }
                     }
                 }
-                _ => self.counters.malformed += 1,
+                Received::Dropped(_) => {}
             }
         }
         Ok(true)
