@@ -311,7 +311,7 @@ impl Welcome {
             return Err("a WELCOME with sizes out of range");
         }
         let slots = wire.slots.get();
-        if slot_size % 64 != 0 || !SLOTS.contains(&slots) {
+        if !slot_size.is_multiple_of(64) || !SLOTS.contains(&slots) {
             return Err("a WELCOME with impossible slots");
         }
         let file_len = wire.file_len.get();

@@ -41,10 +41,10 @@ impl Core {
                 Ok(request) => self.handle_request(now, conn, frame.token, request, fds),
                 Err(error) => {
                     self.counters.malformed += 1;
-                    if let Some(connection) = self.connections.get_mut(&conn) {
-                        if connection.complain() {
-                            tracing::warn!(peer = %connection.peer, %error, "bus message dropped");
-                        }
+                    if let Some(connection) = self.connections.get_mut(&conn)
+                        && connection.complain()
+                    {
+                        tracing::warn!(peer = %connection.peer, %error, "bus message dropped");
                     }
                 }
             },

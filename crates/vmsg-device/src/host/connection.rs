@@ -67,10 +67,10 @@ impl Connection {
     }
 
     pub(super) fn send(&mut self, message: Vec<u8>) {
-        if let Some(event) = used_event(&message) {
-            if !self.used.insert(event) {
-                return;
-            }
+        if let Some(event) = used_event(&message)
+            && !self.used.insert(event)
+        {
+            return;
         }
         self.out.push_back(message);
     }

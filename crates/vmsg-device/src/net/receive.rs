@@ -32,6 +32,7 @@ impl Net {
                 storage,
                 now,
                 notices,
+                ..
             } = io;
             let failed = |source| DeviceError::Queue {
                 queue: RECEIVE,

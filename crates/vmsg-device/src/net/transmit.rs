@@ -25,6 +25,7 @@ impl Net {
             storage,
             now,
             notices,
+            ..
         } = io;
         let failed = |source| DeviceError::Queue {
             queue: TRANSMIT,
