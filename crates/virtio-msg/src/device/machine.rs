@@ -307,7 +307,12 @@ where
         // The same again is a repetition after a lost response.
         let repeated = present == Some(*config);
         let packed = self.features().bit(feature::RING_PACKED);
-        if usable && present.is_none() && self.queues.is_possible(config, packed) {
+        if usable
+            && present.is_none()
+            && self
+                .queues
+                .is_possible(config, packed, self.options.tolerated_queue_size)
+        {
             self.act(token, Op::SetQueue(*config));
         } else {
             if !repeated {

@@ -5,7 +5,7 @@
 //!
 //! 1. [`handle_message`](DeviceMachine::handle_message) for each message with this device number. [`Busy`]: keep the message and offer
 //!    it again after the next step; other devices are not concerned, and events never meet with it.
-//! 2. [`poll_action`](DeviceMachine::poll_action) until `None`. Each action but [`Action::Avail`] and is answered, now or later, by
+//! 2. [`poll_action`](DeviceMachine::poll_action) until `None`. Each action but [`Action::Avail`] is answered, now or later, by
 //!    [`complete`](DeviceMachine::complete): only then does the driver get its response.
 //! 3. [`poll_transmit`](DeviceMachine::poll_transmit) until `None`, to the bus.
 //!
@@ -47,6 +47,9 @@ pub struct Options {
     pub notification_data: bool,
     /// Whether SET_CONFIG with another generation than the present one is rejected, as revision 1 wants it.
     pub reject_stale_config: bool,
+    /// A virtqueue may have up to so many entries although its largest size is smaller; 0: it may not, as the specification wants it.
+    /// QEMU's virtio-mmio proxy needs 1024, whatever it is told.
+    pub tolerated_queue_size: u16,
 }
 
 impl Options {
@@ -56,6 +59,7 @@ impl Options {
             max_message_size,
             notification_data: false,
             reject_stale_config: true,
+            tolerated_queue_size: 0,
         }
     }
 

@@ -199,11 +199,11 @@ impl<Q: AsRef<[QueueSlot]> + AsMut<[QueueSlot]>> Queues<Q> {
     }
 
     /// Whether the queue can be set up so: there is such a queue, the size is possible, the areas are aligned and do not wrap around.
-    pub(super) fn is_possible(&self, config: &VqueueConfig, packed: bool) -> bool {
+    pub(super) fn is_possible(&self, config: &VqueueConfig, packed: bool, tolerated: u16) -> bool {
         let Some(slot) = self.slot(config.index) else {
             return false;
         };
-        if !config.size.is_valid(packed) || config.size.0 > slot.max_size.into() {
+        if !config.size.is_valid(packed) || config.size.0 > slot.max_size.max(tolerated).into() {
             return false;
         }
         let entries = u64::from(config.size.0);

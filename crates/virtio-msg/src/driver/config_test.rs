@@ -8,7 +8,7 @@ const SPACE: [u8; 60] = {
     let mut space = [0; 60];
     let mut i = 0;
     while i < 60 {
-        space[i] = i as u8;
+        space[i] = i.to_le_bytes()[0];
         i += 1;
     }
     space
