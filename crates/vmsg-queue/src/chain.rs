@@ -148,6 +148,7 @@ impl<const CHAINS: usize, const PIECES: usize> fmt::Debug for ChainArray<CHAINS,
 const MAX_PIECES: usize = 1 << 24;
 
 /// The pieces of a batch while it grows.
+#[derive(Default)]
 pub(crate) struct PieceList<'b> {
     slots: &'b mut [RamSlice<'static>],
     len: usize,
@@ -173,7 +174,7 @@ impl<'b> PieceList<'b> {
     }
 
     /// False if there is no room.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, piece: RamSlice<'b>) -> bool {
         let Some(slot) = self.slots.get_mut(self.len) else {

@@ -7,7 +7,7 @@ use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
 
 use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage};
 use crate::config::{DESCRIPTOR_SIZE, check_size};
-use crate::gather::{Gather, Stop};
+use crate::gather::Gather;
 use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
 use crate::{QueueConfig, QueueError, QueueFeatures};
 
@@ -212,11 +212,7 @@ impl DeviceQueue {
                     gather.list.truncate(start);
                     break;
                 }
-                Err(Stop::Full) => {
-                    let capacity = gather.list.capacity();
-                    return Err(QueueError::ChainTooLong { head, capacity });
-                }
-                Err(Stop::Fault(error)) => return Err(error),
+                Err(stop) => return Err(gather.explain(stop, head, self.config.size)),
             }
         }
         self.next_avail = self.next_avail.wrapping_add(taken);
@@ -394,7 +390,7 @@ impl DeviceQueue {
         let QueueConfig { size, desc, .. } = self.config;
         let len = DESCRIPTOR_SIZE * usize::from(size);
         let ram = area(space, desc, len, 16, Access::Read)?;
-        DescriptorTable::new(ram, size).ok_or_else(|| misaligned(desc, 16))
+        DescriptorTable::new(ram, size.into()).ok_or_else(|| misaligned(desc, 16))
     }
 
     #[inline]

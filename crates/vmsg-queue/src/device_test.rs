@@ -60,7 +60,7 @@ impl Guest {
     }
 
     fn describe(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
-        let table = DescriptorTable::new(self.ram(), SIZE).unwrap();
+        let table = DescriptorTable::new(self.ram(), SIZE.into()).unwrap();
         assert!(table.set(index, descriptor(addr, len, flags, next)));
     }
 
@@ -426,7 +426,7 @@ fn a_chain_may_be_4_gib_long_but_no_longer() {
     let space = AddressSpace::new(&window).unwrap();
     let entries: u16 = 0x1000;
     let len = 0x10_0000;
-    let table = DescriptorTable::new(big.get(0x1000, 0x1_0000).unwrap(), entries).unwrap();
+    let table = DescriptorTable::new(big.get(0x1000, 0x1_0000).unwrap(), entries.into()).unwrap();
     let config = QueueConfig {
         size: 2,
         desc: BusAddr(0),

@@ -124,7 +124,7 @@ impl<'m, S: AsRef<[DriverSlot]> + AsMut<[DriverSlot]>> DriverQueue<'m, S> {
                 part.fill(0);
             }
             Some((
-                DescriptorTable::new(desc, size)?,
+                DescriptorTable::new(desc, size.into())?,
                 AvailRing::new(driver, size, event_idx)?,
                 UsedRing::new(device, size, event_idx)?,
                 indirect,
@@ -264,7 +264,7 @@ impl<'m, S: AsRef<[DriverSlot]> + AsMut<[DriverSlot]>> DriverQueue<'m, S> {
         let table = self
             .indirect
             .get(offset, len)
-            .and_then(|ram| DescriptorTable::new(ram, self.layout.indirect_entries()))
+            .and_then(|ram| DescriptorTable::new(ram, self.layout.indirect_entries().into()))
             .expect("the tables were laid out");
         for (n, (buffer, write)) in (1..).zip(buffers(readable, writable)) {
             let fits = table.set(n - 1, describe(buffer, write, (n < count).then_some(n)));

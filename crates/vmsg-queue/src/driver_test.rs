@@ -5,6 +5,7 @@ use core::sync::atomic::AtomicU64;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ring::Table;
 
 const BASE: BusAddr = BusAddr(0x4_0000);
 const PLAIN: QueueFeatures = QueueFeatures {

@@ -45,7 +45,7 @@ pub enum QueueError {
         /// The descriptor named.
         next: u16,
         /// Number of descriptors in the table.
-        len: usize,
+        len: u32,
     },
     /// A chain has more descriptors than its table: it must run in a circle.
     #[error("the chain of descriptor {head} has no end")]

@@ -1,41 +1,94 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From descriptors to pieces of memory.
+//!
+//! This is the hot path of a device. Everything that a good driver does is
+//! inlined into one loop, in which nothing has a destructor or is larger than a
+//! few words; what is rare is called, with copies, so that the state of the
+//! loop can stay in registers.
 
-use vmsg_mem::{Access, AddressSpace, RamSlice, Window};
+use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window};
 
 use crate::QueueError;
 use crate::chain::PieceList;
 use crate::config::DESCRIPTOR_SIZE;
-use crate::ring::{Descriptor, DescriptorTable, INDIRECT, IndirectTable, NEXT, WRITE};
+use crate::ring::{Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE};
 
 /// A chain may be this many bytes long (virtio 1.3, section 2.7.5.2).
 const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
-/// Why a chain was not collected.
+/// Why a chain was not collected; [`Gather::explain`] makes an error of it.
+#[derive(Clone, Copy)]
 pub(crate) enum Stop {
     /// The storage has no room for all of it.
     Full,
-    /// The driver made a chain that cannot be.
-    Fault(QueueError),
+    BadHead,
+    BadNext {
+        next: u16,
+        len: u32,
+    },
+    Loop,
+    TooLarge,
+    ReadableAfterWritable,
+    ZeroLength {
+        addr: BusAddr,
+    },
+    MisplacedIndirect,
+    BadIndirectTable {
+        addr: BusAddr,
+        len: u32,
+    },
+    /// Not in the windows, or not in writable ones.
+    Memory {
+        addr: BusAddr,
+        len: u32,
+        access: Access,
+    },
+    /// An indirect table that is not in one piece of memory.
+    TableMemory {
+        addr: BusAddr,
+        len: u32,
+    },
 }
 
-#[cold]
-fn fault(error: QueueError) -> Stop {
-    Stop::Fault(error)
+/// A window as the hot path needs it.
+#[derive(Clone, Copy)]
+struct Near<'b> {
+    base: u64,
+    ram: RamSlice<'b>,
+    writable: bool,
+}
+
+impl<'b> Near<'b> {
+    fn new(window: Option<&Window<'b>>) -> Self {
+        Self {
+            base: window.map_or(0, |window| window.base().0),
+            ram: window.map_or(RamSlice::EMPTY, Window::ram),
+            writable: window.is_some_and(|window| window.access() == Access::ReadWrite),
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, addr: BusAddr, len: u32, write: bool) -> Option<RamSlice<'b>> {
+        if write && !self.writable {
+            return None;
+        }
+        // An address before the window becomes an offset past its end.
+        let offset = usize::try_from(addr.0.wrapping_sub(self.base)).ok()?;
+        self.ram.get(offset, usize::try_from(len).ok()?)
+    }
 }
 
 /// Collects the chains of a batch.
 pub(crate) struct Gather<'b> {
     space: AddressSpace<'b>,
     /// The window of the last buffer: the next one is mostly in it, too.
-    near: Option<Window<'b>>,
+    near: Near<'b>,
     indirect: bool,
     pub(crate) list: PieceList<'b>,
 }
 
 /// What is known about the chain at hand.
 struct Progress {
-    head: u16,
     bytes: u64,
     /// First writable piece, once there was one.
     split: Option<u32>,
@@ -45,7 +98,7 @@ impl<'b> Gather<'b> {
     pub(crate) fn new(space: AddressSpace<'b>, list: PieceList<'b>, indirect: bool) -> Self {
         Self {
             space,
-            near: space.windows().first().copied(),
+            near: Near::new(space.windows().first()),
             indirect,
             list,
         }
@@ -53,140 +106,194 @@ impl<'b> Gather<'b> {
 
     /// Adds all buffers of the chain that begins at `head`; returns the number
     /// of the first writable piece, or of the one after the last.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn chain(&mut self, table: DescriptorTable<'b>, head: u16) -> Result<u32, Stop> {
         let mut chain = Progress {
-            head,
             bytes: 0,
             split: None,
         };
-        let Some(mut descriptor) = table.get(head) else {
-            let size = u16::try_from(table.len()).unwrap_or(u16::MAX);
-            return Err(fault(QueueError::BadHead { head, size }));
-        };
-        let mut left = table.len();
-        loop {
-            if descriptor.flags & INDIRECT != 0 {
-                self.indirect_table(&mut chain, descriptor)?;
-                break;
-            }
-            self.buffer(&mut chain, descriptor)?;
-            if descriptor.flags & NEXT == 0 {
-                break;
-            }
-            left -= 1;
-            if left == 0 {
-                return Err(fault(QueueError::Loop { head }));
-            }
-            let next = descriptor.next;
-            descriptor = table.get(next).ok_or_else(|| {
-                let len = table.len();
-                fault(QueueError::BadNext { next, len })
-            })?;
+        let first = table.get(head).ok_or(Stop::BadHead)?;
+        if let Some(outer) = self.walk(&mut chain, table, first)? {
+            self.indirect_table(&mut chain, outer)?;
         }
         Ok(chain.split.unwrap_or(self.list.len()))
     }
 
-    /// The end of a chain that is an indirect table. Its WRITE flag means nothing (2.7.5.3.2).
-    #[inline(never)]
-    fn indirect_table(&mut self, chain: &mut Progress, outer: Descriptor) -> Result<(), Stop> {
-        let head = chain.head;
-        if !self.indirect || outer.flags & NEXT != 0 {
-            return Err(fault(QueueError::MisplacedIndirect { head }));
-        }
-        let Descriptor { addr, len, .. } = outer;
-        let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-        // The table may begin anywhere: only the rings have to be aligned.
-        if bytes == 0
-            || bytes % DESCRIPTOR_SIZE != 0
-            || bytes / DESCRIPTOR_SIZE > usize::from(u16::MAX) + 1
-        {
-            return Err(fault(QueueError::BadIndirectTable { head, addr, len }));
-        }
-        let ram = self
-            .space
-            .slice(addr, bytes, Access::Read)
-            .map_err(|error| fault(error.into()))?;
-        let table = IndirectTable::new(ram);
-        let mut next = 0;
-        for _ in 0..table.len() {
-            let descriptor = table.get(next).ok_or_else(|| {
-                let len = table.len();
-                fault(QueueError::BadNext { next, len })
-            })?;
-            if descriptor.flags & INDIRECT != 0 {
-                return Err(fault(QueueError::MisplacedIndirect { head }));
-            }
+    /// Follows a chain through one table. Returns the indirect descriptor at which it leaves it.
+    #[inline(always)]
+    fn walk(
+        &mut self,
+        chain: &mut Progress,
+        table: impl Table,
+        first: Descriptor,
+    ) -> Result<Option<Descriptor>, Stop> {
+        let mut descriptor = first;
+        let mut left = table.len();
+        while descriptor.flags & INDIRECT == 0 {
             self.buffer(chain, descriptor)?;
             if descriptor.flags & NEXT == 0 {
-                return Ok(());
+                return Ok(None);
             }
-            next = descriptor.next;
+            left -= 1;
+            if left == 0 {
+                return Err(Stop::Loop);
+            }
+            let next = descriptor.next;
+            descriptor = match table.get(next) {
+                Some(descriptor) => descriptor,
+                None => {
+                    let len = table.len();
+                    return Err(Stop::BadNext { next, len });
+                }
+            };
         }
-        Err(fault(QueueError::Loop { head }))
+        Ok(Some(descriptor))
     }
 
-    #[inline]
+    /// The end of a chain that is an indirect table. Its WRITE flag means nothing (2.7.5.3.2).
+    #[inline(always)]
+    fn indirect_table(&mut self, chain: &mut Progress, outer: Descriptor) -> Result<(), Stop> {
+        let Descriptor { addr, len, .. } = outer;
+        if !self.indirect || outer.flags & NEXT != 0 {
+            return Err(Stop::MisplacedIndirect);
+        }
+        const SIZE: u32 = DESCRIPTOR_SIZE as u32;
+        if len == 0 || len % SIZE != 0 || len / SIZE > 1 << 16 {
+            return Err(Stop::BadIndirectTable { addr, len });
+        }
+        let ram = match self.near.get(addr, len, false) {
+            Some(ram) => ram,
+            None => find_table(self.space, addr, len)?,
+        };
+        // The table may begin anywhere: only the rings have to be aligned.
+        let inner = match DescriptorTable::new(ram, len / SIZE) {
+            Some(table) => {
+                let first = table.get(0).ok_or(Stop::BadHead)?;
+                self.walk(chain, table, first)?
+            }
+            None => self.unaligned_table(chain, UnalignedTable::new(ram))?,
+        };
+        match inner {
+            None => Ok(()),
+            Some(_) => Err(Stop::MisplacedIndirect),
+        }
+    }
+
+    /// Not worth a third copy of the loop.
+    #[inline(always)]
+    fn unaligned_table(
+        &mut self,
+        chain: &mut Progress,
+        table: UnalignedTable<'b>,
+    ) -> Result<Option<Descriptor>, Stop> {
+        let first = table.get(0).ok_or(Stop::BadHead)?;
+        self.walk(chain, table, first)
+    }
+
+    #[inline(always)]
     fn buffer(&mut self, chain: &mut Progress, descriptor: Descriptor) -> Result<(), Stop> {
         let Descriptor { addr, len, .. } = descriptor;
-        let head = chain.head;
         if len == 0 {
-            return Err(fault(QueueError::ZeroLength { head, addr }));
+            return Err(Stop::ZeroLength { addr });
         }
         let write = descriptor.flags & WRITE != 0;
         if write {
             chain.split.get_or_insert(self.list.len());
         } else if chain.split.is_some() {
-            return Err(fault(QueueError::ReadableAfterWritable { head }));
+            return Err(Stop::ReadableAfterWritable);
         }
         chain.bytes += u64::from(len);
         if chain.bytes > MAX_CHAIN_BYTES {
-            return Err(fault(QueueError::ChainTooLarge { head }));
+            return Err(Stop::TooLarge);
         }
-        match self.in_near_window(descriptor, write) {
-            Some(piece) => self.list.push(piece).then_some(()).ok_or(Stop::Full),
-            None => self.look_up(descriptor, write),
+        match self.near.get(addr, len, write) {
+            Some(piece) if self.list.push(piece) => Ok(()),
+            Some(_) => Err(Stop::Full),
+            None => {
+                // Moved out and in again: a list whose address is known elsewhere could not
+                // stay in registers.
+                let mut list = core::mem::take(&mut self.list);
+                let found = look_up(self.space, &mut list, addr, len, write);
+                self.list = list;
+                self.near = found?;
+                Ok(())
+            }
         }
     }
 
-    #[inline]
-    fn in_near_window(&self, descriptor: Descriptor, write: bool) -> Option<RamSlice<'b>> {
-        let window = self.near.as_ref()?;
-        if write && window.access() != Access::ReadWrite {
-            return None;
+    /// What was wrong with the chain that begins at `head`.
+    #[cold]
+    pub(crate) fn explain(&self, stop: Stop, head: u16, size: u16) -> QueueError {
+        match stop {
+            Stop::Full => QueueError::ChainTooLong {
+                head,
+                capacity: self.list.capacity(),
+            },
+            Stop::BadHead => QueueError::BadHead { head, size },
+            Stop::BadNext { next, len } => QueueError::BadNext { next, len },
+            Stop::Loop => QueueError::Loop { head },
+            Stop::TooLarge => QueueError::ChainTooLarge { head },
+            Stop::ReadableAfterWritable => QueueError::ReadableAfterWritable { head },
+            Stop::ZeroLength { addr } => QueueError::ZeroLength { head, addr },
+            Stop::MisplacedIndirect => QueueError::MisplacedIndirect { head },
+            Stop::BadIndirectTable { addr, len } => {
+                QueueError::BadIndirectTable { head, addr, len }
+            }
+            Stop::Memory { addr, len, access } => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                match self.space.pieces(addr, len, access, |_| true) {
+                    Err(error) => error.into(),
+                    Ok(()) => vmsg_mem::Error::Unmapped { addr, len }.into(),
+                }
+            }
+            Stop::TableMemory { addr, len } => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                match self.space.slice(addr, len, Access::Read) {
+                    Err(error) => error.into(),
+                    Ok(_) => vmsg_mem::Error::Unmapped { addr, len }.into(),
+                }
+            }
         }
-        let offset = descriptor.addr.0.checked_sub(window.base().0)?;
-        let len = usize::try_from(descriptor.len).ok()?;
-        window.ram().get(usize::try_from(offset).ok()?, len)
     }
+}
 
-    /// The buffer may be in another window, in several, or nowhere.
-    #[inline(never)]
-    fn look_up(&mut self, descriptor: Descriptor, write: bool) -> Result<(), Stop> {
-        let Descriptor { addr, len, .. } = descriptor;
-        let access = if write {
-            Access::ReadWrite
-        } else {
-            Access::Read
-        };
-        let windows = self.space.windows();
-        let after = windows.partition_point(|window| window.base() <= addr);
-        if let Some(window) = after.checked_sub(1).and_then(|index| windows.get(index)) {
-            self.near = Some(*window);
-        }
-        let mut fitted = true;
-        let list = &mut self.list;
-        self.space
-            .pieces(
-                addr,
-                usize::try_from(len).unwrap_or(usize::MAX),
-                access,
-                |piece| {
-                    fitted = list.push(piece);
-                    fitted
-                },
-            )
-            .map_err(|error| fault(error.into()))?;
-        fitted.then_some(()).ok_or(Stop::Full)
+#[inline(never)]
+fn find_table(space: AddressSpace<'_>, addr: BusAddr, len: u32) -> Result<RamSlice<'_>, Stop> {
+    let stop = Stop::TableMemory { addr, len };
+    let bytes = usize::try_from(len).map_err(|_| stop)?;
+    space.slice(addr, bytes, Access::Read).map_err(|_| stop)
+}
+
+/// The buffer may be in another window, in several, or nowhere. Returns the
+/// window in which it begins.
+#[inline(never)]
+fn look_up<'b>(
+    space: AddressSpace<'b>,
+    list: &mut PieceList<'b>,
+    addr: BusAddr,
+    len: u32,
+    write: bool,
+) -> Result<Near<'b>, Stop> {
+    let access = if write {
+        Access::ReadWrite
+    } else {
+        Access::Read
+    };
+    let stop = Stop::Memory { addr, len, access };
+    let bytes = usize::try_from(len).map_err(|_| stop)?;
+    let mut fitted = true;
+    space
+        .pieces(addr, bytes, access, |piece| {
+            fitted = list.push(piece);
+            fitted
+        })
+        .map_err(|_| stop)?;
+    if !fitted {
+        return Err(Stop::Full);
     }
+    let windows = space.windows();
+    let after = windows.partition_point(|window| window.base() <= addr);
+    Ok(Near::new(
+        after.checked_sub(1).and_then(|index| windows.get(index)),
+    ))
 }

@@ -29,7 +29,7 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     /// From the two words of a descriptor, already in the order of this machine.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
     fn from_words(addr: u64, rest: u64) -> Self {
         Self {
@@ -46,28 +46,24 @@ impl Descriptor {
     }
 }
 
-/// A table of descriptors that is aligned: that of a queue.
+/// Descriptors in shared memory.
+pub(crate) trait Table: Copy {
+    /// Number of descriptors.
+    fn len(self) -> u32;
+    /// Reads a descriptor once; `None` outside the table.
+    fn get(self, index: u16) -> Option<Descriptor>;
+}
+
+/// A table that is aligned: that of a queue, and most indirect ones.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DescriptorTable<'m>(&'m [[AtomicU64; 2]]);
 
 impl<'m> DescriptorTable<'m> {
-    #[inline]
-    pub(crate) fn new(ram: RamSlice<'m>, size: u16) -> Option<Self> {
-        cells(ram, 0, usize::from(size)).map(Self)
-    }
-
-    pub(crate) fn len(self) -> usize {
-        self.0.len()
-    }
-
-    /// Reads a descriptor once; `None` outside the table.
-    #[inline]
-    pub(crate) fn get(self, index: u16) -> Option<Descriptor> {
-        let [addr, rest] = self.0.get(usize::from(index))?;
-        Some(Descriptor::from_words(
-            u64::from_le(addr.load(Ordering::Relaxed)),
-            u64::from_le(rest.load(Ordering::Relaxed)),
-        ))
+    /// `None` if `ram` is too short for `len` descriptors or not aligned to 8
+    /// bytes in this process.
+    #[inline(always)]
+    pub(crate) fn new(ram: RamSlice<'m>, len: u32) -> Option<Self> {
+        cells(ram, 0, usize::try_from(len).ok()?).map(Self)
     }
 
     /// Writes a descriptor; false outside the table.
@@ -83,23 +79,40 @@ impl<'m> DescriptorTable<'m> {
     }
 }
 
-/// An indirect table, which need not be aligned.
-#[derive(Clone, Copy)]
-pub(crate) struct IndirectTable<'m>(RamSlice<'m>);
+impl Table for DescriptorTable<'_> {
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "made from a u32")]
+    fn len(self) -> u32 {
+        self.0.len() as u32
+    }
 
-impl<'m> IndirectTable<'m> {
-    /// `ram` must be a whole number of descriptors.
+    #[inline(always)]
+    fn get(self, index: u16) -> Option<Descriptor> {
+        let [addr, rest] = self.0.get(usize::from(index))?;
+        Some(Descriptor::from_words(
+            u64::from_le(addr.load(Ordering::Relaxed)),
+            u64::from_le(rest.load(Ordering::Relaxed)),
+        ))
+    }
+}
+
+/// An indirect table at an odd address.
+#[derive(Clone, Copy)]
+pub(crate) struct UnalignedTable<'m>(RamSlice<'m>);
+
+impl<'m> UnalignedTable<'m> {
+    /// `ram` must be a whole number of descriptors, at most `u32::MAX` bytes.
     pub(crate) fn new(ram: RamSlice<'m>) -> Self {
         Self(ram)
     }
+}
 
-    pub(crate) fn len(self) -> usize {
-        self.0.len() / DESCRIPTOR_SIZE
+impl Table for UnalignedTable<'_> {
+    fn len(self) -> u32 {
+        u32::try_from(self.0.len() / DESCRIPTOR_SIZE).unwrap_or(u32::MAX)
     }
 
-    /// Reads a descriptor once; `None` outside the table.
-    #[inline]
-    pub(crate) fn get(self, index: u16) -> Option<Descriptor> {
+    fn get(self, index: u16) -> Option<Descriptor> {
         let bytes = snapshot::<DESCRIPTOR_SIZE>(self.0, usize::from(index) * DESCRIPTOR_SIZE)?;
         let words = u128::from_le_bytes(bytes);
         #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
