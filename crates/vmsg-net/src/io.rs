@@ -1,58 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Between sockets of the host and guest memory.
+//! Between TCP sockets of the host and guest memory, without a copy in between.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags};
 use vmsg_mem::Pieces;
 
-/// Bytes that one call moves at most.
-const BOUNCE: usize = 64 * 1024;
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
 
 /// Copies what the socket holds from `offset` on into guest memory, without taking it from the
-/// socket. With `SO_PEEK_OFF` in use `offset` is 0 here, as the kernel does the skipping.
+/// socket. With `SO_PEEK_OFF` in use `offset` is 0 here, as the kernel does the skipping;
+/// otherwise what is to be skipped goes to `scratch`.
 pub(crate) fn peek(
     fd: BorrowedFd<'_>,
     offset: usize,
     into: Pieces<'_>,
     scratch: &mut Vec<u8>,
 ) -> Result<usize, Errno> {
-    let len = into.len().min(BOUNCE);
-    scratch.resize(offset + len, 0);
-    let (n, _) = recv(
-        fd.as_fd(),
-        scratch.as_mut_slice(),
-        RecvFlags::PEEK | RecvFlags::DONTWAIT,
-    )?;
-    Ok(scratch.get(offset..n).map_or(0, |bytes| into.write(bytes)))
+    if scratch.len() < offset {
+        scratch.resize(offset, 0);
+    }
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let n = into
+        .recv_into(fd, &mut scratch[..offset], flags)
+        .map_err(|error| errno(&error))?;
+    Ok(n.saturating_sub(offset))
 }
 
 /// Sends bytes of guest memory; returns how many the kernel took.
-pub(crate) fn send_pieces(
-    fd: BorrowedFd<'_>,
-    pieces: Pieces<'_>,
-    scratch: &mut Vec<u8>,
-) -> Result<usize, Errno> {
-    let mut done = 0;
-    while done < pieces.len() {
-        scratch.resize(BOUNCE, 0);
-        let n = pieces.skip(done).read(scratch);
-        match send(
-            fd.as_fd(),
-            &scratch[..n],
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        ) {
-            Ok(sent) => {
-                done += sent;
-                if sent < n {
-                    break;
-                }
-            }
-            Err(Errno::INTR) => {}
-            Err(_) if done > 0 => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
+pub(crate) fn send(fd: BorrowedFd<'_>, pieces: Pieces<'_>) -> Result<usize, Errno> {
+    pieces
+        .send_from(fd, &[], SendFlags::DONTWAIT)
+        .map_err(|error| errno(&error))
+}
+
+/// Takes what waits in the socket, up to `len` bytes, out of it; returns how many there were.
+pub(crate) fn discard(fd: BorrowedFd<'_>, len: usize) -> Result<usize, Errno> {
+    vmsg_mem::discard(fd, len, RecvFlags::DONTWAIT).map_err(|error| errno(&error))
 }

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr;
 
 /// Where a TCP socket of the host stands: the fields of `struct tcp_info`
 /// (include/uapi/linux/tcp.h) that say which bytes went through it.
@@ -90,18 +89,4 @@ pub(crate) fn set_peek_offset(fd: BorrowedFd<'_>, offset: u32) -> io::Result<()>
         )
     } as isize)?;
     Ok(())
-}
-
-/// Takes up to `len` bytes that wait in a TCP socket and throws them away (tcp(7), `MSG_TRUNC`).
-pub(crate) fn discard(fd: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
-    // SAFETY: with MSG_TRUNC a TCP socket stores nothing, so there is no buffer to be valid; for
-    // any other kind of socket the kernel answers EFAULT to the null pointer.
-    check(unsafe {
-        libc::recv(
-            fd.as_raw_fd(),
-            ptr::null_mut(),
-            len,
-            libc::MSG_TRUNC | libc::MSG_DONTWAIT,
-        )
-    })
 }

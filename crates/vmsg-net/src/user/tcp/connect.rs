@@ -291,8 +291,6 @@ impl Tcp {
             flow.snd_max = flow.snd_max.plus(1);
         }
         flow.readable = at.unread > 0;
-        // The kernel's offset is somewhere else.
-        flow.peek_at = flow.snd_una.plus(u32::MAX);
         // A segment is enough to learn the window.
         flow.snd_wnd = u32::from(fixed.mss);
         flow.rcv_nxt = fixed
@@ -403,7 +401,6 @@ impl Flow {
     ) {
         self.phase = Phase::Open;
         self.snd_una = self.snd_nxt;
-        self.peek_at = self.snd_una;
         self.syn_due = false;
         let scale = if segment.flags.syn {
             0

@@ -111,8 +111,8 @@ pub(super) struct Flow {
     pub(super) snd_wnd: u32,
     /// Bytes we dare to have on the way after a timeout; else as many as configured.
     pub(super) cwnd: u32,
-    /// From where the next peek of the socket reads.
-    pub(super) peek_at: Seq,
+    /// From where the next peek of the socket reads; `None` if that is not known.
+    pub(super) peek_at: Option<Seq>,
     /// The socket may hold more than was sent.
     pub(super) readable: bool,
     /// The host has said that it sends no more.
@@ -179,7 +179,7 @@ impl Flow {
             snd_max: fixed.iss,
             snd_wnd: 0,
             cwnd: limits.tcp_in_flight,
-            peek_at: fixed.iss.plus(1),
+            peek_at: None,
             readable: false,
             host_closed: false,
             fin_at: None,

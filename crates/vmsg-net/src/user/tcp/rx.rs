@@ -11,7 +11,7 @@ use super::super::net::Net;
 use super::super::packet::count;
 use super::flow::{Flow, Phase, RTO_FIRST, RTO_MAX, RTO_MIN, Verdict};
 use super::segment::Segment;
-use crate::{io, sys};
+use crate::io;
 
 /// Duplicate acknowledgements that tell of a loss (RFC 5681).
 pub(super) const DUP_ACKS: u8 = 3;
@@ -117,11 +117,10 @@ impl Flow {
         let mut left = (segment.ack.after(self.snd_una) - u32::from(fin)) as usize;
         let fd = self.fd().ok_or(Broken)?;
         while left > 0 {
-            match sys::discard(fd, left) {
+            match io::discard(fd, left) {
                 // All of it was there when it was sent.
                 Ok(0) => return Err(Broken),
                 Ok(n) => left = left.saturating_sub(n),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => return Err(Broken),
             }
         }
@@ -129,8 +128,9 @@ impl Flow {
         if self.snd_nxt.since(segment.ack) < 0 {
             self.snd_nxt = segment.ack;
         }
-        if self.peek_at.since(segment.ack) < 0 {
-            self.peek_at = segment.ack;
+        // The kernel moves its offset back by what was taken, but not below zero.
+        if self.peek_at.is_some_and(|at| at.since(segment.ack) < 0) {
+            self.peek_at = Some(segment.ack);
         }
         Ok(())
     }
@@ -186,7 +186,7 @@ impl Flow {
         let payload = segment.payload.skip(late);
         let fd = self.socket.as_ref().ok_or(Broken)?.as_fd();
         if !payload.is_empty() {
-            let sent = match io::send_pieces(fd, payload, &mut net.scratch) {
+            let sent = match io::send(fd, payload) {
                 Ok(sent) => sent,
                 Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => 0,
                 Err(_) => return Err(Broken),

@@ -231,16 +231,16 @@ impl Flow {
         // A guest with few or small buffers may have room for a small segment only.
         for len in [len, len.min(mss)] {
             let fill = |net: &mut Net, body: vmsg_mem::Pieces<'_>| {
-                if net.peek_offsets && self.peek_at != seq {
+                if net.peek_offsets && self.peek_at != Some(seq) {
                     sys::set_peek_offset(std::os::fd::AsFd::as_fd(socket), offset)
                         .map_err(|_| Errno::INVAL)?;
-                    self.peek_at = seq;
+                    self.peek_at = Some(seq);
                 }
                 let skip = if net.peek_offsets { 0 } else { offset as usize };
                 let fd = std::os::fd::AsFd::as_fd(socket);
                 match io::peek(fd, skip, body, &mut net.scratch) {
                     Ok(n) => {
-                        self.peek_at = seq.plus(count(n));
+                        self.peek_at = Some(seq.plus(count(n)));
                         Ok(n)
                     }
                     Err(Errno::AGAIN | Errno::INTR) => Ok(0),
