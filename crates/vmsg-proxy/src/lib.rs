@@ -2,4 +2,5 @@
 //! Virtio-msg devices for unmodified guests: session and fronts.
 #![forbid(unsafe_code)]
 
+pub mod link;
 pub mod session;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The session against a scripted device host, with a virtual clock and without any I/O.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::cast_possible_truncation)]
 
 mod common;
 
@@ -767,6 +767,29 @@ fn the_end_of_a_guest_leaves_nothing_behind() {
     assert!(!world.host.claimed && world.host.windows.is_empty());
     world.bring_up();
     world.assert_host_is_live();
+}
+
+#[test]
+fn a_queue_that_was_not_taken_is_noticed_although_the_answer_is_the_same() {
+    let mut world = World::net();
+    world.bring_up();
+    world.host.refuse_queues = true;
+    let refused = OpError::Refused {
+        what: "SET_VQUEUE",
+        code: 0,
+    };
+    assert_eq!(
+        world.op(Op::SetQueue(QueueIndex(2), setup(0x2_0000))),
+        Err(refused)
+    );
+    let mut next = world.host.restarted();
+    next.refuse_queues = true;
+    world.replace(next);
+    let reason = ResetReason::ReplayRefused {
+        what: "SET_VQUEUE",
+        code: 0,
+    };
+    assert!(world.events.contains(&Event::NeedsReset(reason)));
 }
 
 #[test]

@@ -85,6 +85,24 @@ impl Session {
                     }
                 }
             }
+            (Step::CheckQueue { queue, setup }, Message::Vqueue(info)) => {
+                if info.index != QueueIndex(queue) {
+                    return Err(Failure::Bad("GET_VQUEUE answered for another queue"));
+                }
+                let there = (info.size, info.descriptor, info.driver, info.device);
+                let wanted = (
+                    QueueSize(setup.size.into()),
+                    setup.descriptor,
+                    setup.driver,
+                    setup.device,
+                );
+                if there != wanted {
+                    return Err(Failure::Refused {
+                        what: "SET_VQUEUE",
+                        code: 0,
+                    });
+                }
+            }
             (Step::ConfigPiece, Message::Config(data)) => {
                 self.config_piece(data.generation.0, data.offset, data.data)?
             }

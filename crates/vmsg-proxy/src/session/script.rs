@@ -59,6 +59,11 @@ pub(super) enum Step {
         queue: u32,
         setup: QueueSetup,
     },
+    /// SET_VQUEUE is answered the same whether or not it was done: only looking tells.
+    CheckQueue {
+        queue: u32,
+        setup: QueueSetup,
+    },
     ResetQueue(u32),
     /// An event: no answer comes.
     Kick(u32),
@@ -169,7 +174,9 @@ impl Step {
                 first: 0,
                 count: env.feature_blocks,
             },
-            Step::QueueInfo(queue) => Message::GetVqueue(QueueIndex(*queue)),
+            Step::QueueInfo(queue) | Step::CheckQueue { queue, .. } => {
+                Message::GetVqueue(QueueIndex(*queue))
+            }
             Step::ConfigPiece => Message::GetConfig {
                 offset: env.config_piece.0,
                 len: env.config_piece.1,
@@ -308,10 +315,19 @@ pub(super) fn set_queue(
         queue,
         at: setup.resume,
     });
-    notify.into_iter().chain(resume).chain([Step::SetQueue {
-        queue,
-        setup: *setup,
-    }])
+    notify
+        .into_iter()
+        .chain(resume) // SET_VQUEUE is answered the same whether or not it was done.
+        .chain([
+            Step::SetQueue {
+                queue,
+                setup: *setup,
+            },
+            Step::CheckQueue {
+                queue,
+                setup: *setup,
+            },
+        ])
 }
 
 /// The change from the windows lent now to `planned`, to be applied as one.

@@ -40,6 +40,7 @@ pub struct Host {
     /// How often windows were changed, a staged set counting once.
     pub table_changes: u32,
     pub refuse_windows: bool,
+    pub refuse_queues: bool,
     pub claimed: bool,
     pub held_by: Option<&'static str>,
     pub kicks: Vec<u32>,
@@ -78,6 +79,7 @@ impl Host {
             staged_files: BTreeMap::new(),
             table_changes: 0,
             refuse_windows: false,
+            refuse_queues: false,
             claimed: false,
             held_by: None,
             kicks: Vec::new(),
@@ -228,14 +230,20 @@ impl Host {
             }
             Message::GetVqueue(index) => {
                 let max = self.queue_sizes.get(index.to_usize()).copied().unwrap_or(0);
+                let set = self.queues.get(&index.0).copied().unwrap_or_default();
                 Message::Vqueue(VqueueInfo {
                     index,
                     max_size: QueueSize(max.into()),
-                    ..VqueueInfo::default()
+                    size: set.size,
+                    descriptor: set.descriptor,
+                    driver: set.driver,
+                    device: set.device,
                 })
             }
             Message::SetVqueue(queue) => {
-                self.queues.insert(queue.index.0, queue);
+                if !self.refuse_queues {
+                    self.queues.insert(queue.index.0, queue);
+                }
                 Message::VqueueSet
             }
             Message::ResetVqueue(index) => {

@@ -1,0 +1,572 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The I/O around a [`Session`]: one thread that holds the connection to the bus, connects again when it is lost, keeps the session's
+//! timers, and does what fronts ask through a [`SessionHandle`].
+//!
+//! The thread sleeps unless a message, an operation, a timer or the appearance of the device host's socket wakes it. Kicks and calls of
+//! a running device do not pass here.
+
+use crate::session::{Counters, Event, Op, OpError, OpId, Outcome, Outgoing, Session};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use virtio_msg::{Channel, ChannelError, QueueIndex};
+use vmsg_bus::DriverBus;
+use vmsg_bus::unix::{ConnectError, Connecting, Connector, Watch};
+use vmsg_mem::Doorbell;
+
+/// Messages taken from the bus before anything else has its turn.
+const BUDGET: usize = 64;
+/// Pause before a connection that had to be given up is tried again.
+const FAULT_PAUSE: Duration = Duration::from_millis(500);
+/// Pause where no event tells when a host has time.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+/// Pause after an error that only somebody can mend.
+const ERROR_PAUSE: Duration = Duration::from_secs(2);
+/// How long a host may take to answer the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// More than any operation may take: its end is the session's business.
+const CALL_BOUND: Duration = Duration::from_secs(120);
+
+/// Where a link gets its bus from.
+#[derive(Debug)]
+pub enum Source {
+    /// A device host on a Unix socket; connected to again and again.
+    Unix(Connector),
+    /// A connection there is; when it ends there is no other.
+    Given(Box<DriverBus>),
+}
+
+/// What went through a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Times the thread woke up.
+    pub wakeups: u64,
+    /// Messages sent on all connections.
+    pub sent: u64,
+    /// Messages received on all connections.
+    pub received: u64,
+    /// Connections made.
+    pub connections: u64,
+    /// What the session counted.
+    pub session: Counters,
+}
+
+enum Command {
+    Op(Op, SyncSender<Result<Outcome, OpError>>),
+    Kick(QueueIndex),
+    Stats(SyncSender<LinkStats>),
+}
+
+/// News that wait for the front.
+#[derive(Debug)]
+struct News {
+    events: Mutex<VecDeque<Event>>,
+    bell: Doorbell,
+}
+
+/// What a front asks its session through. Can be cloned and used from any thread.
+#[derive(Clone, Debug)]
+pub struct SessionHandle {
+    commands: Sender<Command>,
+    wake: Arc<Doorbell>,
+    news: Arc<News>,
+}
+
+impl SessionHandle {
+    /// Does an operation and waits for its end, which the session's time-outs bound.
+    ///
+    /// # Errors
+    /// [`OpError`] of the operation; [`OpError::Ended`] if the link was stopped.
+    pub fn call(&self, op: Op) -> Result<Outcome, OpError> {
+        let (reply, result) = mpsc::sync_channel(1);
+        self.send(Command::Op(op, reply))?;
+        match result.recv_timeout(CALL_BOUND) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(OpError::TimedOut),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(OpError::Ended),
+        }
+    }
+
+    /// Tells the device that there are buffers, by message.
+    ///
+    /// # Errors
+    /// [`OpError::Ended`].
+    pub fn kick(&self, queue: QueueIndex) -> Result<(), OpError> {
+        self.send(Command::Kick(queue))
+    }
+
+    /// What went through the link so far.
+    ///
+    /// # Errors
+    /// [`OpError::Ended`].
+    pub fn stats(&self) -> Result<LinkStats, OpError> {
+        let (reply, stats) = mpsc::sync_channel(1);
+        self.send(Command::Stats(reply))?;
+        stats.recv_timeout(CALL_BOUND).map_err(|_| OpError::Ended)
+    }
+
+    /// The next news: never [`Event::Done`].
+    pub fn poll_event(&self) -> Option<Event> {
+        self.news
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+
+    /// Readable when there may be news; [`Self::clear`] makes it unreadable again.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.news.bell.as_fd()
+    }
+
+    /// Call this before taking the news.
+    pub fn clear(&self) {
+        // Ours alone: nothing else than "nothing there" can go wrong.
+        let _ = self.news.bell.drain();
+    }
+
+    fn send(&self, command: Command) -> Result<(), OpError> {
+        self.commands.send(command).map_err(|_| OpError::Ended)?;
+        // Full means that it has been rung.
+        let _ = self.wake.ring();
+        Ok(())
+    }
+}
+
+/// A running link. Dropping it stops the thread; operations under way end with [`OpError::Ended`].
+#[derive(Debug)]
+pub struct Link {
+    handle: SessionHandle,
+    stop: Arc<Doorbell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Link {
+    /// Starts the thread, called `name` in logs.
+    ///
+    /// # Errors
+    /// Of `eventfd` and of starting a thread.
+    pub fn start(name: &str, session: Session, source: Source) -> io::Result<Link> {
+        let (commands, inbox) = mpsc::channel();
+        let wake = Arc::new(Doorbell::new()?);
+        let stop = Arc::new(Doorbell::new()?);
+        let news = Arc::new(News {
+            events: Mutex::new(VecDeque::new()),
+            bell: Doorbell::new()?,
+        });
+        let handle = SessionHandle {
+            commands,
+            wake: wake.clone(),
+            news: news.clone(),
+        };
+        let state = match source {
+            Source::Unix(connector) => {
+                let watch = Watch::new(connector.path());
+                if let Err(error) = &watch {
+                    tracing::warn!(link = name, %error, "cannot watch for the device host, asking again and again instead");
+                }
+                State {
+                    connector: Some((connector, watch.ok())),
+                    phase: Phase::Try { at: None },
+                }
+            }
+            Source::Given(bus) => State {
+                connector: None,
+                phase: Phase::Connected(bus),
+            },
+        };
+        let runner = Runner {
+            name: name.to_owned(),
+            session,
+            inbox,
+            wake,
+            stop: stop.clone(),
+            news,
+            calls: BTreeMap::new(),
+            stuck: None,
+            stats: LinkStats::default(),
+            begin: Instant::now(),
+            last_error: String::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("link {name}"))
+            .spawn(move || runner.run(state))?;
+        Ok(Link {
+            handle,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// What fronts use.
+    pub fn handle(&self) -> SessionHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.stop.ring();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How the link stands with the bus.
+enum Phase {
+    /// To be tried at that time; `None`: now.
+    Try { at: Option<Instant> },
+    /// Nobody there: until the watch says otherwise.
+    Asleep,
+    /// The host has still to answer.
+    Handshake {
+        connecting: Connecting,
+        until: Instant,
+    },
+    /// Connected.
+    Connected(Box<DriverBus>),
+    /// Not any more, and never again.
+    Over,
+}
+
+struct State {
+    connector: Option<(Connector, Option<Watch>)>,
+    phase: Phase,
+}
+
+struct Runner {
+    name: String,
+    session: Session,
+    inbox: Receiver<Command>,
+    wake: Arc<Doorbell>,
+    stop: Arc<Doorbell>,
+    news: Arc<News>,
+    calls: BTreeMap<OpId, SyncSender<Result<Outcome, OpError>>>,
+    /// A message there was no room for.
+    stuck: Option<Outgoing>,
+    stats: LinkStats,
+    begin: Instant,
+    /// So that the same trouble is told once.
+    last_error: String,
+}
+
+impl Runner {
+    fn run(mut self, mut state: State) {
+        if let Phase::Connected(bus) = &state.phase {
+            self.link_up(bus);
+        }
+        loop {
+            while let Ok(command) = self.inbox.try_recv() {
+                self.obey(command);
+            }
+            let now = self.now();
+            if self.session.poll_timeout().is_some_and(|at| at <= now) {
+                self.session.handle_timeout(now);
+            }
+            self.advance(&mut state);
+            let mut busy = false;
+            if let Phase::Connected(bus) = &mut state.phase {
+                match self.receive(bus).and_then(|more| {
+                    busy = more;
+                    self.transmit(bus)
+                }) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        tracing::warn!(link = self.name, host = bus.peer_name(), %error, "connection to the device host lost");
+                        self.link_down(&mut state, None);
+                    }
+                }
+            }
+            if let Some(why) = self.deliver() {
+                if matches!(state.phase, Phase::Connected(_)) {
+                    tracing::warn!(link = self.name, why, "giving the connection up");
+                    self.link_down(&mut state, Some(FAULT_PAUSE));
+                    self.deliver();
+                }
+            }
+            if !busy && !self.sleep(&mut state) {
+                return;
+            }
+            self.stats.wakeups += 1;
+        }
+    }
+
+    fn now(&self) -> virtio_msg::Instant {
+        virtio_msg::Instant(u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Op(op, reply) => {
+                let now = self.now();
+                let id = self.session.submit(now, op);
+                self.calls.insert(id, reply);
+            }
+            Command::Kick(queue) => self.session.kick(queue),
+            Command::Stats(reply) => {
+                let stats = LinkStats {
+                    session: *self.session.counters(),
+                    ..self.stats
+                };
+                // Who asked may have given up.
+                let _ = reply.send(stats);
+            }
+        }
+    }
+
+    fn link_up(&mut self, bus: &DriverBus) {
+        self.stats.connections += 1;
+        self.last_error.clear();
+        tracing::info!(
+            link = self.name,
+            host = bus.peer_name(),
+            "connected to the device host"
+        );
+        let (now, caps) = (self.now(), *bus.capabilities());
+        self.session.handle_link_up(now, caps, bus.epoch());
+    }
+
+    fn link_down(&mut self, state: &mut State, pause: Option<Duration>) {
+        self.stuck = None;
+        // Dropping the bus closes the connection: the host forgets what it had from us.
+        state.phase = match (&state.connector, pause) {
+            (None, _) => Phase::Over,
+            (Some(_), None) => Phase::Try { at: None },
+            (Some(_), Some(pause)) => Phase::Try {
+                at: Some(Instant::now() + pause),
+            },
+        };
+        let now = self.now();
+        self.session.handle_link_down(now);
+    }
+
+    /// Goes on with connecting, as far as it goes without waiting.
+    fn advance(&mut self, state: &mut State) {
+        let Some((connector, watch)) = &mut state.connector else {
+            return;
+        };
+        loop {
+            let result = match &mut state.phase {
+                Phase::Over | Phase::Connected(_) => return,
+                Phase::Asleep => match watch.as_mut().map(Watch::ready) {
+                    Some(Ok(true)) => {
+                        state.phase = Phase::Try { at: None };
+                        continue;
+                    }
+                    Some(Ok(false)) => return,
+                    Some(Err(_)) | None => {
+                        *watch = None;
+                        state.phase = Phase::Try {
+                            at: Some(Instant::now() + ERROR_PAUSE),
+                        };
+                        return;
+                    }
+                },
+                Phase::Try { at: Some(at) } if *at > Instant::now() => return,
+                Phase::Try { .. } => connector.start().map(|connecting| {
+                    state.phase = Phase::Handshake {
+                        connecting,
+                        until: Instant::now() + HANDSHAKE,
+                    };
+                    None
+                }),
+                Phase::Handshake { connecting, until } => match connecting.advance() {
+                    Ok(None) if *until > Instant::now() => return,
+                    Ok(None) => Err(ConnectError::TimedOut {
+                        path: connector.path().to_owned(),
+                        after: HANDSHAKE,
+                    }),
+                    result => result,
+                },
+            };
+            match result {
+                Ok(None) => {}
+                Ok(Some(bus)) => {
+                    self.link_up(&bus);
+                    state.phase = Phase::Connected(Box::new(bus));
+                    return;
+                }
+                Err(error) => {
+                    self.tell(&error);
+                    state.phase = match error {
+                        ConnectError::NotThere { .. } if watch.is_some() => Phase::Asleep,
+                        error if error.is_transient() => Phase::Try {
+                            at: Some(Instant::now() + BUSY_PAUSE),
+                        },
+                        _ => Phase::Try {
+                            at: Some(Instant::now() + ERROR_PAUSE),
+                        },
+                    };
+                    if !matches!(state.phase, Phase::Asleep) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, error: &ConnectError) {
+        let text = error.to_string();
+        if text != self.last_error {
+            match error {
+                ConnectError::NotThere { .. } => {
+                    tracing::info!(link = self.name, "{text}; waiting for it")
+                }
+                _ => tracing::warn!(link = self.name, "{text}; trying again"),
+            }
+            self.last_error = text;
+        }
+    }
+
+    /// True: there may be more.
+    fn receive(&mut self, bus: &mut DriverBus) -> Result<bool, ChannelError> {
+        // Slots may be longer than messages.
+        let mut buf = vec![0; vmsg_bus::slot_size(bus.max_message_size())];
+        for _ in 0..BUDGET {
+            match bus.try_recv(&mut buf)? {
+                None => return Ok(false),
+                Some(len) => {
+                    self.stats.received += 1;
+                    let now = self.now();
+                    self.session.handle_message(now, &buf[..len.min(buf.len())]);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn transmit(&mut self, bus: &mut DriverBus) -> Result<(), ChannelError> {
+        while let Some(out) = self.stuck.take().or_else(|| self.session.poll_transmit()) {
+            let sent = if out.fds.is_empty() {
+                bus.try_send(&out.bytes)
+            } else {
+                let fds: Vec<BorrowedFd<'_>> = out.fds.iter().map(|fd| fd.as_fd()).collect();
+                bus.try_send_with_fds(&out.bytes, &fds)
+            };
+            match sent {
+                Ok(()) => self.stats.sent += 1,
+                Err(ChannelError::Full) => {
+                    self.stuck = Some(out);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        bus.flush()
+    }
+
+    /// Hands results to their callers and news to the front. Gives the reason if the session wants another connection.
+    fn deliver(&mut self) -> Option<&'static str> {
+        let mut fault = None;
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Done { id, result } => {
+                    if let Some(reply) = self.calls.remove(&id) {
+                        // Who asked may have given up.
+                        let _ = reply.send(result);
+                    }
+                    continue;
+                }
+                Event::LinkFault(why) => {
+                    fault = Some(why);
+                    continue;
+                }
+                Event::Ready { replayed, new_host } => {
+                    tracing::info!(link = self.name, replayed, new_host, "the device is ready");
+                }
+                Event::DeviceAbsent => tracing::warn!(
+                    link = self.name,
+                    "the device host has no such device; waiting for it"
+                ),
+                Event::NeedsReset(ref reason) => {
+                    tracing::error!(link = self.name, %reason, "the device needs a reset")
+                }
+                Event::ConfigChanged | Event::QueueUsed(_) => {}
+            }
+            let mut events = self
+                .news
+                .events
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if !events.contains(&event) {
+                events.push_back(event);
+            }
+            drop(events);
+            let _ = self.news.bell.ring();
+        }
+        fault
+    }
+
+    /// Until there is something to do. False: the end.
+    fn sleep(&mut self, state: &mut State) -> bool {
+        let mut until = self
+            .session
+            .poll_timeout()
+            .map(|at| self.begin + Duration::from_nanos(at.0));
+        let mut earlier = |at: Instant| until = Some(until.map_or(at, |until| until.min(at)));
+        match &mut state.phase {
+            Phase::Try { at } => earlier(at.unwrap_or_else(Instant::now)),
+            Phase::Handshake { until, .. } => earlier(*until),
+            Phase::Connected(bus) => {
+                if !bus.arm() || (self.stuck.is_some() && !bus.arm_for_room()) {
+                    earlier(Instant::now());
+                }
+            }
+            Phase::Asleep | Phase::Over => {}
+        }
+        let timeout = until.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        let watch = state
+            .connector
+            .as_ref()
+            .and_then(|(_, watch)| watch.as_ref());
+        let third = match &mut state.phase {
+            Phase::Asleep => watch.map(|watch| watch.as_fd()),
+            Phase::Handshake { connecting, .. } => Some((*connecting).as_fd()),
+            Phase::Connected(bus) => match bus.poll_fd() {
+                Ok(fd) => Some(fd),
+                Err(error) => {
+                    tracing::error!(link = self.name, %error, "cannot wait for the bus");
+                    return false;
+                }
+            },
+            Phase::Try { .. } | Phase::Over => None,
+        };
+        let mut fds = vec![
+            PollFd::new(&*self.stop, PollFlags::IN),
+            PollFd::new(&*self.wake, PollFlags::IN),
+        ];
+        fds.extend(third.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(link = self.name, %error, "cannot wait");
+                return false;
+            }
+        }
+        let stopped = !fds[0].revents().is_empty();
+        if !fds[1].revents().is_empty() {
+            let _ = self.wake.drain();
+        }
+        if let Phase::Connected(bus) = &mut state.phase {
+            // An error shows again at the next use of the bus.
+            let _ = bus.clear_poll_fd();
+        }
+        !stopped
+    }
+}
+
+/// Rounded up, so that a timer is over when the sleep is.
+pub(crate) fn timespec(d: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(d.subsec_nanos()),
+    }
+}
