@@ -23,11 +23,7 @@ fn the_file_comes_whole_with_the_checksum_told() {
         head.starts_with("HTTP/1.1 200") && head.contains(&format!("Content-Length: {FILE_SIZE}")),
         "{head}"
     );
-    let sum: String = Sha256::digest(&body)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    assert_eq!(sum, server.sha256());
+    assert_eq!(sum_of(body.as_slice()).unwrap(), server.sha256());
     assert_eq!(server.requests(), 1);
 }
 

@@ -7,12 +7,14 @@ mod debian;
 mod demo;
 mod dirs;
 mod e2e;
+mod gate;
 mod guest;
 mod http;
 mod initrd;
 mod kit;
 mod machine;
 mod modules;
+mod no_std;
 mod qemu;
 mod report;
 mod scene;
@@ -42,6 +44,8 @@ enum Task {
     /// Show what vmsg does, on a guest with a stock kernel
     #[command(subcommand)]
     Demo(Demo),
+    /// Run the tests that every change must pass
+    Test(gate::Options),
     /// Boot guests and check that all works in them
     E2e(e2e::Options),
 }
@@ -53,17 +57,21 @@ enum Demo {
     TwoA(demo::Options),
 }
 
+/// Runs something that reports; trouble that ends it early is a failure of its own.
+fn reported(run: impl FnOnce(&mut Report) -> anyhow::Result<()>) -> bool {
+    let mut report = Report::default();
+    let ended = run(&mut report);
+    if ended.is_err() {
+        report.result("the run itself", ended);
+    }
+    report.finish()
+}
+
 fn main() -> ExitCode {
     let passed = match Cli::parse().command {
         Task::Demo(Demo::TwoA(options)) => demo::run(&options),
-        Task::E2e(options) => {
-            let mut report = Report::default();
-            let ended = e2e::run(&options, &mut report);
-            if ended.is_err() {
-                report.result("end-to-end tests", ended);
-            }
-            report.finish()
-        }
+        Task::Test(options) => reported(|report| gate::run(&options, report)),
+        Task::E2e(options) => reported(|report| e2e::run(&options, report)),
     };
     if passed {
         ExitCode::SUCCESS

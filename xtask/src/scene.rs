@@ -3,25 +3,28 @@
 //!
 //! What every process writes is read line by line; all lines arrive, with the ends of the processes, in one channel,
 //! and waiting for something is waiting on that channel with a deadline. Nothing here sleeps. Standard output is also
-//! kept in `NAME.log`, standard error in `NAME.err`. All processes are killed when the run is dropped, and by the
-//! kernel if this program dies without that.
+//! kept in `NAME.log`, standard error in `NAME.err`. All processes are killed when the run is dropped, those that they
+//! started too, and by the kernel if this program dies without that.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, waitid};
 
 use crate::kit::in_path;
 
 /// How many of a process's last lines an error shows.
 const TAIL: usize = 25;
+/// How long the last lines of a process that has ended are waited for. Its outputs end with it, unless a process that
+/// it started holds them.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A process of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ struct Process {
     stdin: Option<ChildStdin>,
     /// Standard output and standard error, by [`Stream`].
     streams: [Output; 2],
+    /// When it ended.
+    gone: Option<Instant>,
     /// The run cannot go on without it: its end is an error wherever one waits.
     needed: bool,
 }
@@ -57,9 +62,8 @@ pub(crate) enum Stream {
     Err,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Output {
-    reader: Option<JoinHandle<()>>,
     lines: Vec<Line>,
     /// The first line that `expect` has not looked at.
     cursor: usize,
@@ -79,12 +83,21 @@ pub(crate) struct Line {
 enum Event {
     Line(Id, Stream, String, Instant),
     End(Id, Stream),
+    Gone(Id, Instant),
 }
 
 impl Process {
-    /// All it will ever say has been read.
+    /// It has ended, and what it said has been read.
     fn ended(&self) -> bool {
-        self.streams.iter().all(|s| s.ended)
+        self.gone
+            .is_some_and(|at| self.streams.iter().all(|s| s.ended) || at.elapsed() >= LAST_WORDS)
+    }
+
+    /// When it will count as ended, should its outputs stay open.
+    fn ends(&self) -> Option<Instant> {
+        self.gone
+            .filter(|_| !self.ended())
+            .map(|at| at + LAST_WORDS)
     }
 }
 
@@ -140,17 +153,25 @@ impl Scene {
         let id = Id(self.processes.len());
         let out = child.stdout.take().expect("stdout is piped");
         let err = child.stderr.take().expect("stderr is piped");
-        let stdin = child.stdin.take();
-        let streams = [
-            self.read(id, Stream::Out, name, out)?,
-            self.read(id, Stream::Err, name, err)?,
-        ];
+        let pid = pid_of(&child)?;
         self.processes.push(Process {
             name: name.to_owned(),
-            stdin,
+            stdin: child.stdin.take(),
             child,
-            streams,
+            streams: Default::default(),
+            gone: None,
             needed: true,
+        });
+        self.read(id, Stream::Out, name, out)?;
+        self.read(id, Stream::Err, name, err)?;
+        let sender = self.sender.clone();
+        thread::spawn(move || {
+            // Leaves the process to be waited for. Fails when that has happened, and then nobody listens.
+            let _ = waitid(
+                WaitId::Pid(pid),
+                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+            );
+            let _ = sender.send(Event::Gone(id, Instant::now()));
         });
         Ok(id)
     }
@@ -162,21 +183,15 @@ impl Scene {
         stream: Stream,
         name: &str,
         from: impl Read + Send + 'static,
-    ) -> Result<Output> {
+    ) -> Result<()> {
         let suffix = match stream {
             Stream::Out => "log",
             Stream::Err => "err",
         };
         let log = File::create(self.dir.join(format!("{name}.{suffix}")))?;
         let sender = self.sender.clone();
-        let reader =
-            thread::spawn(move || read_lines(id, stream, BufReader::new(from), log, &sender));
-        Ok(Output {
-            reader: Some(reader),
-            lines: Vec::new(),
-            cursor: 0,
-            ended: false,
-        })
+        thread::spawn(move || read_lines(id, stream, BufReader::new(from), log, &sender));
+        Ok(())
     }
 
     /// Waits for a line of `id` for which `pick` gives something; earlier lines are passed over for good.
@@ -243,11 +258,8 @@ impl Scene {
             return Err(self.trouble(id, &format!("it ended by itself ({status})")));
         }
         process.needed = false;
-        let pid = i32::try_from(process.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("a process without an id")?;
-        kill_process(pid, signal).with_context(|| format!("cannot signal {}", process.name))?;
+        kill_process(pid_of(&process.child)?, signal)
+            .with_context(|| format!("cannot signal {}", process.name))?;
         let status = self.wait_end(id, Duration::from_secs(20))?;
         if signal == Signal::KILL && status.signal() != Some(Signal::KILL.as_raw()) {
             bail!(
@@ -304,10 +316,14 @@ impl Scene {
         anyhow!(text)
     }
 
-    /// Takes in one event; false if none came by the deadline.
+    /// Takes in one event, or lets a process count as ended; false if neither happened by the deadline.
     fn pump(&mut self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match self.events.recv_timeout(left) {
+        let end = self.processes.iter().filter_map(Process::ends).min();
+        let until = end.map_or(deadline, |end| end.min(deadline));
+        match self
+            .events
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
             Ok(Event::Line(id, stream, text, at)) => {
                 let at = at.saturating_duration_since(self.started);
                 self.processes[id.0].streams[stream as usize]
@@ -317,7 +333,8 @@ impl Scene {
             Ok(Event::End(id, stream)) => {
                 self.processes[id.0].streams[stream as usize].ended = true
             }
-            Err(RecvTimeoutError::Timeout) => return false,
+            Ok(Event::Gone(id, at)) => self.processes[id.0].gone = Some(at),
+            Err(RecvTimeoutError::Timeout) => return until < deadline,
             Err(RecvTimeoutError::Disconnected) => unreachable!("the run holds a sender"),
         }
         true
@@ -330,11 +347,34 @@ impl Drop for Scene {
             // Fails only if it has ended already.
             let _ = process.child.kill();
             let _ = process.child.wait();
-            for reader in process.streams.iter_mut().filter_map(|s| s.reader.take()) {
-                let _ = reader.join();
-            }
+        }
+        // What they have started, and left to itself, lives in the run's folder.
+        for pid in processes_in(&self.dir) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+/// The processes whose working folder is `dir`.
+fn processes_in(dir: &Path) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
+    pids.filter(|pid| {
+        let cwd = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()));
+        *pid != getpid() && cwd.is_ok_and(|cwd| cwd == dir)
+    })
+    .collect()
+}
+
+fn pid_of(child: &Child) -> Result<Pid> {
+    i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("a process without an id")
 }
 
 /// The same command under `setpriv`, which asks the kernel to kill it when the thread that starts it ends. A

@@ -58,6 +58,11 @@ fn the_end_of_a_process_is_told_with_its_last_words() {
         error.contains("hello") && error.contains("sorry"),
         "{error}"
     );
+    scene
+        .expect((id, Err), "sorry", SOON, |l| {
+            (l.text == "sorry").then_some(())
+        })
+        .unwrap();
 }
 
 #[test]
@@ -89,4 +94,23 @@ fn processes_die_with_the_run() {
     let proc = format!("/proc/{}", scene.pid(id));
     drop(scene);
     assert!(!std::path::Path::new(&proc).exists());
+}
+
+#[test]
+fn a_process_that_leaves_another_behind_has_ended_and_the_other_ends_with_the_run() {
+    let (_dir, mut scene) = scene();
+    let id = scene
+        .start("parent", &shell("sleep 1000 & echo $!; read x"))
+        .unwrap();
+    let child: String = scene
+        .expect((id, Out), "a number", SOON, |l| Some(l.text.clone()))
+        .unwrap();
+    scene.kill(id, Signal::KILL).unwrap();
+    let proc = std::path::PathBuf::from(format!("/proc/{child}/cwd"));
+    assert!(std::fs::read_link(&proc).is_ok());
+    drop(scene);
+    // Killed; who takes in orphans may let it wait as a zombie, which has no working folder.
+    while std::fs::read_link(&proc).is_ok() {
+        std::thread::yield_now();
+    }
 }

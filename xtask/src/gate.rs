@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The gate: what every change must pass, `cargo xtask test`.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::report::Report;
+use crate::{dirs, e2e, kit, no_std};
+
+/// How many lines of a failed step's output are shown.
+const SHOWN: usize = 120;
+
+/// Options of `test`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Add the long runs: release tests with many cases, guests with more processors, more kills
+    #[arg(long)]
+    full: bool,
+    /// Only boot guests
+    #[arg(long, conflicts_with = "no_e2e")]
+    e2e_only: bool,
+    /// Boot no guests
+    #[arg(long)]
+    no_e2e: bool,
+    #[command(flatten)]
+    kit: kit::Options,
+}
+
+/// Runs the gate; all steps run even if one fails.
+pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
+    if !options.no_e2e {
+        // What a guest is made of is asked for and fetched at the start, not in the middle.
+        kit::gather(&crate::machine::Machine::ALL, &options.kit)?;
+    }
+    if !options.e2e_only {
+        let steps = Steps {
+            logs: dirs::run_folder("test", None)?,
+            metadata: metadata()?,
+        };
+        println!("      logs in {}", steps.logs.display());
+        steps.lints(report)?;
+        steps.tests(report, options.full)?;
+        steps.features(report)?;
+        steps.without_std(report)?;
+        steps.models(report)?;
+    }
+    if !options.no_e2e {
+        e2e::run(
+            &e2e::Options::of_gate(options.full, options.kit.clone()),
+            report,
+        )?;
+    }
+    Ok(())
+}
+
+struct Steps {
+    logs: PathBuf,
+    metadata: Value,
+}
+
+impl Steps {
+    fn lints(&self, report: &mut Report) -> Result<()> {
+        self.step(report, "format", cargo(&["fmt", "--all", "--check"]))?;
+        let clippy = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        self.step(report, "clippy", cargo(&clippy))?;
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--all-features"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        self.step(report, "documentation", doc)?;
+        if has_subcommand("deny") {
+            self.step(
+                report,
+                "licences and sources",
+                cargo(&["deny", "check", "bans", "licenses", "sources"]),
+            )?;
+        } else {
+            println!("skip  licences and sources: needs `cargo install --locked cargo-deny`");
+        }
+        Ok(())
+    }
+
+    fn tests(&self, report: &mut Report, full: bool) -> Result<()> {
+        if has_subcommand("nextest") {
+            self.step(
+                report,
+                "tests",
+                cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]),
+            )?;
+            self.step(
+                report,
+                "documentation tests",
+                cargo(&["test", "--workspace", "--doc"]),
+            )?;
+        } else {
+            self.step(
+                report,
+                "tests",
+                cargo(&["test", "--workspace", "--no-fail-fast"]),
+            )?;
+        }
+        if full {
+            let mut long = cargo(&["test", "--workspace", "--release", "--no-fail-fast"]);
+            long.env("PROPTEST_CASES", "10000");
+            self.step(report, "tests with many cases", long)?;
+        }
+        Ok(())
+    }
+
+    /// Each package with no feature, and with each of its features alone.
+    fn features(&self, report: &mut Report) -> Result<()> {
+        for package in array(&self.metadata, "packages") {
+            let name = text(package, "name");
+            let features = package
+                .get("features")
+                .and_then(Value::as_object)
+                .context("a package without features")?;
+            let features: Vec<&String> = features.keys().filter(|f| *f != "default").collect();
+            if features.is_empty() {
+                continue;
+            }
+            let check = ["check", "--package", name, "--no-default-features"];
+            self.step(report, &format!("{name} without features"), cargo(&check))?;
+            for feature in features {
+                let mut command = cargo(&check);
+                command.args(["--features", feature]);
+                self.step(report, &format!("{name} with {feature} alone"), command)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The packages for bare machines do without the standard library.
+    fn without_std(&self, report: &mut Report) -> Result<()> {
+        let manifest = no_std::generate()?;
+        let mut targets = vec![None];
+        targets.extend(
+            no_std::TARGETS
+                .iter()
+                .filter(|t| no_std::is_installed(t))
+                .map(Some),
+        );
+        for target in targets {
+            let mut command = cargo(&["check", "--offline", "--manifest-path"]);
+            command
+                .arg(&manifest)
+                .env("CARGO_TARGET_DIR", dirs::target().join("no-std"));
+            if let Some(target) = target {
+                command.args(["--target", target]);
+            }
+            let name = target.map_or("no_std on this machine".to_owned(), |t| {
+                format!("no_std on {t}")
+            });
+            self.step(report, &name, command)?;
+        }
+        Ok(())
+    }
+
+    /// Every `tests/loom*.rs` of a package, with all interleavings of its threads.
+    fn models(&self, report: &mut Report) -> Result<()> {
+        for package in array(&self.metadata, "packages") {
+            let targets = array(package, "targets");
+            let tests = targets
+                .iter()
+                .filter(|t| array(t, "kind").iter().any(|k| k == "test"));
+            let names: BTreeSet<&str> = tests
+                .map(|t| text(t, "name"))
+                .filter(|n| n.starts_with("loom"))
+                .collect();
+            for name in names {
+                let mut command = cargo(&[
+                    "test",
+                    "--release",
+                    "--package",
+                    text(package, "name"),
+                    "--test",
+                    name,
+                ]);
+                command
+                    .env("RUSTFLAGS", "--cfg loom")
+                    .env("CARGO_TARGET_DIR", dirs::target().join("loom"));
+                self.step(
+                    report,
+                    &format!("{} {name}", text(package, "name")),
+                    command,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one command; its output goes to a log of its own, and is shown if it fails. Tests in it are counted.
+    fn step(&self, report: &mut Report, name: &str, mut command: Command) -> Result<()> {
+        let begun = Instant::now();
+        let path = self
+            .logs
+            .join(format!("{}.log", name.replace([' ', '/'], "-")));
+        let log =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        command
+            .current_dir(dirs::workspace())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let status = command.status().context("cannot run cargo")?;
+        let output = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        let (passed, failed) = count_tests(&output);
+        report.passed(passed);
+        let seconds = begun.elapsed().as_secs_f64();
+        let shown = if passed > 0 {
+            format!("{name} ({passed} tests)")
+        } else {
+            name.to_owned()
+        };
+        report.check(
+            &format!("{shown} [{seconds:.1} s]"),
+            status.success(),
+            || {
+                let lines: Vec<&str> = output.lines().collect();
+                let tail = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+                let failed = if failed > 0 {
+                    format!("{failed} tests failed, ")
+                } else {
+                    String::new()
+                };
+                format!("{failed}{status}, log in {}\n{tail}", path.display())
+            },
+        );
+        Ok(())
+    }
+}
+
+/// A cargo of the same toolchain.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).env("CARGO_TERM_COLOR", "never");
+    command
+}
+
+fn has_subcommand(name: &str) -> bool {
+    let output = cargo(&[name, "--version"]).stdin(Stdio::null()).output();
+    output.is_ok_and(|o| o.status.success())
+}
+
+fn metadata() -> Result<Value> {
+    let output = cargo(&["metadata", "--no-deps", "--format-version", "1"])
+        .current_dir(dirs::workspace())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata gives no JSON")
+}
+
+fn array<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// How many tests passed and failed by the summaries of the test harness and of nextest.
+fn count_tests(output: &str) -> (usize, usize) {
+    let mut counts = (0, 0);
+    for line in output.lines().map(str::trim_start) {
+        if line.starts_with("test result: ") || line.starts_with("Summary [") {
+            let words: Vec<&str> = line
+                .split([' ', ';', ','])
+                .filter(|w| !w.is_empty())
+                .collect();
+            for pair in words.windows(2) {
+                if let Ok(number) = pair[0].parse::<usize>() {
+                    match pair[1] {
+                        "passed" => counts.0 += number,
+                        "failed" => counts.1 += number,
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+#[path = "gate_test.rs"]
+mod tests;

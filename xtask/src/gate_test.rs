@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+use super::count_tests;
+
+#[test]
+fn summaries_of_both_harnesses_are_counted() {
+    let libtest = "running 3 tests\ntest result: FAILED. 21 passed; 1 failed; 2 ignored; 0 measured; finished in 0.17s\n\
+                   test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured\n";
+    assert_eq!(count_tests(libtest), (25, 1));
+    let nextest =
+        "     Summary [   0.180s] 23 tests run: 22 passed (1 slow), 1 failed, 0 skipped\n";
+    assert_eq!(count_tests(nextest), (22, 1));
+    assert_eq!(count_tests("10 passed, nothing else"), (0, 0));
+}

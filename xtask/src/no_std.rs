@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Shows that the packages for bare machines need no standard library, also on a machine that has only its own target.
+//!
+//! A crate with `#![no_std]` and a panic handler of its own that uses all of them compiles only if none of them, and
+//! nothing they depend on, brings `std`: that has a panic handler too, and the compiler refuses a second one.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::dirs;
+
+/// The packages; features are off.
+const PACKAGES: [&str; 4] = ["virtio-msg", "vmsg-mem", "vmsg-queue", "vmsg-driver"];
+
+/// Bare targets that are checked as well where the toolchain has them (`rustup target add …`).
+pub(crate) const TARGETS: [&str; 2] = ["aarch64-unknown-none", "thumbv7em-none-eabi"];
+
+/// Writes the crate under `target` and gives its manifest.
+pub(crate) fn generate() -> Result<PathBuf> {
+    let dir = dirs::target().join("no-std-check");
+    let mut manifest = "[package]\nname = \"no-std-check\"\nedition = \"2024\"\npublish = false\n\n[workspace]\n\n\
+                        [lib]\npath = \"lib.rs\"\n\n[dependencies]\n"
+        .to_owned();
+    let mut source =
+        "//! Fails to compile if a dependency uses the standard library.\n#![no_std]\n\n"
+            .to_owned();
+    for package in PACKAGES {
+        let path = dirs::workspace().join("crates").join(package);
+        manifest.push_str(&format!(
+            "{package} = {{ path = {path:?}, default-features = false }}\n"
+        ));
+        source.push_str(&format!(
+            "extern crate {} as _;\n",
+            package.replace('-', "_")
+        ));
+    }
+    source.push_str(
+        "\n#[panic_handler]\nfn panic(_: &core::panic::PanicInfo<'_>) -> ! {\n    loop {}\n}\n",
+    );
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    fs::write(dir.join("Cargo.toml"), manifest)?;
+    fs::write(dir.join("lib.rs"), source)?;
+    // The same versions of the dependencies, all of them fetched already.
+    fs::copy(dirs::workspace().join("Cargo.lock"), dir.join("Cargo.lock"))?;
+    Ok(dir.join("Cargo.toml"))
+}
+
+/// Whether the toolchain can build for `target`.
+pub(crate) fn is_installed(target: &str) -> bool {
+    let mut rustc = Command::new("rustc");
+    rustc
+        .args(["--print", "target-libdir", "--target", target])
+        .stderr(Stdio::null());
+    let Ok(output) = rustc.output() else {
+        return false;
+    };
+    output.status.success()
+        && PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()).is_dir()
+}
