@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Any bytes, for the decoder and the encoder.
+
+#![no_main]
+
+#[path = "../../crates/virtio-msg/tests/support/exercise.rs"]
+#[allow(dead_code, reason = "each target runs one of the stories")]
+mod exercise;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| exercise::codec(bytes));
