@@ -270,7 +270,11 @@ fn ours_batch(queue: &mut DeviceQueue, space: AddressSpace<'_>, storage: &mut Ch
     let batch = queue.pop(space, storage, usize::from(BATCH)).unwrap();
     let mut completer = queue.completer(space).unwrap();
     for chain in batch.iter() {
-        for piece in chain.readable().iter().chain(chain.writable().iter()) {
+        for piece in chain
+            .readable_slices()
+            .iter()
+            .chain(chain.writable_slices())
+        {
             black_box(piece);
         }
         completer.complete(chain.head(), 64);

@@ -173,7 +173,7 @@ impl<'b> PieceList<'b> {
         self.len as u32
     }
 
-    /// False if there is no room.
+    /// Adds a piece; false if there is no room.
     #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, piece: RamSlice<'b>) -> bool {
@@ -266,6 +266,19 @@ impl<'b> Chain<'b> {
     #[inline]
     pub const fn head(&self) -> ChainHead {
         self.head
+    }
+
+    /// The memory of the device-readable buffers, as it is to be given to
+    /// vectored I/O. No piece is empty.
+    #[inline]
+    pub const fn readable_slices(&self) -> &'b [RamSlice<'b>] {
+        self.readable
+    }
+
+    /// The memory of the device-writable buffers. No piece is empty.
+    #[inline]
+    pub const fn writable_slices(&self) -> &'b [RamSlice<'b>] {
+        self.writable
     }
 
     /// The device-readable buffers, one after another. May be empty.

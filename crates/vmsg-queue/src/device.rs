@@ -195,8 +195,21 @@ impl DeviceQueue {
         let table = self.table(space)?;
         let mut gather = Gather::new(space, list, self.features.indirect);
         let mut taken: u16 = 0;
-        for slot in &mut chains[..count] {
-            let head = avail.head(self.next_avail.wrapping_add(taken));
+        let chains = &mut chains[..count];
+        loop {
+            let before = taken;
+            let index = |taken| self.next_avail.wrapping_add(taken);
+            let rest = |taken| usize::from(taken)..;
+            taken += gather.run::<false>(&avail, table, index(taken), &mut chains[rest(taken)]);
+            taken += gather.run::<true>(&avail, table, index(taken), &mut chains[rest(taken)]);
+            let Some(slot) = chains.get_mut(usize::from(taken)) else {
+                break;
+            };
+            if taken > before {
+                continue;
+            }
+            // Rare in one way or another, or faulty.
+            let head = avail.head(index(taken));
             let start = gather.list.len();
             match gather.chain(table, head) {
                 Ok(split) => {

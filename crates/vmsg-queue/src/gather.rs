@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From descriptors to pieces of memory.
 //!
-//! This is the hot path of a device. Everything that a good driver does is
-//! inlined into one loop, in which nothing has a destructor or is larger than a
-//! few words; what is rare is called, with copies, so that the state of the
-//! loop can stay in registers.
+//! [`Gather::chain`] takes any chain and tells what is wrong with it.
+//! [`Gather::run`] is the hot path: it takes chains that are plainly good and
+//! lie in one window, and stops at the first of which it does not know. It
+//! calls nothing, so that all of its state stays in registers.
 
 use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window};
 
 use crate::QueueError;
-use crate::chain::PieceList;
+use crate::chain::{ChainHead, ChainSlot, PieceList};
 use crate::config::DESCRIPTOR_SIZE;
-use crate::ring::{Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE};
+use crate::ring::{
+    AvailRing, Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE,
+};
 
 /// A chain may be this many bytes long (virtio 1.3, section 2.7.5.2).
 const MAX_CHAIN_BYTES: u64 = 1 << 32;
@@ -106,7 +108,7 @@ impl<'b> Gather<'b> {
 
     /// Adds all buffers of the chain that begins at `head`; returns the number
     /// of the first writable piece, or of the one after the last.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn chain(&mut self, table: DescriptorTable<'b>, head: u16) -> Result<u32, Stop> {
         let mut chain = Progress {
             bytes: 0,
@@ -120,7 +122,6 @@ impl<'b> Gather<'b> {
     }
 
     /// Follows a chain through one table. Returns the indirect descriptor at which it leaves it.
-    #[inline(always)]
     fn walk(
         &mut self,
         chain: &mut Progress,
@@ -151,7 +152,6 @@ impl<'b> Gather<'b> {
     }
 
     /// The end of a chain that is an indirect table. Its WRITE flag means nothing (2.7.5.3.2).
-    #[inline(always)]
     fn indirect_table(&mut self, chain: &mut Progress, outer: Descriptor) -> Result<(), Stop> {
         let Descriptor { addr, len, .. } = outer;
         if !self.indirect || outer.flags & NEXT != 0 {
@@ -171,7 +171,11 @@ impl<'b> Gather<'b> {
                 let first = table.get(0).ok_or(Stop::BadHead)?;
                 self.walk(chain, table, first)?
             }
-            None => self.unaligned_table(chain, UnalignedTable::new(ram))?,
+            None => {
+                let table = UnalignedTable::new(ram);
+                let first = table.get(0).ok_or(Stop::BadHead)?;
+                self.walk(chain, table, first)?
+            }
         };
         match inner {
             None => Ok(()),
@@ -179,18 +183,6 @@ impl<'b> Gather<'b> {
         }
     }
 
-    /// Not worth a third copy of the loop.
-    #[inline(always)]
-    fn unaligned_table(
-        &mut self,
-        chain: &mut Progress,
-        table: UnalignedTable<'b>,
-    ) -> Result<Option<Descriptor>, Stop> {
-        let first = table.get(0).ok_or(Stop::BadHead)?;
-        self.walk(chain, table, first)
-    }
-
-    #[inline(always)]
     fn buffer(&mut self, chain: &mut Progress, descriptor: Descriptor) -> Result<(), Stop> {
         let Descriptor { addr, len, .. } = descriptor;
         if len == 0 {
@@ -210,15 +202,85 @@ impl<'b> Gather<'b> {
             Some(piece) if self.list.push(piece) => Ok(()),
             Some(_) => Err(Stop::Full),
             None => {
-                // Moved out and in again: a list whose address is known elsewhere could not
-                // stay in registers.
-                let mut list = core::mem::take(&mut self.list);
-                let found = look_up(self.space, &mut list, addr, len, write);
-                self.list = list;
-                self.near = found?;
+                self.near = look_up(self.space, &mut self.list, addr, len, write)?;
                 Ok(())
             }
         }
+    }
+
+    /// Takes chains from `avail`, from `index` on, as long as they are good and
+    /// simple: all in one table, which is that of the queue or (`INDIRECT_ONLY`)
+    /// that of an indirect head, and in the window at hand. Returns how many
+    /// were taken; about the next one, nothing is known.
+    #[inline(never)]
+    pub(crate) fn run<const INDIRECT_ONLY: bool>(
+        &mut self,
+        avail: &AvailRing<'b>,
+        table: DescriptorTable<'b>,
+        index: u16,
+        chains: &mut [ChainSlot],
+    ) -> u16 {
+        if INDIRECT_ONLY && !self.indirect {
+            return 0;
+        }
+        let near = self.near;
+        let mut list = core::mem::take(&mut self.list);
+        let mut position = index;
+        for slot in chains {
+            let head = avail.head(position);
+            let Some(mut descriptor) = table.get(head) else {
+                break;
+            };
+            let mut table = table;
+            if INDIRECT_ONLY {
+                let Some((inner, first)) = near_table(&near, descriptor) else {
+                    break;
+                };
+                (table, descriptor) = (inner, first);
+            }
+            let start = list.len();
+            let mut split = start;
+            let mut writable = false;
+            let mut bytes = 0;
+            let mut left = table.len();
+            let good = loop {
+                let Descriptor { addr, len, .. } = descriptor;
+                let write = descriptor.flags & WRITE != 0;
+                let misplaced = !write && writable || descriptor.flags & INDIRECT != 0;
+                let Some(piece) = near.get(addr, len, write) else {
+                    break false;
+                };
+                if misplaced || len == 0 || !list.push(piece) {
+                    break false;
+                }
+                bytes += u64::from(len);
+                writable = write;
+                if !write {
+                    split = list.len();
+                }
+                if descriptor.flags & NEXT == 0 {
+                    break bytes <= MAX_CHAIN_BYTES;
+                }
+                left -= 1;
+                match table.get(descriptor.next) {
+                    Some(next) if left > 0 => descriptor = next,
+                    _ => break false,
+                }
+            };
+            if !good {
+                list.truncate(start);
+                break;
+            }
+            *slot = ChainSlot {
+                head: ChainHead { id: head },
+                start,
+                split,
+                end: list.len(),
+            };
+            position = position.wrapping_add(1);
+        }
+        self.list = list;
+        position.wrapping_sub(index)
     }
 
     /// What was wrong with the chain that begins at `head`.
@@ -257,7 +319,19 @@ impl<'b> Gather<'b> {
     }
 }
 
-#[inline(never)]
+/// The indirect table that a chain is, and its first descriptor, if it is plainly good.
+#[inline(always)]
+fn near_table<'b>(near: &Near<'b>, outer: Descriptor) -> Option<(DescriptorTable<'b>, Descriptor)> {
+    const SIZE: u32 = DESCRIPTOR_SIZE as u32;
+    let Descriptor { addr, len, .. } = outer;
+    if outer.flags & (INDIRECT | NEXT) != INDIRECT || len % SIZE != 0 || len / SIZE > 1 << 16 {
+        return None;
+    }
+    let ram = near.get(addr, len, false)?;
+    let table = DescriptorTable::new(ram, len / SIZE)?;
+    Some((table, table.get(0)?))
+}
+
 fn find_table(space: AddressSpace<'_>, addr: BusAddr, len: u32) -> Result<RamSlice<'_>, Stop> {
     let stop = Stop::TableMemory { addr, len };
     let bytes = usize::try_from(len).map_err(|_| stop)?;
@@ -266,7 +340,6 @@ fn find_table(space: AddressSpace<'_>, addr: BusAddr, len: u32) -> Result<RamSli
 
 /// The buffer may be in another window, in several, or nowhere. Returns the
 /// window in which it begins.
-#[inline(never)]
 fn look_up<'b>(
     space: AddressSpace<'b>,
     list: &mut PieceList<'b>,
