@@ -16,7 +16,15 @@ mod dma;
 mod error;
 mod event;
 #[cfg(feature = "std")]
+pub mod net;
+#[cfg(feature = "std")]
+mod queue;
+#[cfg(feature = "std")]
+pub mod rng;
+#[cfg(feature = "std")]
 mod sleep;
+#[cfg(feature = "virtio-drivers")]
+pub mod virtio_drivers;
 mod wait;
 
 pub use client::{Client, Counters, DEFAULT_TIMEOUT};
@@ -25,6 +33,8 @@ pub use device::{Device, Wanted};
 pub use dma::{DmaBuffer, DmaPool, PAGE_SIZE};
 pub use error::{Error, Fault};
 pub use event::{Event, MAX_EVENTS};
+#[cfg(feature = "std")]
+pub use queue::{Queue, QueueOptions};
 #[cfg(feature = "std")]
 pub use sleep::{DEFAULT_SPIN, Sleep};
 pub use wait::{Interest, Spin, Wait};

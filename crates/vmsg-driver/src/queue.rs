@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A queue of a device over a bus of this workspace: its ring, its memory, its doorbells.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant as Clock};
+
+use rustix::event::{Timespec, epoll};
+use virtio_msg::{DevNum, QueueIndex};
+use vmsg_bus::Bus;
+use vmsg_mem::Doorbell;
+use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueError};
+
+use crate::client::Client;
+use crate::device::Device;
+use crate::dma::{DmaBuffer, DmaPool};
+use crate::error::Error;
+use crate::event::Event;
+use crate::wait::Wait;
+
+/// How a queue is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueOptions {
+    /// Number of entries; the device may have fewer. Rounded down to a power of two.
+    pub size: u16,
+    /// Entries of each indirect table; 0 for none.
+    pub indirect: u16,
+    /// Whether kick and call go over eventfds of the queue, where the bus can do that.
+    pub doorbells: bool,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self {
+            size: 256,
+            indirect: 0,
+            doorbells: true,
+        }
+    }
+}
+
+/// A queue in the memory of a [`DmaPool`].
+#[derive(Debug)]
+pub struct Queue<'p> {
+    ring: DriverQueue<'p, Vec<DriverSlot>>,
+    device: DevNum,
+    index: QueueIndex,
+    kick: Option<Doorbell>,
+    call: Option<Doorbell>,
+    /// Given back after the ring is gone.
+    _memory: DmaBuffer<'p>,
+}
+
+impl<'p> Queue<'p> {
+    /// Lays a queue out in `pool` and sets it up, with its doorbells.
+    ///
+    /// # Errors
+    /// As [`Device::create_queue`] and [`Client::queue_notify`]; [`Error::NoMemory`].
+    pub fn create<C, W, B>(
+        client: &mut Client<C, W, B>,
+        device: &mut Device,
+        pool: &'p DmaPool,
+        index: QueueIndex,
+        options: &QueueOptions,
+    ) -> Result<Self, Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        let max = device.queue(client, index)?.max_size;
+        let size = u16::try_from(max.0)
+            .unwrap_or(u16::MAX)
+            .min(options.size)
+            .min(1 << 15);
+        // The largest power of two that is not above; 0 for none.
+        let size = size.checked_ilog2().map_or(0, |bits| 1 << bits);
+        let failed = |source| Error::Queue {
+            queue: index,
+            source,
+        };
+        let layout = Layout::new(size, options.indirect).map_err(failed)?;
+        let memory = pool.alloc(layout.total_len())?;
+        let slots = vec![DriverSlot::default(); usize::from(size)];
+        let ring =
+            device.create_queue(client, index, layout, (memory.ram(), memory.addr()), slots)?;
+        let (mut kick, mut call) = (None, None);
+        if options.doorbells && client.channel().capabilities().out_of_band_notify {
+            let (k, c) = (Doorbell::new()?, Doorbell::new()?);
+            client.queue_notify(device.number(), index, Some(k.as_fd()), Some(c.as_fd()))?;
+            (kick, call) = (Some(k), Some(c));
+        }
+        Ok(Self {
+            ring,
+            device: device.number(),
+            index,
+            kick,
+            call,
+            _memory: memory,
+        })
+    }
+
+    /// The ring.
+    pub fn ring(&mut self) -> &mut DriverQueue<'p, Vec<DriverSlot>> {
+        &mut self.ring
+    }
+
+    /// Its index in the device.
+    pub fn index(&self) -> QueueIndex {
+        self.index
+    }
+
+    /// What the device rings when it has used buffers; `None`: it sends events.
+    pub fn call(&self) -> Option<&Doorbell> {
+        self.call.as_ref()
+    }
+
+    /// What the device waits on for buffers; `None`: it waits for events.
+    pub fn kick(&self) -> Option<&Doorbell> {
+        self.kick.as_ref()
+    }
+
+    /// Shows the device what was added, and kicks it if it wants that.
+    ///
+    /// # Errors
+    /// [`Error::Queue`] if the queue is broken; [`Error::Channel`], [`Error::Timeout`]; [`Error::Io`] if the kick is of no use any more.
+    pub fn publish<C, W, B>(&mut self, client: &mut Client<C, W, B>) -> Result<(), Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        let wanted = self.ring.publish().map_err(|source| self.failed(source))?;
+        if !wanted {
+            return Ok(());
+        }
+        match &self.kick {
+            Some(kick) => kick
+                .ring()
+                .map_err(|error| Error::Io(std::io::Error::other(error))),
+            None => client.notify_available(self.device, self.index, 0),
+        }
+    }
+
+    pub(crate) fn failed(&self, source: QueueError) -> Error {
+        Error::Queue {
+            queue: self.index,
+            source,
+        }
+    }
+}
+
+/// Sleeps until the device has used buffers of any of some queues.
+#[derive(Debug, Default)]
+pub(crate) struct CallWait {
+    epoll: Option<OwnedFd>,
+}
+
+impl CallWait {
+    /// Waits until one of `queues`, always the same ones, has used chains to take, at most for `timeout`; tells whether one has.
+    pub(crate) fn wait<C, W, B>(
+        &mut self,
+        client: &mut Client<C, W, B>,
+        queues: &mut [&mut Queue<'_>],
+        timeout: Duration,
+    ) -> Result<bool, Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        let end = Clock::now() + timeout;
+        loop {
+            let mut there = false;
+            for queue in queues.iter_mut() {
+                there |= queue
+                    .ring
+                    .enable_notifications()
+                    .map_err(|source| queue.failed(source))?;
+            }
+            let left = end.saturating_duration_since(Clock::now());
+            if there || left.is_zero() {
+                return Ok(there);
+            }
+            // The end of the connection shows here only.
+            client.poll()?;
+            if queues.iter().all(|queue| queue.call.is_some()) {
+                self.sleep(client, queues, left)?;
+            } else if let Some(event) = client.wait_event(left)? {
+                let ours = |event| match event {
+                    Event::Used { device, queue } => queues
+                        .iter()
+                        .any(|q| q.device == device && q.index == queue),
+                    _ => true,
+                };
+                if !ours(event) {
+                    continue;
+                }
+            }
+        }
+    }
+
+    fn sleep<C: Bus, W, B>(
+        &mut self,
+        client: &Client<C, W, B>,
+        queues: &[&mut Queue<'_>],
+        timeout: Duration,
+    ) -> Result<(), Error>
+    where
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        let failed = |error: rustix::io::Errno| Error::Io(error.into());
+        let epoll = match &self.epoll {
+            Some(epoll) => epoll,
+            None => {
+                // Edge-triggered: the device side holds the eventfds as well, so they are never read.
+                let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+                let data = epoll::EventData::new_u64(0);
+                for call in queues.iter().filter_map(|queue| queue.call.as_ref()) {
+                    epoll::add(
+                        &epoll,
+                        call.as_fd(),
+                        data,
+                        epoll::EventFlags::IN | epoll::EventFlags::ET,
+                    )
+                    .map_err(failed)?;
+                }
+                if let Some(hangup) = client.channel().wake_fds().hangup {
+                    epoll::add(
+                        &epoll,
+                        hangup,
+                        data,
+                        epoll::EventFlags::RDHUP | epoll::EventFlags::ET,
+                    )
+                    .map_err(failed)?;
+                }
+                self.epoll.insert(epoll)
+            }
+        };
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 4];
+        match epoll::wait(epoll, &mut events, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
