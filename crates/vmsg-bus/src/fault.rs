@@ -337,7 +337,7 @@ mod bus {
 
         fn arm(&mut self) -> bool {
             // What is due is there to be received.
-            self.received.due.is_empty() && self.inner.arm()
+            self.received.due.is_empty() && self.flush().is_ok() && self.inner.arm()
         }
 
         fn arm_for_room(&mut self) -> bool {

@@ -295,13 +295,20 @@ impl Link {
         if !self.rx.arm() {
             return false;
         }
-        if self.carrier.is_gone() {
-            // What was published before the end is still to be received.
-            self.over.get_or_insert(ChannelError::Closed);
+        if self.look_for_end() {
             self.rx.disarm();
             return false;
         }
         true
+    }
+
+    /// Whether the other side has ended the connection. What it published before is still to be received.
+    fn look_for_end(&mut self) -> bool {
+        let gone = self.carrier.is_gone();
+        if gone {
+            self.over.get_or_insert(ChannelError::Closed);
+        }
+        gone
     }
 
     /// Asks to be woken when there is room. True: there is none, sleep. False: send again.
@@ -310,7 +317,7 @@ impl Link {
             return false;
         }
         // A packet that did not fit waits behind others that will be answered.
-        self.tx.arm_for_room() || self.carrier_full
+        (self.tx.arm_for_room() || self.carrier_full) && !self.look_for_end()
     }
 
     pub(crate) fn wake_fds(&self) -> WakeFds<'_> {

@@ -33,7 +33,7 @@ pub enum ConnectError {
         /// The path.
         path: PathBuf,
     },
-    /// The host has no time to accept connections; only from [`Connector::start`].
+    /// The host has no time to accept connections.
     #[error("the device host on `{}` is busy", path.display())]
     Busy {
         /// The path.

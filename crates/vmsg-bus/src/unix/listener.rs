@@ -30,6 +30,9 @@ const MAX_PENDING: usize = 64;
 /// How long no connection is accepted when the process has run out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How often one call of `accept` asks what is ready.
+const ROUNDS: usize = 16;
+
 /// Marks the listening socket among the events; connections count from 0.
 const LISTENING: u64 = u64::MAX;
 
@@ -200,7 +203,8 @@ impl Listener {
     pub fn accept(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
         self.expire(now)?;
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 32];
-        loop {
+        // Bounded: whoever connects all the time must not keep the caller here. The listener stays readable.
+        for _ in 0..ROUNDS {
             let (ready, _) = match epoll::wait(
                 &self.epoll,
                 &mut events,
@@ -222,9 +226,10 @@ impl Listener {
                 }
             }
             if self.paused_until.is_some() {
-                return Ok(None);
+                break;
             }
         }
+        Ok(None)
     }
 
     /// Drops who has taken too long, and listens again after a pause.
@@ -312,20 +317,38 @@ impl Listener {
         } else {
             Hello::decode(&frame[..received.len])
         };
-        match self.judge(hello) {
-            Ok((hello, message_size)) => self.welcome(socket, &hello, message_size),
-            Err(refuse) => {
-                if refuse.reason == RefuseReason::BadHello {
-                    self.rejected.malformed += 1;
-                } else {
-                    self.rejected.refused += 1;
+        let refuse = match self.judge(hello) {
+            Ok((hello, message_size)) => match self.welcome(&socket, &hello, message_size) {
+                Ok(Some(parts)) => return self.open(parts(socket)).map(Some),
+                Ok(None) => {
+                    self.rejected.gone += 1;
+                    return Ok(None);
                 }
-                tracing::debug!(reason = %refuse.reason, text = refuse.text, "refusing a connection");
-                // If it does not even take this, it is gone.
-                let _ = packet::send(socket.as_fd(), &refuse.encode(), &[]);
-                Ok(None)
-            }
+                Err(error) => {
+                    tracing::warn!(%error, "no means for another connection");
+                    Refuse::new(
+                        RefuseReason::TooMany,
+                        "the device host has no means for another one",
+                    )
+                }
+            },
+            Err(refuse) => refuse,
+        };
+        if refuse.reason == RefuseReason::BadHello {
+            self.rejected.malformed += 1;
+        } else {
+            self.rejected.refused += 1;
         }
+        tracing::debug!(reason = %refuse.reason, text = refuse.text, "refusing a connection");
+        // If it does not even take this, it is gone.
+        let _ = packet::send(socket.as_fd(), &refuse.encode(), &[]);
+        Ok(None)
+    }
+
+    /// Makes the connection an end of the bus.
+    fn open(&self, parts: Parts) -> io::Result<DeviceBus> {
+        let place = Box::new(Arc::clone(&self.places));
+        DeviceBus::new(parts, Some(place)).map_err(io::Error::other)
     }
 
     /// Whether this driver is let in, and with which message size.
@@ -357,13 +380,14 @@ impl Listener {
         Ok((hello, size))
     }
 
-    /// Makes the queues of a connection and hands them over.
+    /// Makes the queues of a connection and hands them over; `None` if the driver is gone. What is
+    /// returned makes the connection of its socket.
     fn welcome(
-        &mut self,
-        socket: OwnedFd,
+        &self,
+        socket: &OwnedFd,
         hello: &Hello,
         message_size: usize,
-    ) -> io::Result<Option<DeviceBus>> {
+    ) -> io::Result<Option<impl FnOnce(OwnedFd) -> Parts + use<>>> {
         let slot_size = crate::slot_size(message_size);
         let queue_len = Layout::armed(slot_size)
             .bytes_for(self.options.slots)
@@ -397,34 +421,33 @@ impl Listener {
         };
         let (pid, uid) = packet::credentials(socket.as_fd());
         let fds = [file.as_fd(), device_bell.as_fd(), driver_bell.as_fd()];
+        let (outgoing, incoming) = (part(to_driver)?, part(0)?);
+        let peer = Peer {
+            name: hello.name.clone(),
+            pid,
+            uid,
+            observer: hello.observer,
+        };
+        let epoch = self.options.epoch;
         // The socket is fresh: if there is no room, the other side made it so.
         if !matches!(
             packet::send(socket.as_fd(), &welcome.encode(), &fds),
             Ok(true)
         ) {
-            self.rejected.gone += 1;
             return Ok(None);
         }
         // The driver may use its words of the queues already; ours it does not touch.
-        let parts = Parts {
-            outgoing: part(to_driver)?,
-            incoming: part(0)?,
+        Ok(Some(move |socket| Parts {
+            outgoing,
+            incoming,
             slot_size,
             theirs: Bell::Fd(driver_bell),
             ours: Bell::Fd(device_bell),
             carrier: Carrier::Socket(socket),
             capabilities,
-            peer: Peer {
-                name: hello.name.clone(),
-                pid,
-                uid,
-                observer: hello.observer,
-            },
-            epoch: self.options.epoch,
-        };
-        let place = Box::new(Arc::clone(&self.places));
-        let bus = DeviceBus::new(parts, Some(place)).map_err(io::Error::other)?;
-        Ok(Some(bus))
+            peer,
+            epoch,
+        }))
     }
 }
 

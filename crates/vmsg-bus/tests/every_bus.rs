@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What holds for every bus, run for each of them.
+#![cfg(all(feature = "loopback", feature = "unix"))]
+
+#[macro_use]
+mod suite;
+
+mod loopback {
+    use crate::suite::{Made, Want};
+    use vmsg_bus::Capabilities;
+    use vmsg_bus::loopback::{Options, pair};
+
+    fn make(want: Want) -> Made {
+        let capabilities = Capabilities::all(want.message_size);
+        let options = Options {
+            capabilities,
+            slots: want.slots,
+            ..Options::default()
+        };
+        let (driver, device) = pair(&options).unwrap();
+        Made {
+            driver,
+            device,
+            keep: Box::new(()),
+        }
+    }
+
+    bus_suite!(make);
+}
+
+mod unix {
+    use crate::suite::{Made, Want, accept};
+    use vmsg_bus::Capabilities;
+    use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
+
+    fn make(want: Want) -> Made {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus.sock");
+        let options = ListenerOptions {
+            capabilities: Capabilities::all(want.message_size),
+            slots: want.slots,
+            ..ListenerOptions::default()
+        };
+        let mut listener = Listener::bind(&path, options).unwrap();
+        let connector = Connector::new(&path, "test");
+        let driver = std::thread::spawn(move || connector.connect().unwrap());
+        let device = accept(&mut listener);
+        Made {
+            driver: driver.join().unwrap(),
+            device,
+            keep: Box::new((listener, dir)),
+        }
+    }
+
+    bus_suite!(make);
+}
+
+/// What only the loopback without doorbells does.
+mod bare {
+    use crate::suite::message;
+    use std::time::Duration;
+    use virtio_msg::{Channel, ChannelError};
+    use vmsg_bus::loopback::{Options, pair};
+    use vmsg_bus::{Capabilities, DeviceBus, DriverBus};
+
+    fn make() -> (DriverBus, DeviceBus) {
+        let mut capabilities = Capabilities::all(64);
+        capabilities.passes_fds = false;
+        pair(&Options {
+            capabilities,
+            slots: 4,
+            doorbells: false,
+            epoch: 7,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn wakes_are_flags_for_one_thread_that_runs_both_ends() {
+        let (mut driver, mut device) = make();
+        let mut buf = [0; 64];
+        assert!(device.arm());
+        assert!(!device.take_wake());
+        driver.try_send(&message(1, 12)).unwrap();
+        assert!(!device.take_wake(), "not flushed");
+        driver.flush().unwrap();
+        assert!(device.take_wake());
+        assert!(!device.take_wake());
+        assert_eq!(device.try_recv(&mut buf), Ok(Some(12)));
+        assert!(driver.wake_fds().doorbell.is_none() && driver.wake_fds().hangup.is_none());
+        assert!(driver.wait(Some(Duration::ZERO)).is_err());
+        assert_eq!(driver.epoch(), 7);
+    }
+
+    #[test]
+    fn the_end_wakes_as_well() {
+        let (mut driver, device) = make();
+        assert!(driver.arm());
+        drop(device);
+        assert!(driver.take_wake());
+        assert_eq!(driver.try_recv(&mut [0; 64]), Ok(None));
+        assert!(!driver.arm());
+        assert_eq!(driver.try_recv(&mut [0; 64]), Err(ChannelError::Closed));
+    }
+
+    #[test]
+    fn a_bus_that_passes_no_descriptors_says_so() {
+        let (mut driver, mut device) = make();
+        let fd = crate::suite::eventfd(0);
+        let fds = [std::os::fd::AsFd::as_fd(&fd)];
+        assert_eq!(
+            driver.try_send_with_fds(&message(1, 12), &fds),
+            Err(ChannelError::TooLong)
+        );
+        assert_eq!(device.try_recv(&mut [0; 64]), Ok(None));
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        for (size, slots) in [(47, 4), (65537, 4), (64, 1), (64, 70_000)] {
+            let capabilities = Capabilities::all(size);
+            assert!(
+                pair(&Options {
+                    capabilities,
+                    slots,
+                    ..Options::default()
+                })
+                .is_err()
+            );
+        }
+    }
+}
