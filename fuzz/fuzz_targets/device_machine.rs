@@ -3,7 +3,7 @@
 
 #![no_main]
 
-#[path = "../../crates/virtio-msg/tests/support/exercise.rs"]
+#[path = "../../crates/virtio-msg/tests/support/exercise/mod.rs"]
 #[allow(dead_code, reason = "each target runs one of the stories")]
 mod exercise;
 

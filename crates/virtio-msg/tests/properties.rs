@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What holds for any bytes. The fuzz targets run the same stories.
 
-#[path = "support/exercise.rs"]
+#[path = "support/exercise/mod.rs"]
 mod exercise;
 
 use proptest::collection::vec;

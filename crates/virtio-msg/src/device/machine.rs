@@ -5,7 +5,7 @@ use super::queues::{QueueSlot, Queues};
 use super::{Action, ActionResult, Busy, Counters, Handled, Identity, Ignored, Options};
 use crate::feature;
 use crate::feature_set::FeatureSet;
-use crate::message::{ConfigData, Frame, Message, VqueueConfig};
+use crate::message::{Frame, Message, VqueueConfig};
 use crate::status::DeviceStatus;
 use crate::types::{DevNum, Generation, Instant, QueueIndex, Token};
 
@@ -27,7 +27,7 @@ pub struct DeviceMachine<Q, C> {
     pub(super) status: DeviceStatus,
     pub(super) queues: Queues<Q>,
     pub(super) config: C,
-    staged: C,
+    pub(super) staged: C,
     pub(super) generation: Generation,
     pub(super) config_event: ConfigChange,
     pub(super) stage: Stage,
@@ -244,57 +244,20 @@ where
         Handled::Request
     }
 
-    fn accept(&mut self) {
+    pub(super) fn accept(&mut self) {
         self.counters.requests = self.counters.requests.wrapping_add(1);
     }
 
-    fn answer(&mut self, token: Token, reply: Reply) {
+    pub(super) fn answer(&mut self, token: Token, reply: Reply) {
         self.stage = Stage::Answering { token, reply };
     }
 
-    fn act(&mut self, token: Token, op: Op) {
+    pub(super) fn act(&mut self, token: Token, op: Op) {
         self.stage = Stage::Acting {
             token,
             op,
             polled: false,
         };
-    }
-
-    fn write_config(&mut self, token: Token, data: &ConfigData<'_>) -> Handled {
-        self.accept();
-        let stale = self.options.reject_stale_config && data.generation != self.generation;
-        let range = self
-            .config_range(data.offset, data.len)
-            .filter(|range| range.len() == data.data.len());
-        match range {
-            // Nothing to write, and length 0 reads as rejected in any case.
-            Some(range) if range.is_empty() => self.answer(
-                token,
-                Reply::ConfigSet {
-                    offset: data.offset,
-                    len: 0,
-                },
-            ),
-            Some(range) if !stale => {
-                if let Some(staged) = self.staged.as_mut().get_mut(range) {
-                    staged.copy_from_slice(data.data);
-                }
-                self.act(
-                    token,
-                    Op::WriteConfig {
-                        offset: data.offset,
-                        len: data.len,
-                    },
-                );
-            }
-            _ => self.reject_config(token, data.offset),
-        }
-        Handled::Request
-    }
-
-    fn reject_config(&mut self, token: Token, offset: u32) {
-        self.counters.rejected_config_writes = self.counters.rejected_config_writes.wrapping_add(1);
-        self.answer(token, Reply::ConfigSet { offset, len: 0 });
     }
 
     fn set_queue(&mut self, token: Token, config: &VqueueConfig) -> Handled {
@@ -484,56 +447,6 @@ where
         self.config_event = ConfigChange::None;
     }
 
-    fn apply_config(&mut self, offset: u32, len: u32) {
-        let Some(range) = self.config_range(offset, len) else {
-            return;
-        };
-        let (Some(now), Some(new)) = (
-            self.config.as_mut().get_mut(range.clone()),
-            self.staged.as_ref().get(range),
-        ) else {
-            return;
-        };
-        if now != new {
-            now.copy_from_slice(new);
-            self.generation = self.generation.next();
-        }
-    }
-
-    fn config_range(&self, offset: u32, len: u32) -> Option<core::ops::Range<usize>> {
-        let start = usize::try_from(offset).ok()?;
-        let end = start.checked_add(usize::try_from(len).ok()?)?;
-        (end <= self.config.as_ref().len()).then_some(start..end)
-    }
-
-    /// The bytes of the write that [`Action::WriteConfig`] is about; empty at other times.
-    pub fn pending_config(&self) -> &[u8] {
-        match self.stage {
-            Stage::Acting {
-                op: Op::WriteConfig { offset, len },
-                ..
-            } => self
-                .config_range(offset, len)
-                .and_then(|range| self.staged.as_ref().get(range))
-                .unwrap_or(&[]),
-            _ => &[],
-        }
-    }
-
-    /// The same bytes, for a device that lets the driver see something else than it wrote.
-    pub fn pending_config_mut(&mut self) -> &mut [u8] {
-        match self.stage {
-            Stage::Acting {
-                op: Op::WriteConfig { offset, len },
-                ..
-            } => match self.config_range(offset, len) {
-                Some(range) => self.staged.as_mut().get_mut(range).unwrap_or(&mut []),
-                None => &mut [],
-            },
-            _ => &mut [],
-        }
-    }
-
     /// Tells the driver that buffers of this queue were used. Nothing happens unless the queue is set up and the driver is ready.
     pub fn notify_used(&mut self, queue: QueueIndex) {
         if self.status.contains(DeviceStatus::DRIVER_OK)
@@ -541,33 +454,6 @@ where
         {
             self.queues.mark_used(queue);
         }
-    }
-
-    /// Changes the configuration space and tells the driver, if it has come so far as to have read it. Bytes outside the space are
-    /// left out. Gives the new generation, which is the old one if nothing has changed.
-    pub fn update_config(&mut self, offset: u32, data: &[u8]) -> Generation {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let Some(space) = self.config.as_mut().get_mut(start..) else {
-            return self.generation;
-        };
-        let len = data.len().min(space.len());
-        let (space, data) = (&mut space[..len], &data[..len]);
-        if space == data {
-            return self.generation;
-        }
-        space.copy_from_slice(data);
-        self.generation = self.generation.next();
-        if self.status.contains(DeviceStatus::FEATURES_OK) {
-            let end = offset.saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
-            self.config_event = match self.config_event {
-                ConfigChange::Bytes { start, end: before } => ConfigChange::Bytes {
-                    start: start.min(offset),
-                    end: before.max(end),
-                },
-                _ => ConfigChange::Bytes { start: offset, end },
-            };
-        }
-        self.generation
     }
 
     /// The device cannot go on until it is reset; a driver that is ready is told so.
@@ -613,16 +499,6 @@ where
     /// The number of queues.
     pub fn queue_count(&self) -> u32 {
         self.queues.len()
-    }
-
-    /// The configuration space as the driver sees it.
-    pub fn config(&self) -> &[u8] {
-        self.config.as_ref()
-    }
-
-    /// The generation of the configuration space.
-    pub fn generation(&self) -> Generation {
-        self.generation
     }
 
     /// Whether the next request would find the machine [`Busy`].

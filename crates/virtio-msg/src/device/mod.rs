@@ -12,6 +12,7 @@
 //! Every request that is accepted gets exactly one response, in the order of the requests.
 
 mod answer;
+mod config;
 mod machine;
 mod queues;
 
