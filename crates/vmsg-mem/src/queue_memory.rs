@@ -46,6 +46,12 @@ pub trait QueueMemory {
     /// A sequentially consistent fence.
     fn fence(&self);
 
+    /// Says that the bytes at `offset` will soon be read.
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        let _ = offset;
+    }
+
     /// Copies bytes out. They may change while this happens.
     fn read(&self, offset: usize, into: &mut [u8]);
 
@@ -99,6 +105,18 @@ impl QueueMemory for RamSlice<'_> {
     #[inline]
     fn fence(&self) {
         fence(Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        #[cfg(all(target_arch = "x86_64", target_feature = "sse"))]
+        if offset < RamSlice::len(self) {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: inside the slice; and a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.as_ptr().add(offset).cast()) };
+        }
+        #[cfg(not(all(target_arch = "x86_64", target_feature = "sse")))]
+        let _ = offset;
     }
 
     #[inline]

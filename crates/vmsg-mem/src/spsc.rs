@@ -568,6 +568,8 @@ impl<M: QueueMemory> Consumer<M> {
         if let Some(corrupt) = self.corrupt {
             return Err(corrupt);
         }
+        // The slot comes from the producer's cache as the index does: fetch both at once.
+        self.ring.memory.prefetch(self.ring.slot(self.tail));
         // SYNC POINT: acquire of the slots, with the release in `Producer::publish`.
         match self.ring.check(self.ring.memory.load_acquire(HEAD)) {
             // The producer sees `released` at most, so it cannot go beyond the slot before.
