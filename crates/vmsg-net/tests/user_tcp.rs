@@ -82,13 +82,13 @@ fn sixteen_mebibytes_go_up_and_down_in_large_segments() {
 fn lost_frames_are_sent_again() {
     for (loss, offloads) in [
         (10, Offloads::NONE),
-        (50, Offloads::NONE),
+        (20, Offloads::NONE),
         (20, World::offloads()),
     ] {
         let mut world = World::with(UserConfig::default(), offloads);
         world.loss = loss;
         world.random.0 ^= loss << 7;
-        both_ways(&mut world, MIB / 2, MIB, 64 << 10);
+        both_ways(&mut world, MIB / 4, 2 * MIB, 64 << 10);
         assert!(world.user.counters().tcp_retransmits > 0);
     }
 }

@@ -137,8 +137,10 @@ pub(super) struct Flow {
     pub(super) ack_due: bool,
     /// So many ACKs are to be sent that say the same as the last one.
     pub(super) dups_due: u8,
-    /// The guest sent more than the kernel took, and has to send it again.
+    /// The guest sent more than the kernel took.
     pub(super) overrun: bool,
+    /// How far it goes what was dropped and has to be sent again.
+    pub(super) dropped_to: Option<Seq>,
     /// An event will tell when the socket takes more.
     pub(super) awaits_room: bool,
 
@@ -193,6 +195,7 @@ impl Flow {
             ack_due: false,
             dups_due: 0,
             overrun: false,
+            dropped_to: None,
             awaits_room: false,
             syn_due: false,
             queued: false,

@@ -10,7 +10,7 @@ use rustix::net::{Shutdown, shutdown};
 use super::super::net::Net;
 use super::super::packet::count;
 use super::flow::{Flow, Phase, RTO_FIRST, RTO_MAX, RTO_MIN, Verdict};
-use super::segment::Segment;
+use super::segment::{Segment, Seq};
 use crate::io;
 
 /// Duplicate acknowledgements that tell of a loss (RFC 5681).
@@ -169,7 +169,9 @@ impl Flow {
             }
             return Ok(());
         }
+        let end = segment.seq.plus(segment.len());
         if late < 0 {
+            self.note_drop(end);
             // While the kernel takes nothing it is no use to have it sent again at once.
             if !self.overrun {
                 self.dups_due = (self.dups_due + 1).min(DUP_ACKS);
@@ -198,8 +200,19 @@ impl Flow {
             }
             if sent < payload.len() {
                 self.overrun = true;
+                self.note_drop(end);
                 return Ok(());
             }
+        }
+        if self
+            .dropped_to
+            .is_some_and(|to| to.since(self.rcv_nxt) <= 0)
+        {
+            self.dropped_to = None;
+        }
+        if self.dropped_to.is_some() && !self.overrun {
+            // The guest believes that the rest is here; it shall not wait for its timeout.
+            self.dups_due = DUP_ACKS;
         }
         if segment.flags.fin {
             match shutdown(fd, Shutdown::Write) {
@@ -213,6 +226,12 @@ impl Flow {
             self.guest_fin = true;
         }
         Ok(())
+    }
+
+    fn note_drop(&mut self, end: Seq) {
+        if self.dropped_to.is_none_or(|to| end.since(to) > 0) {
+            self.dropped_to = Some(end);
+        }
     }
 
     /// Takes a segment of a connection that is over.
