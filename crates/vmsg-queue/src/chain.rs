@@ -19,12 +19,11 @@ impl ChainHead {
     }
 }
 
-/// One chain of a batch, within the pieces of the batch.
+/// One chain of a batch, within the pieces of the batch: it begins where the
+/// one before it ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChainSlot {
     pub(crate) head: ChainHead,
-    /// First piece.
-    pub(crate) start: u32,
     /// First writable piece.
     pub(crate) split: u32,
     /// After the last piece.
@@ -34,7 +33,6 @@ pub(crate) struct ChainSlot {
 impl ChainSlot {
     const EMPTY: Self = Self {
         head: ChainHead { id: 0 },
-        start: 0,
         split: 0,
         end: 0,
     };
@@ -227,21 +225,30 @@ impl<'b> Batch<'b> {
     /// The chain at `index`, counted from 0.
     #[inline]
     pub fn get(&self, index: usize) -> Option<Chain<'b>> {
-        self.chains.get(index).map(|slot| self.chain(slot))
+        let slot = self.chains.get(index)?;
+        let before = index
+            .checked_sub(1)
+            .and_then(|index| self.chains.get(index));
+        Some(self.chain(before.map_or(0, |slot| slot.end), slot))
     }
 
     /// The chains in order.
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Chain<'b>> + use<'b> {
         let batch = *self;
-        self.chains.iter().map(move |slot| batch.chain(slot))
+        let mut start = 0;
+        self.chains.iter().map(move |slot| {
+            let chain = batch.chain(start, slot);
+            start = slot.end;
+            chain
+        })
     }
 
     #[inline]
-    fn chain(&self, slot: &ChainSlot) -> Chain<'b> {
+    fn chain(&self, start: u32, slot: &ChainSlot) -> Chain<'b> {
         Chain {
             head: slot.head,
-            readable: &self.pieces[slot.start as usize..slot.split as usize],
+            readable: &self.pieces[start as usize..slot.split as usize],
             writable: &self.pieces[slot.split as usize..slot.end as usize],
         }
     }

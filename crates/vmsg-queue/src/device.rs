@@ -215,7 +215,6 @@ impl DeviceQueue {
                 Ok(split) => {
                     *slot = ChainSlot {
                         head: ChainHead { id: head },
-                        start,
                         split,
                         end: gather.list.len(),
                     };
@@ -292,7 +291,8 @@ impl DeviceQueue {
         match self.used(space) {
             Ok(used) => Ok(Completer {
                 used,
-                next_used: &mut self.next_used,
+                next_used: self.next_used,
+                queue: &mut self.next_used,
                 next_avail: self.next_avail,
             }),
             Err(error) => Err(self.fail(error)),
@@ -461,7 +461,10 @@ fn misaligned(addr: BusAddr, align: u64) -> QueueError {
 /// [`DeviceQueue::completer`].
 pub struct Completer<'q> {
     used: UsedRing<'q>,
-    next_used: &'q mut u16,
+    /// The index of the queue. Only written here: a value read back after each store to the ring
+    /// would cost more than all the rest.
+    queue: &'q mut u16,
+    next_used: u16,
     next_avail: u16,
 }
 
@@ -474,10 +477,11 @@ impl Completer<'_> {
     #[inline]
     pub fn complete(&mut self, head: ChainHead, written: u32) {
         assert!(
-            *self.next_used != self.next_avail,
+            self.next_used != self.next_avail,
             "more chains completed than taken"
         );
-        self.used.set_element(*self.next_used, head.id, written);
-        *self.next_used = self.next_used.wrapping_add(1);
+        self.used.set_element(self.next_used, head.id, written);
+        self.next_used = self.next_used.wrapping_add(1);
+        *self.queue = self.next_used;
     }
 }

@@ -6,6 +6,8 @@
 //! lie in one window, and stops at the first of which it does not know. It
 //! calls nothing, so that all of its state stays in registers.
 
+use core::ptr::NonNull;
+
 use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window};
 
 use crate::QueueError;
@@ -57,26 +59,60 @@ pub(crate) enum Stop {
 struct Near<'b> {
     base: u64,
     ram: RamSlice<'b>,
-    writable: bool,
+    /// Flags of descriptors that [`plain`](Self::plain) does not take.
+    refused: u16,
+    /// Longest buffer that `plain` takes.
+    most: u32,
 }
 
 impl<'b> Near<'b> {
+    /// More buffers of the longest kind would be more than a chain may have.
+    const MOST_BUFFERS: u32 = 1 << 10;
+    const LONGEST: u32 = 1 << 22;
+
     fn new(window: Option<&Window<'b>>) -> Self {
+        let ram = window.map_or(RamSlice::EMPTY, Window::ram);
+        let writable = window.is_some_and(|window| window.access() == Access::ReadWrite);
+        let most = u32::try_from(ram.len()).unwrap_or(u32::MAX);
         Self {
             base: window.map_or(0, |window| window.base().0),
-            ram: window.map_or(RamSlice::EMPTY, Window::ram),
-            writable: window.is_some_and(|window| window.access() == Access::ReadWrite),
+            ram,
+            refused: INDIRECT | if writable { 0 } else { WRITE },
+            most: most.min(Self::LONGEST),
         }
     }
 
     #[inline(always)]
     fn get(&self, addr: BusAddr, len: u32, write: bool) -> Option<RamSlice<'b>> {
-        if write && !self.writable {
+        if write && self.refused & WRITE != 0 {
             return None;
         }
         // An address before the window becomes an offset past its end.
         let offset = usize::try_from(addr.0.wrapping_sub(self.base)).ok()?;
         self.ram.get(offset, usize::try_from(len).ok()?)
+    }
+
+    /// The buffer of a descriptor, if it is not indirect, wholly in the
+    /// window, not empty and not very long. Three comparisons.
+    #[inline(always)]
+    fn plain(&self, descriptor: Descriptor) -> Option<RamSlice<'b>> {
+        let Descriptor {
+            addr, len, flags, ..
+        } = descriptor;
+        if flags & self.refused != 0 || len.wrapping_sub(1) >= self.most {
+            return None;
+        }
+        let offset = usize::try_from(addr.0.wrapping_sub(self.base)).ok()?;
+        let len = len as usize;
+        // `len` is at most `most`, which is at most the length of the window.
+        if offset > self.ram.len() - len {
+            return None;
+        }
+        // SAFETY: offset + len ≤ ram.len(), so this is a part of the window.
+        Some(unsafe {
+            let ptr = NonNull::new_unchecked(self.ram.as_ptr().add(offset));
+            RamSlice::from_raw_parts(ptr, len)
+        })
     }
 }
 
@@ -239,43 +275,34 @@ impl<'b> Gather<'b> {
                 (table, descriptor) = (inner, first);
             }
             let start = list.len();
-            let mut split = start;
-            let mut writable = false;
-            let mut bytes = 0;
-            let mut left = table.len();
+            let mut writable = 0;
             let good = loop {
-                let Descriptor { addr, len, .. } = descriptor;
-                let write = descriptor.flags & WRITE != 0;
-                let misplaced = !write && writable || descriptor.flags & INDIRECT != 0;
-                let Some(piece) = near.get(addr, len, write) else {
+                let Some(piece) = near.plain(descriptor) else {
                     break false;
                 };
-                if misplaced || len == 0 || !list.push(piece) {
+                let write = descriptor.flags & WRITE != 0;
+                if !write && writable > 0 || !list.push(piece) {
                     break false;
                 }
-                bytes += u64::from(len);
-                writable = write;
-                if !write {
-                    split = list.len();
-                }
+                writable += u32::from(write);
                 if descriptor.flags & NEXT == 0 {
-                    break bytes <= MAX_CHAIN_BYTES;
+                    // No more than the table has, and then less than 2^32 bytes.
+                    break list.len() - start <= table.len().min(Near::MOST_BUFFERS);
                 }
-                left -= 1;
                 match table.get(descriptor.next) {
-                    Some(next) if left > 0 => descriptor = next,
-                    _ => break false,
+                    Some(next) => descriptor = next,
+                    None => break false,
                 }
             };
             if !good {
                 list.truncate(start);
                 break;
             }
+            let end = list.len();
             *slot = ChainSlot {
                 head: ChainHead { id: head },
-                start,
-                split,
-                end: list.len(),
+                split: end - writable,
+                end,
             };
             position = position.wrapping_add(1);
         }
