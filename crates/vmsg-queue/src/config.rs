@@ -7,6 +7,8 @@ use crate::QueueError;
 
 /// Size of a descriptor in bytes, in the table of the queue and in indirect tables.
 pub(crate) const DESCRIPTOR_SIZE: usize = 16;
+/// The same, as the lengths in descriptors are counted.
+pub(crate) const DESCRIPTOR_LEN: u32 = 16;
 
 /// Where the three areas of a virtqueue are (virtio 1.3, section 2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use vmsg_mem::{BusAddr, RamSlice};
 
+use crate::config::DESCRIPTOR_LEN;
 use crate::ring::{
     AvailRing, Descriptor, DescriptorTable, INDIRECT, NEXT, NO_NOTIFICATION, UsedRing, WRITE,
     passed_event,
@@ -276,7 +277,7 @@ impl<'m, S: AsRef<[DriverSlot]> + AsMut<[DriverSlot]>> DriverQueue<'m, S> {
             head,
             Descriptor {
                 addr: BusAddr(self.base.0 + at as u64),
-                len: u32::from(count) * 16,
+                len: u32::from(count) * DESCRIPTOR_LEN,
                 flags: INDIRECT,
                 next: 0,
             },

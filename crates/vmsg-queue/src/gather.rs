@@ -12,7 +12,7 @@ use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window};
 
 use crate::QueueError;
 use crate::chain::{ChainHead, ChainSlot, PieceList};
-use crate::config::DESCRIPTOR_SIZE;
+use crate::config::DESCRIPTOR_LEN;
 use crate::ring::{
     AvailRing, Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE,
 };
@@ -66,7 +66,7 @@ struct Near<'b> {
 }
 
 impl<'b> Near<'b> {
-    /// More buffers of the longest kind would be more than a chain may have.
+    /// This many buffers of the longest kind are as much as a chain may have.
     const MOST_BUFFERS: u32 = 1 << 10;
     const LONGEST: u32 = 1 << 22;
 
@@ -193,8 +193,7 @@ impl<'b> Gather<'b> {
         if !self.indirect || outer.flags & NEXT != 0 {
             return Err(Stop::MisplacedIndirect);
         }
-        const SIZE: u32 = DESCRIPTOR_SIZE as u32;
-        if len == 0 || len % SIZE != 0 || len / SIZE > 1 << 16 {
+        if len == 0 || len % DESCRIPTOR_LEN != 0 || len / DESCRIPTOR_LEN > 1 << 16 {
             return Err(Stop::BadIndirectTable { addr, len });
         }
         let ram = match self.near.get(addr, len, false) {
@@ -202,7 +201,7 @@ impl<'b> Gather<'b> {
             None => find_table(self.space, addr, len)?,
         };
         // The table may begin anywhere: only the rings have to be aligned.
-        let inner = match DescriptorTable::new(ram, len / SIZE) {
+        let inner = match DescriptorTable::new(ram, len / DESCRIPTOR_LEN) {
             Some(table) => {
                 let first = table.get(0).ok_or(Stop::BadHead)?;
                 self.walk(chain, table, first)?
@@ -286,7 +285,7 @@ impl<'b> Gather<'b> {
                 }
                 writable += u32::from(write);
                 if descriptor.flags & NEXT == 0 {
-                    // No more than the table has, and then less than 2^32 bytes.
+                    // No more than the table has, and not so many that they could exceed 2^32 bytes.
                     break list.len() - start <= table.len().min(Near::MOST_BUFFERS);
                 }
                 match table.get(descriptor.next) {
@@ -349,13 +348,15 @@ impl<'b> Gather<'b> {
 /// The indirect table that a chain is, and its first descriptor, if it is plainly good.
 #[inline(always)]
 fn near_table<'b>(near: &Near<'b>, outer: Descriptor) -> Option<(DescriptorTable<'b>, Descriptor)> {
-    const SIZE: u32 = DESCRIPTOR_SIZE as u32;
     let Descriptor { addr, len, .. } = outer;
-    if outer.flags & (INDIRECT | NEXT) != INDIRECT || len % SIZE != 0 || len / SIZE > 1 << 16 {
+    if outer.flags & (INDIRECT | NEXT) != INDIRECT
+        || len % DESCRIPTOR_LEN != 0
+        || len / DESCRIPTOR_LEN > 1 << 16
+    {
         return None;
     }
     let ram = near.get(addr, len, false)?;
-    let table = DescriptorTable::new(ram, len / SIZE)?;
+    let table = DescriptorTable::new(ram, len / DESCRIPTOR_LEN)?;
     Some((table, table.get(0)?))
 }
 
@@ -397,3 +398,7 @@ fn look_up<'b>(
         after.checked_sub(1).and_then(|index| windows.get(index)),
     ))
 }
+
+#[cfg(test)]
+#[path = "gather_test.rs"]
+mod tests;
