@@ -18,7 +18,7 @@
 //! * [`fault`]: survive files that are truncated while mapped.
 //! * Methods of [`Pieces`] to read and write files and sockets.
 //! * [`Doorbell`]: an eventfd that can be rung without being blocked by others.
-#![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
 mod device_region;

@@ -146,3 +146,7 @@ impl<'m> Pieces<'m> {
         done
     }
 }
+
+#[cfg(test)]
+#[path = "pieces_test.rs"]
+mod tests;

@@ -175,3 +175,7 @@ impl<'m> AddressSpace<'m> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "window_test.rs"]
+mod tests;
