@@ -32,6 +32,13 @@ pub struct Device {
     bringup: Bringup,
 }
 
+/// Where the bring-up waits for this side.
+enum Pause {
+    Choose(FeatureSet),
+    Queues(Option<VqueueInfo>),
+    Ready,
+}
+
 impl Device {
     /// Resets device `number` and settles its features with it.
     ///
@@ -52,11 +59,9 @@ impl Device {
             number,
             bringup: Bringup::new(),
         };
-        let offered = loop {
-            match device.bringup.step() {
-                BringupStep::ChooseFeatures(offered) => break offered,
-                _ => device.advance(client)?,
-            }
+        let offered = match device.run(client)? {
+            Pause::Choose(offered) => offered,
+            _ => return Err(Error::OutOfStep),
         };
         let missing = wanted
             .required
@@ -71,7 +76,7 @@ impl Device {
             .union(&wanted.required)
             .with(feature::VERSION_1);
         device.bringup.choose_features(chosen);
-        device.until_queues(client)?;
+        device.run(client)?;
         Ok(device)
     }
 
@@ -105,12 +110,10 @@ impl Device {
         B: AsRef<[u8]> + AsMut<[u8]>,
     {
         self.bringup.get_queue(queue);
-        match self.until_queues(client)? {
-            Some(info) if info.max_size.0 == 0 => Err(Error::NoQueue(queue)),
-            Some(info) => Ok(info),
-            None => Err(Error::BadAnswer {
-                request: "GET_VQUEUE",
-            }),
+        match self.run(client)? {
+            Pause::Queues(Some(info)) if info.max_size.0 == 0 => Err(Error::NoQueue(queue)),
+            Pause::Queues(Some(info)) => Ok(info),
+            _ => Err(Error::OutOfStep),
         }
     }
 
@@ -150,7 +153,7 @@ impl Device {
             driver: areas.driver.0,
             device: areas.device.0,
         });
-        self.until_queues(client)?;
+        self.run(client)?;
         Ok(ring)
     }
 
@@ -165,10 +168,10 @@ impl Device {
         B: AsRef<[u8]> + AsMut<[u8]>,
     {
         self.bringup.finish();
-        while !matches!(self.bringup.step(), BringupStep::Ready) {
-            self.advance(client)?;
+        match self.run(client)? {
+            Pause::Ready => Ok(()),
+            _ => Err(Error::OutOfStep),
         }
-        Ok(())
     }
 
     /// Reads configuration bytes that belong together.
@@ -235,53 +238,40 @@ impl Device {
         }
     }
 
-    fn until_queues<C, W, B>(
-        &mut self,
-        client: &mut Client<C, W, B>,
-    ) -> Result<Option<VqueueInfo>, Error>
+    /// Asks and takes answers until it is this side's turn to say what comes next.
+    fn run<C, W, B>(&mut self, client: &mut Client<C, W, B>) -> Result<Pause, Error>
     where
         C: Channel,
         W: Wait<C>,
         B: AsRef<[u8]> + AsMut<[u8]>,
     {
         loop {
-            match self.bringup.step() {
-                BringupStep::Queues(info) => return Ok(info),
-                _ => self.advance(client)?,
-            }
-        }
-    }
-
-    /// Takes one step.
-    fn advance<C, W, B>(&mut self, client: &mut Client<C, W, B>) -> Result<(), Error>
-    where
-        C: Channel,
-        W: Wait<C>,
-        B: AsRef<[u8]> + AsMut<[u8]>,
-    {
-        // A request borrows from the machine that takes its answer, so a copy asks.
-        let mut asking = self.bringup.clone();
-        match asking.step() {
-            BringupStep::Send(request) => {
-                // The same step, so that it expects the answer.
-                let _ = self.bringup.step();
-                let bringup = &mut self.bringup;
-                client
-                    .ask(self.number, request, |answer| {
-                        bringup.handle_response(answer);
-                        Some(())
-                    })
-                    .inspect_err(|_| self.bringup.handle_timeout())
-            }
-            BringupStep::Failed(error) => {
-                let error = self.error(error);
-                if !matches!(error, Error::NoDevice(_)) {
-                    self.give_up(client);
+            // A request borrows from the machine that takes its answer, so a copy asks.
+            let mut asking = self.bringup.clone();
+            match asking.step() {
+                BringupStep::Send(request) => {
+                    // The same step, so that it expects the answer.
+                    let _ = self.bringup.step();
+                    let bringup = &mut self.bringup;
+                    client
+                        .ask(self.number, request, |answer| {
+                            bringup.handle_response(answer);
+                            Some(())
+                        })
+                        .inspect_err(|_| self.bringup.handle_timeout())?;
                 }
-                Err(error)
+                BringupStep::ChooseFeatures(offered) => return Ok(Pause::Choose(offered)),
+                BringupStep::Queues(info) => return Ok(Pause::Queues(info)),
+                BringupStep::Ready => return Ok(Pause::Ready),
+                BringupStep::Failed(error) => {
+                    let error = self.error(error);
+                    if !matches!(error, Error::NoDevice(_)) {
+                        self.give_up(client);
+                    }
+                    return Err(error);
+                }
+                BringupStep::Wait => return Err(Error::OutOfStep),
             }
-            // Nothing to be sent: the device was not asked for what the caller waits for.
-            _ => Err(Error::NeedsReset),
         }
     }
 

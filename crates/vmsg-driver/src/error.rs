@@ -67,6 +67,9 @@ pub enum Error {
     /// The device has failed and wants to be reset.
     #[error("the device needs a reset")]
     NeedsReset,
+    /// The device was not asked in the right order: it has failed before, or it has started already.
+    #[error("the device is not in a state to do this")]
+    OutOfStep,
     /// The bytes are not all inside the configuration space.
     #[error("{len} bytes at {offset} are not in the configuration space")]
     ConfigRange {

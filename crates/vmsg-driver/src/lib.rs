@@ -27,6 +27,8 @@ mod sleep;
 pub mod virtio_drivers;
 mod wait;
 
+#[cfg(feature = "std")]
+pub use client::BusClient;
 pub use client::{Client, Counters, DEFAULT_TIMEOUT};
 pub use device::{Device, Wanted};
 #[cfg(feature = "std")]

@@ -74,6 +74,19 @@ pub struct Client<C, W, B> {
     malformed: u64,
 }
 
+/// A client of a bus of this workspace, for a thread of its own.
+#[cfg(feature = "std")]
+pub type BusClient = Client<vmsg_bus::DriverBus, crate::Sleep, Vec<u8>>;
+
+#[cfg(feature = "std")]
+impl<C: vmsg_bus::Bus> Client<C, crate::Sleep, Vec<u8>> {
+    /// A client on `bus` that sleeps while it waits.
+    pub fn on_bus(bus: C) -> Self {
+        let room = bus.max_message_size() * 2;
+        Self::new(bus, crate::Sleep::new(), vec![0; room]).expect("there is room for two messages")
+    }
+}
+
 impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     /// A client on `channel`. `buffers` holds at least twice the bus's message size.
     ///

@@ -9,7 +9,7 @@ use ::virtio_drivers::{Error as DriverError, PhysAddr};
 use virtio_msg::{
     Channel, DevNum, DeviceInfo, FeatureSet, QueueIndex, QueueSize, VqueueConfig, feature,
 };
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::client::Client;
 use crate::error::Error;

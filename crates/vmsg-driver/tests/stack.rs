@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The drivers of this crate on the device host of this workspace: the whole stack.
+
+mod host;
+
+use std::time::{Duration, Instant};
+
+use host::{MAC, MTU, NET, PATIENCE, RNG, client, connect, over_loopback, over_unix};
+use virtio_msg::{DevNum, DeviceStatus};
+use vmsg_bus::Capabilities;
+use vmsg_bus::loopback::Options;
+use vmsg_driver::net::{NetDriver, NetOptions};
+use vmsg_driver::rng::RngDriver;
+use vmsg_driver::{BusClient, DmaPool, Error, Fault, QueueOptions};
+use vmsg_mem::BusAddr;
+
+fn pool() -> DmaPool {
+    DmaPool::new("test", BusAddr(0x1_0000_0000), 4 << 20).unwrap()
+}
+
+#[test]
+fn devices_are_listed_with_their_names() {
+    let host = over_unix();
+    let mut client = connect(&host, "ls");
+    assert_eq!(client.devices().unwrap(), [RNG, NET]);
+    assert_eq!(client.device_name(RNG).unwrap(), "rng0");
+    assert_eq!(client.device_name(NET).unwrap(), "net0");
+    assert!(matches!(
+        client.device_name(DevNum(1)),
+        Err(Error::NoDevice(DevNum(1)))
+    ));
+    assert!(matches!(
+        client.device_info(DevNum(1)),
+        Err(Error::NoDevice(DevNum(1)))
+    ));
+    let info = client.device_info(NET).unwrap();
+    assert_eq!((info.device_id, info.max_queues), (1, 3));
+    let mut mac = [0; 6];
+    client.read_config(NET, 0, &mut mac).unwrap();
+    assert_eq!(mac, MAC);
+    for data in 0..100 {
+        client.ping(data).unwrap();
+    }
+}
+
+#[test]
+fn a_device_is_held_by_the_first_and_the_other_hears_by_whom() {
+    let host = over_unix();
+    let mut one = connect(&host, "the first");
+    let mut two = connect(&host, "the second");
+    one.claim(RNG).unwrap();
+    match two.claim(RNG) {
+        Err(error @ Error::Held { .. }) => {
+            assert!(error.to_string().contains("the first"), "{error}")
+        }
+        other => panic!("{other:?}"),
+    }
+    // What would change the device is dropped, and the status stays as it is.
+    assert_eq!(
+        two.set_status(RNG, DeviceStatus::ACKNOWLEDGE).unwrap(),
+        DeviceStatus::RESET
+    );
+    one.release(RNG).unwrap();
+    two.claim(RNG).unwrap();
+}
+
+fn random_bytes(mut client: BusClient, options: QueueOptions) {
+    let pool = pool();
+    pool.lend(&mut client, 7).unwrap();
+    let free = pool.free_bytes();
+    let mut rng = RngDriver::new(client, RNG, &pool, &options).unwrap();
+    let mut bytes = vec![0; 20_000];
+    rng.fill(&mut bytes, PATIENCE).unwrap();
+    let kinds = (0..=255u8).filter(|value| bytes.contains(value)).count();
+    assert_eq!(kinds, 256);
+    drop(rng);
+    assert_eq!(pool.free_bytes(), free);
+}
+
+#[test]
+fn random_bytes_come_with_kicks_and_calls_over_eventfds() {
+    let host = over_unix();
+    random_bytes(connect(&host, "rng"), QueueOptions::default());
+}
+
+#[test]
+fn random_bytes_come_with_kicks_and_calls_as_messages() {
+    let host = over_unix();
+    random_bytes(
+        connect(&host, "rng"),
+        QueueOptions {
+            doorbells: false,
+            ..QueueOptions::default()
+        },
+    );
+}
+
+#[test]
+fn random_bytes_come_over_the_smallest_bus() {
+    let options = Options {
+        capabilities: Capabilities::all(48),
+        slots: 3,
+        ..Options::default()
+    };
+    let (_host, bus) = over_loopback(&options);
+    random_bytes(
+        client(bus),
+        QueueOptions {
+            size: 1,
+            ..QueueOptions::default()
+        },
+    );
+}
+
+/// Sends `count` frames of changing lengths and takes them back, at most 200 under way.
+fn echo(
+    net: &mut NetDriver<'_, vmsg_bus::DriverBus, vmsg_driver::Sleep, Vec<u8>>,
+    count: usize,
+    asleep: bool,
+) {
+    let frame = |n: usize| {
+        let mut frame = vec![0; 60 + n % 1400];
+        frame[..8].copy_from_slice(&n.to_le_bytes());
+        frame
+    };
+    let (mut sent, mut got) = (0, 0);
+    let start = Instant::now();
+    while got < count {
+        let batch: Vec<Vec<u8>> = (sent..count.min(got + 200)).map(frame).collect();
+        sent += net.transmit(batch.iter().map(Vec::as_slice)).unwrap();
+        let mut buffer = [0; 2048];
+        let received = net
+            .receive(64, |received| {
+                assert_eq!(received.copy_to(&mut buffer), frame(got));
+                got += 1;
+            })
+            .unwrap();
+        if received == 0 && asleep {
+            net.wait(PATIENCE).unwrap();
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{got} of {sent} frames came back"
+        );
+    }
+    assert_eq!(net.counters().bad, 0);
+}
+
+#[test]
+fn frames_come_back_in_order_polling_and_asleep() {
+    let host = over_unix();
+    for doorbells in [true, false] {
+        let mut client = connect(&host, "net");
+        let pool = pool();
+        pool.lend(&mut client, 1).unwrap();
+        let mut options = NetOptions::default();
+        options.queue.doorbells = doorbells;
+        let mut net = NetDriver::new(client, NET, &pool, &options).unwrap();
+        assert_eq!(net.mac().unwrap(), Some(MAC));
+        let mut mtu = [0; 2];
+        net.read_config(10, &mut mtu).unwrap();
+        assert_eq!(u16::from_le_bytes(mtu), MTU);
+        echo(&mut net, 5000, false);
+        echo(&mut net, 2000, true);
+        let start = Instant::now();
+        while net.in_flight().unwrap() > 0 {
+            net.wait_sent(PATIENCE).unwrap();
+            assert!(start.elapsed() < PATIENCE);
+        }
+        assert_eq!((net.counters().sent, net.counters().received), (7000, 7000));
+    }
+}
+
+#[test]
+fn a_frame_that_fills_several_buffers_comes_back_whole() {
+    let (_host, bus) = over_loopback(&Options::default());
+    let mut client = client(bus);
+    let pool = pool();
+    pool.lend(&mut client, 1).unwrap();
+    // The transmit buffers hold what five receive buffers of a second driver hold: here both are alike, so the frame is sent in
+    // one and comes back in as many as it takes the device to place header and frame.
+    let options = NetOptions {
+        buffer_len: 256,
+        ..NetOptions::default()
+    };
+    let mut net = NetDriver::new(client, NET, &pool, &options).unwrap();
+    let frame: Vec<u8> = (0..244).collect();
+    let too_long = vec![0; 245];
+    assert!(matches!(
+        net.transmit([too_long.as_slice()]),
+        Err(Error::NoRoom {
+            need: 257,
+            have: 256,
+            ..
+        })
+    ));
+    assert_eq!(net.transmit([frame.as_slice()]).unwrap(), 1);
+    assert!(net.wait(PATIENCE).unwrap());
+    let mut buffer = [0; 512];
+    let count = net
+        .receive(8, |received| {
+            assert_eq!(received.copy_to(&mut buffer), frame)
+        })
+        .unwrap();
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn the_control_queue_sets_the_mac_address() {
+    let host = over_unix();
+    let mut client = connect(&host, "net");
+    let pool = pool();
+    pool.lend(&mut client, 1).unwrap();
+    let mut net = NetDriver::new(client, NET, &pool, &NetOptions::default()).unwrap();
+    let mac = [0x52, 0x54, 0, 9, 9, 9];
+    // VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET; then a class that does not exist.
+    assert_eq!(net.control(1, 1, &mac, PATIENCE).unwrap(), 0);
+    assert_eq!(net.mac().unwrap(), Some(mac));
+    assert_eq!(net.control(99, 1, &mac, PATIENCE).unwrap(), 1);
+}
+
+#[test]
+fn a_driver_asleep_notices_that_the_host_is_gone() {
+    let host = over_unix();
+    let mut client = connect(&host, "net");
+    let pool = pool();
+    pool.lend(&mut client, 1).unwrap();
+    let mut net = NetDriver::new(client, NET, &pool, &NetOptions::default()).unwrap();
+    assert!(!net.wait(Duration::from_millis(1)).unwrap());
+    let stopper = std::thread::spawn(move || drop(host));
+    let start = Instant::now();
+    let error = net.wait(PATIENCE).unwrap_err();
+    assert_eq!(error.fault(), Fault::Gone);
+    assert!(start.elapsed() < PATIENCE);
+    stopper.join().unwrap();
+}
+
+#[test]
+fn a_window_is_taken_back_when_nothing_uses_it() {
+    let host = over_unix();
+    let mut client = connect(&host, "windows");
+    let pool = pool();
+    pool.lend(&mut client, 1).unwrap();
+    match pool.lend(&mut client, 1) {
+        Err(Error::Refused {
+            request: "WINDOW_ADD",
+            ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    client.remove_window(1).unwrap();
+    assert!(client.remove_window(1).is_err());
+    pool.lend(&mut client, 1).unwrap();
+}
+
+#[test]
+fn a_driver_of_another_type_leaves_the_device_alone() {
+    let (_host, bus) = over_loopback(&Options::default());
+    let pool = pool();
+    let refused = RngDriver::new(client(bus), NET, &pool, &QueueOptions::default());
+    assert!(matches!(refused, Err(Error::NoDevice(NET))));
+}
