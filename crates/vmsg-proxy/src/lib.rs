@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Virtio-msg devices for unmodified guests: session and fronts.
+//! Virtio-msg devices for unmodified guests.
+//!
+//! * [`session`]: what one guest has negotiated with one device, replayed to a device host that comes back. No I/O.
+//! * [`link`]: the thread that joins a session to its bus.
+//! * [`front`]: what a VMM sees: vhost-user.
+//! * [`Proxy`]: several fronts, from plain configuration.
 #![forbid(unsafe_code)]
 
+pub mod front;
 pub mod link;
+mod proxy;
 pub mod session;
+
+pub use proxy::{DeviceRef, FrontKind, FrontSpec, Proxy, ProxyError, connect, print_qemu};

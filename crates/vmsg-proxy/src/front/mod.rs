@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Fronts: what a session looks like to a VMM.
+
+pub mod qemu;
+pub mod vhost_user;

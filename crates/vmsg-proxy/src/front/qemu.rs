@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The QEMU arguments that fit a front.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use virtio_msg::feature;
+use vmsg_bus::keyval::escape;
+
+/// What to do about a guest whose memory is not shared.
+pub const SHARE_REMEDY: &str = "the guest's memory is not shared with this process, so its devices cannot work. \
+Start QEMU with `-object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem` (size= as in -m)";
+
+/// Which machine QEMU is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// `qemu-system-x86_64 -machine q35`: devices on PCI.
+    X86,
+    /// `qemu-system-aarch64 -machine virt`: devices on virtio-mmio.
+    Arm64,
+}
+
+/// The machine the arguments are for.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Which one.
+    pub arch: Arch,
+    /// Its memory as `-m` has it, for example `512M`.
+    pub memory: String,
+    /// QEMU's version, as far as it matters: from 9.2 on `reconnect` is called `reconnect-ms`.
+    pub version: (u32, u32),
+}
+
+impl Default for Machine {
+    /// An x86 machine with 512 MiB in QEMU 7.2.
+    fn default() -> Self {
+        Machine {
+            arch: Arch::X86,
+            memory: "512M".into(),
+            version: (7, 2),
+        }
+    }
+}
+
+/// The device a front presents, as far as QEMU has to be told.
+#[derive(Clone, Debug)]
+pub struct QemuDevice<'a> {
+    /// Name for ids, unique among the devices: letters, digits, `-`, `_`, `.`.
+    pub id: &'a str,
+    /// The socket of the front.
+    pub socket: &'a Path,
+    /// Virtio device id (virtio 1.3 §5).
+    pub device_id: u32,
+    /// Queues of the device.
+    pub queues: usize,
+    /// Bytes of configuration space.
+    pub config_size: u32,
+    /// For network devices.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// The arguments for the machine itself: once, whatever the number of devices.
+pub fn machine_args(machine: &Machine) -> Vec<String> {
+    let memory = &machine.memory;
+    let name = match machine.arch {
+        Arch::X86 => "q35",
+        Arch::Arm64 => "virt",
+    };
+    let mut args = vec![
+        "-machine".into(),
+        format!("{name},memory-backend=mem"),
+        "-m".into(),
+        memory.clone(),
+        "-object".into(),
+        format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+    ];
+    if machine.arch == Arch::Arm64 {
+        args.extend(["-global".into(), "virtio-mmio.force-legacy=false".into()]);
+    }
+    args
+}
+
+/// The arguments for one device.
+pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
+    let id = device.id;
+    let reconnect = if machine.version >= (9, 2) {
+        "reconnect-ms=1000"
+    } else {
+        "reconnect=1"
+    };
+    let socket = device.socket.to_string_lossy();
+    let mut args = vec![
+        "-chardev".into(),
+        format!("socket,id=vmsg-{id},path={},{reconnect}", escape(&socket)),
+    ];
+    let on = |name: &str| match machine.arch {
+        Arch::X86 => format!("{name}-pci"),
+        Arch::Arm64 => name.to_owned(),
+    };
+    let chardev = format!("chardev=vmsg-{id}");
+    let spec = match device.device_id {
+        1 => {
+            let pairs = (device.queues / 2).max(1);
+            let queues = if pairs > 1 {
+                format!(",queues={pairs}")
+            } else {
+                String::new()
+            };
+            args.extend([
+                "-netdev".into(),
+                format!("vhost-user,id=net-{id},{chardev}{queues}"),
+            ]);
+            let name = match machine.arch {
+                Arch::X86 => "virtio-net-pci",
+                Arch::Arm64 => "virtio-net-device",
+            };
+            let mut spec = format!("{name},netdev=net-{id}");
+            if let Some(mac) = device.mac {
+                let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+                let _ = write!(spec, ",mac={}", mac.join(":"));
+            }
+            if pairs > 1 {
+                spec.push_str(",mq=on");
+            }
+            spec
+        }
+        2 => format!("{},{chardev}", on("vhost-user-blk")),
+        4 => format!("{},{chardev}", on("vhost-user-rng")),
+        8 => format!("{},{chardev}", on("vhost-user-scsi")),
+        18 => format!("{},{chardev}", on("vhost-user-input")),
+        19 => format!("{},{chardev}", on("vhost-user-vsock")),
+        25 => format!("{},{chardev}", on("vhost-user-snd")),
+        26 => format!("{},{chardev},tag={id}", on("vhost-user-fs")),
+        34 => format!("{},{chardev}", on("vhost-user-i2c")),
+        41 => format!("{},{chardev}", on("vhost-user-gpio")),
+        // QEMU 11.1 and later: any device, told what it is.
+        other => format!(
+            "{},{chardev},virtio-id={other},num_vqs={},config_size={}",
+            on("vhost-user-test-device"),
+            device.queues,
+            device.config_size
+        ),
+    };
+    args.extend(["-device".into(), spec]);
+    args
+}
+
+/// `args` as text for a shell: an option and its value on a line.
+pub fn to_shell(args: &[String]) -> String {
+    let plain = |arg: &String| {
+        arg.chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c))
+    };
+    let quote = |arg: &String| {
+        if plain(arg) {
+            arg.clone()
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    };
+    let lines: Vec<String> = args
+        .chunks(2)
+        .map(|pair| pair.iter().map(quote).collect::<Vec<_>>().join(" "))
+        .collect();
+    lines.join(" \\\n")
+}
+
+/// The MAC address that a network device has in its configuration, if it offers one.
+pub fn mac_of(offered: &virtio_msg::FeatureSet, config: &[u8]) -> Option<[u8; 6]> {
+    const MAC: u32 = 5;
+    debug_assert_eq!(feature::name(1, MAC), Some("MAC"));
+    if offered.bit(MAC) {
+        config.first_chunk().copied()
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+#[path = "qemu_test.rs"]
+mod tests;

@@ -1,0 +1,585 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! One front end being served: its requests, turned into operations of the session.
+//!
+//! vhost-user has no device status; it is made up here. Features negotiated: ACKNOWLEDGE, DRIVER, FEATURES_OK. The first rings that have all
+//! they need: their SET_VQUEUE, then DRIVER_OK. Rings that come later are set up on the live device. GET_VRING_BASE stops a ring,
+//! and the last one that stops resets the device, so that the next driver of the guest negotiates anew.
+
+use super::memory::{GuestMemory, MemoryError};
+use super::ring::Ring;
+use super::socket::{ConnectionError, Incoming};
+use super::wire::{F_PROTOCOL_FEATURES, Request, id, message, protocol};
+use crate::link::SessionHandle;
+use crate::session::{DeviceFacts, Event, Op, OpError, Outcome, QueueSetup, ResumeAt};
+use rustix::net::{SendFlags, send};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+use thiserror::Error;
+use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex, feature};
+use vmsg_mem::Doorbell;
+
+/// Virtio id of network devices: their rings come in pairs, and their control queue stays with the front end.
+pub(super) const NET: u32 = 1;
+
+const ACCEPTED: DeviceStatus = DeviceStatus::ACKNOWLEDGE
+    .union(DeviceStatus::DRIVER)
+    .union(DeviceStatus::FEATURES_OK);
+const LIVE: DeviceStatus = ACCEPTED.union(DeviceStatus::DRIVER_OK);
+
+/// Of the bits that are not the device type's (virtio 1.3 §6), those that hold for a guest behind this front. The others are between driver
+/// and device over messages, or need what vhost-user or our queues do not have: ACCESS_PLATFORM, RING_PACKED, NOTIFICATION_DATA, RING_RESET…
+const PASSED: [u32; 7] = [
+    24, // NOTIFY_ON_EMPTY
+    27, // ANY_LAYOUT
+    feature::RING_INDIRECT_DESC,
+    feature::RING_EVENT_IDX,
+    feature::VERSION_1,
+    feature::IN_ORDER,
+    feature::ORDER_PLATFORM,
+];
+
+/// Bits of all device types.
+const RESERVED: std::ops::Range<u32> = 24..50;
+
+/// Why a request was not done.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// The device side did not do its part.
+    #[error("{what}: {error}")]
+    Op {
+        /// What was to be done.
+        what: &'static str,
+        /// What came of it.
+        error: OpError,
+    },
+    /// The memory table cannot be used.
+    #[error("memory table: {0}")]
+    Memory(#[from] MemoryError),
+    /// The front end asks for something that cannot be.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// An address of a ring is in no region.
+    #[error("ring {0} lies outside of the memory table")]
+    OutOfMemoryTable(u32),
+    /// The driver did not accept what the device insists on.
+    #[error("the device did not take the features {0}")]
+    FeaturesRefused(FeatureSet),
+    /// The connection broke while it was answered.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+}
+
+/// What a request comes to.
+pub(super) enum Reply {
+    /// Nothing to say but an acknowledgement, if one is wanted.
+    Done,
+    /// A number.
+    Number(u64),
+    /// Other bytes.
+    Bytes(Vec<u8>),
+}
+
+fn op<'a>(what: &'static str) -> impl Fn(OpError) -> GuestError + 'a {
+    move |error| GuestError::Op { what, error }
+}
+
+/// A front end being served.
+#[derive(Debug)]
+pub(super) struct Guest {
+    session: SessionHandle,
+    facts: DeviceFacts,
+    /// Whether GET_CONFIG and SET_CONFIG are offered.
+    config: bool,
+    protocol: u64,
+    /// What SET_FEATURES said last, with bit 30.
+    features: Option<u64>,
+    /// Whether the session has these features and FEATURES_OK.
+    negotiated: bool,
+    live: bool,
+    memory: GuestMemory,
+    rings: Vec<Ring>,
+    backend_channel: Option<OwnedFd>,
+    /// When features were set without a memory table yet.
+    pub(super) waits_for_memory: Option<Instant>,
+}
+
+impl Guest {
+    pub(super) fn new(session: SessionHandle, config: Option<bool>) -> Result<Guest, GuestError> {
+        let facts = match session
+            .call(Op::Describe)
+            .map_err(op("looking at the device"))?
+        {
+            Outcome::Device(facts) => facts,
+            _ => return Err(GuestError::Invalid("the session does not know its device")),
+        };
+        let mut queues = facts.queue_sizes.len();
+        if facts.info.device_id == NET {
+            // An odd one is the control queue.
+            queues &= !1;
+        }
+        // QEMU keeps the configuration of network devices itself and warns about back ends that offer theirs.
+        let config = config.unwrap_or(facts.info.device_id != NET) && facts.info.config_size != 0;
+        Ok(Guest {
+            session,
+            config,
+            protocol: 0,
+            features: None,
+            negotiated: false,
+            live: false,
+            memory: GuestMemory::default(),
+            // The wire has eight bits for the index.
+            rings: (0..queues.min(256)).map(|_| Ring::default()).collect(),
+            backend_channel: None,
+            waits_for_memory: None,
+            facts,
+        })
+    }
+
+    fn offered(&self) -> u64 {
+        let mut offered = self.facts.offered;
+        for bit in RESERVED.filter(|bit| !PASSED.contains(bit)) {
+            offered.remove(bit);
+        }
+        offered.low_u64() & !F_PROTOCOL_FEATURES | F_PROTOCOL_FEATURES
+    }
+
+    /// The number of the feature bits that front ends ask for.
+    fn offered_protocol(&self) -> u64 {
+        let config = if self.config { protocol::CONFIG } else { 0 };
+        protocol::MQ
+            | protocol::REPLY_ACK
+            | protocol::BACKEND_REQ
+            | protocol::RESET_DEVICE
+            | protocol::CONFIGURE_MEM_SLOTS
+            | config
+    }
+
+    pub(super) fn acks(&self) -> bool {
+        self.protocol & protocol::REPLY_ACK != 0
+    }
+
+    pub(super) fn has_memory(&self) -> bool {
+        !self.memory.is_empty()
+    }
+
+    pub(super) fn handle(&mut self, incoming: Incoming) -> Result<Reply, GuestError> {
+        let mut fds = incoming.fds;
+        match incoming.request {
+            Request::GetFeatures => return Ok(Reply::Number(self.offered())),
+            Request::SetFeatures(features) => self.set_features(features)?,
+            Request::SetOwner => self.claim()?,
+            Request::ResetOwner | Request::ResetDevice => self.reset()?,
+            Request::SetMemTable(regions) => {
+                let memory = GuestMemory::of_table(regions, fds)?;
+                self.set_memory(memory)?;
+            }
+            Request::AddMemReg(region) => {
+                let fd = fds
+                    .pop()
+                    .ok_or(GuestError::Invalid("a region without its file"))?;
+                let memory = self.memory.with(region, fd)?;
+                self.set_memory(memory)?;
+            }
+            Request::RemMemReg(region) => {
+                let memory = self.memory.without(&region)?;
+                self.set_memory(memory)?;
+            }
+            Request::SetVringNum { index, num } => {
+                let ring = self.ring(index)?;
+                ring.size = u16::try_from(num)
+                    .map_err(|_| GuestError::Invalid("a ring of more than 32768 entries"))?;
+            }
+            Request::SetVringAddr { index, addresses } => {
+                self.ring(index)?.addresses = Some(addresses);
+                self.try_start(index)?;
+            }
+            Request::SetVringBase { index, base } => {
+                let ring = self.ring(index)?;
+                // Split queues: an index of 16 bits.
+                ring.base = Some(
+                    u16::try_from(base)
+                        .map_err(|_| GuestError::Invalid("a base of more than 16 bits"))?,
+                );
+            }
+            Request::GetVringBase { index } => {
+                let base = self.stop(index)?;
+                let mut bytes = index.to_ne_bytes().to_vec();
+                bytes.extend_from_slice(&u32::from(base).to_ne_bytes());
+                return Ok(Reply::Bytes(bytes));
+            }
+            Request::SetVringKick { index } => {
+                let with_protocol = self.features.is_none_or(|f| f & F_PROTOCOL_FEATURES != 0);
+                let ring = self.ring(index)?;
+                ring.kick = fds.pop().map(Arc::new);
+                ring.polled = ring.kick.is_none();
+                // Without protocol features rings begin enabled.
+                ring.enabled |= !with_protocol;
+                self.notify_changed(index)?;
+                self.try_start(index)?;
+            }
+            Request::SetVringCall { index } => {
+                self.ring(index)?.call = fds.pop().map(Arc::new);
+                self.notify_changed(index)?;
+            }
+            Request::SetVringErr { index } => self.ring(index)?.err = fds.pop(),
+            Request::GetProtocolFeatures => return Ok(Reply::Number(self.offered_protocol())),
+            Request::SetProtocolFeatures(features) => {
+                if features & !self.offered_protocol() != 0 {
+                    return Err(GuestError::Invalid(
+                        "protocol features that were not offered",
+                    ));
+                }
+                self.protocol = features;
+            }
+            Request::GetQueueNum => {
+                let per_unit = if self.facts.info.device_id == NET {
+                    2
+                } else {
+                    1
+                };
+                return Ok(Reply::Number(self.rings.len() as u64 / per_unit));
+            }
+            Request::SetVringEnable { index, on } => {
+                self.ring(index)?.enabled = on;
+                if on {
+                    self.try_start(index)?;
+                } else {
+                    self.pause(index)?;
+                }
+            }
+            Request::SendRarp | Request::NetSetMtu => {}
+            Request::SetBackendReqFd => self.backend_channel = fds.pop(),
+            Request::GetConfig {
+                offset,
+                size,
+                flags,
+            } => return Ok(Reply::Bytes(self.get_config(offset, size, flags))),
+            Request::SetConfig {
+                offset,
+                flags,
+                data,
+            } => self.set_config(offset, flags, data)?,
+            Request::GetMaxMemSlots => return Ok(Reply::Number(super::memory::MAX_REGIONS as u64)),
+            Request::Other(_) => return Err(GuestError::Invalid("a request that was not offered")),
+        }
+        Ok(Reply::Done)
+    }
+
+    fn ring(&mut self, index: u32) -> Result<&mut Ring, GuestError> {
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        self.rings
+            .get_mut(index)
+            .ok_or(GuestError::Invalid("no such ring"))
+    }
+
+    fn claim(&self) -> Result<(), GuestError> {
+        self.session
+            .call(Op::Claim)
+            .map(drop)
+            .map_err(op("claiming the device"))
+    }
+
+    // Features and status
+
+    fn set_features(&mut self, features: u64) -> Result<(), GuestError> {
+        if self.features == Some(features) && self.negotiated {
+            // Front ends say it once per pair of rings.
+            return Ok(());
+        }
+        let foreign = features & !self.offered();
+        if foreign != 0 {
+            let error = OpError::NotOffered(FeatureSet::from_u64(foreign));
+            return Err(GuestError::Op {
+                what: "setting features",
+                error,
+            });
+        }
+        if self.live {
+            return Err(GuestError::Invalid("other features while rings run"));
+        }
+        self.features = Some(features);
+        self.negotiated = false;
+        if self.memory.is_empty() && self.waits_for_memory.is_none() {
+            self.waits_for_memory = Some(Instant::now());
+        }
+        self.negotiate()
+    }
+
+    fn set_status(&self, status: DeviceStatus) -> Result<DeviceStatus, GuestError> {
+        match self
+            .session
+            .call(Op::SetStatus(status))
+            .map_err(op("setting the device status"))?
+        {
+            Outcome::Status(status) => Ok(status),
+            _ => Ok(status),
+        }
+    }
+
+    fn negotiate(&mut self) -> Result<(), GuestError> {
+        let Some(features) = self.features else {
+            return Err(GuestError::Invalid("rings before features"));
+        };
+        if self.negotiated {
+            return Ok(());
+        }
+        self.claim()?;
+        let features = FeatureSet::from_u64(features & !F_PROTOCOL_FEATURES);
+        self.set_status(DeviceStatus::RESET)?;
+        self.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER)?;
+        self.session
+            .call(Op::SetFeatures(features))
+            .map_err(op("setting features"))?;
+        if !self
+            .set_status(ACCEPTED)?
+            .contains(DeviceStatus::FEATURES_OK)
+        {
+            return Err(GuestError::FeaturesRefused(features));
+        }
+        self.negotiated = true;
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), GuestError> {
+        for ring in &mut self.rings {
+            ring.running = false;
+            ring.enabled = false;
+            ring.forget();
+        }
+        self.reset_device()
+    }
+
+    fn reset_device(&mut self) -> Result<(), GuestError> {
+        self.live = false;
+        self.negotiated = false;
+        self.set_status(DeviceStatus::RESET).map(drop)
+    }
+
+    // Memory
+
+    fn set_memory(&mut self, memory: GuestMemory) -> Result<(), GuestError> {
+        for (index, ring) in (0..).zip(&self.rings) {
+            if ring.running
+                && ring.setup(&memory).map(|(setup, _)| setup.0)
+                    != ring.setup(&self.memory).map(|(setup, _)| setup.0)
+            {
+                return Err(GuestError::OutOfMemoryTable(index));
+            }
+        }
+        self.claim()?;
+        self.session
+            .call(Op::SetWindows(memory.windows()))
+            .map_err(op("lending the memory"))?;
+        self.memory = memory;
+        self.waits_for_memory = None;
+        for index in 0..self.rings.len() {
+            self.try_start(u32::try_from(index).unwrap_or(u32::MAX))?;
+        }
+        Ok(())
+    }
+
+    // Rings
+
+    /// Sets a ring up if it has all it needs, and then the device to work.
+    fn try_start(&mut self, index: u32) -> Result<(), GuestError> {
+        if self.memory.is_empty() || self.features.is_none() || !self.ring(index)?.is_complete() {
+            return Ok(());
+        }
+        self.negotiate()?;
+        let memory = self.memory.clone();
+        let ring = self.ring(index)?;
+        let ((size, descriptor, driver, device), used_at) = ring
+            .setup(&memory)
+            .ok_or(GuestError::OutOfMemoryTable(index))?;
+        let used = memory.read_u16(used_at);
+        let base = ring.base.unwrap_or(0);
+        let resume = match used {
+            None | Some(0) if base == 0 => ResumeAt::Start,
+            used => ResumeAt::Explicit {
+                avail: base,
+                used: used.unwrap_or(base),
+            },
+        };
+        let queue = QueueIndex(index);
+        self.notify(index)?;
+        let setup = QueueSetup {
+            size,
+            descriptor,
+            driver,
+            device,
+            resume,
+        };
+        self.session
+            .call(Op::SetQueue(queue, setup))
+            .map_err(op("setting a ring up"))?;
+        self.ring(index)?.running = true;
+        if !self.live && self.enough_to_begin(index) {
+            self.set_status(LIVE)?;
+            self.live = true;
+        }
+        tracing::debug!(ring = index, size, ?resume, live = self.live, "ring set up");
+        Ok(())
+    }
+
+    /// Drivers set their queues up before DRIVER_OK; how many there will be is not told. A network device has at least a pair.
+    fn enough_to_begin(&self, index: u32) -> bool {
+        let other = usize::try_from(index ^ 1).unwrap_or(usize::MAX);
+        self.facts.info.device_id != NET || self.rings.get(other).is_some_and(|ring| ring.running)
+    }
+
+    fn notify(&mut self, index: u32) -> Result<(), GuestError> {
+        let ring = self.ring(index)?;
+        let op_notify = Op::SetNotify {
+            queue: QueueIndex(index),
+            kick: ring.kick.clone(),
+            call: ring.call.clone(),
+        };
+        self.session
+            .call(op_notify)
+            .map(drop)
+            .map_err(op("passing kick and call on"))
+    }
+
+    fn notify_changed(&mut self, index: u32) -> Result<(), GuestError> {
+        if self.ring(index)?.running {
+            self.notify(index)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Stops a ring but keeps what is known of it.
+    fn pause(&mut self, index: u32) -> Result<(), GuestError> {
+        let memory = self.memory.clone();
+        let ring = self.ring(index)?;
+        if !ring.running {
+            return Ok(());
+        }
+        ring.running = false;
+        let used_at = ring.setup(&memory).map(|(_, used_at)| used_at);
+        let last = self.rings.iter().all(|ring| !ring.running);
+        if last {
+            // A whole reset, so that features can be negotiated again.
+            self.reset_device()?;
+        } else {
+            self.session
+                .call(Op::StopQueue(QueueIndex(index)))
+                .map_err(op("stopping a ring"))?;
+        }
+        // The device does not move any more: all it took was given back up to here, and the rest is processed again.
+        let used = used_at.and_then(|at| memory.read_u16(at)).unwrap_or(0);
+        self.ring(index)?.base = Some(used);
+        Ok(())
+    }
+
+    /// GET_VRING_BASE.
+    fn stop(&mut self, index: u32) -> Result<u16, GuestError> {
+        self.ring(index)?;
+        if let Err(error) = self.pause(index) {
+            // The front end needs its answer: where the device was stands in the ring.
+            tracing::warn!(ring = index, %error, "stopping");
+        }
+        let ring = self.ring(index)?;
+        let base = ring.base.unwrap_or(0);
+        ring.forget();
+        Ok(base)
+    }
+
+    // Configuration
+
+    /// Offset, size, flags, data; size 0 tells of an error.
+    fn get_config(&self, offset: u32, size: u32, flags: u32) -> Vec<u8> {
+        let available = self.facts.info.config_size.saturating_sub(offset).min(size);
+        let read = Op::ReadConfig {
+            offset: offset.min(self.facts.info.config_size),
+            len: available,
+        };
+        let (size, data) = match self.session.call(read) {
+            Ok(Outcome::Config(mut data)) => {
+                // Front ends ask for the whole structure they know; what the device does not have reads 0.
+                data.resize(usize::try_from(size).unwrap_or(0), 0);
+                (size, data)
+            }
+            Ok(_) => (0, Vec::new()),
+            Err(error) => {
+                tracing::warn!(offset, size, %error, "reading the configuration");
+                (0, Vec::new())
+            }
+        };
+        let mut bytes = Vec::with_capacity(12 + data.len());
+        for field in [offset, size, flags] {
+            bytes.extend_from_slice(&field.to_ne_bytes());
+        }
+        bytes.extend_from_slice(&data);
+        bytes
+    }
+
+    fn set_config(&mut self, offset: u32, flags: u32, mut data: Vec<u8>) -> Result<(), GuestError> {
+        const LIVE_MIGRATION: u32 = 2;
+        if flags & LIVE_MIGRATION != 0 {
+            return Err(GuestError::Invalid("migration is not offered"));
+        }
+        let available = self.facts.info.config_size.saturating_sub(offset);
+        data.truncate(usize::try_from(available).unwrap_or(usize::MAX));
+        if data.is_empty() {
+            return Err(GuestError::Invalid(
+                "a write outside of the configuration space",
+            ));
+        }
+        self.claim()?;
+        self.session
+            .call(Op::WriteConfig { offset, data })
+            .map(drop)
+            .map_err(op("writing the configuration"))
+    }
+
+    // News
+
+    /// Passes news of the device on.
+    pub(super) fn news(&mut self, event: &Event) {
+        match event {
+            Event::ConfigChanged if self.config => {
+                if let Some(channel) = &self.backend_channel {
+                    let bytes = message(id::CONFIG_CHANGE_MSG, false, &[]);
+                    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                    if let Err(error) = send(channel, &bytes, flags) {
+                        tracing::warn!(%error, "the front end does not hear of a configuration change");
+                    }
+                }
+            }
+            Event::QueueUsed(queue) => {
+                if let Some(fd) = self
+                    .rings
+                    .get(queue.to_usize())
+                    .and_then(|ring| ring.call.as_ref())
+                {
+                    ring_bell(fd);
+                }
+            }
+            Event::NeedsReset(_) => {
+                for fd in self.rings.iter().filter_map(|ring| ring.err.as_ref()) {
+                    ring_bell(fd);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The front end is gone: nothing of it stays.
+    pub(super) fn release(self) -> Result<(), OpError> {
+        self.session.call(Op::Release).map(drop)
+    }
+}
+
+/// Rings an eventfd of the front end. It may have made it unusable: that is its loss.
+fn ring_bell(fd: &OwnedFd) {
+    let rung = fd
+        .try_clone()
+        .and_then(Doorbell::from_fd)
+        .map(|bell| bell.ring().is_ok());
+    if !matches!(rung, Ok(true)) {
+        tracing::debug!("an eventfd of the front end cannot be rung");
+    }
+}

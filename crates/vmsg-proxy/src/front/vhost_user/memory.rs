@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The memory of a guest as its front end describes it, and how it becomes windows.
+
+use super::wire::{RawRegion, WireError};
+use crate::session::{FileId, Window};
+use rustix::fs::FileType;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use thiserror::Error;
+use vmsg_mem::{Access, Mapping};
+
+/// The most regions: of GET_MAX_MEM_SLOTS, and below what device hosts accept at a time.
+pub(super) const MAX_REGIONS: usize = 48;
+
+/// What is wrong with a memory table.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// Regions come without files: the guest's memory is not shared.
+    #[error("the guest's memory is not shared ({regions} regions, {fds} files)")]
+    NotShared {
+        /// Regions announced.
+        regions: usize,
+        /// Files that came.
+        fds: usize,
+    },
+    /// Two regions lie over each other, or there are too many.
+    #[error("regions overlap, or are more than {MAX_REGIONS}")]
+    Overlap,
+    /// A file is not long enough.
+    #[error("a region of {need} bytes in a file of {have}")]
+    FileTooShort {
+        /// Bytes of the file.
+        have: u64,
+        /// Where the region ends in it.
+        need: u64,
+    },
+    /// The region to remove is not there.
+    #[error("no such region")]
+    NoSuchRegion,
+    /// A file cannot be looked at.
+    #[error("cannot look at the file of a region: {0}")]
+    Os(#[from] rustix::io::Errno),
+    /// The message itself is broken.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+#[derive(Clone, Debug)]
+struct Region {
+    raw: RawRegion,
+    fd: Arc<OwnedFd>,
+    file: FileId,
+}
+
+impl Region {
+    fn new(raw: RawRegion, fd: OwnedFd) -> Result<Region, MemoryError> {
+        let stat = rustix::fs::fstat(&fd)?;
+        // The sum was checked with the message.
+        let need = raw.offset.saturating_add(raw.size);
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            let have = u64::try_from(stat.st_size).unwrap_or(0);
+            if have < need {
+                return Err(MemoryError::FileTooShort { have, need });
+            }
+        }
+        let file = FileId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        };
+        Ok(Region {
+            raw,
+            fd: Arc::new(fd),
+            file,
+        })
+    }
+
+    /// How far `address` lies in the region, if `len` bytes from there do.
+    fn offset_of(start: u64, size: u64, address: u64, len: u64) -> Option<u64> {
+        let offset = address.checked_sub(start)?;
+        (offset.checked_add(len)? <= size).then_some(offset)
+    }
+}
+
+/// A memory table.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GuestMemory {
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// The table of SET_MEM_TABLE.
+    pub(super) fn of_table(
+        raw: Vec<RawRegion>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<GuestMemory, MemoryError> {
+        if raw.is_empty() || raw.len() != fds.len() {
+            return Err(MemoryError::NotShared {
+                regions: raw.len(),
+                fds: fds.len(),
+            });
+        }
+        let regions = raw
+            .into_iter()
+            .zip(fds)
+            .map(|(raw, fd)| Region::new(raw, fd));
+        GuestMemory {
+            regions: regions.collect::<Result<_, _>>()?,
+        }
+        .checked()
+    }
+
+    /// This table and one region more.
+    pub(super) fn with(&self, raw: RawRegion, fd: OwnedFd) -> Result<GuestMemory, MemoryError> {
+        let mut memory = self.clone();
+        memory.regions.push(Region::new(raw, fd)?);
+        memory.checked()
+    }
+
+    /// This table without a region. The file is not told, and the offset need not be the same.
+    pub(super) fn without(&self, raw: &RawRegion) -> Result<GuestMemory, MemoryError> {
+        let mut memory = self.clone();
+        let same =
+            |r: &Region| (r.raw.guest, r.raw.user, r.raw.size) == (raw.guest, raw.user, raw.size);
+        let at = memory
+            .regions
+            .iter()
+            .position(same)
+            .ok_or(MemoryError::NoSuchRegion)?;
+        memory.regions.remove(at);
+        Ok(memory)
+    }
+
+    fn checked(self) -> Result<GuestMemory, MemoryError> {
+        let mut starts: Vec<(u64, u64)> = self
+            .regions
+            .iter()
+            .map(|r| (r.raw.guest, r.raw.size))
+            .collect();
+        starts.sort_unstable();
+        if starts
+            .windows(2)
+            .any(|pair| pair[0].0 + pair[0].1 > pair[1].0)
+            || starts.len() > MAX_REGIONS
+        {
+            return Err(MemoryError::Overlap);
+        }
+        Ok(self)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// What is lent to the device: guest physical addresses.
+    pub(super) fn windows(&self) -> Vec<Window> {
+        let window = |r: &Region| Window {
+            base: r.raw.guest,
+            len: r.raw.size,
+            file_offset: r.raw.offset,
+            writable: true,
+            fd: r.fd.clone(),
+            file: r.file,
+        };
+        self.regions.iter().map(window).collect()
+    }
+
+    /// The guest physical address of an address in the front end's process, if `len` bytes from there lie in one region.
+    pub(super) fn to_guest(&self, user: u64, len: u64) -> Option<u64> {
+        self.regions.iter().find_map(|r| {
+            let offset = Region::offset_of(r.raw.user, r.raw.size, user, len)?;
+            r.raw.guest.checked_add(offset)
+        })
+    }
+
+    /// Reads a 16-bit ring word at a guest physical address.
+    pub(super) fn read_u16(&self, guest: u64) -> Option<u16> {
+        let (region, offset) = self
+            .regions
+            .iter()
+            .find_map(|r| Some((r, Region::offset_of(r.raw.guest, r.raw.size, guest, 2)?)))?;
+        let at = region.raw.offset.checked_add(offset)?;
+        let mapping = Mapping::of_fd(region.fd.as_fd(), at, 2, Access::Read).ok()?;
+        let mut bytes = [0; 2];
+        (mapping.ram().read(0, &mut bytes) == 2 && !mapping.is_lost())
+            .then(|| u16::from_le_bytes(bytes))
+    }
+}
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod tests;
