@@ -5,10 +5,13 @@
 //! ([`TxFrame`]) and offers it the guest's buffers for frames in the other direction ([`RxSink`]).
 //!
 //! * [`user`]: the user-mode stack, as QEMU's `-netdev user`.
-//! * [`Null`]: a cable that ends nowhere.
+//! * [`Capture`]: writes what passes another back end to a pcap file.
+//! * [`Cable`]: two devices back to back; [`Null`]: a cable that ends nowhere.
 #![deny(unsafe_code)]
 
 mod backend;
+mod cable;
+mod capture;
 mod checksum;
 mod frame;
 mod io;
@@ -17,5 +20,7 @@ mod sys;
 pub mod user;
 
 pub use backend::Backend;
+pub use cable::Cable;
+pub use capture::{Capture, CaptureConfig};
 pub use frame::{Offloads, RxSink, TxFrame, VnetHeader};
 pub use null::Null;

@@ -234,6 +234,7 @@ fn records_and_descriptors_that_make_no_sense_are_refused() {
     world.run("open", |world| {
         world.tcp(handle).may_send() && keeper.len() == 1
     });
+    let _peer = listener.accept().expect("accept");
     let (record, fd) = keeper.0.lock().expect("lock").pop_first().expect("kept").1;
     let fd = || fd.try_clone().expect("duplicate");
     let file = || OwnedFd::from(std::fs::File::open("/dev/null").expect("open"));
