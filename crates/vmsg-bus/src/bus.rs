@@ -228,14 +228,17 @@ macro_rules! end {
                 self.link.capabilities().max_message_size
             }
 
+            #[inline]
             fn try_send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
                 self.link.try_send(message)
             }
 
+            #[inline]
             fn try_recv(&mut self, buf: &mut [u8]) -> Result<Option<usize>, ChannelError> {
                 self.link.try_recv(buf, None)
             }
 
+            #[inline]
             fn flush(&mut self) -> Result<(), ChannelError> {
                 self.link.flush()
             }

@@ -100,6 +100,7 @@ impl Link {
     }
 
     /// Ends the connection because of what the other side did.
+    #[cold]
     fn fail(&mut self, why: &'static str) -> ChannelError {
         let error = ChannelError::Corrupt(why);
         if self.over.is_none() {
@@ -127,6 +128,7 @@ impl Link {
         }
     }
 
+    #[inline]
     pub(crate) fn try_send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         if message.len() > self.capabilities.max_message_size || message.starts_with(&MARKER[..2]) {
             return Err(ChannelError::TooLong);
@@ -134,6 +136,7 @@ impl Link {
         self.push(message)
     }
 
+    #[inline]
     fn push(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         self.alive()?;
         match self.tx.try_push(message) {
@@ -198,6 +201,7 @@ impl Link {
         }
     }
 
+    #[inline]
     pub(crate) fn flush(&mut self) -> Result<(), ChannelError> {
         self.alive()?;
         if self.tx.publish() {
@@ -215,6 +219,7 @@ impl Link {
         }
     }
 
+    #[inline]
     pub(crate) fn try_recv(
         &mut self,
         buf: &mut [u8],
@@ -252,6 +257,7 @@ impl Link {
     }
 
     /// Receives the message a marker stands for.
+    #[cold]
     fn recv_packet(
         &mut self,
         buf: &mut [u8],
