@@ -56,6 +56,8 @@ pub struct NetOptions {
     pub queue: QueueOptions,
     /// Bytes of each buffer, header included.
     pub buffer_len: usize,
+    /// Bytes of each receive buffer, if it is to be another number; with MRG_RXBUF a frame may lie in several.
+    pub rx_buffer_len: Option<usize>,
     /// Features to be used if they are offered. Beside those of [`NetOptions::default`] the caller deals with what they mean for
     /// headers and frames.
     pub features: FeatureSet,
@@ -78,6 +80,7 @@ impl Default for NetOptions {
         Self {
             queue: QueueOptions::default(),
             buffer_len: 2048,
+            rx_buffer_len: None,
             features: FeatureSet::from_bits(&features),
         }
     }
@@ -219,8 +222,10 @@ where
                 pool.alloc(CONTROL_LEN)?,
             ));
         }
-        let len = options.buffer_len.max(HEADER_LEN + 64);
-        let rx_buffers = Buffers::new(pool, rx.ring().config().size, len)?;
+        let least = HEADER_LEN + 64;
+        let len = options.buffer_len.max(least);
+        let rx_len = options.rx_buffer_len.map_or(len, |len| len.max(least));
+        let rx_buffers = Buffers::new(pool, rx.ring().config().size, rx_len)?;
         let tx_buffers = Buffers::new(pool, tx.ring().config().size, len)?;
         device.start(c)?;
         let mut driver = Self {

@@ -182,8 +182,11 @@ impl CallWait {
             if there || left.is_zero() {
                 return Ok(there);
             }
-            // The end of the connection shows here only.
+            // What the other side says meanwhile must not fill the bus, and arming is what notices the end of the connection.
             client.poll()?;
+            if !client.channel_mut().arm() {
+                continue;
+            }
             if queues.iter().all(|queue| queue.call.is_some()) {
                 self.sleep(client, queues, left)?;
             } else if let Some(event) = client.wait_event(left)? {
@@ -226,7 +229,17 @@ impl CallWait {
                     )
                     .map_err(failed)?;
                 }
-                if let Some(hangup) = client.channel().wake_fds().hangup {
+                let bus = client.channel().wake_fds();
+                if let Some(doorbell) = bus.doorbell {
+                    epoll::add(
+                        &epoll,
+                        doorbell,
+                        data,
+                        epoll::EventFlags::IN | epoll::EventFlags::ET,
+                    )
+                    .map_err(failed)?;
+                }
+                if let Some(hangup) = bus.hangup {
                     epoll::add(
                         &epoll,
                         hangup,
