@@ -333,7 +333,9 @@ fn refuse_elsewhere(packages: &[&str], fetches: &[Fetch]) -> Result<()> {
             ),
         });
     }
-    bail!("this is not Debian, so nothing is installed or fetched by itself. Missing:{missing}")
+    bail!(
+        "not on Debian, where this is fetched by itself: name what is missing with --qemu, --kernel and --busybox:{missing}"
+    )
 }
 
 /// The program `name` in PATH.
