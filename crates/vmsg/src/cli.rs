@@ -36,7 +36,7 @@ pub enum Command {
 /// `vmsg serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// A bus: unix,path=SOCKET[,id=NAME][,message-size=BYTES]
+    /// A bus: unix,path=SOCKET[,message-size=BYTES][,mode=OCTAL]; devices call it by the name of the socket
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
     /// A device: net[,id=][,num=][,bus=][,backend=user|none][,mac=][,mtu=][,pcap=FILE][,hostfwd=…] or rng[,id=][,num=][,bus=]
@@ -53,9 +53,9 @@ pub struct ServeArgs {
 /// `vmsg proxy`.
 #[derive(Debug, Args)]
 pub struct ProxyArgs {
-    /// The bus where the devices are: unix,path=SOCKET
+    /// A bus where devices are: unix,path=SOCKET
     #[arg(long = "bus", value_name = "SPEC", required = true)]
-    pub bus: String,
+    pub buses: Vec<String>,
     /// A front: vhost-user,socket=PATH,dev=NUMBER|ID
     #[arg(long = "front", value_name = "SPEC", required = true)]
     pub fronts: Vec<String>,

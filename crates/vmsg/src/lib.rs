@@ -5,7 +5,7 @@
 //! command line is wrong.
 #![forbid(unsafe_code)]
 
-mod bus;
+mod buses;
 mod cli;
 mod keeper;
 mod look;
@@ -15,7 +15,6 @@ mod signals;
 mod spec;
 
 pub use cli::{Cli, Command};
-pub use bus::{BusSpec, UnixSpec};
 pub use spec::{DeviceSpec, NetBackend, NetSpec, RngSpec};
 
 use std::process::ExitCode;
@@ -42,7 +41,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vmsg: {error:#}");
-            if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if error.is::<Usage>() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

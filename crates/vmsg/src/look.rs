@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vmsg_bus::DriverBus;
-use vmsg_bus::unix::Connector;
 use vmsg_driver::{Client, Sleep};
 
-use crate::bus;
+use crate::buses;
 
 pub(crate) use list::ls;
 pub(crate) use ping::ping;
@@ -20,15 +19,14 @@ type BusClient = Client<DriverBus, Sleep, Vec<u8>>;
 
 /// Connects as somebody who only looks.
 fn connect(spec: &str, timeout: u64) -> anyhow::Result<BusClient> {
-    let spec = bus::parse(spec)?;
+    let unix = buses::parse(spec)?;
     let timeout = Duration::from_millis(timeout);
-    let mut connector = Connector::new(&spec.path, "vmsg").observer().timeout(timeout);
-    if let Some(size) = spec.message_size {
-        connector = connector.message_size(size);
-    }
-    let bus = connector.connect().with_context(|| {
-        format!("cannot reach a device host at {}", spec.path.display())
-    })?;
+    let bus = unix
+        .connector("vmsg")
+        .observer()
+        .timeout(timeout)
+        .connect()
+        .with_context(|| format!("cannot reach a device host at {}", unix.path.display()))?;
     let room = 2 * virtio_msg::Channel::max_message_size(&bus);
     let mut client = Client::new(bus, Sleep::new(), vec![0; room])?;
     client.set_timeout(timeout);

@@ -8,57 +8,57 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use vmsg_bus::keyval;
-use vmsg_bus::unix::{Listener, ListenerOptions};
-use vmsg_bus::Capabilities;
+use vmsg_bus::unix::Listener;
 use vmsg_device::device::Device;
 use vmsg_device::host::{Host, MAX_WINDOWS};
 use vmsg_device::net::{Net, Settings};
 use vmsg_device::rng::Rng;
-use vmsg_net::pcap::Capture;
 use vmsg_net::user::{FlowStore, User};
-use vmsg_net::{Backend, Null};
+use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
-use crate::bus::{self, UnixSpec};
+use crate::Usage;
+use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
-use crate::keeper::{Kept, Keeper};
+use crate::keeper::{Keeper, Kept};
 use crate::signals::Interrupt;
 use crate::spec::{DeviceSpec, NetBackend, NetSpec};
-use crate::Usage;
 
 /// Runs devices until a signal comes.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let buses = named_buses(&args.buses)?;
+    let buses = buses::parse_all(&args.buses)?;
     let devices = named_devices(&args.devices, &buses)?;
     let interrupt = Interrupt::new()?;
 
     let mut host = Host::new(args.workers)?;
-    for (_, spec) in &buses {
-        let listener = listen(spec)?;
-        host.add_bus(spec.max_message(), Some(listener))?;
+    for bus in &buses {
+        let (listener, max_message) = listen(bus)?;
+        host.add_bus(max_message, Some(listener))?;
     }
     // Asked for only when this process has the bus to itself: whoever held it before is gone.
     let mut keeper = keeper_for(&args, &buses, &devices);
     for device in &devices {
-        let made = make(device, keeper.as_mut())
-            .with_context(|| format!("--device {}", device.text))?;
+        let made =
+            make(device, keeper.as_mut()).with_context(|| format!("--device {}", device.text))?;
         let common = device.spec.common();
         host.add_device(device.bus, &device.id, common.num, common.worker, made)
             .map_err(|error| Usage(format!("--device {}: {error}", device.text)))?;
     }
 
     let mut out = std::io::stdout().lock();
-    for (_, spec) in &buses {
-        writeln!(out, "ready bus=unix,path={}", spec.path.display())?;
+    for bus in &buses {
+        writeln!(out, "ready bus=unix,path={}", bus.unix.path.display())?;
     }
     out.flush()?;
     drop(out);
 
     let stop = host.stop_handle();
-    let waiter = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let result = interrupt.wait();
-        stop.stop();
-        result
-    })?;
+    let waiter = std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let result = interrupt.wait();
+            stop.stop();
+            result
+        })?;
     host.run()?;
     waiter.join().expect("the signal thread does not panic")?;
     tracing::info!("ending");
@@ -82,23 +82,7 @@ struct KeptFlows {
     flows: HashMap<String, Vec<Kept>>,
 }
 
-fn named_buses(texts: &[String]) -> Result<Vec<(String, UnixSpec)>, Usage> {
-    let mut buses: Vec<(String, UnixSpec)> = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        let spec = bus::parse(text)?;
-        let id = spec.id.clone().unwrap_or_else(|| format!("b{index}"));
-        if buses.iter().any(|(other, _)| *other == id) {
-            return Err(Usage(format!("--bus {text}: there is a bus `{id}` already")));
-        }
-        buses.push((id, spec));
-    }
-    Ok(buses)
-}
-
-fn named_devices<'a>(
-    texts: &'a [String],
-    buses: &[(String, UnixSpec)],
-) -> Result<Vec<Named<'a>>, Usage> {
+fn named_devices<'a>(texts: &'a [String], buses: &[NamedBus]) -> Result<Vec<Named<'a>>, Usage> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let mut devices = Vec::new();
     for text in texts {
@@ -106,51 +90,51 @@ fn named_devices<'a>(
         let spec: DeviceSpec = keyval::from_str(text).map_err(|error| usage(error.to_string()))?;
         let common = spec.common();
         let count = counts.entry(common.kind).or_default();
-        let id = common.id.map_or_else(|| format!("{}{count}", common.kind), str::to_owned);
+        let id = common
+            .id
+            .map_or_else(|| format!("{}{count}", common.kind), str::to_owned);
         *count += 1;
         if id.is_empty() || id.len() > 64 || id.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(usage(format!("id=`{id}` must have 1 to 64 bytes and not be a number")));
+            return Err(usage(format!(
+                "id=`{id}` must have 1 to 64 bytes and not be a number"
+            )));
         }
-        let bus = match common.bus {
-            None => 0,
-            Some(name) => buses.iter().position(|(id, _)| id == name).ok_or_else(|| {
-                let known: Vec<&str> = buses.iter().map(|(id, _)| id.as_str()).collect();
-                usage(format!("there is no bus `{name}`; known are {}", known.join(", ")))
-            })?,
-        };
-        devices.push(Named { text, id, bus, spec });
+        let bus = buses::find(buses, common.bus).map_err(|Usage(error)| usage(error))?;
+        devices.push(Named {
+            text,
+            id,
+            bus,
+            spec,
+        });
     }
     Ok(devices)
 }
 
-fn listen(spec: &UnixSpec) -> anyhow::Result<Listener> {
-    let options = ListenerOptions {
-        name: "vmsg-serve".to_owned(),
-        capabilities: Capabilities::all(spec.max_message()),
-        max_windows: u32::try_from(MAX_WINDOWS).expect("a few thousand"),
-        ..ListenerOptions::default()
-    };
-    Listener::bind(&spec.path, options)
-        .with_context(|| format!("cannot listen at {}", spec.path.display()))
+/// Listens on a bus; also returns its message size in bytes.
+fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
+    let mut options = bus.unix.listener_options("vmsg-serve");
+    options.max_windows = u32::try_from(MAX_WINDOWS).expect("a few thousand");
+    let max_message = options.capabilities.max_message_size;
+    let listener = Listener::bind(&bus.unix.path, options)
+        .with_context(|| format!("cannot listen at {}", bus.unix.path.display()))?;
+    Ok((listener, max_message))
 }
 
 /// Finds or starts the keeper, if a device has something to keep.
-fn keeper_for(
-    args: &ServeArgs,
-    buses: &[(String, UnixSpec)],
-    devices: &[Named<'_>],
-) -> Option<KeptFlows> {
-    let wanted = devices.iter().any(|device| {
-        matches!(&device.spec, DeviceSpec::Net(net) if net.backend == NetBackend::User)
-    });
-    let (_, first) = buses.first()?;
+fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Option<KeptFlows> {
+    let wanted = devices.iter().any(
+        |device| matches!(&device.spec, DeviceSpec::Net(net) if net.backend == NetBackend::User),
+    );
     if !wanted || args.keep == 0 {
         return None;
     }
-    match Keeper::find_or_start(&keeper_path(&first.path), args.keep) {
+    match Keeper::find_or_start(&keeper_path(&buses.first()?.unix.path), args.keep) {
         Ok((keeper, flows)) => Some(KeptFlows { keeper, flows }),
         Err(error) => {
-            tracing::warn!(error = format!("{error:#}"), "connections will not survive this process");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "connections will not survive this process"
+            );
             None
         }
     }
@@ -166,11 +150,14 @@ fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Bo
     match &device.spec {
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
         DeviceSpec::Net(spec) => {
-            let settings = Settings { mac: spec.mac(&device.id)?, mtu: spec.mtu };
+            let settings = Settings {
+                mac: spec.mac(&device.id)?,
+                mtu: spec.mtu,
+            };
             let backend = make_backend(spec, &device.id, keeper)?;
             let backend: Box<dyn Backend> = match &spec.pcap {
                 Some(path) => Box::new(
-                    Capture::create(backend, path)
+                    Capture::create(backend, path, CaptureConfig::default())
                         .with_context(|| format!("cannot write {}", path.display()))?,
                 ),
                 None => backend,
@@ -190,14 +177,17 @@ fn make_backend(
             if let Some(key) = spec.foreign_key() {
                 bail!(Usage(format!("{key}= needs backend=user")));
             }
-            Ok(Box::new(Null::new()))
+            Ok(Box::new(Null::default()))
         }
         NetBackend::User => {
             let mut user = User::new(spec.user_config()?)?;
             if let Some(KeptFlows { keeper, flows }) = keeper {
                 let kept = flows.remove(id).unwrap_or_default();
                 let count = kept.len();
-                user.set_flow_store(Box::new(Store { keeper: keeper.clone(), device: id.to_owned() }));
+                user.set_flow_store(Box::new(Store {
+                    keeper: keeper.clone(),
+                    device: id.to_owned(),
+                }));
                 for flow in kept {
                     if let Err(error) = user.restore(&flow.record, flow.fd) {
                         tracing::warn!(device = id, %error, "a connection is lost");

@@ -41,7 +41,10 @@ impl Interrupt {
                 tv_nsec: left.subsec_nanos().into(),
             });
             let fd = self.signal.as_fd();
-            match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref()) {
+            match poll(
+                &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+                timeout.as_ref(),
+            ) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -101,14 +101,25 @@ pub(crate) struct Common<'a> {
 impl DeviceSpec {
     pub(crate) fn common(&self) -> Common<'_> {
         match self {
-            Self::Net(NetSpec { id, num, bus, worker, .. }) => Common {
+            Self::Net(NetSpec {
+                id,
+                num,
+                bus,
+                worker,
+                ..
+            }) => Common {
                 kind: "net",
                 id: id.as_deref(),
                 num: *num,
                 bus: bus.as_deref(),
                 worker: *worker,
             },
-            Self::Rng(RngSpec { id, num, bus, worker }) => Common {
+            Self::Rng(RngSpec {
+                id,
+                num,
+                bus,
+                worker,
+            }) => Common {
                 kind: "rng",
                 id: id.as_deref(),
                 num: *num,
@@ -123,7 +134,9 @@ impl NetSpec {
     /// The MAC address that was given, or the one that goes with `id`.
     pub(crate) fn mac(&self, id: &str) -> Result<Mac, Usage> {
         match &self.mac {
-            Some(text) => text.parse().map_err(|error| Usage(format!("mac=: {error}"))),
+            Some(text) => text
+                .parse()
+                .map_err(|error| Usage(format!("mac=: {error}"))),
             None => Ok(Mac::derived(id)),
         }
     }
@@ -147,15 +160,33 @@ impl NetSpec {
         if let Some(mtu) = self.mtu {
             config.mtu = mtu;
         }
-        config.forwards = self.hostfwd.iter().map(|text| parse_forward(text)).collect::<Result<_, _>>()?;
-        config.resolvers = self.resolver.iter().map(|text| parse_resolver(text)).collect::<Result<_, _>>()?;
+        config.forwards = self
+            .hostfwd
+            .iter()
+            .map(|text| parse_forward(text))
+            .collect::<Result<_, _>>()?;
+        config.resolvers = self
+            .resolver
+            .iter()
+            .map(|text| parse_resolver(text))
+            .collect::<Result<_, _>>()?;
         Ok(config)
     }
 
     /// Names a key that means nothing without `backend=user`, if one is given.
     pub(crate) fn foreign_key(&self) -> Option<&'static str> {
-        let Self { net, host, dhcpstart, dns, resolver, hostname, restrict, host_loopback, hostfwd, .. } =
-            self;
+        let Self {
+            net,
+            host,
+            dhcpstart,
+            dns,
+            resolver,
+            hostname,
+            restrict,
+            host_loopback,
+            hostfwd,
+            ..
+        } = self;
         [
             ("net", net.is_some()),
             ("host", host.is_some()),
@@ -181,13 +212,19 @@ fn parse_net(text: &str) -> Result<(Ipv4Addr, u8), Usage> {
 fn parse_resolver(text: &str) -> Result<SocketAddr, Usage> {
     text.parse()
         .or_else(|_| text.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, 53)))
-        .map_err(|_| Usage(format!("resolver={text}: write an address, or ADDRESS:PORT")))
+        .map_err(|_| {
+            Usage(format!(
+                "resolver={text}: write an address, or ADDRESS:PORT"
+            ))
+        })
 }
 
 /// `tcp:[ADDRESS]:PORT-[GUEST]:PORT`, as QEMU writes it.
 fn parse_forward(text: &str) -> Result<HostForward, Usage> {
     let bad = || {
-        Usage(format!("hostfwd={text}: write it as tcp:[ADDRESS]:PORT-[GUEST ADDRESS]:PORT, such as tcp::8080-:80"))
+        Usage(format!(
+            "hostfwd={text}: write it as tcp:[ADDRESS]:PORT-[GUEST ADDRESS]:PORT, such as tcp::8080-:80"
+        ))
     };
     let (protocol, rest) = text.split_once(':').ok_or_else(bad)?;
     let protocol = match protocol {

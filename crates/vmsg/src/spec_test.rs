@@ -15,14 +15,21 @@ fn the_readme_s_devices_are_read() {
     assert_eq!(spec.id.as_deref(), Some("net0"));
     assert_eq!(spec.backend, NetBackend::User);
     assert_eq!(spec.pcap, Some(PathBuf::from("net.pcap")));
-    assert!(matches!(vmsg_bus::keyval::from_str("rng"), Ok(DeviceSpec::Rng(_))));
+    assert!(matches!(
+        vmsg_bus::keyval::from_str("rng"),
+        Ok(DeviceSpec::Rng(_))
+    ));
 }
 
 #[test]
 fn unknown_kinds_and_keys_name_the_known_ones() {
-    let error = vmsg_bus::keyval::from_str::<DeviceSpec>("nett").expect_err("refused").to_string();
+    let error = vmsg_bus::keyval::from_str::<DeviceSpec>("nett")
+        .expect_err("refused")
+        .to_string();
     assert!(error.contains("net") && error.contains("rng"), "{error}");
-    let error = vmsg_bus::keyval::from_str::<DeviceSpec>("rng,idd=x").expect_err("refused").to_string();
+    let error = vmsg_bus::keyval::from_str::<DeviceSpec>("rng,idd=x")
+        .expect_err("refused")
+        .to_string();
     assert!(error.contains("idd") && error.contains("num"), "{error}");
 }
 
@@ -30,20 +37,38 @@ fn unknown_kinds_and_keys_name_the_known_ones() {
 fn forwards_are_read_as_qemu_writes_them() {
     let spec = net("net,hostfwd=tcp::8080-:80,hostfwd=udp:127.0.0.1:53-10.0.2.20:5353");
     let config = spec.user_config().expect("valid");
-    assert_eq!(config.forwards[0].host, "127.0.0.1:8080".parse().expect("an address"));
+    assert_eq!(
+        config.forwards[0].host,
+        "127.0.0.1:8080".parse().expect("an address")
+    );
     assert_eq!(config.forwards[0].guest_port, 80);
     assert_eq!(config.forwards[1].protocol, Protocol::Udp);
-    assert_eq!(config.forwards[1].guest_addr, Some(Ipv4Addr::new(10, 0, 2, 20)));
+    assert_eq!(
+        config.forwards[1].guest_addr,
+        Some(Ipv4Addr::new(10, 0, 2, 20))
+    );
     for bad in ["8080-:80", "sctp::1-:2", "tcp::x-:2", "tcp::1"] {
-        let error = net(&format!("net,hostfwd={bad}")).user_config().expect_err(bad).to_string();
-        assert!(error.contains(bad) && error.contains("write it as"), "{error}");
+        let error = net(&format!("net,hostfwd={bad}"))
+            .user_config()
+            .expect_err(bad)
+            .to_string();
+        assert!(
+            error.contains(bad) && error.contains("write it as"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn a_mac_address_is_given_or_always_the_same() {
-    assert_eq!(net("net").mac("net0").expect("derived"), net("net").mac("net0").expect("derived"));
-    assert_ne!(net("net").mac("net0").expect("derived"), net("net").mac("net1").expect("derived"));
+    assert_eq!(
+        net("net").mac("net0").expect("derived"),
+        net("net").mac("net0").expect("derived")
+    );
+    assert_ne!(
+        net("net").mac("net0").expect("derived"),
+        net("net").mac("net1").expect("derived")
+    );
     let given = net("net,mac=52:54:00:12:34:56").mac("net0").expect("valid");
     assert_eq!(given.to_string(), "52:54:00:12:34:56");
     assert!(net("net,mac=01:00:5e:00:00:01").mac("net0").is_err());
@@ -51,6 +76,12 @@ fn a_mac_address_is_given_or_always_the_same() {
 
 #[test]
 fn keys_of_another_back_end_are_named() {
-    assert_eq!(net("net,backend=none,restrict=on").foreign_key(), Some("restrict"));
-    assert_eq!(net("net,backend=none,mac=52:54:00:12:34:56").foreign_key(), None);
+    assert_eq!(
+        net("net,backend=none,restrict=on").foreign_key(),
+        Some("restrict")
+    );
+    assert_eq!(
+        net("net,backend=none,mac=52:54:00:12:34:56").foreign_key(),
+        None
+    );
 }

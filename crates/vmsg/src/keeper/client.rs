@@ -9,9 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::protocol::{Kind, receive, send};
 
@@ -53,19 +51,35 @@ impl Keeper {
             match (packet.kind, packet.fd) {
                 (Kind::Kept, Some(fd)) => {
                     let list = kept.entry(packet.device).or_default();
-                    list.push(Kept { key: packet.key, record: packet.record, fd });
+                    list.push(Kept {
+                        key: packet.key,
+                        record: packet.record,
+                        fd,
+                    });
                 }
                 (Kind::End, _) => break,
                 _ => bail!("the keeper answers in an unknown way"),
             }
         }
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok((Self { socket: Arc::new(socket) }, kept))
+        Ok((
+            Self {
+                socket: Arc::new(socket),
+            },
+            kept,
+        ))
     }
 
     /// Has a connection held.
     pub(crate) fn put(&self, device: &str, key: u64, record: &[u8], fd: BorrowedFd<'_>) {
-        if let Err(error) = send(self.socket.as_fd(), Kind::Put, device, key, record, Some(fd)) {
+        if let Err(error) = send(
+            self.socket.as_fd(),
+            Kind::Put,
+            device,
+            key,
+            record,
+            Some(fd),
+        ) {
             tracing::warn!(device, %error, "a connection would not survive the device host");
         }
     }

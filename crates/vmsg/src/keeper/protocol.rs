@@ -46,7 +46,13 @@ pub(super) struct Packet {
 impl Packet {
     /// A packet that only has a kind.
     pub(super) fn bare(kind: Kind) -> Self {
-        Self { kind, device: String::new(), key: 0, record: Vec::new(), fd: None }
+        Self {
+            kind,
+            device: String::new(),
+            key: 0,
+            record: Vec::new(),
+            fd: None,
+        }
     }
 }
 
@@ -59,7 +65,12 @@ pub(super) fn send(
     record: &[u8],
     fd: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "record too long for the keeper");
+    let too_long = || {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "record too long for the keeper",
+        )
+    };
     let name_len = u8::try_from(device.len()).map_err(|_| too_long())?;
     let record_len = u32::try_from(record.len()).map_err(|_| too_long())?;
     let mut packet = vec![kind as u8, name_len, 0, 0];
@@ -76,7 +87,12 @@ pub(super) fn send(
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
-    sendmsg(socket, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        socket,
+        &[IoSlice::new(&packet)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -102,7 +118,10 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
     }
     bytes.truncate(message.bytes);
     parse(&bytes, fd).map(Some).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "a packet of the keeper's socket is malformed")
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a packet of the keeper's socket is malformed",
+        )
     })
 }
 
@@ -123,7 +142,13 @@ fn parse(bytes: &[u8], fd: Option<OwnedFd>) -> Option<Packet> {
         return None;
     }
     let device = str::from_utf8(name).ok()?.to_owned();
-    Some(Packet { kind, device, key, record: record.to_vec(), fd })
+    Some(Packet {
+        kind,
+        device,
+        key,
+        record: record.to_vec(),
+        fd,
+    })
 }
 
 #[cfg(test)]

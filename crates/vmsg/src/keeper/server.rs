@@ -63,7 +63,14 @@ fn keep(listener: &OwnedFd, patience: Duration) -> anyhow::Result<()> {
         }
         let serve = accept_with(listener, SocketFlags::CLOEXEC)?;
         for ((device, key), (record, fd)) in &kept {
-            send(serve.as_fd(), Kind::Kept, device, *key, record, Some(fd.as_fd()))?;
+            send(
+                serve.as_fd(),
+                Kind::Kept,
+                device,
+                *key,
+                record,
+                Some(fd.as_fd()),
+            )?;
         }
         send(serve.as_fd(), Kind::End, "", 0, &[], None)?;
         // Until `serve` is gone; without a farewell it is expected to come back.

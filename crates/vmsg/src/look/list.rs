@@ -61,7 +61,11 @@ fn look_at(client: &mut BusClient, number: DevNum) -> anyhow::Result<Listed> {
     let mut queues = Vec::new();
     for index in 0..info.max_queues.min(MAX_QUEUES) {
         let queue = client.queue(number, QueueIndex(index))?;
-        queues.push(Queue { index, max_size: queue.max_size.0, size: queue.size.0 });
+        queues.push(Queue {
+            index,
+            max_size: queue.max_size.0,
+            size: queue.size.0,
+        });
     }
     let mut bytes = vec![0; usize::try_from(info.config_size.min(MAX_CONFIG))?];
     let (config_generation, config) = if bytes.is_empty() {
@@ -73,7 +77,9 @@ fn look_at(client: &mut BusClient, number: DevNum) -> anyhow::Result<Listed> {
     Ok(Listed {
         number: number.0,
         id,
-        kind: feature::device_name(info.device_id).unwrap_or("unknown").to_owned(),
+        kind: feature::device_name(info.device_id)
+            .unwrap_or("unknown")
+            .to_owned(),
         device_id: info.device_id,
         vendor_id: vendor(info.vendor_id),
         status: status.to_string(),
@@ -87,9 +93,7 @@ fn look_at(client: &mut BusClient, number: DevNum) -> anyhow::Result<Listed> {
 fn names(device_id: u32, features: &FeatureSet) -> Vec<String> {
     features
         .iter()
-        .map(|bit| {
-            feature::name(device_id, bit).map_or_else(|| format!("bit{bit}"), str::to_owned)
-        })
+        .map(|bit| feature::name(device_id, bit).map_or_else(|| format!("bit{bit}"), str::to_owned))
         .collect()
 }
 
@@ -116,9 +120,20 @@ fn print(out: &mut impl Write, devices: &[Listed]) -> std::io::Result<()> {
         return writeln!(out, "no devices");
     }
     for device in devices {
-        let Listed { number, id, kind, device_id, vendor_id, status, .. } = device;
+        let Listed {
+            number,
+            id,
+            kind,
+            device_id,
+            vendor_id,
+            status,
+            ..
+        } = device;
         let id = id.as_deref().unwrap_or("-");
-        writeln!(out, "{number}  {id}  {kind} (device id {device_id})  vendor {vendor_id}")?;
+        writeln!(
+            out,
+            "{number}  {id}  {kind} (device id {device_id})  vendor {vendor_id}"
+        )?;
         writeln!(out, "    status    {status}")?;
         writeln!(out, "    features  {}", device.features.join(" "))?;
         let queues: Vec<String> = device

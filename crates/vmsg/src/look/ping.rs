@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use super::connect;
+use crate::Usage;
 use crate::cli::PingArgs;
 use crate::signals::Interrupt;
-use crate::Usage;
 
 /// Round trips remembered for the percentiles; later ones only count for the rest.
 const REMEMBERED: usize = 1 << 20;
@@ -17,7 +17,10 @@ const REMEMBERED: usize = 1 << 20;
 /// Sends PING messages and says how long each took.
 pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     if !(0.0..=86_400.0).contains(&args.interval) {
-        bail!(Usage(format!("--interval {}: must be from 0 to 86400 seconds", args.interval)));
+        bail!(Usage(format!(
+            "--interval {}: must be from 0 to 86400 seconds",
+            args.interval
+        )));
     }
     let interval = Duration::from_secs_f64(args.interval);
     let interrupt = Interrupt::new()?;
@@ -43,7 +46,9 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
                     times.push(time);
                 }
             }
-            Err(error @ (vmsg_driver::Error::Timeout { .. } | vmsg_driver::Error::BadAnswer { .. })) => {
+            Err(
+                error @ (vmsg_driver::Error::Timeout { .. } | vmsg_driver::Error::BadAnswer { .. }),
+            ) => {
                 lost += 1;
                 writeln!(out, "seq={sent} {error}")?;
             }
@@ -70,7 +75,10 @@ fn summary(
     let received = sent - lost;
     let loss = if sent == 0 { 0 } else { lost * 100 / sent };
     writeln!(out, "\n--- {bus} ping statistics ---")?;
-    writeln!(out, "{sent} messages sent, {received} received, {loss}% loss")?;
+    writeln!(
+        out,
+        "{sent} messages sent, {received} received, {loss}% loss"
+    )?;
     times.sort_unstable();
     if let (Some(min), Some(max)) = (times.first(), times.last()) {
         let sum: Duration = times.iter().sum();
@@ -107,7 +115,10 @@ mod tests {
         let mut out = Vec::new();
         summary(&mut out, "b", 101, 1, &mut times).expect("written");
         let text = String::from_utf8(out).expect("text");
-        assert!(text.contains("101 messages sent, 100 received, 0% loss"), "{text}");
+        assert!(
+            text.contains("101 messages sent, 100 received, 0% loss"),
+            "{text}"
+        );
         assert!(text.contains("= 1.000/50.500/99.000/100.000 ms"), "{text}");
     }
 
@@ -116,6 +127,9 @@ mod tests {
         let mut out = Vec::new();
         summary(&mut out, "b", 2, 2, &mut []).expect("written");
         let text = String::from_utf8(out).expect("text");
-        assert!(text.contains("100% loss") && !text.contains("round-trip"), "{text}");
+        assert!(
+            text.contains("100% loss") && !text.contains("round-trip"),
+            "{text}"
+        );
     }
 }

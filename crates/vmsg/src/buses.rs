@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Buses as the command line names them.
+
+use vmsg_bus::{BusSpec, UnixSpec};
+
+use crate::Usage;
+
+/// A bus with the name by which devices and fronts refer to it.
+#[derive(Clone, Debug)]
+pub(crate) struct NamedBus {
+    pub(crate) name: String,
+    pub(crate) unix: UnixSpec,
+}
+
+/// Reads what stands behind one `--bus`.
+pub(crate) fn parse(text: &str) -> Result<UnixSpec, Usage> {
+    let spec: BusSpec = text
+        .parse()
+        .map_err(|error| Usage(format!("--bus {text}: {error}")))?;
+    match spec {
+        BusSpec::Unix(unix) => Ok(unix),
+        other => Err(Usage(format!(
+            "--bus {other}: only a unix bus is possible here"
+        ))),
+    }
+}
+
+/// Reads all `--bus`. A bus is called as its file, without what follows the
+/// first dot: `b0` for `/run/vmsg/b0.sock`.
+pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
+    let mut buses: Vec<NamedBus> = Vec::new();
+    for text in texts {
+        let unix = parse(text)?;
+        let file = unix
+            .path
+            .file_name()
+            .map(|file| file.to_string_lossy().into_owned());
+        let name = file
+            .as_deref()
+            .and_then(|file| file.split('.').find(|part| !part.is_empty()))
+            .ok_or_else(|| Usage(format!("--bus {text}: the path names no file")))?
+            .to_owned();
+        if buses.iter().any(|other| other.name == name) {
+            return Err(Usage(format!(
+                "--bus {text}: there is a bus `{name}` already; give the sockets different names"
+            )));
+        }
+        buses.push(NamedBus { name, unix });
+    }
+    Ok(buses)
+}
+
+/// The position of the bus called `name`; the first one if none is named.
+pub(crate) fn find(buses: &[NamedBus], name: Option<&str>) -> Result<usize, Usage> {
+    let Some(name) = name else { return Ok(0) };
+    buses
+        .iter()
+        .position(|bus| bus.name == name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = buses.iter().map(|bus| bus.name.as_str()).collect();
+            Usage(format!(
+                "there is no bus `{name}`; known: {}",
+                known.join(", ")
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_bus_is_called_as_its_socket() {
+        let buses = parse_all(&texts(&["unix,path=/run/b0.sock", "unix,path=car.front"]))
+            .expect("two buses");
+        assert_eq!(find(&buses, None).expect("the first"), 0);
+        assert_eq!(find(&buses, Some("car")).expect("the second"), 1);
+        let error = find(&buses, Some("x")).expect_err("unknown").to_string();
+        assert!(error.contains("b0, car"), "{error}");
+    }
+
+    #[test]
+    fn two_buses_need_two_names() {
+        assert!(parse_all(&texts(&["unix,path=a/b0.sock", "unix,path=c/b0.sock"])).is_err());
+        assert!(parse_all(&texts(&["unix"])).is_err());
+        assert!(parse_all(&texts(&["unix,path=/"])).is_err());
+    }
+}

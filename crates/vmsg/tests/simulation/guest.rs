@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A guest: memory, queues, and the steps in which a front sets its device up.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex};
+use vmsg_device::device::transport_features;
+use vmsg_mem::{BusAddr, Doorbell, Mapping, RamSlice};
+use vmsg_proxy::session::{FileId, Op, QueueSetup, ResumeAt, Window};
+use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures, Token};
+
+use crate::echo::{QUEUE_SIZE, QUEUES};
+
+const BASE: u64 = 0x4000_0000;
+const QUEUE_BYTES: usize = 4096;
+/// Where the buffers begin: 32 bytes for each request, 16 to be read and 16 to be written.
+const BUFFERS: usize = QUEUES * QUEUE_BYTES;
+const SLOT: usize = 32;
+const BYTES: usize = BUFFERS + QUEUES * QUEUE_SIZE as usize * SLOT;
+
+/// The guest's memory; queues borrow from it.
+pub(crate) struct Memory {
+    mapping: Mapping,
+    fd: Arc<OwnedFd>,
+}
+
+impl Memory {
+    pub(crate) fn new() -> Self {
+        let (mapping, fd) =
+            Mapping::memfd("guest", BYTES.next_multiple_of(4096) as u64, true).expect("memfd");
+        Self {
+            mapping,
+            fd: Arc::new(fd),
+        }
+    }
+
+    fn ram(&self) -> RamSlice<'_> {
+        self.mapping.ram()
+    }
+
+    fn window(&self) -> Window {
+        Window {
+            base: BASE,
+            len: self.ram().len() as u64,
+            file_offset: 0,
+            writable: true,
+            fd: Arc::clone(&self.fd),
+            file: FileId {
+                device: 1,
+                inode: 1,
+            },
+        }
+    }
+}
+
+struct Queue<'m> {
+    ring: DriverQueue<'m, Vec<DriverSlot>>,
+    outstanding: HashMap<Token, u64>,
+    free: Vec<usize>,
+    slots: HashMap<Token, usize>,
+}
+
+/// What the guest's kernel and the front in front of it do together.
+pub(crate) struct Guest<'m> {
+    memory: &'m Memory,
+    queues: Vec<Queue<'m>>,
+    sequence: u64,
+    /// Requests that came back, with the right contents.
+    pub(crate) completed: u64,
+    /// Steps of set-up that are still to be done, the next one last.
+    pub(crate) steps: Vec<Op>,
+    /// Kicks and interrupts go through eventfds.
+    pub(crate) kicks: Option<Vec<Doorbell>>,
+}
+
+impl<'m> Guest<'m> {
+    pub(crate) fn new(memory: &'m Memory, eventfds: bool) -> Self {
+        let kicks = eventfds.then(|| {
+            (0..QUEUES)
+                .map(|_| Doorbell::new().expect("eventfd"))
+                .collect()
+        });
+        let mut guest = Self {
+            memory,
+            queues: Vec::new(),
+            sequence: 0,
+            completed: 0,
+            steps: Vec::new(),
+            kicks,
+        };
+        guest.boot();
+        guest
+    }
+
+    /// Starts over: new queues, nothing outstanding, all steps to be done.
+    pub(crate) fn boot(&mut self) {
+        self.memory.ram().fill(0);
+        let layout = Layout::new(QUEUE_SIZE, 0).expect("a size");
+        let features = QueueFeatures {
+            event_idx: true,
+            indirect: false,
+        };
+        self.queues = (0..QUEUES)
+            .map(|index| {
+                let at = index * QUEUE_BYTES;
+                let ram = self
+                    .memory
+                    .ram()
+                    .get(at, layout.total_len())
+                    .expect("inside");
+                let base = BusAddr(BASE + at as u64);
+                let slots = vec![DriverSlot::default(); QUEUE_SIZE.into()];
+                Queue {
+                    ring: DriverQueue::new(layout, features, ram, base, slots).expect("a queue"),
+                    outstanding: HashMap::new(),
+                    free: (0..usize::from(QUEUE_SIZE) / 2).collect(),
+                    slots: HashMap::new(),
+                }
+            })
+            .collect();
+        self.steps = self.script();
+        self.steps.reverse();
+    }
+
+    fn script(&self) -> Vec<Op> {
+        let features: FeatureSet = transport_features();
+        let status = |bits: DeviceStatus| Op::SetStatus(bits);
+        let mut steps = vec![
+            Op::Claim,
+            Op::SetWindows(vec![self.memory.window()]),
+            status(DeviceStatus::RESET),
+            status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER),
+            Op::SetFeatures(features),
+            status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK),
+        ];
+        for (index, queue) in self.queues.iter().enumerate() {
+            let number = QueueIndex(u32::try_from(index).expect("few queues"));
+            if let Some(kicks) = &self.kicks {
+                let fd = kicks[index].as_fd().try_clone_to_owned().expect("dup");
+                let call = Doorbell::new().expect("eventfd");
+                let call = call.as_fd().try_clone_to_owned().expect("dup");
+                steps.push(Op::SetNotify {
+                    queue: number,
+                    kick: Some(Arc::new(fd)),
+                    call: Some(Arc::new(call)),
+                });
+            }
+            let config = queue.ring.config();
+            steps.push(Op::SetQueue(
+                number,
+                QueueSetup {
+                    size: config.size,
+                    descriptor: config.desc.0,
+                    driver: config.driver.0,
+                    device: config.device.0,
+                    resume: ResumeAt::Start,
+                },
+            ));
+        }
+        steps.push(status(
+            DeviceStatus::ACKNOWLEDGE
+                | DeviceStatus::DRIVER
+                | DeviceStatus::FEATURES_OK
+                | DeviceStatus::DRIVER_OK,
+        ));
+        steps
+    }
+
+    pub(crate) fn is_set_up(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    pub(crate) fn outstanding(&self) -> usize {
+        self.queues
+            .iter()
+            .map(|queue| queue.outstanding.len())
+            .sum()
+    }
+
+    /// Puts a request into a queue, if there is room; true if the device must be kicked.
+    pub(crate) fn submit(&mut self, index: usize) -> bool {
+        let queue = &mut self.queues[index];
+        let Some(slot) = queue.free.pop() else {
+            return false;
+        };
+        let at = BUFFERS + (index * usize::from(QUEUE_SIZE) + slot) * SLOT;
+        self.sequence += 1;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.sequence.to_le_bytes());
+        self.memory.ram().write(at, &bytes);
+        self.memory.ram().write(at + 16, &[0; 16]);
+        let address = |offset: usize| BusAddr(BASE + (at + offset) as u64);
+        let token = queue
+            .ring
+            .add(&[(address(0), 16)], &[(address(16), 16)])
+            .expect("half of the descriptors are kept free");
+        queue.outstanding.insert(token, self.sequence);
+        queue.slots.insert(token, slot);
+        queue.ring.publish().expect("a sound queue")
+    }
+
+    /// Takes what came back; panics if it is not what was asked for.
+    pub(crate) fn collect(&mut self) {
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            while let Some(used) = queue
+                .ring
+                .pop_used()
+                .expect("the device keeps to the rules")
+            {
+                let sequence = queue
+                    .outstanding
+                    .remove(&used.token)
+                    .expect("asked for once");
+                let slot = queue.slots.remove(&used.token).expect("as above");
+                let at = BUFFERS + (index * usize::from(QUEUE_SIZE) + slot) * SLOT;
+                let mut bytes = [0; 16];
+                self.memory.ram().read(at + 16, &mut bytes);
+                assert_eq!(used.written, 16);
+                assert_eq!(
+                    bytes[..8],
+                    (!sequence).to_le_bytes(),
+                    "the answer to another request"
+                );
+                queue.free.push(slot);
+                self.completed += 1;
+            }
+            let _ = queue.ring.enable_notifications().expect("a sound queue");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Deterministic simulation: a guest, its session, the bus, the device host
+//! and a worker in one thread. A seed decides what happens next: messages are
+//! delivered, lost or doubled, the host is killed and comes back, the guest
+//! starts over, time passes. Whatever happens, nothing panics, every request
+//! of a guest that lives on is answered once and rightly, and all comes to rest.
+//!
+//! `VMSG_SIM_CASES` sets the number of cases of each kind, `VMSG_SIM_SEED`
+//! repeats a single one.
+
+mod echo;
+mod guest;
+mod random;
+mod world;
+
+use std::time::Instant;
+
+use guest::Memory;
+use world::{Faults, Outcome, World};
+
+const STEPS: usize = 1000;
+
+fn cases() -> (u64, u64) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match number("VMSG_SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => (1, number("VMSG_SIM_CASES").unwrap_or(300)),
+    }
+}
+
+fn run(name: &str, faults: Faults) -> Outcome {
+    let (first, count) = cases();
+    let memory = Memory::new();
+    let begin = Instant::now();
+    let mut sum = Outcome::default();
+    for seed in first..first + count {
+        let result = std::panic::catch_unwind(|| World::new(seed, faults, &memory).run(STEPS));
+        let Ok(outcome) = result else {
+            panic!("{name}: seed {seed} fails; repeat it with VMSG_SIM_SEED={seed}");
+        };
+        sum.completed += outcome.completed;
+        sum.kills += outcome.kills;
+        sum.replays += outcome.replays;
+        sum.dropped += outcome.dropped;
+        sum.reboots += outcome.reboots;
+    }
+    let rate = count as f64 / begin.elapsed().as_secs_f64();
+    println!("{name}: {count} cases, {rate:.0} a second, {sum:?}");
+    assert!(sum.completed > 0, "nothing was ever asked for");
+    sum
+}
+
+#[test]
+fn without_faults_every_request_is_answered() {
+    let outcome = run("no faults", Faults::default());
+    assert_eq!((outcome.kills, outcome.dropped), (0, 0));
+}
+
+#[test]
+fn a_killed_host_is_replaced_under_the_guest() {
+    let outcome = run(
+        "kills",
+        Faults {
+            kills: true,
+            ..Faults::default()
+        },
+    );
+    assert!(outcome.kills > 0 && outcome.replays > 0);
+}
+
+#[test]
+fn a_killed_host_is_replaced_under_a_guest_with_eventfds() {
+    let outcome = run(
+        "kills, eventfds",
+        Faults {
+            kills: true,
+            eventfds: true,
+            ..Faults::default()
+        },
+    );
+    assert!(outcome.kills > 0 && outcome.replays > 0);
+}
+
+#[test]
+fn a_guest_can_start_over_at_any_step() {
+    let outcome = run(
+        "reboots",
+        Faults {
+            reboots: true,
+            ..Faults::default()
+        },
+    );
+    assert!(outcome.reboots > 0);
+}
+
+#[test]
+fn lost_and_doubled_messages_do_no_harm() {
+    let faults = Faults {
+        drops: true,
+        duplicates: true,
+        eventfds: true,
+        ..Faults::default()
+    };
+    let outcome = run("drops and duplicates", faults);
+    assert!(outcome.dropped > 0);
+}
+
+#[test]
+fn everything_at_once() {
+    let faults = Faults {
+        drops: true,
+        duplicates: true,
+        kills: true,
+        reboots: true,
+        eventfds: true,
+    };
+    run("everything", faults);
+}
+
+#[test]
+fn the_same_seed_is_the_same_case() {
+    let faults = Faults {
+        drops: true,
+        kills: true,
+        reboots: true,
+        ..Faults::default()
+    };
+    let memory = Memory::new();
+    let one = World::new(7, faults, &memory).run(STEPS);
+    let two = World::new(7, faults, &memory).run(STEPS);
+    assert_eq!(one, two);
+}
