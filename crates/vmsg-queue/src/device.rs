@@ -421,7 +421,7 @@ impl DeviceQueue {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "alloc"))]
 #[path = "device_test.rs"]
 mod tests;
 
