@@ -201,6 +201,22 @@ fn a_change_before_driver_ok_is_told_after_it() {
 }
 
 #[test]
+fn a_change_that_was_not_told_before_a_reset_is_not_told_to_the_next_driver() {
+    let mut b = Bench::new(&[]).running();
+    b.machine.update_config(0, &[1]);
+    assert_eq!(
+        b.offer(Message::SetDeviceStatus(DeviceStatus::RESET)),
+        Ok(Handled::Request)
+    );
+    b.work();
+    let mut b = {
+        assert_eq!(b.sent().map(|m| m[1]), Some(8));
+        b.running()
+    };
+    assert_eq!((b.sent(), b.events), (None, vec![]));
+}
+
+#[test]
 fn features_must_be_offered_but_for_bits_32_and_33() {
     let mut b = Bench::new(&[0, 40]);
     b.status(3);
@@ -218,6 +234,10 @@ fn features_must_be_offered_but_for_bits_32_and_33() {
         assert_eq!(b.machine.features(), FeatureSet::new());
     }
     assert_eq!(b.machine.counters().refused_status, 3);
+    b.status(0);
+    b.status(3);
+    b.accept(0, &[1, 1]);
+    assert_eq!(b.status(0xb), 0xb, "a reset takes the refused bits back");
 }
 
 #[test]

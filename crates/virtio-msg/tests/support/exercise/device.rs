@@ -28,6 +28,7 @@ struct DeviceStory {
     status_before: DeviceStatus,
     /// FEATURES_OK, DRIVER_OK and NEEDS_RESET have no other cause than these.
     granted: DeviceStatus,
+    out: Vec<u8>,
 }
 
 impl DeviceStory {
@@ -127,11 +128,19 @@ impl DeviceStory {
     }
 
     fn transmit(&mut self) -> bool {
-        let mut out = vec![0xee; self.max.min(65535)];
-        let Some(size) = self.machine.poll_transmit(&mut out) else {
-            return false;
-        };
-        let frame = decode(&out[..size], self.max).expect("what is sent can be read");
+        let mut out = std::mem::take(&mut self.out);
+        let size = self.machine.poll_transmit(&mut out);
+        let sent = size.is_some();
+        if let Some(size) = size {
+            self.sent(&out[..size]);
+        }
+        self.out = out;
+        sent
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let size = bytes.len();
+        let frame = decode(bytes, self.max).expect("what is sent can be read");
         assert_eq!(frame.dev_num, DEV);
         let generation = match frame.message {
             Message::Config(data) | Message::ConfigSet(data) => {
@@ -172,7 +181,6 @@ impl DeviceStory {
             }
             Kind::Request => panic!("a device asks nothing: {frame}"),
         }
-        true
     }
 
     fn check(&mut self) {
@@ -243,6 +251,7 @@ pub(crate) fn device(bytes: &[u8]) {
         event_generations: HashSet::new(),
         status_before: DeviceStatus::RESET,
         granted: DeviceStatus::RESET,
+        out: vec![0; max.min(65535)],
     };
     // Half of the stories begin with a device at work.
     if s.u8() & 1 != 0 {
