@@ -13,11 +13,11 @@
 //!
 //! With the feature `std` (the default), for Linux:
 //!
-//! * [`Mapping`], [`MappedSlice`]: mapped files; [`WindowTable`]: windows with
+//! * `Mapping`, `MappedSlice`: mapped files; `WindowTable`: windows with
 //!   their mappings.
-//! * [`fault`]: survive files that are truncated while mapped.
-//! * Methods of [`Pieces`] to read and write files and sockets.
-//! * [`Doorbell`]: an eventfd that can be rung without being blocked by others.
+//! * `fault`: survive files that are truncated while mapped.
+//! * Methods of `Pieces` to read and write files and sockets.
+//! * `Doorbell`: an eventfd that can be rung without being blocked by others.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
