@@ -145,15 +145,7 @@ impl Steps {
 
     /// The packages for bare machines do without the standard library.
     fn without_std(&self, report: &mut Report) -> Result<()> {
-        let manifest = no_std::generate()?;
-        let mut targets = vec![None];
-        targets.extend(
-            no_std::TARGETS
-                .iter()
-                .filter(|t| no_std::is_installed(t))
-                .map(Some),
-        );
-        for target in targets {
+        for no_std::Check { target, manifest } in no_std::checks()? {
             let mut command = cargo(&["check", "--offline", "--manifest-path"]);
             command
                 .arg(&manifest)
@@ -161,10 +153,11 @@ impl Steps {
             if let Some(target) = target {
                 command.args(["--target", target]);
             }
-            let name = target.map_or("no_std on this machine".to_owned(), |t| {
-                format!("no_std on {t}")
-            });
-            self.step(report, &name, command)?;
+            self.step(
+                report,
+                &format!("no_std on {}", target.unwrap_or("this machine")),
+                command,
+            )?;
         }
         Ok(())
     }

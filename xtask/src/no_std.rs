@@ -15,19 +15,48 @@ use crate::dirs;
 /// The packages; features are off.
 const PACKAGES: [&str; 4] = ["virtio-msg", "vmsg-mem", "vmsg-queue", "vmsg-driver"];
 
-/// Bare targets that are checked as well where the toolchain has them (`rustup target add …`).
-pub(crate) const TARGETS: [&str; 2] = ["aarch64-unknown-none", "thumbv7em-none-eabi"];
+/// Bare targets that are checked as well where the toolchain has them (`rustup target add …`), and with which packages:
+/// shared memory needs 64-bit atomics, the protocol does not.
+pub(crate) const TARGETS: [(&str, &[&str]); 2] = [
+    ("aarch64-unknown-none", &PACKAGES),
+    ("thumbv7em-none-eabi", &["virtio-msg"]),
+];
 
-/// Writes the crate under `target` and gives its manifest.
-pub(crate) fn generate() -> Result<PathBuf> {
-    let dir = dirs::target().join("no-std-check");
+/// A check: the target, if not this machine, and the manifest of the crate to compile for it.
+#[derive(Debug)]
+pub(crate) struct Check {
+    /// The target's name.
+    pub(crate) target: Option<&'static str>,
+    /// The path of the crate's `Cargo.toml`.
+    pub(crate) manifest: PathBuf,
+}
+
+/// The checks that this machine's toolchain can do. Their crates are written under `target`.
+pub(crate) fn checks() -> Result<Vec<Check>> {
+    let mut checks = vec![Check {
+        target: None,
+        manifest: generate("here", &PACKAGES)?,
+    }];
+    for (target, packages) in TARGETS {
+        if is_installed(target) {
+            checks.push(Check {
+                target: Some(target),
+                manifest: generate(target, packages)?,
+            });
+        }
+    }
+    Ok(checks)
+}
+
+fn generate(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let dir = dirs::target().join("no-std-check").join(name);
     let mut manifest = "[package]\nname = \"no-std-check\"\nedition = \"2024\"\npublish = false\n\n[workspace]\n\n\
                         [lib]\npath = \"lib.rs\"\n\n[dependencies]\n"
         .to_owned();
     let mut source =
         "//! Fails to compile if a dependency uses the standard library.\n#![no_std]\n\n"
             .to_owned();
-    for package in PACKAGES {
+    for package in packages {
         let path = dirs::workspace().join("crates").join(package);
         manifest.push_str(&format!(
             "{package} = {{ path = {path:?}, default-features = false }}\n"
@@ -49,7 +78,7 @@ pub(crate) fn generate() -> Result<PathBuf> {
 }
 
 /// Whether the toolchain can build for `target`.
-pub(crate) fn is_installed(target: &str) -> bool {
+fn is_installed(target: &str) -> bool {
     let mut rustc = Command::new("rustc");
     rustc
         .args(["--print", "target-libdir", "--target", target])
