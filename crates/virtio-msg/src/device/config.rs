@@ -72,7 +72,7 @@ where
         (end <= self.config.as_ref().len()).then_some(start..end)
     }
 
-    /// The bytes of the write that [`Action::WriteConfig`] is about; empty at other times.
+    /// The bytes of the write that [`Action::WriteConfig`](super::Action::WriteConfig) is about; empty at other times.
     pub fn pending_config(&self) -> &[u8] {
         match self.stage {
             Stage::Acting {
