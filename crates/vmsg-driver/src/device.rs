@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! One device, brought up in the order in which Linux does it.
 
+#[cfg(feature = "queue")]
+use virtio_msg::QueueSize;
 use virtio_msg::driver::{Bringup, BringupError, BringupStep};
 use virtio_msg::{
-    Channel, DevNum, DeviceInfo, DeviceStatus, FeatureSet, Generation, QueueIndex, QueueSize,
-    VqueueConfig, VqueueInfo, feature,
+    Channel, DevNum, DeviceInfo, DeviceStatus, FeatureSet, Generation, QueueIndex, VqueueConfig,
+    VqueueInfo, feature,
 };
+#[cfg(feature = "queue")]
 use vmsg_mem::{BusAddr, RamSlice};
+#[cfg(feature = "queue")]
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
 use crate::client::Client;
@@ -117,12 +121,34 @@ impl Device {
         }
     }
 
+    /// Sets a queue up that the caller has laid out, and looks whether the device has taken it so.
+    ///
+    /// # Errors
+    /// [`Error::QueueRefused`] if it has not; [`Error::BadAnswer`], [`Error::Timeout`], [`Error::Channel`].
+    pub fn set_queue<C, W, B>(
+        &mut self,
+        client: &mut Client<C, W, B>,
+        config: VqueueConfig,
+    ) -> Result<(), Error>
+    where
+        C: Channel,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        self.bringup.set_queue(config);
+        match self.run(client)? {
+            Pause::Queues(None) => Ok(()),
+            _ => Err(Error::OutOfStep),
+        }
+    }
+
     /// Lays a queue out at the beginning of `ram`, which the device knows at `base`, and sets it up. `slots` holds
     /// one element for each entry of the queue.
     ///
     /// # Errors
     /// [`Error::QueueSize`] if the device does not allow that size; [`Error::QueueRefused`] if it did not take the queue;
     /// [`Error::Queue`] if memory or slots do not suit; [`Error::NoQueue`], [`Error::BadAnswer`], [`Error::Timeout`], [`Error::Channel`].
+    #[cfg(feature = "queue")]
     pub fn create_queue<'m, S, C, W, B>(
         &mut self,
         client: &mut Client<C, W, B>,
@@ -146,14 +172,14 @@ impl Device {
         let ring = DriverQueue::new(layout, features, ram, base, slots)
             .map_err(|source| Error::Queue { queue, source })?;
         let areas = ring.config();
-        self.bringup.set_queue(VqueueConfig {
+        let config = VqueueConfig {
             index: queue,
             size: QueueSize(size.into()),
             descriptor: areas.desc.0,
             driver: areas.driver.0,
             device: areas.device.0,
-        });
-        self.run(client)?;
+        };
+        self.set_queue(client, config)?;
         Ok(ring)
     }
 

@@ -2,6 +2,7 @@
 //! What can go wrong between a driver and its device.
 
 use virtio_msg::{ChannelError, DevNum, DeviceStatus, FeatureSet, QueueIndex, QueueSize};
+#[cfg(feature = "queue")]
 use vmsg_queue::QueueError;
 
 /// An error of this crate. [`Error::fault`] tells whose fault it is.
@@ -112,6 +113,7 @@ pub enum Error {
     #[error("no {0} bytes of DMA memory are left")]
     NoMemory(usize),
     /// A queue failed.
+    #[cfg(feature = "queue")]
     #[error("queue {queue}: {source}")]
     Queue {
         /// Which queue.
@@ -124,6 +126,7 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// Shared memory failed.
+    #[cfg(feature = "queue")]
     #[error(transparent)]
     Mem(#[from] vmsg_mem::Error),
 }
@@ -146,6 +149,7 @@ impl Error {
             Error::Channel(ChannelError::Corrupt(_))
             | Error::BadAnswer { .. }
             | Error::ConfigUnstable => Fault::Peer,
+            #[cfg(feature = "queue")]
             Error::Queue { source, .. } if source.is_peer_fault() => Fault::Peer,
             Error::Channel(ChannelError::Closed) | Error::Timeout { .. } => Fault::Gone,
             _ => Fault::Local,

@@ -275,3 +275,75 @@ fn a_driver_of_another_type_leaves_the_device_alone() {
     let refused = RngDriver::new(client(bus), NET, &pool, &QueueOptions::default());
     assert!(matches!(refused, Err(Error::NoDevice(NET))));
 }
+
+/// The test plays the device on the receive queue, whose ring is the first thing in the pool: what the device may do is what
+/// anybody can do who has the memory.
+fn with_liar(lie: impl FnOnce(vmsg_mem::RamSlice<'_>, usize)) -> (Result<usize, Error>, u64) {
+    let (_host, bus) = over_loopback(&Options::default());
+    let mut client = client(bus);
+    let pool = pool();
+    pool.lend(&mut client, 1).unwrap();
+    let mut net = NetDriver::new(client, NET, &pool, &NetOptions::default()).unwrap();
+    let used = vmsg_queue::Layout::new(256, 0).unwrap().device_offset();
+    lie(pool.ram(), used);
+    let mut frames = 0;
+    let result = net.receive(1000, |frame| {
+        frames += 1;
+        let mut bytes = [0; 4096];
+        frame.copy_to(&mut bytes);
+    });
+    if let Ok(count) = result {
+        assert_eq!(count, frames);
+    }
+    (result, net.counters().bad)
+}
+
+/// Writes used elements (id, length) and shows them as `index` of them.
+fn use_chains(ram: vmsg_mem::RamSlice<'_>, used: usize, elements: &[(u32, u32)], index: u16) {
+    for (n, (id, len)) in elements.iter().enumerate() {
+        ram.write(used + 4 + 8 * n, &id.to_le_bytes());
+        ram.write(used + 8 + 8 * n, &len.to_le_bytes());
+    }
+    ram.atomic_u16(used + 2)
+        .unwrap()
+        .store(index.to_le(), std::sync::atomic::Ordering::Release);
+}
+
+#[test]
+fn a_device_that_lies_about_its_used_ring_breaks_the_queue_and_no_more() {
+    type Elements = &'static [(u32, u32)];
+    let lies: [(Elements, u16); 5] = [
+        // More than it was given; one that it was not given; more bytes than there is room for; twice the same.
+        (&[], 5000),
+        (&[(256, 64)], 1),
+        (&[(u32::MAX, 64)], 1),
+        (&[(0, 2049)], 1),
+        (&[(0, 64), (0, 64)], 2),
+    ];
+    for (elements, index) in lies {
+        let (result, _) = with_liar(|ram, used| use_chains(ram, used, elements, index));
+        let error = result.unwrap_err();
+        assert_eq!(error.fault(), Fault::Peer, "{elements:?}: {error}");
+    }
+}
+
+#[test]
+fn frames_that_cannot_be_are_counted_and_their_buffers_used_again() {
+    // Too short for a header; nothing at all.
+    let (result, bad) = with_liar(|ram, used| use_chains(ram, used, &[(0, 11), (1, 0)], 2));
+    assert_eq!((result.unwrap(), bad), (0, 2));
+    // The header of whatever buffer it is says how many buffers there are: none, or more than there are.
+    for buffers in [0u16, 3, u16::MAX] {
+        let (result, bad) = with_liar(|ram, used| {
+            for at in (0..ram.len()).step_by(2048) {
+                // All of the pool but the pages of the ring.
+                if at >= 16384 {
+                    ram.write(at + 10, &buffers.to_le_bytes());
+                }
+            }
+            use_chains(ram, used, &[(0, 64), (1, 64)], 2);
+        });
+        let expected = if buffers == 0 { 2 } else { 1 };
+        assert_eq!((result.unwrap(), bad), (0, expected), "{buffers} buffers");
+    }
+}
