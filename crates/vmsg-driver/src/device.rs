@@ -28,7 +28,7 @@ pub struct Wanted {
 
 /// A device whose features are settled.
 ///
-/// [`Device::open`], [`Device::create_queue`] for each queue, [`Device::start`]; in the end [`Device::reset`]. A device that is dropped
+/// [`Device::open`], [`Device::set_queue`] or (with the feature `queue`) `create_queue` for each queue, [`Device::start`]; in the end [`Device::reset`]. A device that is dropped
 /// is not reset: it may still write to the memory of its queues.
 #[derive(Debug)]
 pub struct Device {

@@ -4,9 +4,9 @@
 //! * [`Client`]: the driver end of a bus. Requests, their answers, and the events in between, over any [`virtio_msg::Channel`].
 //! * [`Wait`]: how to pass the time until an answer comes.
 //! * [`Device`]: one device, brought up in the order in which Linux does it.
-//! * With `std`: [`BusClient`], a client that sleeps while it waits; [`DmaPool`], memory that is lent to devices; [`Queue`];
-//!   [`net::NetDriver`] and [`rng::RngDriver`] for tests and measurements.
-//! * With `virtio-drivers`: [`virtio_drivers::MsgTransport`], for the drivers of that crate.
+//! * With `std`: `BusClient`, a client that sleeps while it waits; `DmaPool`, memory that is lent to devices; `Queue`;
+//!   `net::NetDriver` and `rng::RngDriver` for tests and measurements.
+//! * With `virtio-drivers`: `virtio_drivers::MsgTransport`, for the drivers of that crate.
 //!
 //! The device side is not trusted: what it sends is checked, counted and dropped if it is wrong; a request that gets no proper
 //! answer ends in an error. Without the feature `std` the crate needs neither an operating system nor an allocator; see

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use virtio_msg::{DevNum, DeviceStatus, FeatureSet, Generation, QueueIndex, feature};
+use virtio_msg::{DevNum, FeatureSet, Generation, QueueIndex, feature};
 use vmsg_bus::Bus;
 use vmsg_mem::{BusAddr, Pieces, RamSlice};
 use vmsg_queue::QueueError;
@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::device::{Device, Wanted};
 use crate::dma::{DmaBuffer, DmaPool};
 use crate::error::Error;
-use crate::queue::{CallWait, Queue, QueueOptions};
+use crate::queue::{CallWait, Queue, QueueOptions, check_type, reset};
 use crate::wait::Wait;
 
 /// Virtio id of a network device.
@@ -194,6 +194,7 @@ where
         pool: &'p DmaPool,
         options: &NetOptions,
     ) -> Result<Self, Error> {
+        check_type(&mut client, number, DEVICE_ID)?;
         let mut device = Device::open(
             &mut client,
             number,
@@ -202,10 +203,6 @@ where
                 ..Wanted::default()
             },
         )?;
-        if device.info().device_id != DEVICE_ID {
-            device.reset(&mut client)?;
-            return Err(Error::NoDevice(number));
-        }
         let features = device.features();
         let c = &mut client;
         let mut rx = Queue::create(c, &mut device, pool, QueueIndex(0), &options.queue)?;
@@ -227,7 +224,7 @@ where
         let rx_len = options.rx_buffer_len.map_or(len, |len| len.max(least));
         let rx_buffers = Buffers::new(pool, rx.ring().config().size, rx_len)?;
         let tx_buffers = Buffers::new(pool, tx.ring().config().size, len)?;
-        device.start(c)?;
+        device.start(c).inspect_err(|_| reset(c, number))?;
         let mut driver = Self {
             client,
             device,
@@ -245,6 +242,11 @@ where
             counters: NetCounters::default(),
         };
         driver.refill()?;
+        // Until somebody sleeps.
+        for queue in [&mut driver.rx, &mut driver.tx] {
+            let quiet = queue.ring().disable_notifications();
+            quiet.map_err(|source| queue.failed(source))?;
+        }
         Ok(driver)
     }
 
@@ -537,10 +539,7 @@ where
     B: AsRef<[u8]> + AsMut<[u8]>,
 {
     fn drop(&mut self) {
-        // So that the device lets go of the memory before the pool gives it to others.
-        let _ = self
-            .client
-            .set_status(self.device.number(), DeviceStatus::RESET);
+        reset(&mut self.client, self.device.number());
     }
 }
 

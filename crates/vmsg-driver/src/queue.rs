@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant as Clock};
 
 use rustix::event::{Timespec, epoll};
-use virtio_msg::{DevNum, QueueIndex};
+use virtio_msg::{DevNum, DeviceStatus, QueueIndex};
 use vmsg_bus::Bus;
 use vmsg_mem::Doorbell;
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueError};
@@ -148,6 +148,35 @@ impl<'p> Queue<'p> {
             source,
         }
     }
+}
+
+/// Looks, before anything is changed, whether `device` is of the type that a driver is for.
+pub(crate) fn check_type<C, W, B>(
+    client: &mut Client<C, W, B>,
+    device: DevNum,
+    device_id: u32,
+) -> Result<(), Error>
+where
+    C: Bus,
+    W: Wait<C>,
+    B: AsRef<[u8]> + AsMut<[u8]>,
+{
+    if client.device_info(device)?.device_id == device_id {
+        Ok(())
+    } else {
+        Err(Error::NoDevice(device))
+    }
+}
+
+/// Makes a device let go of the memory of its queues, before the pool gives it to others.
+pub(crate) fn reset<C, W, B>(client: &mut Client<C, W, B>, device: DevNum)
+where
+    C: Bus,
+    W: Wait<C>,
+    B: AsRef<[u8]> + AsMut<[u8]>,
+{
+    // If there is no answer the connection is of no use any more, and its end resets the device as well.
+    let _ = client.set_status(device, DeviceStatus::RESET);
 }
 
 /// Sleeps until the device has used buffers of any of some queues.

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use virtio_msg::{DevNum, DeviceStatus, FeatureSet, QueueIndex, feature};
+use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
 use vmsg_bus::Bus;
 
 use crate::client::Client;
 use crate::device::{Device, Wanted};
 use crate::dma::{DmaBuffer, DmaPool};
 use crate::error::Error;
-use crate::queue::{CallWait, Queue, QueueOptions};
+use crate::queue::{CallWait, Queue, QueueOptions, check_type, reset};
 use crate::wait::Wait;
 
 /// Virtio id of an entropy device.
@@ -51,6 +51,7 @@ where
         options: &QueueOptions,
     ) -> Result<Self, Error> {
         let supported = FeatureSet::from_bits(&[feature::RING_EVENT_IDX]);
+        check_type(&mut client, device, DEVICE_ID)?;
         let mut opened = Device::open(
             &mut client,
             device,
@@ -59,13 +60,11 @@ where
                 ..Wanted::default()
             },
         )?;
-        if opened.info().device_id != DEVICE_ID {
-            opened.reset(&mut client)?;
-            return Err(Error::NoDevice(device));
-        }
         let queue = Queue::create(&mut client, &mut opened, pool, QueueIndex(0), options)?;
         let buffer = pool.alloc(REQUEST)?;
-        opened.start(&mut client)?;
+        opened
+            .start(&mut client)
+            .inspect_err(|_| reset(&mut client, device))?;
         Ok(Self {
             client,
             device,
@@ -135,7 +134,6 @@ where
     B: AsRef<[u8]> + AsMut<[u8]>,
 {
     fn drop(&mut self) {
-        // So that the device lets go of the memory before the pool gives it to others.
-        let _ = self.client.set_status(self.device, DeviceStatus::RESET);
+        reset(&mut self.client, self.device);
     }
 }
