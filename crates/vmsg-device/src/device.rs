@@ -104,6 +104,10 @@ pub fn transport_features() -> FeatureSet {
     ])
 }
 
+/// Entries that queues have by default. QEMU's virtio-mmio lets a driver set up
+/// 1,024, whatever size the device behind it asks for.
+pub const QUEUE_SIZE: u16 = 1024;
+
 /// The configuration bytes cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("these configuration bytes are read-only")]

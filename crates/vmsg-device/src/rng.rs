@@ -4,7 +4,7 @@
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_msg::FeatureSet;
 
-use crate::device::{Device, DeviceError, Identity, Io, Progress, VENDOR_ID};
+use crate::device::{Device, DeviceError, Identity, Io, Progress, QUEUE_SIZE, VENDOR_ID};
 
 /// Device id of an entropy device.
 pub const DEVICE_ID: u32 = 4;
@@ -13,7 +13,6 @@ pub const DEVICE_ID: u32 = 4;
 /// bounds the time that one chain can take from other devices.
 const MAX_REQUEST: usize = 64 * 1024;
 
-const QUEUE_SIZE: u16 = 256;
 const BATCH: usize = 32;
 
 /// Fills the driver's buffers with bytes from the system's random number generator.

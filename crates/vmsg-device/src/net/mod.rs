@@ -14,15 +14,15 @@ use vmsg_net::{Backend, Offloads};
 
 use self::config::NetConfig;
 use self::control::Control;
-use crate::device::{Device, DeviceError, Identity, Io, Progress, VENDOR_ID, transport_features};
+use crate::device::{
+    Device, DeviceError, Identity, Io, Progress, QUEUE_SIZE, VENDOR_ID, transport_features,
+};
 
 pub use self::config::Mac;
 
 /// Device id of a network device.
 pub const DEVICE_ID: u32 = 1;
 
-const QUEUE_SIZE: u16 = 256;
-const CONTROL_SIZE: u16 = 64;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const CONTROL: usize = 2;
@@ -164,7 +164,7 @@ impl Device for Net {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE]
+        vec![QUEUE_SIZE; 3]
     }
 
     fn config(&self) -> Vec<u8> {

@@ -43,19 +43,6 @@ pub(super) struct Packet {
     pub(super) fd: Option<OwnedFd>,
 }
 
-impl Packet {
-    /// A packet that only has a kind.
-    pub(super) fn bare(kind: Kind) -> Self {
-        Self {
-            kind,
-            device: String::new(),
-            key: 0,
-            record: Vec::new(),
-            fd: None,
-        }
-    }
-}
-
 /// Sends a packet; `fd` goes with it.
 pub(super) fn send(
     socket: BorrowedFd<'_>,
