@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use virtio_msg::{DevNum, DeviceStatus, QueueIndex};
@@ -198,7 +198,7 @@ impl CallWait {
         W: Wait<C>,
         B: AsRef<[u8]> + AsMut<[u8]>,
     {
-        let end = Clock::now() + timeout;
+        let end = client.now() + timeout;
         loop {
             let mut there = false;
             for queue in queues.iter_mut() {
@@ -207,26 +207,27 @@ impl CallWait {
                     .enable_notifications()
                     .map_err(|source| queue.failed(source))?;
             }
-            let left = end.saturating_duration_since(Clock::now());
+            let left = end.saturating_since(client.now());
             if there || left.is_zero() {
                 return Ok(there);
             }
-            // What the other side says meanwhile must not fill the bus, and arming is what notices the end of the connection.
+            // What the other side says meanwhile must not fill the bus.
             client.poll()?;
-            if !client.channel_mut().arm() {
-                continue;
-            }
             if queues.iter().all(|queue| queue.call.is_some()) {
-                self.sleep(client, queues, left)?;
-            } else if let Some(event) = client.wait_event(left)? {
-                let ours = |event| match event {
+                // Arming is what notices the end of the connection.
+                if client.channel_mut().arm() {
+                    self.sleep(client, queues, left)?;
+                }
+            } else {
+                // Other events are for whoever asks the client for them.
+                let ours = |event: &Event| match *event {
                     Event::Used { device, queue } => queues
                         .iter()
                         .any(|q| q.device == device && q.index == queue),
-                    _ => true,
+                    _ => false,
                 };
-                if !ours(event) {
-                    continue;
+                if client.take_event(ours)?.is_none() {
+                    client.wait_for_message(end);
                 }
             }
         }

@@ -125,7 +125,7 @@ fn a_transport_whose_host_is_gone_reads_failed_and_does_not_hang() {
     let (host, bus) = over_loopback(&Options::default());
     let client = RefCell::new(client(bus));
     let mut transport = MsgTransport::new(&client, RNG).unwrap();
-    assert_eq!(transport.max_queue_size(0), 256);
+    assert!(transport.max_queue_size(0) > 0);
     assert_eq!(transport.max_queue_size(1), 0);
     drop(host);
     assert_eq!(transport.get_status(), DeviceStatus::FAILED);

@@ -210,6 +210,13 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         }
     }
 
+    /// Waits until a message may have come, at most until `deadline`. It is taken in by the next call.
+    #[cfg(feature = "std")]
+    pub(crate) fn wait_for_message(&mut self, deadline: Instant) {
+        self.wait
+            .wait(&mut self.channel, Interest::Message, deadline);
+    }
+
     /// Tells a device that buffers are available in a queue. `next` is 0 unless NOTIFICATION_DATA was negotiated.
     ///
     /// # Errors

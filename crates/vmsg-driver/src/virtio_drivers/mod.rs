@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The [`virtio-drivers`](virtio_drivers) crate over virtio-msg.
 //!
-//! [`MsgTransport`] is its `Transport` over any channel, also without `std`. With `std`, [`PoolHal`] is its `Hal` over a [`DmaPool`](crate::DmaPool): buffers of
-//! the program are copied into the pool and back, so the program's own memory is never lent.
+//! [`MsgTransport`] is its `Transport` over any channel, also without `std`. With `std`, `PoolHal` is its `Hal` over a `DmaPool`: buffers
+//! of the program are copied into the pool and back, so the program's own memory is never lent.
 
 #[cfg(feature = "std")]
 mod hal;
