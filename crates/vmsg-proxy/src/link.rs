@@ -285,12 +285,13 @@ impl Runner {
                     }
                 }
             }
-            if let Some(why) = self.deliver() {
-                if matches!(state.phase, Phase::Connected(_)) {
-                    tracing::warn!(link = self.name, why, "giving the connection up");
-                    self.link_down(&mut state, Some(FAULT_PAUSE));
-                    self.deliver();
-                }
+            let fault = self
+                .deliver()
+                .filter(|_| matches!(state.phase, Phase::Connected(_)));
+            if let Some(why) = fault {
+                tracing::warn!(link = self.name, why, "giving the connection up");
+                self.link_down(&mut state, Some(FAULT_PAUSE));
+                self.deliver();
             }
             if !busy && !self.sleep(&mut state) {
                 return;

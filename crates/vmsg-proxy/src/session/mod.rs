@@ -17,7 +17,9 @@
 //!   ([`Event::LinkFault`]) and the replay starts over on the next one.
 
 mod answers;
+mod changes;
 mod machine;
+mod operations;
 mod record;
 mod script;
 mod types;

@@ -238,8 +238,7 @@ pub(super) struct Env {
 impl Env {
     /// The bitmap of the answer to GET_DEVICES follows 14 bytes; counts are multiples of 8.
     fn devices_per_message(&self) -> u16 {
-        u16::try_from(self.max_message_size.saturating_sub(14).saturating_mul(8))
-            .unwrap_or(u16::MAX & !7)
+        u16::try_from(self.max_message_size.saturating_sub(14).saturating_mul(8)).unwrap_or(!7)
     }
 }
 

@@ -2,14 +2,15 @@
 //! A device host of few lines, for tests: one device, answers as the protocol says, remembers what it was told.
 #![allow(
     dead_code,
-    missing_docs,
+    unreachable_pub,
+    clippy::cast_possible_truncation,
     reason = "each test program uses another part"
 )]
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use virtio_msg::{
-    ConfigData, DevNum, DeviceBitmap, DeviceInfo, DeviceStatus, FeatureBlocks, FeatureSet, Frame,
+    ConfigData, DevNum, DeviceBitmap, DeviceInfo, DeviceStatus, FeatureBlocks, FeatureSet,
     Generation, Message, QueueSize, U32, VqueueConfig, VqueueInfo, decode,
 };
 use vmsg_bus::control::{QueueNotify, Request, Resume, Status, WindowAdd};
