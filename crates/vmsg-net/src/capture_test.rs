@@ -25,6 +25,7 @@ impl Write for Shared {
 }
 
 impl Shared {
+    #[allow(clippy::type_complexity, reason = "said in words")]
     /// Magic, snap length, link type; then length on the wire and bytes of each record.
     fn parse(&self) -> ((u32, u32, u32), Vec<(u32, Vec<u8>)>) {
         let (file, _) = &*self.0.lock().unwrap();

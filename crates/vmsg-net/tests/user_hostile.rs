@@ -375,6 +375,10 @@ proptest! {
                 payload[244..248].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
                 payload[248..250].copy_from_slice(&[53, 1]);
             }
+            if !dhcp && protocol != 1 && payload.len() >= 4 {
+                // The port for what nobody reads: no other service of this machine shall suffer.
+                payload[2..4].copy_from_slice(&[0, 9]);
+            }
             let mut frame = ipv4(protocol, dst, &payload);
             if let Some(fragment) = fragment {
                 frame[20..22].copy_from_slice(&fragment.to_be_bytes());

@@ -17,9 +17,12 @@ use smoltcp::socket::tcp;
 use vmsg_net::user::{FlowStore, HostForward, Protocol, RestoreError, User, UserConfig};
 use vmsg_net::{Backend, Offloads};
 
+/// Records and descriptors by key.
+type Kept = BTreeMap<u64, (Vec<u8>, OwnedFd)>;
+
 /// What another process would keep.
 #[derive(Clone, Default)]
-struct Keeper(Arc<Mutex<BTreeMap<u64, (Vec<u8>, OwnedFd)>>>);
+struct Keeper(Arc<Mutex<Kept>>);
 
 impl FlowStore for Keeper {
     fn put(&mut self, key: u64, record: &[u8], fd: BorrowedFd<'_>) {

@@ -131,7 +131,7 @@ fn what_must_not_be_reached_is_refused() {
         .iter()
         .enumerate()
     {
-        let handle = world.connect((*to, port), 40001 + i as u16, 4096);
+        let handle = world.connect((*to, port), 40001 + u16::try_from(i).expect("few"), 4096);
         world.run("refused", |world| {
             world.tcp(handle).state() == tcp::State::Closed
         });
@@ -260,7 +260,11 @@ fn many_connections_live_side_by_side() {
     let mut exchanges: Vec<_> = (0..MANY)
         .map(|i| {
             Exchange::new(
-                world.connect((GATEWAY, port), 41000 + i as u16, 8192),
+                world.connect(
+                    (GATEWAY, port),
+                    41000 + u16::try_from(i).expect("few"),
+                    8192,
+                ),
                 11,
                 30000,
             )
