@@ -87,8 +87,8 @@ pub trait RxSink {
     /// Room for a frame of up to `len` bytes from the Ethernet header on, or `None` if the guest
     /// has not enough buffers now; smaller frames may still fit.
     ///
-    /// The room is at least `len` bytes long. An offer that is not committed is void; the next
-    /// one may give the same memory.
+    /// The room is at least `len` bytes long. An offer that is not committed is void and has no
+    /// other effect: asking again for no more than that succeeds, and may give the same memory.
     fn offer(&mut self, len: usize) -> Option<Pieces<'_>>;
 
     /// Hands the frame in the last offer to the guest: its first `len` bytes, at most as many as

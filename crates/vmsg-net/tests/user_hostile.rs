@@ -326,7 +326,7 @@ fn any_order_of_segments_is_survived() {
         }
         assert!(user.flows().0 <= 40);
         // With nobody there any more, everything is let go in the end.
-        for _ in 0..2000 {
+        for _ in 0..900 {
             now += Duration::from_secs(10);
             user.poll(now);
             receive(&mut user);

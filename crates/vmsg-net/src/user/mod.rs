@@ -78,6 +78,8 @@ pub struct User {
     forwards: Forwards,
     leases: Leases,
     fragments: Fragments,
+    /// Bad frames have been spoken of.
+    complained: bool,
 }
 
 impl User {
@@ -95,6 +97,7 @@ impl User {
             datagrams: Datagrams::new(limits.datagram_flows.max(1)),
             leases: Leases::default(),
             fragments: Fragments::default(),
+            complained: false,
             net,
         })
     }
@@ -310,6 +313,15 @@ impl Backend for User {
     fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize {
         for frame in frames {
             self.frame(now, frame);
+        }
+        let counters = &self.net.counters;
+        if !self.complained && counters.malformed + counters.spoofed > 0 {
+            self.complained = true;
+            tracing::warn!(
+                malformed = counters.malformed,
+                spoofed = counters.spoofed,
+                "the guest sends bad frames; they are dropped and counted from now on"
+            );
         }
         frames.len()
     }
