@@ -41,3 +41,36 @@ pub(crate) fn send(fd: BorrowedFd<'_>, pieces: Pieces<'_>) -> Result<usize, Errn
 pub(crate) fn discard(fd: BorrowedFd<'_>, len: usize) -> Result<usize, Errno> {
     vmsg_mem::discard(fd, len, RecvFlags::DONTWAIT).map_err(|error| errno(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::sync::atomic::AtomicU64;
+
+    use vmsg_mem::RamSlice;
+
+    use super::*;
+
+    #[test]
+    fn without_peek_offsets_the_beginning_is_skipped_here() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        far.write_all(b"abcdefgh").unwrap();
+        near.peek(&mut [0; 8]).unwrap();
+        let memory = [const { AtomicU64::new(0) }; 2];
+        let pieces = [RamSlice::from_atomics(&memory)];
+        let room = Pieces::new(&pieces);
+        let mut scratch = Vec::new();
+        for (offset, rest) in [(0, &b"abcdefgh"[..]), (3, b"defgh"), (8, b"")] {
+            let n = peek(near.as_fd(), offset, room, &mut scratch).unwrap();
+            let mut bytes = [0; 16];
+            room.read(&mut bytes);
+            assert_eq!(&bytes[..n], rest);
+        }
+        assert_eq!(discard(near.as_fd(), 5).unwrap(), 5);
+        assert_eq!(peek(near.as_fd(), 1, room, &mut scratch).unwrap(), 2);
+    }
+}
