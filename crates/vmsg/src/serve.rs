@@ -68,6 +68,21 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn add_devices(
+    host: &mut Host,
+    devices: &[Named<'_>],
+    mut keeper: Option<&mut KeptFlows>,
+) -> anyhow::Result<()> {
+    for device in devices {
+        let made = make(device, keeper.as_deref_mut())
+            .with_context(|| format!("--device {}", device.text))?;
+        let common = device.spec.common();
+        host.add_device(device.bus, &device.id, common.num, common.worker, made)
+            .map_err(|error| Usage(format!("--device {}: {error}", device.text)))?;
+    }
+    Ok(())
+}
+
 /// A device with what it is called and where it goes.
 struct Named<'a> {
     text: &'a str,

@@ -55,12 +55,16 @@ impl Control {
         let failed = |source| DeviceError::Queue { queue, source };
         let batch = ring.pop(io.space, io.storage, BATCH).map_err(failed)?;
         let count = batch.len();
+        let before = config.mac();
         for chain in batch.iter() {
             let ack = self.command(chain.readable(), config);
             let written = chain.writable().write(&[ack.map_or(ERR, |()| OK)]);
             let written = u32::try_from(written).expect("one byte at most");
             ring.complete(io.space, chain.head(), written)
                 .map_err(failed)?;
+        }
+        if config.mac() != before {
+            io.config_changed(0, &config.mac().0);
         }
         io.publish(queue)?;
         Ok(if count == 0 {

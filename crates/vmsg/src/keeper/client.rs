@@ -121,6 +121,8 @@ fn start(path: &Path, keep: u64) -> anyhow::Result<()> {
         .args(["--keep", &keep.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        // Whoever reads what `serve` writes must not have to wait for its keeper as well.
+        .stderr(Stdio::null())
         .spawn()
         .context("cannot start a keeper")?;
     let stdout = child.stdout.take().expect("stdout is piped");

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The command as a user runs it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A running `vmsg`, which is killed if a test leaves it behind.
+struct Running {
+    child: Child,
+    stderr: ChildStderr,
+}
+
+impl Running {
+    /// Starts `vmsg` in `folder` and waits for `lines` lines that say it is ready.
+    fn start(folder: &Path, args: &[&str], lines: usize) -> Self {
+        let mut child = vmsg(folder, args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("vmsg starts");
+        let stderr = child.stderr.take().expect("piped");
+        let stdout = child.stdout.take().expect("piped");
+        let mut running = Self { child, stderr };
+        for line in BufReader::new(stdout).lines().take(lines) {
+            let line = line.expect("text");
+            assert!(line.starts_with("ready "), "{line}");
+        }
+        if running.child.try_wait().expect("a child").is_some() {
+            panic!("ended early: {}", running.log());
+        }
+        running
+    }
+
+    /// Ends it as ^C does; gives its log.
+    fn end(mut self) -> String {
+        let pid = self.child.id().to_string();
+        let killed = Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("kill runs");
+        assert!(killed.success());
+        let log = self.log();
+        assert!(self.child.wait().expect("a child").success(), "{log}");
+        log
+    }
+
+    fn log(&mut self) -> String {
+        let mut log = String::new();
+        self.stderr.read_to_string(&mut log).expect("text");
+        log
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn vmsg(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmsg"));
+    command
+        .current_dir(folder)
+        .args(args)
+        .stdin(Stdio::null())
+        .env_remove("VMSG_LOG");
+    command
+}
+
+fn output(folder: &Path, args: &[&str]) -> Output {
+    vmsg(folder, args).output().expect("vmsg runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+const BUS: &str = "unix,path=b0.sock";
+
+fn serve(folder: &TempDir) -> Running {
+    let args = [
+        "serve",
+        "--bus",
+        BUS,
+        "--device",
+        "net,id=net0",
+        "--device",
+        "rng",
+    ];
+    Running::start(folder.path(), &args, 1)
+}
+
+#[test]
+fn devices_are_listed_for_people_and_for_programs() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    let listed = output(folder.path(), &["ls", "--bus", BUS]);
+    assert!(listed.status.success(), "{}", text(&listed.stderr));
+    let listed = text(&listed.stdout);
+    for part in [
+        "net0",
+        "rng0",
+        "vmsg",
+        "VERSION_1",
+        "MAC",
+        "queues",
+        "config",
+    ] {
+        assert!(listed.contains(part), "{part} is missing: {listed}");
+    }
+    let json = output(folder.path(), &["ls", "--bus", BUS, "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json[0]["id"], "net0");
+    assert_eq!(json[0]["type"], "net");
+    assert_eq!(json[1]["device_id"], 4);
+    assert_eq!(json[1]["number"], 1);
+    host.end();
+}
+
+#[test]
+fn ping_prints_what_ping_prints() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    let ping = output(folder.path(), &["ping", "--bus", BUS, "-c", "3", "-i", "0"]);
+    let out = text(&ping.stdout);
+    assert!(ping.status.success(), "{}", text(&ping.stderr));
+    assert!(out.contains("seq=3 time="), "{out}");
+    assert!(
+        out.contains("3 messages sent, 3 received, 0% loss"),
+        "{out}"
+    );
+    assert!(out.contains("min/avg/p99/max"), "{out}");
+    host.end();
+}
+
+#[test]
+fn mistakes_exit_with_2_and_name_what_was_meant() {
+    let folder = TempDir::new().expect("a folder");
+    let cases: [(&[&str], &str); 9] = [
+        (
+            &["serve", "--bus", "unixx,path=x", "--device", "rng"],
+            "unix",
+        ),
+        (&["serve", "--bus", "unix,pth=x", "--device", "rng"], "path"),
+        (&["serve", "--bus", BUS, "--device", "rgn"], "rng"),
+        (
+            &["serve", "--bus", BUS, "--device", "net,backend=tap"],
+            "user",
+        ),
+        (
+            &["serve", "--bus", BUS, "--device", "net,mac=1:2"],
+            "52:54:00",
+        ),
+        (
+            &["serve", "--bus", BUS, "--device", "rng,bus=b7"],
+            "known: b0",
+        ),
+        (
+            &["serve", "--bus", BUS, "--device", "rng,id=7"],
+            "not be a number",
+        ),
+        (
+            &["proxy", "--bus", BUS, "--front", "vhost-usr,socket=x,dev=1"],
+            "vhost-user",
+        ),
+        (&["ls", "--buss", BUS], "--bus"),
+    ];
+    for (args, meant) in cases {
+        let output = output(folder.path(), args);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(
+            error.contains(meant),
+            "{args:?} does not name `{meant}`: {error}"
+        );
+        assert!(output.stdout.is_empty(), "errors go to stderr");
+    }
+}
+
+#[test]
+fn nobody_at_the_bus_is_an_error_with_a_reason() {
+    let folder = TempDir::new().expect("a folder");
+    for command in ["ls", "ping"] {
+        let output = output(folder.path(), &[command, "--bus", BUS]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("b0.sock"));
+    }
+}
+
+#[test]
+fn one_socket_has_one_device_host() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    let second = output(folder.path(), &["serve", "--bus", BUS, "--device", "rng"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        text(&second.stderr).contains("b0.sock"),
+        "{}",
+        text(&second.stderr)
+    );
+    let listed = output(folder.path(), &["ls", "--bus", BUS]);
+    assert!(listed.status.success(), "the first one goes on");
+    host.end();
+}
+
+#[test]
+fn an_orderly_end_leaves_nothing_behind() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    assert!(
+        folder.path().join("b0.sock.keep").exists(),
+        "the keeper listens"
+    );
+    host.end();
+    // The keeper ends by itself as soon as it has read its dismissal.
+    let keeper = folder.path().join("b0.sock.keep");
+    let gone = (0..500).any(|_| {
+        let gone = !keeper.exists();
+        if !gone {
+            std::thread::yield_now();
+            let _ = output(folder.path(), &["--version"]);
+        }
+        gone
+    });
+    assert!(gone, "the keeper is still there");
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_killed_host_makes_room_for_the_next() {
+    let folder = TempDir::new().expect("a folder");
+    let mut host = serve(&folder);
+    host.child.kill().expect("killed");
+    host.child.wait().expect("a child");
+    let next = serve(&folder);
+    let listed = output(folder.path(), &["ls", "--bus", BUS]);
+    assert!(listed.status.success(), "{}", text(&listed.stderr));
+    next.end();
+}
+
+#[test]
+fn the_qemu_arguments_fit_the_devices() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    let fronts = [
+        "--front",
+        "vhost-user,socket=net.sock,dev=net0",
+        "--front",
+        "vhost-user,socket=rng.sock,dev=1",
+    ];
+    for (machine, parts) in [
+        ("x86", ["virtio-net-pci", "vhost-user-rng-pci", "share=on"]),
+        (
+            "arm64",
+            ["virtio-net-device", "vhost-user-rng,", "force-legacy=false"],
+        ),
+    ] {
+        let mut args = vec!["proxy", "--print-qemu", "--machine", machine, "--bus", BUS];
+        args.extend(fronts);
+        let printed = output(folder.path(), &args);
+        assert!(printed.status.success(), "{}", text(&printed.stderr));
+        let printed = text(&printed.stdout);
+        for part in parts {
+            assert!(printed.contains(part), "{part} is missing: {printed}");
+        }
+    }
+    host.end();
+}
