@@ -298,6 +298,6 @@ fn the_arguments_for_qemu_name_what_the_device_is() {
     let text = vmsg_proxy::print_qemu(&spec, &link.handle(), &Default::default()).unwrap();
     assert_eq!(
         text,
-        "-chardev socket,id=vmsg-rng,path=rng.sock,reconnect=1 \\\n-device vhost-user-rng-pci,chardev=vmsg-rng"
+        "-chardev socket,id=vmsg-rng,path=rng.sock \\\n-device vhost-user-rng-pci,chardev=vmsg-rng"
     );
 }

@@ -82,15 +82,17 @@ pub fn machine_args(machine: &Machine) -> Vec<String> {
 /// The arguments for one device.
 pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
     let id = device.id;
-    let reconnect = if machine.version >= (9, 2) {
-        "reconnect-ms=1000"
-    } else {
-        "reconnect=1"
+    // Only these two wait for a back end when they start. The others take the connection for granted: with `reconnect`, which
+    // connects later, QEMU 7.2 ends with an assertion (seen with vhost-user-rng).
+    let reconnect = match device.device_id {
+        1 | 2 if machine.version >= (9, 2) => ",reconnect-ms=1000",
+        1 | 2 => ",reconnect=1",
+        _ => "",
     };
     let socket = device.socket.to_string_lossy();
     let mut args = vec![
         "-chardev".into(),
-        format!("socket,id=vmsg-{id},path={},{reconnect}", escape(&socket)),
+        format!("socket,id=vmsg-{id},path={}{reconnect}", escape(&socket)),
     ];
     let on = |name: &str| match machine.arch {
         Arch::X86 => format!("{name}-pci"),

@@ -39,15 +39,32 @@ fn arm_machines_have_devices_on_mmio_that_is_not_legacy() {
         version: (11, 1),
     };
     let args = device_args(&device(4, 1), &machine);
-    assert_eq!(
-        args[1],
-        "socket,id=vmsg-dev0,path=a,,b.sock,reconnect-ms=1000"
-    );
+    assert_eq!(args[1], "socket,id=vmsg-dev0,path=a,,b.sock");
     assert_eq!(args[3], "vhost-user-rng,chardev=vmsg-dev0");
     let args = machine_args(&machine).join(" ");
     assert!(args.contains("memory-backend-memfd,id=mem,size=1G,share=on"));
     assert!(args.contains("-machine virt,memory-backend=mem"));
     assert!(args.contains("virtio-mmio.force-legacy=false"));
+}
+
+#[test]
+fn devices_that_can_wait_for_their_back_end_connect_again() {
+    let new = Machine {
+        version: (9, 2),
+        ..Machine::default()
+    };
+    for (id, machine, wanted) in [
+        (1, &Machine::default(), Some("reconnect=1")),
+        (2, &new, Some("reconnect-ms=1000")),
+        (4, &Machine::default(), None),
+        (26, &new, None),
+    ] {
+        let chardev = device_args(&device(id, 2), machine).swap_remove(1);
+        match wanted {
+            Some(option) => assert!(chardev.ends_with(option), "{id}: {chardev}"),
+            None => assert!(!chardev.contains("reconnect"), "{id}: {chardev}"),
+        }
+    }
 }
 
 #[test]
