@@ -421,6 +421,10 @@ impl Runner {
                 ConnectError::NotThere { .. } => {
                     tracing::info!(link = self.name, "{text}; waiting for it")
                 }
+                // A host that was just killed, for example.
+                error if error.is_transient() => {
+                    tracing::info!(link = self.name, "{text}; trying again");
+                }
                 _ => tracing::warn!(link = self.name, "{text}; trying again"),
             }
             self.last_error = text;

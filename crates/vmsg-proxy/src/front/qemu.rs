@@ -120,7 +120,10 @@ pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
                 let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
                 let _ = write!(spec, ",mac={}", mac.join(":"));
             }
-            if pairs > 1 {
+            if machine.arch == Arch::X86 && machine.version < (8, 0) {
+                // QEMU 7.2 without KVM crashes when the driver starts a vhost-user network device with MSI-X: INTx then.
+                spec.push_str(",vectors=0");
+            } else if pairs > 1 {
                 spec.push_str(",mq=on");
             }
             spec

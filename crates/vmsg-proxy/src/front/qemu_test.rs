@@ -26,7 +26,7 @@ fn a_network_device_gets_its_address_and_its_pairs() {
             "-netdev",
             "vhost-user,id=net-dev0,chardev=vmsg-dev0,queues=2",
             "-device",
-            "virtio-net-pci,netdev=net-dev0,mac=52:54:00:12:34:0a,mq=on",
+            "virtio-net-pci,netdev=net-dev0,mac=52:54:00:12:34:0a,vectors=0",
         ]
     );
 }
@@ -45,6 +45,30 @@ fn arm_machines_have_devices_on_mmio_that_is_not_legacy() {
     assert!(args.contains("memory-backend-memfd,id=mem,size=1G,share=on"));
     assert!(args.contains("-machine virt,memory-backend=mem"));
     assert!(args.contains("virtio-mmio.force-legacy=false"));
+}
+
+#[test]
+fn a_network_device_has_vectors_where_qemu_survives_them() {
+    for (arch, version, wanted) in [
+        (
+            Arch::X86,
+            (7, 2),
+            "virtio-net-pci,netdev=net-dev0,vectors=0",
+        ),
+        (Arch::X86, (8, 0), "virtio-net-pci,netdev=net-dev0,mq=on"),
+        (
+            Arch::Arm64,
+            (7, 2),
+            "virtio-net-device,netdev=net-dev0,mq=on",
+        ),
+    ] {
+        let machine = Machine {
+            arch,
+            version,
+            ..Machine::default()
+        };
+        assert_eq!(device_args(&device(1, 5), &machine)[5], wanted);
+    }
 }
 
 #[test]
