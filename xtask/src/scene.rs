@@ -25,6 +25,8 @@ const TAIL: usize = 25;
 /// How long the last lines of a process that has ended are waited for. Its outputs end with it, unless a process that
 /// it started holds them.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Longest time from a signal to the end of the process.
+const STOP: Duration = Duration::from_secs(20);
 
 /// A process of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,7 +262,17 @@ impl Scene {
         process.needed = false;
         kill_process(pid_of(&process.child)?, signal)
             .with_context(|| format!("cannot signal {}", process.name))?;
-        let status = self.wait_end(id, Duration::from_secs(20))?;
+        let deadline = Instant::now() + STOP;
+        // Its last words may come later: what it has started can hold its outputs.
+        while self.processes[id.0].gone.is_none() {
+            if !self.pump(deadline) {
+                return Err(self.trouble(
+                    id,
+                    &format!("it has not ended {} s after the signal", STOP.as_secs()),
+                ));
+            }
+        }
+        let status = self.processes[id.0].child.wait()?;
         if signal == Signal::KILL && status.signal() != Some(Signal::KILL.as_raw()) {
             bail!(
                 "{} ended with {status} instead of by the signal",

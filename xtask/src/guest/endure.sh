@@ -22,7 +22,7 @@ wait
 sum() { sha256sum < /tmp/file | grep -q "$SUM"; }
 check checksum sum
 check lease-kept [ "$(address_of eth1)" = 10.0.2.15 ]
-check carrier-kept [ "$(cat /sys/class/net/eth1/carrier_changes)" = "$carrier" ]
+[ "$LINK" = flaps ] || check carrier-kept [ "$(cat /sys/class/net/eth1/carrier_changes)" = "$carrier" ]
 random() { [ "$(dd if=/dev/hwrng bs=64 count=16 2> /dev/null | wc -c)" = 1024 ]; }
 check rng random
 check ping-after ping -q -c 5 -i 0.1 10.0.2.2
