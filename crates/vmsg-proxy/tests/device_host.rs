@@ -224,8 +224,12 @@ fn random_bytes_reach_the_guest_and_the_host_may_die_and_come_back() {
         for i in 0..50 {
             guest.read(i);
         }
+        // The device works before the answer to DRIVER_OK has arrived, and the replay ends with that answer.
         let (_, handle, _) = proxy.fronts().next().unwrap();
-        assert_eq!(handle.stats().unwrap().session.replays, round + 1);
+        let end = Instant::now() + Duration::from_secs(10);
+        while handle.stats().unwrap().session.replays != round + 1 {
+            assert!(Instant::now() < end, "{:?}", handle.stats());
+        }
     }
 }
 

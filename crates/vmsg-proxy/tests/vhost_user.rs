@@ -465,23 +465,17 @@ fn a_ring_stops_where_the_used_index_stands_and_starts_there_again() {
     vmm.front.set_features(1 << 32 | PROTOCOL_FEATURES).unwrap();
     vmm.front.set_mem_table(&[vmm.region()]).unwrap();
     vmm.set_ring(0, 700);
-    vmm.set_ring(1, 3);
+    vmm.set_ring(1, 7);
     stage.until("live again", |host| {
         host.status.bits() == LIVE && host.queues.len() == 2
     });
     let host = stage.host();
     assert_eq!(host.features, FeatureSet::from_u64(1 << 32));
-    assert_eq!(
-        host.resume[&0],
-        Resume::At {
-            avail_idx: 700,
-            used_idx: 700
-        }
-    );
+    assert_eq!(host.resume[&0], Resume::UsedInRing);
     assert_eq!(
         host.resume[&1],
         Resume::At {
-            avail_idx: 3,
+            avail_idx: 7,
             used_idx: 5
         }
     );
@@ -497,13 +491,7 @@ fn a_disabled_ring_rests_and_goes_on() {
     assert_eq!(stage.host().queues.len(), 1);
     vmm.front.set_vring_enable(1, true).unwrap();
     stage.until("two again", |host| host.queues.len() == 2);
-    assert_eq!(
-        stage.host().resume[&1],
-        Resume::At {
-            avail_idx: 9,
-            used_idx: 9
-        }
-    );
+    assert_eq!(stage.host().resume[&1], Resume::UsedInRing);
 }
 
 #[test]
@@ -634,13 +622,7 @@ fn a_vmm_that_connects_again_says_where_its_rings_stand() {
     stage.until("live", |host| {
         host.status.bits() == LIVE && host.queues.len() == 1
     });
-    assert_eq!(
-        stage.host().resume[&0],
-        Resume::At {
-            avail_idx: 1234,
-            used_idx: 1234
-        }
-    );
+    assert_eq!(stage.host().resume[&0], Resume::UsedInRing);
 }
 
 #[test]

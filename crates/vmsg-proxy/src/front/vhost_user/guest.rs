@@ -395,13 +395,7 @@ impl Guest {
             .ok_or(GuestError::OutOfMemoryTable(index))?;
         let used = memory.read_u16(used_at);
         let base = ring.base.unwrap_or(0);
-        let resume = match used {
-            None | Some(0) if base == 0 => ResumeAt::Start,
-            used => ResumeAt::Explicit {
-                avail: base,
-                used: used.unwrap_or(base),
-            },
-        };
+        let resume = where_to_begin(base, used, size);
         let queue = QueueIndex(index);
         self.notify(index)?;
         let setup = QueueSetup {
@@ -573,6 +567,26 @@ impl Guest {
     }
 }
 
+/// Where a split ring of `size` entries goes on, with the available index `base` that the front end gives and the used index in the ring.
+fn where_to_begin(base: u16, used: Option<u16>, size: u16) -> ResumeAt {
+    let Some(used) = used else {
+        return ResumeAt::Explicit {
+            avail: base,
+            used: base,
+        };
+    };
+    if base == 0 && used == 0 {
+        ResumeAt::Start
+    } else if used.wrapping_sub(base) <= size {
+        // A front end that lost its back end takes the base from the used index. The device may have given back more after that, before it
+        // was told to stop: what stands in the ring when the queue is set up is right.
+        ResumeAt::UsedIndex
+    } else {
+        // The front end says that somebody else has the chains in between.
+        ResumeAt::Explicit { avail: base, used }
+    }
+}
+
 /// Rings an eventfd of the front end. It may have made it unusable: that is its loss.
 fn ring_bell(fd: &OwnedFd) {
     let rung = fd
@@ -583,3 +597,7 @@ fn ring_bell(fd: &OwnedFd) {
         tracing::debug!("an eventfd of the front end cannot be rung");
     }
 }
+
+#[cfg(test)]
+#[path = "guest_test.rs"]
+mod tests;
