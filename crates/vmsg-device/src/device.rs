@@ -149,6 +149,22 @@ pub struct ActiveQueue {
 }
 
 impl ActiveQueue {
+    /// Tells the driver that something was used.
+    pub(crate) fn interrupt(&mut self, queue: usize, notices: &mut Vec<Notice>) {
+        let Some(call) = &self.call else {
+            notices.push(Notice::Used { queue });
+            return;
+        };
+        if let Err(error) = call.ring() {
+            // The interrupt's other end belongs to the peer; a stuck one is its own loss.
+            notices.push(Notice::CallStuck {
+                queue,
+                error: error.to_string(),
+            });
+            self.call = None;
+        }
+    }
+
     /// The ring itself.
     pub fn ring(&mut self) -> &mut DeviceQueue {
         &mut self.ring
@@ -215,18 +231,6 @@ pub(crate) fn publish(
     {
         return Ok(());
     }
-    match &active.call {
-        Some(call) => {
-            if let Err(error) = call.ring() {
-                // The interrupt's other end belongs to the peer; a stuck one is its own loss.
-                notices.push(Notice::CallStuck {
-                    queue,
-                    error: error.to_string(),
-                });
-                active.call = None;
-            }
-        }
-        None => notices.push(Notice::Used { queue }),
-    }
+    active.interrupt(queue, notices);
     Ok(())
 }

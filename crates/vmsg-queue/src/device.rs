@@ -197,19 +197,18 @@ impl DeviceQueue {
         let mut taken: u16 = 0;
         let chains = &mut chains[..count];
         loop {
-            let before = taken;
-            let index = |taken| self.next_avail.wrapping_add(taken);
-            let rest = |taken| usize::from(taken)..;
-            taken += gather.run::<false>(&avail, table, index(taken), &mut chains[rest(taken)]);
-            taken += gather.run::<true>(&avail, table, index(taken), &mut chains[rest(taken)]);
+            let index = self.next_avail.wrapping_add(taken);
+            let rest = &mut chains[usize::from(taken)..];
+            let more = gather.run(avail.heads_from(index), table, rest);
+            taken += more;
             let Some(slot) = chains.get_mut(usize::from(taken)) else {
                 break;
             };
-            if taken > before {
+            if more > 0 {
                 continue;
             }
             // Rare in one way or another, or faulty.
-            let head = avail.head(index(taken));
+            let head = avail.head(index);
             let start = gather.list.len();
             match gather.chain(table, head) {
                 Ok(split) => {
@@ -354,16 +353,31 @@ impl DeviceQueue {
     /// [`QueueError::Mem`] if an area is gone, [`QueueError::BadAvailIndex`],
     /// [`QueueError::Broken`].
     pub fn enable_notifications(&mut self, space: AddressSpace<'_>) -> Result<bool, QueueError> {
+        self.enable_notifications_beyond(space, 0)
+    }
+
+    /// Asks the driver to notify when more than `enough` chains are available,
+    /// for a device that can do nothing with so few. True if there are more
+    /// already.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enable_notifications`](Self::enable_notifications).
+    pub fn enable_notifications_beyond(
+        &mut self,
+        space: AddressSpace<'_>,
+        enough: u16,
+    ) -> Result<bool, QueueError> {
         self.check()?;
         let used = self.used(space).map_err(|error| self.fail(error))?;
         if self.features.event_idx {
-            used.set_avail_event(self.next_avail);
+            used.set_avail_event(self.next_avail.wrapping_add(enough));
         } else {
             used.set_flags(0);
         }
         // SYNC POINT: the wish must be out before the index is read again; see `publish`.
         fence(Ordering::SeqCst);
-        self.available(space).map(|ready| ready > 0)
+        self.available(space).map(|ready| ready > enough)
     }
 
     #[inline]

@@ -36,12 +36,13 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     // Asked for only when this process has the bus to itself: whoever held it before is gone.
     let mut keeper = keeper_for(&args, &buses, &devices);
-    for device in &devices {
-        let made =
-            make(device, keeper.as_mut()).with_context(|| format!("--device {}", device.text))?;
-        let common = device.spec.common();
-        host.add_device(device.bus, &device.id, common.num, common.worker, made)
-            .map_err(|error| Usage(format!("--device {}: {error}", device.text)))?;
+    let idle = keeper.as_ref().is_some_and(|kept| kept.flows.is_empty());
+    if let Err(error) = add_devices(&mut host, &devices, keeper.as_mut()) {
+        // A keeper that holds something may be wanted by a `serve` that is started rightly.
+        if let Some(kept) = keeper.filter(|_| idle) {
+            kept.keeper.dismiss();
+        }
+        return Err(error);
     }
 
     let mut out = std::io::stdout().lock();

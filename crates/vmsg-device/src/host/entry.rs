@@ -144,7 +144,11 @@ impl Entry {
         frame: &Frame<'_>,
         claimed: &mut bool,
     ) -> Handled {
+        let event = frame.message.kind() == Kind::Event;
         if changes_state(&frame.message) && !self.is_held_by(conn) {
+            if event {
+                return Handled::Dropped;
+            }
             let reset = matches!(
                 frame.message,
                 Message::SetDeviceStatus(status) if status == DeviceStatus::RESET
@@ -161,7 +165,6 @@ impl Entry {
                 Holder::Driver(_) | Holder::Leaving => return self.refuse(frame),
             }
         }
-        let event = frame.message.kind() == Kind::Event;
         if !event && self.machine.is_busy() {
             return Handled::Deferred;
         }

@@ -210,8 +210,9 @@ impl Device for Net {
     ) -> Result<Progress, DeviceError> {
         match queue {
             RECEIVE => {
+                // Buffers that wait are no work: `receive` asks for a kick when there are too few.
                 self.receive(io)?;
-                Ok(Progress::Idle)
+                Ok(Progress::Blocked)
             }
             TRANSMIT => {
                 let progress = self.transmit(budget, io)?;
@@ -235,7 +236,7 @@ impl Device for Net {
     fn poll(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
         self.backend.poll(io.now);
         if self.blocked {
-            while self.transmit(usize::from(QUEUE_SIZE), io)? == Progress::More {}
+            io.again(TRANSMIT);
         }
         self.receive(io)
     }

@@ -59,14 +59,21 @@ impl Net {
                 counters: &mut self.counters,
                 error: None,
             };
-            self.backend.receive(*now, &mut sink);
+            let delivered = self.backend.receive(*now, &mut sink);
             let Buffers { next, error, .. } = sink;
-            ring.rewind(count - next);
-            publish(queues, RECEIVE, *space, notices)?;
             if let Some(source) = error {
                 return Err(failed(source));
             }
-            if next == 0 {
+            ring.rewind(count - next);
+            // The driver has to say when it has more buffers than those that do not suffice.
+            let starved = delivered == 0 && self.backend.has_frames();
+            let enough = u16::try_from(count).unwrap_or(u16::MAX);
+            let refilled = starved
+                && ring
+                    .enable_notifications_beyond(*space, enough)
+                    .map_err(failed)?;
+            publish(queues, RECEIVE, *space, notices)?;
+            if delivered == 0 && !refilled {
                 return Ok(());
             }
         }

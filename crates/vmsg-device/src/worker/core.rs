@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The worker without its thread: commands in, replies out, queues processed.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_msg::FeatureSet;
 use vmsg_mem::{Doorbell, WindowTable};
 use vmsg_queue::{ChainStorage, DeviceQueue, QueueFeatures};
 
@@ -38,6 +38,8 @@ struct QueueSlot {
     call: Option<Doorbell>,
     /// Set up, but the driver is not ready yet.
     waiting: Option<DeviceQueue>,
+    /// It was in use before: an interrupt may have been lost in between.
+    resumed: bool,
 }
 
 struct Entry {
@@ -47,6 +49,8 @@ struct Entry {
     active: Vec<Option<ActiveQueue>>,
     running: bool,
     broken: bool,
+    /// Its entry in the worker's timers.
+    timer: Option<Instant>,
 }
 
 /// The devices of one worker.
@@ -59,6 +63,10 @@ pub struct Core {
     notices: Vec<Notice>,
     again: Vec<usize>,
     replies: Vec<Reply>,
+    /// When which device wants to be polled: at most one entry for each.
+    timers: BTreeSet<(Instant, u32)>,
+    /// Devices whose descriptors are to be watched no more, or again.
+    unwatched: Vec<(Slot, bool)>,
 }
 
 impl std::fmt::Debug for Core {
@@ -89,6 +97,8 @@ impl Core {
             notices: Vec::new(),
             again: Vec::new(),
             replies: Vec::new(),
+            timers: BTreeSet::new(),
+            unwatched: Vec::new(),
         }
     }
 
@@ -110,6 +120,11 @@ impl Core {
                     _ => Err(format!("the worker has no device at slot {}", slot.0)),
                 };
                 self.replies.push(Reply::Done { ticket, result });
+                self.replies.extend(
+                    self.notices
+                        .drain(..)
+                        .map(|notice| Reply::Notice(slot, notice)),
+                );
             }
         }
     }
@@ -142,24 +157,60 @@ impl Core {
 
     /// Calls [`Device::poll`] of every device whose time has come.
     pub fn handle_timeouts(&mut self, now: Instant) {
-        for index in 0..self.entries.len() {
-            let due = self.entries[index]
-                .as_ref()
-                .and_then(|entry| entry.device.next_timeout());
-            if due.is_some_and(|due| due <= now) {
-                let slot = u32::try_from(index).expect("slots are counted in 32 bits");
-                self.poll_device(Slot(slot), now);
-            }
+        // A device that wants to be polled at once, again and again, gets its turn once.
+        let due: Vec<u32> = self
+            .timers
+            .iter()
+            .take_while(|(due, _)| *due <= now)
+            .map(|(_, slot)| *slot)
+            .collect();
+        for slot in due {
+            self.poll_device(Slot(slot), now);
         }
     }
 
     /// When [`handle_timeouts`](Self::handle_timeouts) has something to do.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.entries
-            .iter()
-            .flatten()
-            .filter_map(|entry| entry.device.next_timeout())
-            .min()
+        self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// Brings the watching of devices' own descriptors up to date: a broken
+    /// device must not keep its worker awake.
+    pub fn update_watched(&mut self, fds: &mut dyn Fds) {
+        for (slot, watched) in self.unwatched.drain(..) {
+            let Some(Some(entry)) = self.entries.get(slot.0 as usize) else {
+                continue;
+            };
+            let Some(fd) = entry.device.event_fd() else {
+                continue;
+            };
+            if watched {
+                fds.add_device(slot, fd);
+            } else {
+                fds.remove(fd);
+            }
+        }
+    }
+
+    /// Notes when the device at `slot` wants to be polled.
+    fn set_timer(&mut self, slot: Slot) {
+        let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else {
+            return;
+        };
+        let due = if entry.broken {
+            None
+        } else {
+            entry.device.next_timeout()
+        };
+        if due == entry.timer {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut entry.timer, due) {
+            self.timers.remove(&(old, slot.0));
+        }
+        if let Some(due) = due {
+            self.timers.insert((due, slot.0));
+        }
     }
 
     /// What has been answered and noticed since the last call.
@@ -190,7 +241,9 @@ impl Core {
             active: sizes.iter().map(|_| None).collect(),
             running: false,
             broken: false,
+            timer: None,
         });
+        self.set_timer(slot);
     }
 
     fn change(&mut self, slot: Slot, command: Command, fds: &mut dyn Fds) -> Result<(), String> {
@@ -203,17 +256,26 @@ impl Core {
                 if let Some(fd) = entry.device.event_fd() {
                     fds.remove(fd);
                 }
+                if let Some(due) = entry.timer {
+                    self.timers.remove(&(due, slot.0));
+                }
                 *place = None;
             }
             Command::SetMemory(table) => entry.memory = table,
-            Command::StartQueue(start) => entry.start_queue(&start)?,
+            Command::StartQueue(start) => {
+                entry.start_queue(&start)?;
+                entry.start_waiting(&mut self.notices);
+                self.kick(slot, start.queue);
+            }
             Command::SetNotify { queue, kick, call } => {
                 entry.set_notify(slot, queue, kick, call, fds)?;
                 // A kick may have been written before the descriptor was watched.
                 self.kick(slot, queue);
             }
             Command::DriverOk(features) => {
-                entry.driver_ok(&features);
+                entry.device.activate(&features);
+                entry.running = true;
+                entry.start_waiting(&mut self.notices);
                 for queue in 0..entry.active.len() {
                     self.kick(slot, queue);
                 }
@@ -227,7 +289,12 @@ impl Core {
                 slot.waiting = None;
                 *active = None;
             }
-            Command::Reset => entry.reset(fds),
+            Command::Reset => {
+                if entry.reset(fds) {
+                    self.unwatched.push((slot, true));
+                }
+                self.set_timer(slot);
+            }
             Command::WriteConfig { offset, data } => {
                 entry
                     .device
@@ -302,6 +369,7 @@ impl Core {
             if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
                 entry.broken = true;
             }
+            self.unwatched.push((slot, false));
             self.notices.push(Notice::Broken { why });
         }
         self.replies.extend(
@@ -340,15 +408,27 @@ impl Entry {
         };
         let ring =
             DeviceQueue::resume(start.config, features, space, avail, used).map_err(failed)?;
-        if self.running {
-            self.active[start.queue] = Some(ActiveQueue {
-                ring,
-                call: slot.call.take(),
-            });
-        } else {
-            slot.waiting = Some(ring);
-        }
+        slot.waiting = Some(ring);
+        slot.resumed = start.resume.is_some();
         Ok(())
+    }
+
+    /// Puts the queues that are set up to work, if the driver is ready.
+    fn start_waiting(&mut self, notices: &mut Vec<Notice>) {
+        if !self.running {
+            return;
+        }
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(ring) = slot.waiting.take() else {
+                continue;
+            };
+            let call = slot.call.take();
+            let active = self.active[index].insert(ActiveQueue { ring, call });
+            if std::mem::take(&mut slot.resumed) {
+                // Whoever served the queue before may have died between using a chain and saying so.
+                active.interrupt(index, notices);
+            }
+        }
     }
 
     fn set_notify(
@@ -374,20 +454,8 @@ impl Entry {
         Ok(())
     }
 
-    fn driver_ok(&mut self, features: &FeatureSet) {
-        self.device.activate(features);
-        self.running = true;
-        for (slot, active) in self.slots.iter_mut().zip(&mut self.active) {
-            if let Some(ring) = slot.waiting.take() {
-                *active = Some(ActiveQueue {
-                    ring,
-                    call: slot.call.take(),
-                });
-            }
-        }
-    }
-
-    fn reset(&mut self, fds: &mut dyn Fds) {
+    /// Stops everything; true if the device was broken until now.
+    fn reset(&mut self, fds: &mut dyn Fds) -> bool {
         for slot in &mut self.slots {
             if let Some(kick) = slot.kick.take() {
                 fds.remove(kick.as_fd());
@@ -397,7 +465,7 @@ impl Entry {
         self.active.fill_with(|| None);
         self.device.reset();
         self.running = false;
-        self.broken = false;
+        std::mem::take(&mut self.broken)
     }
 }
 

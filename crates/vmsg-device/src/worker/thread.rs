@@ -176,6 +176,7 @@ impl Thread {
                     break;
                 }
             }
+            self.core.update_watched(&mut self.poll);
             self.answer();
         }
     }

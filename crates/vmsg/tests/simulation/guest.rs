@@ -72,15 +72,25 @@ pub(crate) struct Guest<'m> {
     /// Steps of set-up that are still to be done, the next one last.
     pub(crate) steps: Vec<Op>,
     /// Kicks and interrupts go through eventfds.
-    pub(crate) kicks: Option<Vec<Doorbell>>,
+    pub(crate) eventfds: Option<Eventfds>,
+}
+
+/// The eventfds of each queue.
+pub(crate) struct Eventfds {
+    kicks: Vec<Doorbell>,
+    calls: Vec<Doorbell>,
 }
 
 impl<'m> Guest<'m> {
     pub(crate) fn new(memory: &'m Memory, eventfds: bool) -> Self {
-        let kicks = eventfds.then(|| {
+        let doorbells = || {
             (0..QUEUES)
                 .map(|_| Doorbell::new().expect("eventfd"))
                 .collect()
+        };
+        let eventfds = eventfds.then(|| Eventfds {
+            kicks: doorbells(),
+            calls: doorbells(),
         });
         let mut guest = Self {
             memory,
@@ -88,7 +98,7 @@ impl<'m> Guest<'m> {
             sequence: 0,
             completed: 0,
             steps: Vec::new(),
-            kicks,
+            eventfds,
         };
         guest.boot();
         guest
@@ -137,14 +147,14 @@ impl<'m> Guest<'m> {
         ];
         for (index, queue) in self.queues.iter().enumerate() {
             let number = QueueIndex(u32::try_from(index).expect("few queues"));
-            if let Some(kicks) = &self.kicks {
-                let fd = kicks[index].as_fd().try_clone_to_owned().expect("dup");
-                let call = Doorbell::new().expect("eventfd");
-                let call = call.as_fd().try_clone_to_owned().expect("dup");
+            if let Some(Eventfds { kicks, calls }) = &self.eventfds {
+                let fd = |bell: &Doorbell| {
+                    Some(Arc::new(bell.as_fd().try_clone_to_owned().expect("dup")))
+                };
                 steps.push(Op::SetNotify {
                     queue: number,
-                    kick: Some(Arc::new(fd)),
-                    call: Some(Arc::new(call)),
+                    kick: fd(&kicks[index]),
+                    call: fd(&calls[index]),
                 });
             }
             let config = queue.ring.config();
@@ -201,9 +211,23 @@ impl<'m> Guest<'m> {
         queue.ring.publish().expect("a sound queue")
     }
 
-    /// Takes what came back; panics if it is not what was asked for.
-    pub(crate) fn collect(&mut self) {
-        for (index, queue) in self.queues.iter_mut().enumerate() {
+    /// The eventfds that were rung: the guest looks at those queues only.
+    pub(crate) fn take_interrupts(&mut self) {
+        for queue in 0..QUEUES {
+            let rung = self
+                .eventfds
+                .as_ref()
+                .is_some_and(|eventfds| eventfds.calls[queue].drain().is_ok_and(|rings| rings > 0));
+            if rung {
+                self.collect(queue);
+            }
+        }
+    }
+
+    /// Takes what came back in a queue; panics if it is not what was asked for.
+    pub(crate) fn collect(&mut self, index: usize) {
+        let queue = &mut self.queues[index];
+        loop {
             while let Some(used) = queue
                 .ring
                 .pop_used()
@@ -226,7 +250,9 @@ impl<'m> Guest<'m> {
                 queue.free.push(slot);
                 self.completed += 1;
             }
-            let _ = queue.ring.enable_notifications().expect("a sound queue");
+            if !queue.ring.enable_notifications().expect("a sound queue") {
+                return;
+            }
         }
     }
 }

@@ -235,7 +235,7 @@ impl<'m> World<'m> {
         if !self.guest.submit(queue) {
             return;
         }
-        match &self.guest.kicks {
+        match &self.guest.eventfds {
             Some(_) => {
                 if let Some(HostProcess {
                     worker, watched, ..
@@ -307,7 +307,7 @@ impl<'m> World<'m> {
             }
         }
         replies.extend(worker.take_replies());
-        self.guest.collect();
+        self.guest.take_interrupts();
     }
 
     fn reply(&mut self) {
@@ -370,7 +370,6 @@ impl<'m> World<'m> {
                 Event::Done { id, result } if self.waiting_for == Some(id) => {
                     self.waiting_for = None;
                     if std::mem::take(&mut self.releasing) {
-                        self.guest.collect();
                         self.guest.boot();
                     } else if result.is_ok() {
                         self.guest.steps.pop();
@@ -379,6 +378,7 @@ impl<'m> World<'m> {
                         self.start_over();
                     }
                 }
+                Event::QueueUsed(queue) if !self.releasing => self.guest.collect(queue.to_usize()),
                 Event::LinkFault(_) => self.unlink(),
                 Event::NeedsReset(_) if !self.releasing => self.start_over(),
                 _ => {}
