@@ -85,6 +85,7 @@ impl ChainStorage {
 
 #[cfg(feature = "alloc")]
 impl HasParts for ChainStorage {
+    #[inline]
     fn parts(&mut self) -> Parts<'_> {
         Parts {
             pieces: &mut self.pieces,
@@ -126,6 +127,7 @@ impl<const CHAINS: usize, const PIECES: usize> Default for ChainArray<CHAINS, PI
 }
 
 impl<const CHAINS: usize, const PIECES: usize> HasParts for ChainArray<CHAINS, PIECES> {
+    #[inline]
     fn parts(&mut self) -> Parts<'_> {
         Parts {
             pieces: &mut self.pieces,
@@ -153,6 +155,7 @@ pub(crate) struct PieceList<'b> {
 }
 
 impl<'b> PieceList<'b> {
+    #[inline]
     pub(crate) fn new(slots: &'b mut [RamSlice<'static>]) -> Self {
         let room = slots.len().min(MAX_PIECES);
         Self {
@@ -175,7 +178,18 @@ impl<'b> PieceList<'b> {
     #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, piece: RamSlice<'b>) -> bool {
-        let Some(slot) = self.slots.get_mut(self.len) else {
+        let len = self.len();
+        let fits = self.put(len, piece);
+        self.len += usize::from(fits);
+        fits
+    }
+
+    /// Writes a piece to a place that is not yet in use; false if there is
+    /// none. It counts once the list is [extended](Self::extend_to) beyond it.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn put(&mut self, index: u32, piece: RamSlice<'b>) -> bool {
+        let Some(slot) = self.slots.get_mut(index as usize) else {
             return false;
         };
         // SAFETY: this only stretches the lifetime. The slots are seen by nobody but `finish`,
@@ -186,8 +200,14 @@ impl<'b> PieceList<'b> {
                 piece.len(),
             )
         };
-        self.len += 1;
         true
+    }
+
+    /// Counts the pieces that were put up to `len`, which is not less than before.
+    #[inline(always)]
+    pub(crate) fn extend_to(&mut self, len: u32) {
+        debug_assert!(self.len <= len as usize && len as usize <= self.slots.len());
+        self.len = len as usize;
     }
 
     /// Forgets all pieces from `len` on.

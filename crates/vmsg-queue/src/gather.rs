@@ -7,6 +7,7 @@
 //! calls nothing, so that all of its state stays in registers.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window};
 
@@ -14,7 +15,7 @@ use crate::QueueError;
 use crate::chain::{ChainHead, ChainSlot, PieceList};
 use crate::config::DESCRIPTOR_LEN;
 use crate::ring::{
-    AvailRing, Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE,
+    Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE, Words,
 };
 
 /// A chain may be this many bytes long (virtio 1.3, section 2.7.5.2).
@@ -59,32 +60,35 @@ pub(crate) enum Stop {
 struct Near<'b> {
     base: u64,
     ram: RamSlice<'b>,
-    /// Flags of descriptors that [`plain`](Self::plain) does not take.
-    refused: u16,
+    writable: bool,
+    /// The bits of the second word of a descriptor that [`plain`](Self::plain)
+    /// looks at: the length, and the flags that it does not take.
+    relevant: u64,
     /// Longest buffer that `plain` takes.
-    most: u32,
+    most: u64,
 }
 
 impl<'b> Near<'b> {
     /// This many buffers of the longest kind are as much as a chain may have.
     const MOST_BUFFERS: u32 = 1 << 10;
-    const LONGEST: u32 = 1 << 22;
+    const LONGEST: u64 = 1 << 22;
 
     fn new(window: Option<&Window<'b>>) -> Self {
         let ram = window.map_or(RamSlice::EMPTY, Window::ram);
         let writable = window.is_some_and(|window| window.access() == Access::ReadWrite);
-        let most = u32::try_from(ram.len()).unwrap_or(u32::MAX);
+        let refused = INDIRECT | if writable { 0 } else { WRITE };
         Self {
             base: window.map_or(0, |window| window.base().0),
             ram,
-            refused: INDIRECT | if writable { 0 } else { WRITE },
-            most: most.min(Self::LONGEST),
+            writable,
+            relevant: Words::LEN | Words::flags(refused),
+            most: (ram.len() as u64).min(Self::LONGEST),
         }
     }
 
     #[inline(always)]
     fn get(&self, addr: BusAddr, len: u32, write: bool) -> Option<RamSlice<'b>> {
-        if write && self.refused & WRITE != 0 {
+        if write && !self.writable {
             return None;
         }
         // An address before the window becomes an offset past its end.
@@ -93,21 +97,23 @@ impl<'b> Near<'b> {
     }
 
     /// The buffer of a descriptor, if it is not indirect, wholly in the
-    /// window, not empty and not very long. Three comparisons.
+    /// window, not empty and not very long. Two comparisons.
     #[inline(always)]
-    fn plain(&self, descriptor: Descriptor) -> Option<RamSlice<'b>> {
-        let Descriptor {
-            addr, len, flags, ..
-        } = descriptor;
-        if flags & self.refused != 0 || len.wrapping_sub(1) >= self.most {
+    fn plain(&self, descriptor: Words) -> Option<RamSlice<'b>> {
+        // With a refused flag this is more than any length, and less one of nothing is, too.
+        let len = descriptor.rest & self.relevant;
+        if len.wrapping_sub(1) >= self.most {
             return None;
         }
-        let offset = usize::try_from(addr.0.wrapping_sub(self.base)).ok()?;
-        let len = len as usize;
-        // `len` is at most `most`, which is at most the length of the window.
-        if offset > self.ram.len() - len {
+        // An address before the window becomes an offset past its end. The subtraction cannot
+        // wrap: `len` is at most `most`, which is at most the length of the window.
+        let offset = descriptor.addr.wrapping_sub(self.base);
+        if offset > self.ram.len() as u64 - len {
             return None;
         }
+        // Both are at most the length of the window.
+        #[allow(clippy::cast_possible_truncation, reason = "at most a usize")]
+        let (offset, len) = (offset as usize, len as usize);
         // SAFETY: offset + len ≤ ram.len(), so this is a part of the window.
         Some(unsafe {
             let ptr = NonNull::new_unchecked(self.ram.as_ptr().add(offset));
@@ -243,70 +249,45 @@ impl<'b> Gather<'b> {
         }
     }
 
-    /// Takes chains from `avail`, from `index` on, as long as they are good and
-    /// simple: all in one table, which is that of the queue or (`INDIRECT_ONLY`)
-    /// that of an indirect head, and in the window at hand. Returns how many
-    /// were taken; about the next one, nothing is known.
+    /// Takes the chains that begin at `heads` as long as they are good and
+    /// simple: all in one table, which is that of the queue or that of an
+    /// indirect head, and in the window at hand. Fills `chains` and returns how
+    /// many were taken; about the next one, nothing is known.
     #[inline(never)]
-    pub(crate) fn run<const INDIRECT_ONLY: bool>(
+    pub(crate) fn run(
         &mut self,
-        avail: &AvailRing<'b>,
+        heads: &[AtomicU16],
         table: DescriptorTable<'b>,
-        index: u16,
         chains: &mut [ChainSlot],
     ) -> u16 {
-        if INDIRECT_ONLY && !self.indirect {
-            return 0;
-        }
         let near = self.near;
+        let indirect = self.indirect;
         let mut list = core::mem::take(&mut self.list);
-        let mut position = index;
-        for slot in chains {
-            let head = avail.head(position);
-            let Some(mut descriptor) = table.get(head) else {
+        let mut taken = 0;
+        for (slot, head) in chains.iter_mut().zip(heads) {
+            let head = u16::from_le(head.load(Ordering::Relaxed));
+            let Some(first) = table.words(head) else {
                 break;
             };
-            let mut table = table;
-            if INDIRECT_ONLY {
-                let Some((inner, first)) = near_table(&near, descriptor) else {
-                    break;
-                };
-                (table, descriptor) = (inner, first);
-            }
-            let start = list.len();
-            let mut writable = 0;
-            let good = loop {
-                let Some(piece) = near.plain(descriptor) else {
-                    break false;
-                };
-                let write = descriptor.flags & WRITE != 0;
-                if !write && writable > 0 || !list.push(piece) {
-                    break false;
-                }
-                writable += u32::from(write);
-                if descriptor.flags & NEXT == 0 {
-                    // No more than the table has, and not so many that they could exceed 2^32 bytes.
-                    break list.len() - start <= table.len().min(Near::MOST_BUFFERS);
-                }
-                match table.get(descriptor.next) {
-                    Some(next) => descriptor = next,
-                    None => break false,
-                }
+            let direct = follow(&near, table, first, &mut list);
+            let found = match direct {
+                None if indirect => near_table(&near, first)
+                    .and_then(|(table, first)| follow(&near, table, first, &mut list)),
+                direct => direct,
             };
-            if !good {
-                list.truncate(start);
+            let Some((split, end)) = found else {
                 break;
-            }
-            let end = list.len();
+            };
+            list.extend_to(end);
             *slot = ChainSlot {
                 head: ChainHead { id: head },
-                split: end - writable,
+                split,
                 end,
             };
-            position = position.wrapping_add(1);
+            taken += 1;
         }
         self.list = list;
-        position.wrapping_sub(index)
+        taken
     }
 
     /// What was wrong with the chain that begins at `head`.
@@ -345,11 +326,60 @@ impl<'b> Gather<'b> {
     }
 }
 
+/// Puts the buffers of a chain behind those in the list, if it is plainly good:
+/// where the writable ones begin, and where all end.
+#[inline(always)]
+fn follow<'b>(
+    near: &Near<'b>,
+    table: DescriptorTable<'b>,
+    first: Words,
+    list: &mut PieceList<'b>,
+) -> Option<(u32, u32)> {
+    // No more than the table has, and not so many that they could exceed 2^32 bytes.
+    let mut left = table.len().min(Near::MOST_BUFFERS);
+    let mut descriptor = first;
+    let mut end = list.len();
+    while !descriptor.has(WRITE) {
+        if !list.put(end, near.plain(descriptor)?) {
+            return None;
+        }
+        end += 1;
+        if !descriptor.has(NEXT) {
+            return Some((end, end));
+        }
+        left -= 1;
+        if left == 0 {
+            return None;
+        }
+        descriptor = table.words(descriptor.next())?;
+    }
+    let split = end;
+    loop {
+        if !list.put(end, near.plain(descriptor)?) {
+            return None;
+        }
+        end += 1;
+        if !descriptor.has(NEXT) {
+            return Some((split, end));
+        }
+        left -= 1;
+        if left == 0 {
+            return None;
+        }
+        descriptor = table.words(descriptor.next())?;
+        if !descriptor.has(WRITE) {
+            return None;
+        }
+    }
+}
+
 /// The indirect table that a chain is, and its first descriptor, if it is plainly good.
 #[inline(always)]
-fn near_table<'b>(near: &Near<'b>, outer: Descriptor) -> Option<(DescriptorTable<'b>, Descriptor)> {
-    let Descriptor { addr, len, .. } = outer;
-    if outer.flags & (INDIRECT | NEXT) != INDIRECT
+fn near_table<'b>(near: &Near<'b>, outer: Words) -> Option<(DescriptorTable<'b>, Words)> {
+    let Descriptor {
+        addr, len, flags, ..
+    } = outer.take_apart();
+    if flags & (INDIRECT | NEXT) != INDIRECT
         || len % DESCRIPTOR_LEN != 0
         || len / DESCRIPTOR_LEN > 1 << 16
     {
@@ -357,7 +387,7 @@ fn near_table<'b>(near: &Near<'b>, outer: Descriptor) -> Option<(DescriptorTable
     }
     let ram = near.get(addr, len, false)?;
     let table = DescriptorTable::new(ram, len / DESCRIPTOR_LEN)?;
-    Some((table, table.get(0)?))
+    Some((table, table.words(0)?))
 }
 
 fn find_table(space: AddressSpace<'_>, addr: BusAddr, len: u32) -> Result<RamSlice<'_>, Stop> {

@@ -5,6 +5,7 @@ use core::sync::atomic::AtomicU64;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ring::AvailRing;
 
 const BASE: u64 = 0x10_0000;
 const SIZE: u16 = 8;
@@ -68,8 +69,7 @@ proptest! {
             let list = PieceList::new(&mut hot[..capacity]);
             let mut gather = Gather::new(space, list, indirect);
             let mut slots = [ChainSlot { head: ChainHead { id: 0 }, split: 0, end: 0 }];
-            let n = gather.run::<false>(&avail, table, head, &mut slots)
-                + gather.run::<true>(&avail, table, head, &mut slots);
+            let n = gather.run(avail.heads_from(head), table, &mut slots);
             prop_assert!(n <= 1);
             let hot = gather.list.finish();
             if n == 0 {
@@ -116,7 +116,7 @@ fn plain_chain(flags: u16, len: u32) -> u16 {
         split: 0,
         end: 0,
     }];
-    gather.run::<false>(&avail, table, 0, &mut slots)
+    gather.run(avail.heads_from(0), table, &mut slots)
 }
 
 #[test]

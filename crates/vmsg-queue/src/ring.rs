@@ -28,21 +28,49 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
-    /// From the two words of a descriptor, already in the order of this machine.
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
-    fn from_words(addr: u64, rest: u64) -> Self {
-        Self {
-            addr: BusAddr(addr),
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
-        }
-    }
-
     fn to_words(self) -> (u64, u64) {
         let rest = u64::from(self.len) | u64::from(self.flags) << 32 | u64::from(self.next) << 48;
         (self.addr.0, rest)
+    }
+}
+
+/// A private copy of a descriptor as it lies in memory: two words, in the order
+/// of this machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    pub(crate) addr: u64,
+    /// Length, flags, next: from the low bits to the high ones.
+    pub(crate) rest: u64,
+}
+
+impl Words {
+    /// The bits of `rest` that are the length.
+    pub(crate) const LEN: u64 = 0xffff_ffff;
+
+    /// `flags` where they are in `rest`.
+    pub(crate) const fn flags(flags: u16) -> u64 {
+        (flags as u64) << 32
+    }
+
+    #[inline(always)]
+    pub(crate) const fn has(self, flag: u16) -> bool {
+        self.rest & Self::flags(flag) != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn next(self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
+    pub(crate) const fn take_apart(self) -> Descriptor {
+        Descriptor {
+            addr: BusAddr(self.addr),
+            len: self.rest as u32,
+            flags: (self.rest >> 32) as u16,
+            next: self.next(),
+        }
     }
 }
 
@@ -64,6 +92,16 @@ impl<'m> DescriptorTable<'m> {
     #[inline(always)]
     pub(crate) fn new(ram: RamSlice<'m>, len: u32) -> Option<Self> {
         cells(ram, 0, usize::try_from(len).ok()?).map(Self)
+    }
+
+    /// Reads a descriptor once; `None` outside the table.
+    #[inline(always)]
+    pub(crate) fn words(self, index: u16) -> Option<Words> {
+        let [addr, rest] = self.0.get(usize::from(index))?;
+        Some(Words {
+            addr: u64::from_le(addr.load(Ordering::Relaxed)),
+            rest: u64::from_le(rest.load(Ordering::Relaxed)),
+        })
     }
 
     /// Writes a descriptor; false outside the table.
@@ -88,11 +126,7 @@ impl Table for DescriptorTable<'_> {
 
     #[inline(always)]
     fn get(self, index: u16) -> Option<Descriptor> {
-        let [addr, rest] = self.0.get(usize::from(index))?;
-        Some(Descriptor::from_words(
-            u64::from_le(addr.load(Ordering::Relaxed)),
-            u64::from_le(rest.load(Ordering::Relaxed)),
-        ))
+        self.words(index).map(Words::take_apart)
     }
 }
 
@@ -116,7 +150,8 @@ impl Table for UnalignedTable<'_> {
         let bytes = snapshot::<DESCRIPTOR_SIZE>(self.0, usize::from(index) * DESCRIPTOR_SIZE)?;
         let words = u128::from_le_bytes(bytes);
         #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
-        Some(Descriptor::from_words(words as u64, (words >> 64) as u64))
+        let (addr, rest) = (words as u64, (words >> 64) as u64);
+        Some(Words { addr, rest }.take_apart())
     }
 }
 
@@ -168,27 +203,38 @@ impl<'m> AvailRing<'m> {
         u16::from_le(self.heads[slot].load(Ordering::Relaxed))
     }
 
+    /// The entries from `index`, which is cut to the size of the ring, to the
+    /// end of the ring; those that follow are at its beginning.
+    #[inline]
+    pub(crate) fn heads_from(&self, index: u16) -> &'m [AtomicU16] {
+        &self.heads[usize::from(index) & (self.heads.len() - 1)..]
+    }
+
     #[inline]
     pub(crate) fn set_head(&self, index: u16, head: u16) {
         let slot = usize::from(index) & (self.heads.len() - 1);
         self.heads[slot].store(head.to_le(), Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn flags(&self) -> u16 {
         u16::from_le(self.flags.load(Ordering::Relaxed))
     }
 
+    #[inline]
     pub(crate) fn set_flags(&self, flags: u16) {
         self.flags.store(flags.to_le(), Ordering::Relaxed);
     }
 
     /// The used index after which the driver wants to be notified; `None` without EVENT_IDX.
+    #[inline]
     pub(crate) fn used_event(&self) -> Option<u16> {
         self.used_event
             .map(|event| u16::from_le(event.load(Ordering::Relaxed)))
     }
 
     /// Does nothing without EVENT_IDX.
+    #[inline]
     pub(crate) fn set_used_event(&self, index: u16) {
         if let Some(event) = self.used_event {
             event.store(index.to_le(), Ordering::Relaxed);
@@ -260,21 +306,25 @@ impl<'m> UsedRing<'m> {
         second.store(len.to_le(), Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn flags(&self) -> u16 {
         u16::from_le(self.flags.load(Ordering::Relaxed))
     }
 
+    #[inline]
     pub(crate) fn set_flags(&self, flags: u16) {
         self.flags.store(flags.to_le(), Ordering::Relaxed);
     }
 
     /// The available index after which the device wants to be notified; `None` without EVENT_IDX.
+    #[inline]
     pub(crate) fn avail_event(&self) -> Option<u16> {
         self.avail_event
             .map(|event| u16::from_le(event.load(Ordering::Relaxed)))
     }
 
     /// Does nothing without EVENT_IDX.
+    #[inline]
     pub(crate) fn set_avail_event(&self, index: u16) {
         if let Some(event) = self.avail_event {
             event.store(index.to_le(), Ordering::Relaxed);
