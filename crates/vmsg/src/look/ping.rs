@@ -73,7 +73,7 @@ fn summary(
     times: &mut [Duration],
 ) -> std::io::Result<()> {
     let received = sent - lost;
-    let loss = if sent == 0 { 0 } else { lost * 100 / sent };
+    let loss = (lost * 100).checked_div(sent).unwrap_or(0);
     writeln!(out, "\n--- {bus} ping statistics ---")?;
     writeln!(
         out,

@@ -200,11 +200,10 @@ impl<'m> World<'m> {
         self.to_host.clear();
         self.to_driver.clear();
         let now = self.now;
-        if let Some(HostProcess { host, conn, .. }) = &mut self.process {
-            if let Some(conn) = conn.take() {
+        if let Some(HostProcess { host, conn, .. }) = &mut self.process
+            && let Some(conn) = conn.take() {
                 host.disconnect(now, conn);
             }
-        }
     }
 
     fn reboot(&mut self) {
@@ -220,11 +219,10 @@ impl<'m> World<'m> {
 
     /// The next step of the device's set-up, when the one before is done.
     fn front(&mut self) {
-        if self.waiting_for.is_none() {
-            if let Some(op) = self.guest.steps.last().cloned() {
+        if self.waiting_for.is_none()
+            && let Some(op) = self.guest.steps.last().cloned() {
                 self.waiting_for = Some(self.session.submit(self.now, op));
             }
-        }
     }
 
     fn request(&mut self) {
@@ -240,11 +238,9 @@ impl<'m> World<'m> {
                 if let Some(HostProcess {
                     worker, watched, ..
                 }) = &mut self.process
-                {
-                    if watched.0.iter().any(|(_, index)| *index == queue) {
+                    && watched.0.iter().any(|(_, index)| *index == queue) {
                         worker.kick(SLOT, queue);
                     }
-                }
             }
             None => self
                 .session
@@ -312,11 +308,10 @@ impl<'m> World<'m> {
 
     fn reply(&mut self) {
         let now = self.now;
-        if let Some(HostProcess { host, replies, .. }) = &mut self.process {
-            if let Some(reply) = replies.pop_front() {
+        if let Some(HostProcess { host, replies, .. }) = &mut self.process
+            && let Some(reply) = replies.pop_front() {
                 host.handle_reply(now, 0, reply);
             }
-        }
     }
 
     fn pass_time(&mut self) {
