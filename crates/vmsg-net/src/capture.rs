@@ -5,7 +5,7 @@
 //! segments and partial checksums are recorded as they are.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -38,6 +38,20 @@ impl Default for CaptureConfig {
     }
 }
 
+/// What a capture file begins with: magic number, version 2.4, two zeros, snaplen, Ethernet.
+fn file_header(snaplen: u32) -> [u8; 24] {
+    let mut header = [0; 24];
+    let words = [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, snaplen, 1];
+    for (bytes, word) in header.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&u32::to_ne_bytes(word));
+    }
+    if cfg!(target_endian = "big") {
+        // Major and minor version are two halves in this order.
+        header[4..8].copy_from_slice(&[0, 2, 0, 4]);
+    }
+    header
+}
+
 /// A capture file.
 struct PcapWriter<W> {
     /// `None` after an error.
@@ -48,20 +62,16 @@ struct PcapWriter<W> {
 
 impl<W: Write> PcapWriter<W> {
     fn new(mut file: W, config: CaptureConfig) -> io::Result<Self> {
-        let mut header = Vec::with_capacity(24);
-        for word in [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, config.snaplen, 1] {
-            header.extend_from_slice(&u32::to_ne_bytes(word));
-        }
-        if cfg!(target_endian = "big") {
-            // Major and minor version are two halves in this order.
-            header[4..8].copy_from_slice(&[0, 2, 0, 4]);
-        }
-        file.write_all(&header)?;
-        Ok(Self {
+        file.write_all(&file_header(config.snaplen))?;
+        Ok(Self::after_header(file, config))
+    }
+
+    fn after_header(file: W, config: CaptureConfig) -> Self {
+        Self {
             file: Some(file),
             config,
             pending: Vec::new(),
-        })
+        }
     }
 
     fn record(&mut self, frame: Pieces<'_>) {
@@ -115,6 +125,33 @@ impl<B: Backend> Capture<B, File> {
     pub fn create(inner: B, path: impl AsRef<Path>, config: CaptureConfig) -> io::Result<Self> {
         Self::new(inner, File::create(path)?, config)
     }
+
+    /// Goes on with the capture at `path` that a process before this one began;
+    /// begins a new one if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or written; `InvalidData` if it is something
+    /// else than a capture with the same settings.
+    pub fn resume(inner: B, path: impl AsRef<Path>, config: CaptureConfig) -> io::Result<Self> {
+        let mut file = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)?;
+        if file.metadata()?.len() == 0 {
+            return Self::new(inner, file, config);
+        }
+        let mut header = [0; 24];
+        file.read_exact(&mut header)?;
+        if header != file_header(config.snaplen) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file is there and is not a capture of this kind; move it away",
+            ));
+        }
+        Ok(Self::around(inner, PcapWriter::after_header(file, config)))
+    }
 }
 
 impl<B: Backend, W: Write + Send> Capture<B, W> {
@@ -124,13 +161,17 @@ impl<B: Backend, W: Write + Send> Capture<B, W> {
     ///
     /// If the header cannot be written.
     pub fn new(inner: B, file: W, config: CaptureConfig) -> io::Result<Self> {
-        Ok(Self {
+        Ok(Self::around(inner, PcapWriter::new(file, config)?))
+    }
+
+    fn around(inner: B, writer: PcapWriter<W>) -> Self {
+        Self {
             inner,
-            writer: PcapWriter::new(file, config)?,
+            writer,
             memory: (0..LONGEST.div_ceil(8))
                 .map(|_| AtomicU64::new(0))
                 .collect(),
-        })
+        }
     }
 
     /// The back end behind the capture.

@@ -170,17 +170,30 @@ fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Bo
                 mac: spec.mac(&device.id)?,
                 mtu: spec.mtu,
             };
+            let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
             let backend = make_backend(spec, &device.id, keeper)?;
             let backend: Box<dyn Backend> = match &spec.pcap {
-                Some(path) => Box::new(
-                    Capture::create(backend, path, CaptureConfig::default())
-                        .with_context(|| format!("cannot write {}", path.display()))?,
-                ),
+                Some(path) => Box::new(capture(backend, path, goes_on)?),
                 None => backend,
             };
             Ok(Box::new(Net::new(&settings, backend)))
         }
     }
+}
+
+/// Records what passes `backend`; `goes_on` keeps what a killed `serve` has recorded.
+fn capture(
+    backend: Box<dyn Backend>,
+    path: &Path,
+    goes_on: bool,
+) -> anyhow::Result<Capture<Box<dyn Backend>>> {
+    let config = CaptureConfig::default();
+    if goes_on {
+        Capture::resume(backend, path, config)
+    } else {
+        Capture::create(backend, path, config)
+    }
+    .with_context(|| format!("cannot record to {}", path.display()))
 }
 
 fn make_backend(

@@ -29,6 +29,7 @@ pub(crate) struct Kept {
 #[derive(Clone, Debug)]
 pub(crate) struct Keeper {
     socket: Arc<OwnedFd>,
+    found: bool,
 }
 
 impl Keeper {
@@ -38,11 +39,12 @@ impl Keeper {
         path: &Path,
         keep: u64,
     ) -> anyhow::Result<(Self, HashMap<String, Vec<Kept>>)> {
-        let socket = match connect_to(path)? {
-            Some(socket) => socket,
+        let (socket, found) = match connect_to(path)? {
+            Some(socket) => (socket, true),
             None => {
                 start(path, keep)?;
-                connect_to(path)?.context("the keeper has ended at once")?
+                let socket = connect_to(path)?.context("the keeper has ended at once")?;
+                (socket, false)
             }
         };
         let mut kept: HashMap<String, Vec<Kept>> = HashMap::new();
@@ -65,9 +67,15 @@ impl Keeper {
         Ok((
             Self {
                 socket: Arc::new(socket),
+                found,
             },
             kept,
         ))
+    }
+
+    /// True if a `serve` before this one has left the keeper behind: this one goes on for it.
+    pub(crate) fn was_found(&self) -> bool {
+        self.found
     }
 
     /// Has a connection held.

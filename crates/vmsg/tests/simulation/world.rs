@@ -201,9 +201,10 @@ impl<'m> World<'m> {
         self.to_driver.clear();
         let now = self.now;
         if let Some(HostProcess { host, conn, .. }) = &mut self.process
-            && let Some(conn) = conn.take() {
-                host.disconnect(now, conn);
-            }
+            && let Some(conn) = conn.take()
+        {
+            host.disconnect(now, conn);
+        }
     }
 
     fn reboot(&mut self) {
@@ -220,9 +221,10 @@ impl<'m> World<'m> {
     /// The next step of the device's set-up, when the one before is done.
     fn front(&mut self) {
         if self.waiting_for.is_none()
-            && let Some(op) = self.guest.steps.last().cloned() {
-                self.waiting_for = Some(self.session.submit(self.now, op));
-            }
+            && let Some(op) = self.guest.steps.last().cloned()
+        {
+            self.waiting_for = Some(self.session.submit(self.now, op));
+        }
     }
 
     fn request(&mut self) {
@@ -238,9 +240,10 @@ impl<'m> World<'m> {
                 if let Some(HostProcess {
                     worker, watched, ..
                 }) = &mut self.process
-                    && watched.0.iter().any(|(_, index)| *index == queue) {
-                        worker.kick(SLOT, queue);
-                    }
+                    && watched.0.iter().any(|(_, index)| *index == queue)
+                {
+                    worker.kick(SLOT, queue);
+                }
             }
             None => self
                 .session
@@ -309,9 +312,10 @@ impl<'m> World<'m> {
     fn reply(&mut self) {
         let now = self.now;
         if let Some(HostProcess { host, replies, .. }) = &mut self.process
-            && let Some(reply) = replies.pop_front() {
-                host.handle_reply(now, 0, reply);
-            }
+            && let Some(reply) = replies.pop_front()
+        {
+            host.handle_reply(now, 0, reply);
+        }
     }
 
     fn pass_time(&mut self) {
