@@ -111,6 +111,18 @@ impl<'m> AddressSpace<'m> {
         (offset < window.ram.len()).then_some((index, offset))
     }
 
+    /// `len` bytes at `addr` that lie in one piece of memory, or `None` if they
+    /// do not: [`Self::slice`] says why.
+    #[inline]
+    pub fn get(&self, addr: BusAddr, len: usize, access: Access) -> Option<RamSlice<'m>> {
+        let (index, offset) = self.find(addr)?;
+        let window = &self.windows[index];
+        if access == Access::ReadWrite && window.access == Access::Read {
+            return None;
+        }
+        window.ram.get(offset, len)
+    }
+
     /// `len` bytes at `addr` that lie in one piece of memory.
     ///
     /// # Errors
@@ -119,17 +131,26 @@ impl<'m> AddressSpace<'m> {
     /// the range is there but crosses into another window.
     #[inline]
     pub fn slice(&self, addr: BusAddr, len: usize, access: Access) -> Result<RamSlice<'m>, Error> {
+        match self.get(addr, len, access) {
+            Some(slice) => Ok(slice),
+            None => Err(self.explain(addr, len, access)),
+        }
+    }
+
+    /// Why there is no such slice.
+    #[cold]
+    fn explain(&self, addr: BusAddr, len: usize, access: Access) -> Error {
         if let Some((index, offset)) = self.find(addr) {
+            // An empty range has no pieces, but lies in a window.
             let window = &self.windows[index];
-            if let Some(slice) = window.ram.get(offset, len) {
-                if access == Access::ReadWrite && window.access == Access::Read {
-                    return Err(Error::ReadOnly { addr, len });
-                }
-                return Ok(slice);
+            if window.ram.get(offset, len).is_some() {
+                return Error::ReadOnly { addr, len };
             }
         }
-        self.pieces(addr, len, access, |_| true)?;
-        Err(Error::Scattered { addr, len })
+        match self.pieces(addr, len, access, |_| true) {
+            Ok(()) => Error::Scattered { addr, len },
+            Err(error) => error,
+        }
     }
 
     /// Hands `len` bytes at `addr` to `each`, piece by piece in order, going on

@@ -147,6 +147,14 @@ impl<const CHAINS: usize, const PIECES: usize> fmt::Debug for ChainArray<CHAINS,
 /// More would not be counted in a [`ChainSlot`]; no queue needs as many.
 const MAX_PIECES: usize = 1 << 24;
 
+/// A number of pieces, as a [`ChainSlot`] has it.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "at most MAX_PIECES")]
+pub(crate) fn as_count(pieces: usize) -> u32 {
+    debug_assert!(pieces <= MAX_PIECES);
+    pieces as u32
+}
+
 /// The pieces of a batch while it grows.
 #[derive(Default)]
 pub(crate) struct PieceList<'b> {
@@ -169,17 +177,15 @@ impl<'b> PieceList<'b> {
     }
 
     #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "at most MAX_PIECES")]
-    pub(crate) fn len(&self) -> u32 {
-        self.len as u32
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Adds a piece; false if there is no room.
     #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, piece: RamSlice<'b>) -> bool {
-        let len = self.len();
-        let fits = self.put(len, piece);
+        let fits = self.put(self.len, piece);
         self.len += usize::from(fits);
         fits
     }
@@ -188,8 +194,8 @@ impl<'b> PieceList<'b> {
     /// none. It counts once the list is [extended](Self::extend_to) beyond it.
     #[inline(always)]
     #[must_use]
-    pub(crate) fn put(&mut self, index: u32, piece: RamSlice<'b>) -> bool {
-        let Some(slot) = self.slots.get_mut(index as usize) else {
+    pub(crate) fn put(&mut self, index: usize, piece: RamSlice<'b>) -> bool {
+        let Some(slot) = self.slots.get_mut(index) else {
             return false;
         };
         // SAFETY: this only stretches the lifetime. The slots are seen by nobody but `finish`,
@@ -205,14 +211,14 @@ impl<'b> PieceList<'b> {
 
     /// Counts the pieces that were put up to `len`, which is not less than before.
     #[inline(always)]
-    pub(crate) fn extend_to(&mut self, len: u32) {
-        debug_assert!(self.len <= len as usize && len as usize <= self.slots.len());
-        self.len = len as usize;
+    pub(crate) fn extend_to(&mut self, len: usize) {
+        debug_assert!(self.len <= len && len <= self.slots.len());
+        self.len = len;
     }
 
     /// Forgets all pieces from `len` on.
-    pub(crate) fn truncate(&mut self, len: u32) {
-        self.len = self.len.min(len as usize);
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
     }
 
     /// What was pushed.
@@ -225,11 +231,26 @@ impl<'b> PieceList<'b> {
 /// them available. Holds on to the storage and to the memory, not to the queue.
 #[derive(Clone, Copy)]
 pub struct Batch<'b> {
-    pub(crate) pieces: &'b [RamSlice<'b>],
-    pub(crate) chains: &'b [ChainSlot],
+    pieces: &'b [RamSlice<'b>],
+    /// Each begins in `pieces` where the one before it ends: 0 ≤ split ≤ end ≤ pieces.len().
+    chains: &'b [ChainSlot],
 }
 
 impl<'b> Batch<'b> {
+    pub(crate) const EMPTY: Batch<'static> = Batch {
+        pieces: &[],
+        chains: &[],
+    };
+
+    /// # Safety
+    ///
+    /// From 0 on, `split` and `end` of one chain after another must not go
+    /// down, nor go beyond `pieces`.
+    #[inline]
+    pub(crate) unsafe fn new(pieces: &'b [RamSlice<'b>], chains: &'b [ChainSlot]) -> Self {
+        Self { pieces, chains }
+    }
+
     /// Number of chains.
     #[inline]
     pub const fn len(&self) -> usize {
@@ -264,12 +285,22 @@ impl<'b> Batch<'b> {
         })
     }
 
+    /// `start` is where the chain before `slot` ends.
     #[inline]
     fn chain(&self, start: u32, slot: &ChainSlot) -> Chain<'b> {
+        let (start, split, end) = (start as usize, slot.split as usize, slot.end as usize);
+        debug_assert!(start <= split && split <= end && end <= self.pieces.len());
+        // SAFETY: the batch was promised that start ≤ split ≤ end ≤ pieces.len().
+        let (readable, writable) = unsafe {
+            (
+                self.pieces.get_unchecked(start..split),
+                self.pieces.get_unchecked(split..end),
+            )
+        };
         Chain {
             head: slot.head,
-            readable: &self.pieces[start as usize..slot.split as usize],
-            writable: &self.pieces[slot.split as usize..slot.end as usize],
+            readable,
+            writable,
         }
     }
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
 
-use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage};
+use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage, as_count};
 use crate::config::{DESCRIPTOR_SIZE, check_size};
 use crate::gather::Gather;
 use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
@@ -187,10 +187,7 @@ impl DeviceQueue {
         let ready = usize::from(self.check_avail_index(avail.index())?);
         let count = ready.min(max).min(chains.len());
         if count == 0 {
-            return Ok(Batch {
-                pieces: &[],
-                chains: &[],
-            });
+            return Ok(Batch::EMPTY);
         }
         let table = self.table(space)?;
         let mut gather = Gather::new(space, list, self.features.indirect);
@@ -215,7 +212,7 @@ impl DeviceQueue {
                     *slot = ChainSlot {
                         head: ChainHead { id: head },
                         split,
-                        end: gather.list.len(),
+                        end: as_count(gather.list.len()),
                     };
                     taken += 1;
                 }
@@ -228,10 +225,10 @@ impl DeviceQueue {
         }
         self.next_avail = self.next_avail.wrapping_add(taken);
         self.rewindable = taken;
-        Ok(Batch {
-            pieces: gather.list.finish(),
-            chains: &chains[..usize::from(taken)],
-        })
+        let pieces = gather.list.finish();
+        // SAFETY: each of these slots was just filled, with two lengths that the list of pieces had
+        // one after the other. It only grew, but for chains that are not among these.
+        Ok(unsafe { Batch::new(pieces, &chains[..usize::from(taken)]) })
     }
 
     /// Gives back the last `n` chains of the last [`pop`](Self::pop), which
@@ -415,18 +412,16 @@ impl DeviceQueue {
     #[inline]
     fn table<'b>(&self, space: AddressSpace<'b>) -> Result<DescriptorTable<'b>, QueueError> {
         let QueueConfig { size, desc, .. } = self.config;
-        let len = DESCRIPTOR_SIZE * usize::from(size);
-        let ram = area(space, desc, len, 16, Access::Read)?;
-        DescriptorTable::new(ram, size.into()).ok_or_else(|| misaligned(desc, 16))
+        let area = Area::new(desc, DESCRIPTOR_SIZE * usize::from(size), 16, Access::Read);
+        area.look_up(space, |ram| DescriptorTable::new(ram, size.into()))
     }
 
     #[inline]
     fn avail<'b>(&self, space: AddressSpace<'b>) -> Result<AvailRing<'b>, QueueError> {
         let QueueConfig { size, driver, .. } = self.config;
         let event_idx = self.features.event_idx;
-        let len = AvailRing::len(size, event_idx);
-        let ram = area(space, driver, len, 2, Access::Read)?;
-        AvailRing::new(ram, size, event_idx).ok_or_else(|| misaligned(driver, 2))
+        let area = Area::new(driver, AvailRing::len(size, event_idx), 2, Access::Read);
+        area.look_up(space, |ram| AvailRing::new(ram, size, event_idx))
     }
 
     #[inline]
@@ -446,29 +441,55 @@ fn used_ring<'b>(
     space: AddressSpace<'b>,
 ) -> Result<UsedRing<'b>, QueueError> {
     let QueueConfig { size, device, .. } = *config;
-    let len = UsedRing::len(size, event_idx);
-    let ram = area(space, device, len, 4, Access::ReadWrite)?;
-    UsedRing::new(ram, size, event_idx).ok_or_else(|| misaligned(device, 4))
+    let area = Area::new(device, UsedRing::len(size, event_idx), 4, Access::ReadWrite);
+    area.look_up(space, |ram| UsedRing::new(ram, size, event_idx))
 }
 
-#[inline]
-fn area<'b>(
-    space: AddressSpace<'b>,
+/// One of the areas of a queue, which are looked up in each call.
+struct Area {
     addr: BusAddr,
     len: usize,
-    align: u64,
+    align: usize,
     access: Access,
-) -> Result<RamSlice<'b>, QueueError> {
-    if addr.0 % align != 0 {
-        return Err(misaligned(addr, align));
-    }
-    Ok(space.slice(addr, len, access)?)
 }
 
-#[cold]
-fn misaligned(addr: BusAddr, align: u64) -> QueueError {
-    let align = usize::try_from(align).unwrap_or(usize::MAX);
-    vmsg_mem::Error::Misaligned { addr, align }.into()
+impl Area {
+    #[inline(always)]
+    const fn new(addr: BusAddr, len: usize, align: usize, access: Access) -> Self {
+        Self {
+            addr,
+            len,
+            align,
+            access,
+        }
+    }
+
+    /// What `make` makes of the memory; it finds out whether that is aligned in this process.
+    #[inline(always)]
+    fn look_up<'b, T>(
+        self,
+        space: AddressSpace<'b>,
+        make: impl FnOnce(RamSlice<'b>) -> Option<T>,
+    ) -> Result<T, QueueError> {
+        if self.addr.0 % self.align as u64 == 0 {
+            if let Some(ring) = space.get(self.addr, self.len, self.access).and_then(make) {
+                return Ok(ring);
+            }
+        }
+        Err(self.explain(space))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn explain(self, space: AddressSpace<'_>) -> QueueError {
+        let Self { addr, align, .. } = self;
+        if addr.0 % align as u64 == 0 {
+            if let Err(error) = space.slice(addr, self.len, self.access) {
+                return error.into();
+            }
+        }
+        vmsg_mem::Error::Misaligned { addr, align }.into()
+    }
 }
 
 /// Completes chains of a queue whose device area was looked up. Made by

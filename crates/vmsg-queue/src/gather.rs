@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window};
 
 use crate::QueueError;
-use crate::chain::{ChainHead, ChainSlot, PieceList};
+use crate::chain::{ChainHead, ChainSlot, PieceList, as_count};
 use crate::config::DESCRIPTOR_LEN;
 use crate::ring::{
     Descriptor, DescriptorTable, INDIRECT, NEXT, Table, UnalignedTable, WRITE, Words,
@@ -135,7 +135,7 @@ pub(crate) struct Gather<'b> {
 struct Progress {
     bytes: u64,
     /// First writable piece, once there was one.
-    split: Option<u32>,
+    split: Option<usize>,
 }
 
 impl<'b> Gather<'b> {
@@ -160,7 +160,7 @@ impl<'b> Gather<'b> {
         if let Some(outer) = self.walk(&mut chain, table, first)? {
             self.indirect_table(&mut chain, outer)?;
         }
-        Ok(chain.split.unwrap_or(self.list.len()))
+        Ok(as_count(chain.split.unwrap_or(self.list.len())))
     }
 
     /// Follows a chain through one table. Returns the indirect descriptor at which it leaves it.
@@ -281,8 +281,8 @@ impl<'b> Gather<'b> {
             list.extend_to(end);
             *slot = ChainSlot {
                 head: ChainHead { id: head },
-                split,
-                end,
+                split: as_count(split),
+                end: as_count(end),
             };
             taken += 1;
         }
@@ -334,7 +334,7 @@ fn follow<'b>(
     table: DescriptorTable<'b>,
     first: Words,
     list: &mut PieceList<'b>,
-) -> Option<(u32, u32)> {
+) -> Option<(usize, usize)> {
     // No more than the table has, and not so many that they could exceed 2^32 bytes.
     let mut left = table.len().min(Near::MOST_BUFFERS);
     let mut descriptor = first;
