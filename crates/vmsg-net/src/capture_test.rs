@@ -145,12 +145,12 @@ fn a_capture_goes_on_where_the_process_before_left_it() {
     let path = folder.path().join("net.pcap");
     for _ in 0..2 {
         let mut capture =
-            Capture::resume(Null::default(), &path, CaptureConfig::default()).unwrap();
+            Capture::resume(crate::Null::default(), &path, CaptureConfig::default()).unwrap();
         send(&mut capture, &[7; 60]);
     }
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!(bytes.len(), 24 + 2 * (16 + 60), "one header, two records");
     std::fs::write(&path, [1; 100]).unwrap();
-    let refused = Capture::resume(Null::default(), &path, CaptureConfig::default());
+    let refused = Capture::resume(crate::Null::default(), &path, CaptureConfig::default());
     assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::InvalidData);
 }
