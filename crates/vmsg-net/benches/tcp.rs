@@ -30,7 +30,7 @@ struct Buffers<'a> {
     buffers: Vec<[RamSlice<'a>; 1]>,
     next: usize,
     left: usize,
-    frames: Vec<([u8; HEADERS], usize)>,
+    frames: Vec<[u8; HEADERS]>,
 }
 
 impl RxSink for Buffers<'_> {
@@ -39,9 +39,9 @@ impl RxSink for Buffers<'_> {
         (self.left > 0 && len <= room.len()).then_some(room)
     }
 
-    fn commit(&mut self, _: &VnetHeader, len: usize) {
+    fn commit(&mut self, _: &VnetHeader, _: usize) {
         if let Some(head) = Pieces::new(&self.buffers[self.next]).read_array() {
-            self.frames.push((head, len));
+            self.frames.push(head);
         }
         self.next = (self.next + 1) % self.buffers.len();
         self.left -= 1;
@@ -81,7 +81,7 @@ impl Wire for Direct<'_> {
         assert_eq!(taken, frames.len(), "the stack takes whatever comes");
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS], usize)) {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS])) {
         let Self { user, buffers, .. } = self;
         buffers.frames.clear();
         buffers.left = buffers.buffers.len();
@@ -97,8 +97,8 @@ impl Wire for Direct<'_> {
             let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
             poll(&mut fds, Some(&timeout)).expect("poll");
         }
-        for (head, len) in &buffers.frames {
-            each(head, *len);
+        for head in &buffers.frames {
+            each(head);
         }
     }
 }

@@ -62,9 +62,8 @@ pub(crate) trait Wire {
     /// Sends all of `frames`, up to [`BATCH`].
     fn send(&mut self, frames: &[Frame]);
 
-    /// Hands each frame that has come to `each`: its first [`HEADERS`] bytes and its whole length. Waits a
-    /// little if there is none.
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS], usize));
+    /// Hands the first [`HEADERS`] bytes of each frame that has come to `each`. Waits a little if there is none.
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS]));
 }
 
 /// The guest.
@@ -165,7 +164,7 @@ impl<W: Wire> Guest<W> {
     /// Hands the connection's segments that have come to `each`.
     fn receive(&mut self, mut each: impl FnMut(&Segment)) {
         let port = self.port;
-        self.wire.receive(&mut |head, _| {
+        self.wire.receive(&mut |head| {
             // Those of the connection before this one are of no interest.
             if let Some(segment) = Segment::parse(head, port) {
                 assert_eq!(segment.flags & RST, 0, "the connection was reset");
