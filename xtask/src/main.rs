@@ -2,6 +2,7 @@
 //! Guests, demos, end-to-end tests and benchmarks of vmsg: run as `cargo xtask`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cpio;
 mod debian;
 mod demo;
@@ -48,6 +49,8 @@ enum Task {
     Test(gate::Options),
     /// Boot guests and check that all works in them
     E2e(e2e::Options),
+    /// Measure, and print or save the figures
+    Bench(bench::Options),
 }
 
 #[derive(Subcommand, Debug)]
@@ -72,6 +75,9 @@ fn main() -> ExitCode {
         Task::Demo(Demo::TwoA(options)) => demo::run(&options),
         Task::Test(options) => reported(|report| gate::run(&options, report)),
         Task::E2e(options) => reported(|report| e2e::run(&options, report)),
+        Task::Bench(options) => bench::run(&options)
+            .inspect_err(|error| eprintln!("{error:#}"))
+            .is_ok(),
     };
     if passed {
         ExitCode::SUCCESS
