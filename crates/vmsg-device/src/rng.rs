@@ -13,6 +13,9 @@ pub const DEVICE_ID: u32 = 4;
 /// bounds the time that one chain can take from other devices.
 const MAX_REQUEST: usize = 64 * 1024;
 
+/// Bytes given in one turn, after which other queues have theirs.
+const MAX_TURN: usize = 4 * MAX_REQUEST;
+
 const BATCH: usize = 32;
 
 /// Fills the driver's buffers with bytes from the system's random number generator.
@@ -79,11 +82,19 @@ impl Device for Rng {
             .pop(io.space, io.storage, budget.min(BATCH))
             .map_err(failed)?;
         let count = batch.len();
+        let mut left = count;
+        let mut bytes = 0;
         for chain in batch.iter() {
+            if bytes >= MAX_TURN {
+                break;
+            }
             let written = self.fill(chain.writable())?;
+            bytes += written as usize;
             ring.complete(io.space, chain.head(), written)
                 .map_err(failed)?;
+            left -= 1;
         }
+        ring.rewind(left);
         io.publish(queue)?;
         Ok(if count == 0 {
             Progress::Idle

@@ -4,11 +4,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_msg::{DevNum, DeviceBitmap, Frame, Instant, Message, Token};
+use virtio_msg::{DevNum, DeviceBitmap, Frame, HEADER_SIZE, Instant, Message, Token};
 use vmsg_bus::control::{self, QueueNotify, Request, Response, Status, WindowAdd};
 use vmsg_mem::Doorbell;
 
-use super::connection::ConnId;
+use super::connection::{ConnId, Connection};
 use super::core::{Answer, Core, Waiter};
 use super::entry::Holder;
 use super::windows::{Description, Refusal};
@@ -17,8 +17,8 @@ use crate::worker::{Command, Resume};
 /// Device numbers in one answer to GET_DEVICES at most, so that it fits any message.
 const MAX_NUMBERS: u16 = 256;
 
-/// Drivers that may wait for a device that is just being reset.
-const MAX_CLAIMS: usize = 64;
+/// CLAIM requests of one driver that may wait for a device that is just being reset.
+const MAX_CLAIMS: usize = 4;
 
 impl Core {
     pub(super) fn handle_bus_message(
@@ -41,15 +41,45 @@ impl Core {
                 Ok(request) => self.handle_request(now, conn, frame.token, request, fds),
                 Err(error) => {
                     self.counters.malformed += 1;
-                    if let Some(connection) = self.connections.get_mut(&conn)
-                        && connection.complain()
+                    if self.first_complaint(now, conn)
+                        && let Some(connection) = self.connections.get(&conn)
                     {
-                        tracing::warn!(peer = %connection.peer, %error, "bus message dropped");
+                        tracing::warn!(peer = %connection.peer, %error, "malformed bus message; further ones are only counted");
                     }
+                    self.answer_malformed(conn, frame.token, id, payload);
                 }
             },
             _ => self.counters.unexpected += 1,
         }
+    }
+
+    /// Whether something may be logged about what this connection does, which
+    /// is so once, and not if too many others were logged lately.
+    fn first_complaint(&mut self, now: Instant, conn: ConnId) -> bool {
+        let first = self
+            .connections
+            .get_mut(&conn)
+            .is_some_and(Connection::complain);
+        first && self.may_log(now)
+    }
+
+    /// Answers a request that has an id of ours, and little else that is right.
+    fn answer_malformed(&mut self, conn: ConnId, token: Token, id: u8, payload: &[u8]) {
+        let Some(subject) = payload.first_chunk::<4>() else {
+            return;
+        };
+        if !Request::is_known(id) {
+            return;
+        }
+        let mut payload = [0; 8];
+        payload[..4].copy_from_slice(subject);
+        payload[4..].copy_from_slice(&Status::MALFORMED.0.to_le_bytes());
+        let message = Message::BusSpecific {
+            id,
+            response: true,
+            payload: &payload,
+        };
+        self.send(conn, &Frame::bus(token, message));
     }
 
     fn answer_devices(&mut self, conn: ConnId, frame: &Frame<'_>, offset: u16, count: u16) {
@@ -132,7 +162,7 @@ impl Core {
                 self.handle_claim(dev.0, conn, token);
                 None
             }
-            Request::Claim { dev, release: true } => Some(self.release(now, conn, dev)),
+            Request::Claim { dev, release: true } => self.release(now, conn, dev, token),
             Request::DeviceName(dev) => {
                 let name = self.entries.get(&dev.0).map(|entry| entry.name.clone());
                 let status = if name.is_some() {
@@ -157,11 +187,17 @@ impl Core {
         status: Status,
         name: &str,
     ) {
+        let Some(connection) = self.connections.get(&conn) else {
+            return;
+        };
+        // A name for which the driver's messages have no room is cut.
+        let room = connection.max_message.saturating_sub(HEADER_SIZE);
         let mut payload = [0; 8 + control::MAX_NAME];
+        let room = room.clamp(8, payload.len());
         let response: Response<'_> = request.response(status, name);
         let len = response
-            .encode(&mut payload)
-            .expect("a response fits 8 bytes and a name");
+            .encode(&mut payload[..room])
+            .expect("a response fits 8 bytes, a name is cut");
         let message = Message::BusSpecific {
             id: request.id(),
             response: true,
@@ -180,7 +216,14 @@ impl Core {
             return self.respond(conn, token, &request, Status::NOT_FOUND, "");
         };
         match entry.holder {
-            Holder::Leaving if entry.claims.len() >= MAX_CLAIMS => {
+            Holder::Leaving
+                if entry
+                    .claims
+                    .iter()
+                    .filter(|(from, _)| *from == conn)
+                    .count()
+                    >= MAX_CLAIMS =>
+            {
                 self.respond(conn, token, &request, Status::TOO_MANY, "");
             }
             Holder::Leaving => entry.claims.push_back((conn, token)),
@@ -208,16 +251,27 @@ impl Core {
         }
     }
 
-    fn release(&mut self, now: Instant, conn: ConnId, dev: DevNum) -> Status {
+    /// Gives a device back; answered when it was reset.
+    fn release(&mut self, now: Instant, conn: ConnId, dev: DevNum, token: Token) -> Option<Status> {
         match self.entries.get_mut(&dev.0) {
-            None => Status::NOT_FOUND,
+            None => Some(Status::NOT_FOUND),
             Some(entry) if entry.is_held_by(conn) => {
+                entry.release = Some((conn, token));
                 entry.leave(now);
                 self.pump(now, dev.0);
-                Status::OK
+                None
             }
-            Some(_) => Status::BAD_STATE,
+            Some(_) => Some(Status::BAD_STATE),
         }
+    }
+
+    /// Answers who has released a device.
+    pub(super) fn released(&mut self, num: u16, conn: ConnId, token: Token) {
+        let request = Request::Claim {
+            dev: DevNum(num),
+            release: true,
+        };
+        self.respond(conn, token, &request, Status::OK, "");
     }
 
     fn add_window(
@@ -228,6 +282,11 @@ impl Core {
         window: WindowAdd,
         fds: Vec<OwnedFd>,
     ) -> Option<Status> {
+        let all: usize = self
+            .connections
+            .values()
+            .map(|connection| connection.windows.count())
+            .sum();
         let connection = self.connections.get_mut(&conn)?;
         let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
             return Some(Status::BAD_FD);
@@ -239,7 +298,7 @@ impl Core {
             len: window.len,
             file_offset: window.file_offset,
         };
-        let changed = connection.windows.add(description, &fd, window.more);
+        let changed = connection.windows.add(description, &fd, window.more, all);
         self.window_changed(conn, token, request, changed)
     }
 
@@ -256,7 +315,7 @@ impl Core {
     }
 
     /// Shows a changed table to the workers of all devices that this driver
-    /// holds; the answer waits until each has let go of the old one.
+    /// holds or has just released; the answer waits until each has let go of the old one.
     fn window_changed(
         &mut self,
         conn: ConnId,
@@ -268,10 +327,12 @@ impl Core {
             Ok(false) => return Some(Status::OK),
             Ok(true) => {}
             Err(refusal) => {
-                let connection = self.connections.get(&conn)?;
-                tracing::warn!(peer = %connection.peer, %refusal, "window refused");
+                if self.first_complaint(self.now, conn) {
+                    let connection = self.connections.get(&conn)?;
+                    tracing::warn!(peer = %connection.peer, %refusal, "window refused; what else goes wrong here is not logged");
+                }
                 return Some(match refusal {
-                    Refusal::TooMany => Status::TOO_MANY,
+                    Refusal::TooMany | Refusal::TooMuch => Status::TOO_MANY,
                     Refusal::Exists(_) | Refusal::Overlap(_) => Status::EXISTS,
                     Refusal::NoSuchWindow(_) => Status::NOT_FOUND,
                     Refusal::Descriptor(_) => Status::BAD_FD,
@@ -282,7 +343,7 @@ impl Core {
         let held: Vec<u16> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.is_held_by(conn))
+            .filter(|(_, entry)| entry.memory_of == Some(conn))
             .map(|(num, _)| *num)
             .collect();
         if held.is_empty() {
@@ -366,6 +427,9 @@ impl Core {
         let Some(answer) = self.answers.remove(&id) else {
             return;
         };
+        if let Some(connection) = self.connections.get_mut(&answer.conn) {
+            connection.deferred = connection.deferred.saturating_sub(1);
+        }
         let status = if answer.failed {
             Status::BAD_STATE
         } else {

@@ -39,6 +39,10 @@ impl fmt::Display for Peer {
 /// does not listen is not answered for ever.
 const MAX_WAITING: usize = 256;
 
+/// Requests of one connection that may wait for devices and workers; some of
+/// them hold two file descriptors.
+const MAX_DEFERRED: usize = 64;
+
 /// What the host keeps of a connection.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -51,6 +55,7 @@ pub(super) struct Connection {
     /// The EVENT_USED messages in `out`, by device and queue: one of each says it all.
     used: HashSet<[u8; HEADER_SIZE + 4]>,
     complained: bool,
+    kept_back: bool,
 }
 
 impl Connection {
@@ -63,6 +68,7 @@ impl Connection {
             out: VecDeque::new(),
             used: HashSet::new(),
             complained: false,
+            kept_back: false,
         }
     }
 
@@ -89,7 +95,22 @@ impl Connection {
 
     /// False while the driver has to take answers, or devices have to finish, first.
     pub(super) fn wants_input(&self) -> bool {
-        self.out.len() < MAX_WAITING && self.deferred < MAX_WAITING
+        self.has_room() && self.deferred < MAX_DEFERRED
+    }
+
+    /// False while events are better kept where they can be merged.
+    pub(super) fn has_room(&self) -> bool {
+        self.out.len() < MAX_WAITING
+    }
+
+    /// True when all that was kept back can be sent: once, after [`Self::keep_back`].
+    pub(super) fn wants_kept_back(&mut self) -> bool {
+        self.out.is_empty() && std::mem::take(&mut self.kept_back)
+    }
+
+    /// Notes that devices may have events for this driver that it has no room for.
+    pub(super) fn keep_back(&mut self) {
+        self.kept_back = true;
     }
 
     /// True the first time: misbehaviour is logged once per connection.

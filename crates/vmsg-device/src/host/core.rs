@@ -15,6 +15,7 @@ use vmsg_queue::QueueConfig;
 
 use super::connection::{ConnId, Connection, Peer};
 use super::entry::{Entry, Handled, Holder, encode};
+use super::log_limit::LogLimit;
 use crate::device::{Device, Identity};
 use crate::worker::{Command, Notice, QueueStart, Reply, Slot};
 
@@ -93,6 +94,10 @@ pub struct Core {
     next_ticket: u64,
     next_conn: u64,
     pub(super) counters: Counters,
+    /// About connections; devices have their own.
+    log: LogLimit,
+    /// When something last came in.
+    pub(super) now: Instant,
 }
 
 impl Core {
@@ -112,6 +117,8 @@ impl Core {
             next_ticket: tickets,
             next_conn: 0,
             counters: Counters::default(),
+            log: LogLimit::new(),
+            now: Instant(0),
         }
     }
 
@@ -211,6 +218,7 @@ impl Core {
 
     /// A driver is gone: its devices are reset, its memory is let go.
     pub fn disconnect(&mut self, now: Instant, conn: ConnId) {
+        self.now = now;
         let nums: Vec<u16> = self.entries.keys().copied().collect();
         for num in nums {
             let entry = self
@@ -235,6 +243,7 @@ impl Core {
 
     /// A message has come from `conn`, with what descriptors came with it.
     pub fn handle_message(&mut self, now: Instant, conn: ConnId, bytes: &[u8], fds: Vec<OwnedFd>) {
+        self.now = now;
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
         };
@@ -242,7 +251,7 @@ impl Core {
             Ok(frame) => frame,
             Err(error) => {
                 self.counters.malformed += 1;
-                if connection.complain() {
+                if connection.complain() && self.log.admit(now) {
                     tracing::warn!(peer = %connection.peer, %error, "malformed message dropped; further ones are only counted");
                 }
                 return;
@@ -274,6 +283,7 @@ impl Core {
 
     /// A worker has something to say.
     pub fn handle_reply(&mut self, now: Instant, worker: usize, reply: Reply) {
+        self.now = now;
         match reply {
             Reply::Done { ticket, result } => match self.waiters.remove(&ticket) {
                 Some(Waiter::Machine(num)) => {
@@ -283,11 +293,13 @@ impl Core {
                     let result = match result {
                         Ok(()) => ActionResult::Done,
                         Err(why) => {
-                            tracing::warn!(device = %entry.name, %why, "the driver's request was refused");
+                            if entry.log.admit(now) {
+                                tracing::warn!(device = %entry.name, %why, "the driver's request was refused");
+                            }
                             ActionResult::Refused
                         }
                     };
-                    entry.complete(now, result);
+                    entry.complete(result);
                     self.pump(now, num);
                 }
                 Some(Waiter::Driver(answer)) => self.count_down(answer, result),
@@ -310,10 +322,14 @@ impl Core {
                         entry.machine.update_config(offset, &data);
                     }
                     Notice::CallStuck { queue, error } => {
-                        tracing::warn!(device = %entry.name, queue, %error, "interrupt descriptor dropped");
+                        if entry.log.admit(now) {
+                            tracing::warn!(device = %entry.name, queue, %error, "interrupt descriptor dropped");
+                        }
                     }
                     Notice::Broken { why } => {
-                        tracing::warn!(device = %entry.name, %why, "device needs reset");
+                        if entry.log.admit(now) {
+                            tracing::warn!(device = %entry.name, %why, "device needs reset");
+                        }
                         entry.machine.set_needs_reset();
                     }
                 }
@@ -329,9 +345,26 @@ impl Core {
 
     /// The message that [`poll_transmit`](Self::poll_transmit) gave is on its way.
     pub fn sent(&mut self, conn: ConnId) {
-        if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.sent();
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        connection.sent();
+        if connection.wants_kept_back() {
+            let held: Vec<u16> = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| entry.is_held_by(conn))
+                .map(|(num, _)| *num)
+                .collect();
+            for num in held {
+                self.pump(self.now, num);
+            }
         }
+    }
+
+    /// Whether a line may be logged about what connections do.
+    pub(super) fn may_log(&mut self, now: Instant) -> bool {
+        self.log.admit(now)
     }
 
     /// The next command for a worker.
@@ -374,6 +407,9 @@ impl Core {
     /// The number under which an answer waits for `missing` workers.
     pub(super) fn defer_answer(&mut self, answer: Answer) -> u64 {
         let id = self.ticket();
+        if let Some(connection) = self.connections.get_mut(&answer.conn) {
+            connection.deferred += 1;
+        }
         self.answers.insert(id, answer);
         id
     }
@@ -383,11 +419,14 @@ impl Core {
         let Some(entry) = self.entries.get_mut(&num) else {
             return;
         };
-        entry.holder = Holder::Driver(conn);
         let Some(connection) = self.connections.get(&conn) else {
             return;
         };
-        tracing::info!(device = %entry.name, holder = %connection.peer, "claimed");
+        entry.holder = Holder::Driver(conn);
+        entry.memory_of = Some(conn);
+        if entry.log.admit(self.now) {
+            tracing::info!(device = %entry.name, holder = %connection.peer, "claimed");
+        }
         let table = Arc::clone(connection.windows.table());
         self.order(num, 0, Command::SetMemory(table));
     }
@@ -418,21 +457,45 @@ impl Core {
             let Some(entry) = self.entries.get_mut(&num) else {
                 return;
             };
-            let mut idle = true;
-            while let Some((to, len)) = entry.poll_transmit(&mut buffer) {
-                idle = false;
-                if let Some(connection) = to.and_then(|conn| self.connections.get_mut(&conn)) {
-                    connection.send(buffer[..len].to_vec());
-                }
-            }
+            let mut idle = !entry.leave_if_idle(now);
             while let Some(action) = self.entries.get_mut(&num).and_then(Entry::poll_action) {
                 idle = false;
-                self.act(now, num, action);
+                self.act(num, action);
             }
+            idle &= !self.transmit(num, &mut buffer);
             idle &= !self.finish_leaving(num);
             idle &= !self.resume_waiting(now, num);
             if idle {
                 return;
+            }
+        }
+    }
+
+    /// Sends what a device's machine has to say; true if that was anything.
+    /// Events stay with the machine, which merges them, if the driver does not
+    /// take its messages.
+    fn transmit(&mut self, num: u16, buffer: &mut [u8]) -> bool {
+        let mut any = false;
+        loop {
+            let Some(entry) = self.entries.get_mut(&num) else {
+                return any;
+            };
+            let holder = match entry.holder {
+                Holder::Driver(conn) => self.connections.get_mut(&conn),
+                Holder::Nobody | Holder::Leaving => None,
+            };
+            let room = holder.is_none_or(|holder| {
+                if !holder.has_room() {
+                    holder.keep_back();
+                }
+                holder.has_room()
+            });
+            let Some((to, len)) = entry.poll_transmit(buffer, room) else {
+                return any;
+            };
+            any = true;
+            if let Some(connection) = to.and_then(|conn| self.connections.get_mut(&conn)) {
+                connection.send(buffer[..len].to_vec());
             }
         }
     }
@@ -446,8 +509,14 @@ impl Core {
             return false;
         }
         entry.holder = Holder::Nobody;
-        tracing::info!(device = %entry.name, "released");
+        entry.memory_of = None;
+        if entry.log.admit(self.now) {
+            tracing::info!(device = %entry.name, "released");
+        }
         let claims = std::mem::take(&mut entry.claims);
+        if let Some((conn, token)) = entry.release.take() {
+            self.released(num, conn, token);
+        }
         self.order(num, 0, Command::SetMemory(Arc::new(WindowTable::empty())));
         for (conn, token) in claims {
             self.handle_claim(num, conn, token);
@@ -474,7 +543,7 @@ impl Core {
         any
     }
 
-    fn act(&mut self, now: Instant, num: u16, action: Action) {
+    fn act(&mut self, num: u16, action: Action) {
         let Some(entry) = self.entries.get_mut(&num) else {
             return;
         };
@@ -484,7 +553,7 @@ impl Core {
                 entry.resumes.clear();
                 self.order_for(num, machine, Command::Reset);
             }
-            Action::FeaturesOk(_) | Action::Failed => entry.complete(now, ActionResult::Done),
+            Action::FeaturesOk(_) | Action::Failed => entry.complete(ActionResult::Done),
             Action::DriverOk => {
                 let features = entry.machine.features();
                 self.order_for(num, machine, Command::DriverOk(features));
@@ -503,7 +572,7 @@ impl Core {
                         };
                         self.order_for(num, machine, Command::StartQueue(start));
                     }
-                    None => entry.complete(now, ActionResult::Refused),
+                    None => entry.complete(ActionResult::Refused),
                 }
             }
             Action::ResetQueue(queue) => {
@@ -514,7 +583,13 @@ impl Core {
                 let offset = usize::try_from(offset).expect("inside the space");
                 self.order_for(num, machine, Command::WriteConfig { offset, data });
             }
-            Action::Avail { queue, .. } => self.order(num, 0, Command::Kick(queue.to_usize())),
+            Action::Avail { queue, .. } => {
+                let queue = queue.to_usize();
+                if let Some(pending) = entry.kicks.get(queue).filter(|pending| pending.set()) {
+                    let pending = Arc::clone(pending);
+                    self.order(num, 0, Command::Kick { queue, pending });
+                }
+            }
             _ => {}
         }
     }

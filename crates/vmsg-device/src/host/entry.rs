@@ -2,6 +2,7 @@
 //! One device of the host: its state machine, who holds it, what waits for it.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use virtio_msg::device::{Action, ActionResult, DeviceMachine, QueueSlot};
 use virtio_msg::{
@@ -9,7 +10,8 @@ use virtio_msg::{
 };
 
 use super::connection::ConnId;
-use crate::worker::{Resume, Slot};
+use super::log_limit::LogLimit;
+use crate::worker::{Pending, Resume, Slot};
 
 pub(super) type Machine = DeviceMachine<Box<[QueueSlot]>, Box<[u8]>>;
 
@@ -51,6 +53,15 @@ pub(super) struct Entry {
     pub(super) resumes: HashMap<u32, Resume>,
     /// CLAIM requests that wait until the device was reset, with their answers' tokens.
     pub(super) claims: VecDeque<(ConnId, Token)>,
+    /// Who has released the device and hears when it was reset.
+    pub(super) release: Option<(ConnId, Token)>,
+    /// Whose memory the worker sees.
+    pub(super) memory_of: Option<ConnId>,
+    /// For each queue, whether a kick is on its way to the worker.
+    pub(super) kicks: Box<[Arc<Pending>]>,
+    pub(super) log: LogLimit,
+    /// An action that the machine has asked for is under way.
+    acting: bool,
     leave_when_idle: bool,
 }
 
@@ -62,6 +73,7 @@ impl Entry {
         slot: Slot,
         machine: Machine,
     ) -> Self {
+        let kicks = (0..machine.queue_count()).map(|_| Arc::default()).collect();
         Self {
             name,
             num,
@@ -73,6 +85,11 @@ impl Entry {
             waiting: VecDeque::new(),
             resumes: HashMap::new(),
             claims: VecDeque::new(),
+            release: None,
+            memory_of: None,
+            kicks,
+            log: LogLimit::new(),
+            acting: false,
             leave_when_idle: false,
         }
     }
@@ -199,8 +216,18 @@ impl Entry {
         self.machine.generation()
     }
 
-    /// The next message of the machine and who gets it.
-    pub(super) fn poll_transmit(&mut self, buffer: &mut [u8]) -> Option<(Option<ConnId>, usize)> {
+    /// The next message of the machine and who gets it. Without `events` only
+    /// an answer; the machine merges the events that wait. To be called when
+    /// [`poll_action`](Self::poll_action) gives nothing.
+    pub(super) fn poll_transmit(
+        &mut self,
+        buffer: &mut [u8],
+        events: bool,
+    ) -> Option<(Option<ConnId>, usize)> {
+        let answer = self.machine.is_busy() && !self.acting;
+        if !answer && !events {
+            return None;
+        }
         let len = self.machine.poll_transmit(buffer)?;
         let response = buffer[0] & virtio_msg::wire::header::TYPE_RESPONSE != 0;
         let to = match (response, self.holder) {
@@ -213,15 +240,15 @@ impl Entry {
 
     /// The next thing the machine wants done.
     pub(super) fn poll_action(&mut self) -> Option<Action> {
-        self.machine.poll_action()
+        let action = self.machine.poll_action();
+        self.acting |= action.as_ref().is_some_and(Action::wants_completion);
+        action
     }
 
     /// The outstanding action was carried out, or not.
-    pub(super) fn complete(&mut self, now: Instant, result: ActionResult) {
+    pub(super) fn complete(&mut self, result: ActionResult) {
         self.machine.complete(result);
-        if self.leave_when_idle {
-            self.leave(now);
-        }
+        self.acting = false;
     }
 
     /// Drops what `conn` still had in line; returns how many it were.
@@ -229,6 +256,7 @@ impl Entry {
         let before = self.waiting.len();
         self.waiting.retain(|(from, _)| *from != conn);
         self.claims.retain(|(from, _)| *from != conn);
+        self.release.take_if(|(from, _)| *from == conn);
         if self.asker == Some(conn) {
             self.asker = None;
         }
@@ -251,6 +279,16 @@ impl Entry {
         );
         // Cannot be busy: that was just asked.
         let _ = self.machine.handle_message(now, &reset);
+    }
+
+    /// Goes on with [`leave`](Self::leave) when what the driver had asked for
+    /// is done and answered; true if it did.
+    pub(super) fn leave_if_idle(&mut self, now: Instant) -> bool {
+        let go = self.leave_when_idle && !self.machine.is_busy();
+        if go {
+            self.leave(now);
+        }
+        go
     }
 
     /// True when a leaving driver's reset is over.

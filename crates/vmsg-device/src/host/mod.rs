@@ -8,6 +8,7 @@ mod bus_messages;
 mod connection;
 mod core;
 mod entry;
+mod log_limit;
 mod runtime;
 mod windows;
 

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -18,10 +17,12 @@ use super::connection::{ConnId, Peer};
 use super::core::{AddError, Core};
 use crate::device::Device;
 use crate::worker::thread::{StartError, Worker};
-use crate::worker::{Reply, Slot};
+use crate::worker::{Outbox, Reply, Slot};
 
 /// Messages taken from one connection before others have their turn.
 const BUDGET: usize = 64;
+/// Or, if they are expensive ones, this much time.
+const TURN: Duration = Duration::from_micros(500);
 const EVENTS: usize = 64;
 
 const REPLIES: u64 = u64::MAX;
@@ -83,7 +84,7 @@ pub struct Host {
     workers: Vec<Worker>,
     /// Devices given to each worker so far.
     slots: Vec<u32>,
-    replies: Receiver<(usize, Reply)>,
+    replies: Arc<Outbox>,
     bell: Arc<Doorbell>,
     stop: Arc<Doorbell>,
     begin: Instant,
@@ -101,11 +102,11 @@ impl Host {
             .map_err(|error| os("epoll_create1")(error.into()))?;
         let bell = Arc::new(Doorbell::new().map_err(os("eventfd"))?);
         let stop = Arc::new(Doorbell::new().map_err(os("eventfd"))?);
-        let (send, replies) = mpsc::channel();
+        let replies = Arc::new(Outbox::default());
         let workers = (0..workers.max(1))
             .map(|index| {
                 let name = format!("worker{index}");
-                Worker::start(&name, index, send.clone(), Arc::clone(&bell))
+                Worker::start(&name, index, Arc::clone(&replies), Arc::clone(&bell))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let host = Self {
@@ -193,11 +194,13 @@ impl Host {
         };
         let max = connection.max_message_size();
         let fd = connection.poll_fd().map_err(os("connection"))?;
-        // The number is known only after `connect`; nothing can fail in between.
         let conn = self.buses[bus].core.connect(peer, max);
         let data = (bus as u64) << BUS_SHIFT | conn.0;
-        epoll::add(&self.epoll, fd, EventData::new_u64(data), EventFlags::IN)
-            .map_err(|error| os("epoll_ctl")(error.into()))?;
+        if let Err(error) = epoll::add(&self.epoll, fd, EventData::new_u64(data), EventFlags::IN) {
+            let now = self.now();
+            self.buses[bus].core.disconnect(now, conn);
+            return Err(os("epoll_ctl")(error.into()));
+        }
         self.buses[bus].connections.insert(conn, connection);
         self.buses[bus].unread.insert(conn);
         Ok(())
@@ -313,7 +316,9 @@ impl Host {
 
     fn take_replies(&mut self) {
         let now = self.now();
-        while let Ok((worker, reply)) = self.replies.try_recv() {
+        let mut replies = Vec::new();
+        self.replies.take(&mut replies);
+        for (worker, reply) in replies {
             let bus = self.buses.iter_mut().find(|bus| match &reply {
                 Reply::Done { ticket, .. } => bus.core.awaits(*ticket),
                 Reply::Notice(slot, _) => bus.core.owns(worker, *slot),
@@ -354,9 +359,10 @@ impl Host {
                     ChannelError::Closed => {
                         tracing::debug!(peer = connection.peer_name(), "disconnected");
                     }
-                    error => {
+                    error if core.may_log(now) => {
                         tracing::warn!(peer = connection.peer_name(), %error, "connection closed");
                     }
+                    _ => {}
                 }
             }
             unread.remove(&conn);
@@ -392,8 +398,9 @@ impl Bus {
         }
         let mut buffer = vec![0; connection.max_message_size()];
         let mut fds = Vec::new();
+        let begin = Instant::now();
         for _ in 0..BUDGET {
-            if !core.wants_input(conn) {
+            if !core.wants_input(conn) || begin.elapsed() > TURN {
                 return Ok(());
             }
             match connection.try_recv_with_fds(&mut buffer, &mut fds)? {

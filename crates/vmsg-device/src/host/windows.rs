@@ -5,11 +5,22 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::FileType;
 use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 
 /// Windows one connection may have at a time. A guest has a handful; a
 /// scattered segment of 2 MiB pages needs one for each.
 pub const MAX_WINDOWS: usize = 4096;
+
+/// Windows that each connection may have in any case, and that all of them
+/// may have beyond that. Linux lets a process have 65,530 mappings, and one
+/// whose file has shrunk takes two.
+const FAIR_WINDOWS: usize = 64;
+const ALL_WINDOWS: usize = 24 * 1024;
+
+/// Bytes that one connection may lend. Sparse files are cheap, but a process
+/// has no more than 128 TiB of addresses.
+const MAX_BYTES: u64 = 1 << 40;
 
 /// A window as WINDOW_ADD describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +35,10 @@ pub(super) struct Description {
 /// Why a window cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("there are {MAX_WINDOWS} windows already")]
+    #[error("there are as many windows as are admitted")]
     TooMany,
+    #[error("more than {MAX_BYTES} bytes are lent")]
+    TooMuch,
     #[error("window {0} exists already")]
     Exists(u32),
     #[error("there is no window {0}")]
@@ -71,22 +84,47 @@ impl Windows {
         &self.table
     }
 
-    /// Adds a window; `more` only stages it. True if the table has changed.
+    /// How many there are, staged ones included.
+    pub(super) fn count(&self) -> usize {
+        self.live.len() + self.staged.len()
+    }
+
+    /// Bytes lent, staged windows included.
+    fn bytes(&self) -> u64 {
+        let staged = self.staged.iter().filter_map(|change| match change {
+            Change::Add(_, lent) => Some(lent),
+            Change::Remove(_) => None,
+        });
+        self.live
+            .values()
+            .map(Arc::as_ref)
+            .chain(staged)
+            .fold(0, |sum, lent| sum.saturating_add(lent.mapping.len() as u64))
+    }
+
+    /// Adds a window; `more` only stages it. All connections have `all`
+    /// windows now. True if the table has changed.
     pub(super) fn add(
         &mut self,
         window: Description,
         fd: &OwnedFd,
         more: bool,
+        all: usize,
     ) -> Result<bool, Refusal> {
-        if self.live.len() + self.staged.len() >= MAX_WINDOWS {
+        // Who has many may take half of what is left: nobody can take it all.
+        let fair = ALL_WINDOWS.saturating_sub(all).max(FAIR_WINDOWS);
+        if self.count() >= fair.min(MAX_WINDOWS) {
             return Err(self.give_up(Refusal::TooMany));
+        }
+        if self.bytes().saturating_add(window.len) > MAX_BYTES {
+            return Err(self.give_up(Refusal::TooMuch));
         }
         let access = if window.writable {
             Access::ReadWrite
         } else {
             Access::Read
         };
-        let mapping = check_file_system(fd)
+        let mapping = check_file(fd)
             .and_then(|()| {
                 Mapping::of_fd(fd.as_fd(), window.file_offset, window.len, access)
                     .map_err(|error| error.to_string())
@@ -151,7 +189,15 @@ impl Windows {
 
 /// A page fault on a file whose contents some other program provides can take
 /// forever; memory must come from a file system that the kernel itself serves.
-fn check_file_system(fd: &OwnedFd) -> Result<(), String> {
+/// Devices do in `mmap` and in page faults whatever their drivers like, and
+/// /dev/zero has no end.
+fn check_file(fd: &OwnedFd) -> Result<(), String> {
+    let mode = rustix::fs::fstat(fd)
+        .map_err(|error| format!("fstat: {error}"))?
+        .st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return Err("not a regular file".to_owned());
+    }
     // linux/magic.h
     const TMPFS: i64 = 0x0102_1994;
     const HUGETLBFS: i64 = 0x9584_58f6;

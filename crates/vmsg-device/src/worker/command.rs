@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_msg::FeatureSet;
 use vmsg_mem::{Doorbell, WindowTable};
@@ -41,6 +42,25 @@ pub struct QueueStart {
     pub resume: Option<Resume>,
 }
 
+/// Whether a kick is on its way to a worker, so that a driver that kicks faster
+/// than its queue is worked on does not make the worker's orders pile up.
+#[derive(Debug, Default)]
+pub struct Pending(AtomicBool);
+
+impl Pending {
+    /// True if none was on its way: send one.
+    pub fn set(&self) -> bool {
+        // The read-modify-writes of both sides form one sequence: whoever takes the flag sees
+        // what everybody knew who set it or found it set.
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+
+    /// The kick has arrived; the queue is looked at after this.
+    pub fn take(&self) {
+        self.0.swap(false, Ordering::AcqRel);
+    }
+}
+
 /// What a worker is told about one of its devices.
 pub enum Command {
     /// Take this device. Not answered.
@@ -74,7 +94,12 @@ pub enum Command {
         data: Vec<u8>,
     },
     /// The driver has kicked a queue by message. Not answered.
-    Kick(usize),
+    Kick {
+        /// Which queue.
+        queue: usize,
+        /// Taken when the command is carried out.
+        pending: Arc<Pending>,
+    },
 }
 
 impl fmt::Debug for Command {
@@ -89,7 +114,7 @@ impl fmt::Debug for Command {
             Self::ResetQueue(_) => "ResetQueue",
             Self::Reset => "Reset",
             Self::WriteConfig { .. } => "WriteConfig",
-            Self::Kick(_) => "Kick",
+            Self::Kick { .. } => "Kick",
         })
     }
 }

@@ -17,6 +17,9 @@ use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress};
 /// Chains of one queue that are worked on before another queue has its turn.
 const BUDGET: usize = 64;
 
+/// Mappings of a driver that are looked at after each turn of one of its queues.
+const MAPPINGS: usize = 16;
+
 /// Pieces of memory that one batch can have at least.
 const MIN_PIECES: usize = 256;
 
@@ -51,6 +54,8 @@ struct Entry {
     broken: bool,
     /// Its entry in the worker's timers.
     timer: Option<Instant>,
+    /// Which mapping is looked at next for memory that is gone.
+    next_mapping: usize,
 }
 
 /// The devices of one worker.
@@ -107,7 +112,11 @@ impl Core {
     pub fn command(&mut self, slot: Slot, ticket: u64, command: Command, fds: &mut dyn Fds) {
         match command {
             Command::Add(device) => self.add(slot, device, fds),
-            Command::Kick(queue) => self.kick(slot, queue),
+            Command::Kick { queue, pending } => {
+                // Before the queue is looked at: a kick that comes later is a command of its own.
+                pending.take();
+                self.kick(slot, queue);
+            }
             command => {
                 let result = match self.entries.get(slot.0 as usize) {
                     // What a device leaves behind that panics here is only ever reset.
@@ -242,6 +251,7 @@ impl Core {
             running: false,
             broken: false,
             timer: None,
+            next_mapping: 0,
         });
         self.set_timer(slot);
     }
@@ -250,7 +260,7 @@ impl Core {
         let place = &mut self.entries[slot.0 as usize];
         let entry = place.as_mut().expect("the caller has looked");
         match command {
-            Command::Add(_) | Command::Kick(_) => unreachable!("handled by the caller"),
+            Command::Add(_) | Command::Kick { .. } => unreachable!("handled by the caller"),
             Command::Remove => {
                 entry.reset(fds);
                 if let Some(fd) = entry.device.event_fd() {
@@ -287,7 +297,10 @@ impl Core {
                     .map(|slot| (slot, &mut entry.active[queue]));
                 let (slot, active) = queue.ok_or("no such queue")?;
                 slot.waiting = None;
-                *active = None;
+                // Descriptors outlive the queue: only the driver, or a reset, takes them away.
+                if let Some(stopped) = active.take() {
+                    slot.call = stopped.call;
+                }
             }
             Command::Reset => {
                 if entry.reset(fds) {
@@ -357,21 +370,23 @@ impl Core {
         let result = catch_unwind(AssertUnwindSafe(|| work(device, &mut io)));
         let why = match result {
             Ok(Ok(again)) => {
-                if let Some(queue) = again {
-                    self.kick(slot, queue);
-                }
-                None
+                self.again.extend(again);
+                entry.lost_memory()
             }
             Ok(Err(error)) => Some(error.to_string()),
             Err(panic) => Some(format!("the device panicked: {}", panic_text(&*panic))),
         };
         if let Some(why) = why {
-            if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
-                entry.broken = true;
-            }
+            entry.broken = true;
             self.unwatched.push((slot, false));
             self.notices.push(Notice::Broken { why });
         }
+        for queue in self.again.drain(..) {
+            if let Ok(queue) = u16::try_from(queue) {
+                self.ready.push(slot.0, queue);
+            }
+        }
+        self.set_timer(slot);
         self.replies.extend(
             self.notices
                 .drain(..)
@@ -411,6 +426,19 @@ impl Entry {
         slot.waiting = Some(ring);
         slot.resumed = start.resume.is_some();
         Ok(())
+    }
+
+    /// Looks at a few mappings, others each time, for one whose file has
+    /// shrunk: what a device writes there fills private memory of this process.
+    fn lost_memory(&mut self) -> Option<String> {
+        let mappings = self.memory.mappings();
+        for _ in 0..mappings.len().min(MAPPINGS) {
+            self.next_mapping = (self.next_mapping + 1) % mappings.len();
+            if mappings[self.next_mapping].is_lost() {
+                return Some("memory that the driver has lent is gone: its file has shrunk".into());
+            }
+        }
+        None
     }
 
     /// Puts the queues that are set up to work, if the driver is ready.

@@ -7,8 +7,10 @@
 
 mod command;
 mod core;
+mod outbox;
 mod ready;
 pub mod thread;
 
-pub use self::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
+pub use self::command::{Command, Notice, Pending, QueueStart, Reply, Resume, Slot};
 pub use self::core::{Core, Fds};
+pub use self::outbox::Outbox;

@@ -5,16 +5,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use vmsg_mem::Doorbell;
 
-use super::command::{Command, Reply, Slot};
+use super::command::{Command, Slot};
 use super::core::{Core, Fds};
+use super::outbox::Outbox;
 
 /// Queue turns between two looks at the file descriptors.
 const STEPS: usize = 32;
+/// Or, if the turns are long ones, this much time.
+const SLICE: Duration = Duration::from_millis(1);
 const EVENTS: usize = 64;
 
 /// Failure to start a worker.
@@ -34,8 +37,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker called `name`. It sends what it has to say, with its
-    /// `index`, to `replies` and rings `bell` then.
+    /// Starts a worker called `name`. It puts what it has to say, with its
+    /// `index`, into `replies` and rings `bell` then.
     ///
     /// # Errors
     ///
@@ -43,7 +46,7 @@ impl Worker {
     pub fn start(
         name: &str,
         index: usize,
-        replies: Sender<(usize, Reply)>,
+        replies: Arc<Outbox>,
         bell: Arc<Doorbell>,
     ) -> Result<Self, StartError> {
         let failed = |what| move |source: std::io::Error| StartError { what, source };
@@ -144,7 +147,7 @@ struct Thread {
     poll: Poll,
     inbox: Receiver<(Slot, u64, Command)>,
     wake: Arc<Doorbell>,
-    replies: Sender<(usize, Reply)>,
+    replies: Arc<Outbox>,
     bell: Arc<Doorbell>,
     index: usize,
 }
@@ -172,7 +175,7 @@ impl Thread {
             }
             self.core.handle_timeouts(now);
             for _ in 0..STEPS {
-                if !self.core.step(now) {
+                if !self.core.step(now) || now.elapsed() > SLICE {
                     break;
                 }
             }
@@ -183,7 +186,7 @@ impl Thread {
 
     fn wait(&self, events: &mut Vec<epoll::Event>) {
         let timeout = if self.core.has_work() {
-            Some(std::time::Duration::ZERO)
+            Some(Duration::ZERO)
         } else {
             self.core
                 .next_timeout()
@@ -217,12 +220,9 @@ impl Thread {
     }
 
     fn answer(&mut self) {
-        let mut any = false;
-        for reply in self.core.take_replies() {
-            any = true;
-            let _ = self.replies.send((self.index, reply));
-        }
-        if any {
+        let replies = self.core.take_replies();
+        if replies.len() > 0 {
+            self.replies.extend(self.index, replies);
             let _ = self.bell.ring();
         }
     }
