@@ -9,17 +9,27 @@ mod guest_tcp;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use guest_tcp::{Amount, BATCH, Frame, Guest, HEADERS, OFFLOADS, SEGMENT, Wire};
+use guest_tcp::{Amount, BATCH, Frame, Guest, HEADERS, SEGMENT, Wire};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmsg_mem::{Pieces, RamSlice};
 use vmsg_net::user::{User, UserConfig};
-use vmsg_net::{Backend, RxSink, TxFrame, VnetHeader};
+use vmsg_net::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
 
 /// Bytes of a receive buffer: a frame as large as they get.
 const BUFFER: usize = 65600;
 const BUFFERS: usize = 32;
 /// Room for the headers of a frame to be sent.
 const HEAD: usize = 64;
+
+/// What the guest has negotiated.
+const OFFLOADS: Offloads = Offloads {
+    csum: true,
+    tso4: true,
+    guest_csum: true,
+    guest_tso4: true,
+    mtu: 1500,
+    ..Offloads::NONE
+};
 
 fn memory(bytes: usize) -> Vec<AtomicU64> {
     (0..bytes.div_ceil(8)).map(|_| AtomicU64::new(1)).collect()
