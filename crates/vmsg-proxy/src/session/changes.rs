@@ -60,6 +60,7 @@ impl Session {
             return Err(ResetReason::BusCannot("lend memory"));
         }
         self.facts = Some(found);
+        self.waited_in_vain = false;
         Ok(())
     }
 

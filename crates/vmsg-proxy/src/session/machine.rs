@@ -145,6 +145,8 @@ pub struct Session {
     pub(super) waiting: VecDeque<Waiting>,
     pub(super) config_read: Option<ConfigRead>,
     pub(super) config_stale: bool,
+    /// Somebody has waited for the device in vain, and it was not seen since.
+    pub(super) waited_in_vain: bool,
     next_op: u64,
     next_token: u16,
     pub(super) out: VecDeque<Outgoing>,
@@ -177,6 +179,7 @@ impl Session {
             waiting: VecDeque::new(),
             config_read: None,
             config_stale: false,
+            waited_in_vain: false,
             next_op: 0,
             next_token: 0,
             out: VecDeque::new(),
@@ -195,10 +198,11 @@ impl Session {
             self.finish(id, Err(OpError::TooMany));
             return id;
         }
-        let patience = if self.facts.is_none() && matches!(op, Op::Describe) {
-            self.options.first_contact_timeout
-        } else {
-            self.options.operation_timeout
+        let patience = match op {
+            Op::Describe if self.facts.is_some() => self.options.operation_timeout,
+            Op::Describe if self.waited_in_vain => self.options.second_contact_timeout,
+            Op::Describe => self.options.first_contact_timeout,
+            _ => self.options.operation_timeout,
         };
         self.waiting.push_back(Waiting {
             id,
@@ -315,7 +319,11 @@ impl Session {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.exchange.as_ref().is_some_and(|e| e.deadline <= now) {
             self.counters.timeouts += 1;
-            if let Some(Job::Op { id, .. }) = self.job {
+            // What only the device can do has failed; the rest is recorded, for the replay.
+            if let Some(Job::Op { id, op, .. }) = &self.job
+                && !self.recordable(op)
+            {
+                let id = *id;
                 self.job = None;
                 self.finish(id, Err(OpError::TimedOut));
             }
@@ -323,6 +331,17 @@ impl Session {
         }
         if self.pause.is_some_and(|pause| pause <= now) {
             self.pause = None;
+        }
+        // Whoever answers each request in time, but has many asked, must not hold a front up either.
+        if matches!(self.job, Some(Job::Attach { .. } | Job::Refresh))
+            && self
+                .waiting
+                .iter()
+                .any(|w| w.deadline <= now && self.recordable(&w.op))
+        {
+            self.counters.timeouts += 1;
+            self.link_fault("the device host takes too long");
+            self.pump(now);
         }
         let error = if self.phase == Phase::Absent {
             OpError::NoDevice
@@ -335,6 +354,7 @@ impl Session {
         self.waiting = left;
         let expired: VecDeque<Waiting> = expired;
         for waiting in expired {
+            self.waited_in_vain |= self.facts.is_none();
             self.finish(waiting.id, Err(error.clone()));
         }
         self.pump(now);
@@ -477,6 +497,8 @@ impl Session {
                     self.finish(id, result);
                 }
                 Some(Job::Refresh) => self.push_once(Event::ConfigChanged),
+                // Operations first: a device can say without end that its configuration has changed.
+                None if self.start_next(now) => {}
                 None if self.config_stale && self.phase == Phase::Ready => {
                     self.config_stale = false;
                     let size = self.config_size();
@@ -488,11 +510,7 @@ impl Session {
                         self.script.push_back(Step::ConfigPiece);
                     }
                 }
-                None => {
-                    if !self.start_next(now) {
-                        return;
-                    }
-                }
+                None => return,
             }
         }
     }
@@ -515,7 +533,11 @@ impl Session {
             let frame =
                 decode(&out.bytes, self.caps.max_message_size).expect("what was just encoded");
             let kind = (frame.message.id(), frame.message.is_bus());
-            let (dev, deadline) = (frame.dev_num, now + self.options.request_timeout);
+            let mut deadline = now + self.options.request_timeout;
+            if let Some(Job::Op { deadline: end, .. }) = self.job {
+                deadline = deadline.min(end);
+            }
+            let dev = frame.dev_num;
             self.exchange = Some(Exchange {
                 step,
                 token,

@@ -20,7 +20,7 @@ impl Session {
         let Some(at) = self.waiting.iter().position(startable) else {
             return false;
         };
-        let Some(Waiting { id, op, deadline }) = self.waiting.remove(at) else {
+        let Some(Waiting { id, op, .. }) = self.waiting.remove(at) else {
             return false;
         };
         let planned = match self.validate(&op) {
@@ -58,7 +58,7 @@ impl Session {
                 self.script.clear();
             }
         }
-        let deadline = deadline.min(now + self.options.claim_patience);
+        let deadline = now + self.options.operation_timeout;
         self.job = Some(Job::Op {
             id,
             op,

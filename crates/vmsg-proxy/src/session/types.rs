@@ -31,10 +31,13 @@ impl fmt::Display for Target {
 pub struct Options {
     /// How long one request may stay unanswered.
     pub request_timeout: Duration,
-    /// How long an operation may wait for the link or for its turn.
+    /// How long an operation may wait for the link or for its turn, and how long all its requests together may take. A VMM stands still
+    /// meanwhile, and its guest with it.
     pub operation_timeout: Duration,
-    /// How long an operation may wait while the device was never seen.
+    /// How long the first [`Op::Describe`] may wait for a device that was never seen.
     pub first_contact_timeout: Duration,
+    /// How long those after it may, until the device was seen: a VMM that connects again and again must not stand still all the time.
+    pub second_contact_timeout: Duration,
     /// How long a device held by another driver is asked for again.
     pub claim_patience: Duration,
     /// Operations that may wait at a time.
@@ -48,9 +51,10 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            request_timeout: Duration::from_secs(3),
-            operation_timeout: Duration::from_secs(8),
-            first_contact_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(2),
+            operation_timeout: Duration::from_secs(2),
+            first_contact_timeout: Duration::from_secs(5),
+            second_contact_timeout: Duration::from_millis(100),
             claim_patience: Duration::from_secs(5),
             max_waiting: 64,
             max_queues: 256,
