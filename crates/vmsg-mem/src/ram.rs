@@ -74,8 +74,7 @@ impl<'m> RamSlice<'m> {
     /// The `len` bytes from `offset`, or `None` if they are not all inside.
     #[inline]
     pub fn get(&self, offset: usize, len: usize) -> Option<RamSlice<'m>> {
-        let end = offset.checked_add(len)?;
-        if end > self.len {
+        if offset > self.len || len > self.len - offset {
             return None;
         }
         // SAFETY: offset + len lies inside this slice, whose memory is valid for 'm.

@@ -158,7 +158,7 @@ pub(crate) fn as_count(pieces: usize) -> u32 {
 /// The pieces of a batch while it grows.
 #[derive(Default)]
 pub(crate) struct PieceList<'b> {
-    slots: &'b mut [RamSlice<'static>],
+    slots: &'b mut [RamSlice<'b>],
     len: usize,
 }
 
@@ -166,6 +166,12 @@ impl<'b> PieceList<'b> {
     #[inline]
     pub(crate) fn new(slots: &'b mut [RamSlice<'static>]) -> Self {
         let room = slots.len().min(MAX_PIECES);
+        // SAFETY: 'static is the fiction of the storage (see `Parts`): nobody reads its slots but
+        // through a list or the batch that comes of it, which has the true lifetime again and holds
+        // on to the storage; and each list shows only what was put into itself.
+        let slots = unsafe {
+            core::mem::transmute::<&'b mut [RamSlice<'static>], &'b mut [RamSlice<'b>]>(slots)
+        };
         Self {
             slots: &mut slots[..room],
             len: 0,
@@ -182,38 +188,28 @@ impl<'b> PieceList<'b> {
     }
 
     /// Adds a piece; false if there is no room.
-    #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, piece: RamSlice<'b>) -> bool {
-        let fits = self.put(self.len, piece);
-        self.len += usize::from(fits);
-        fits
-    }
-
-    /// Writes a piece to a place that is not yet in use; false if there is
-    /// none. It counts once the list is [extended](Self::extend_to) beyond it.
-    #[inline(always)]
-    #[must_use]
-    pub(crate) fn put(&mut self, index: usize, piece: RamSlice<'b>) -> bool {
-        let Some(slot) = self.slots.get_mut(index) else {
+        let Some(slot) = self.room().first_mut() else {
             return false;
         };
-        // SAFETY: this only stretches the lifetime. The slots are seen by nobody but `finish`,
-        // which shortens it to 'b again, and each use of the storage begins with an empty list.
-        *slot = unsafe {
-            RamSlice::from_raw_parts(
-                core::ptr::NonNull::new_unchecked(piece.as_ptr()),
-                piece.len(),
-            )
-        };
+        *slot = piece;
+        self.extend(1);
         true
     }
 
-    /// Counts the pieces that were put up to `len`, which is not less than before.
+    /// The slots that are not in use. What is put there counts once the list
+    /// is [extended](Self::extend) over it.
     #[inline(always)]
-    pub(crate) fn extend_to(&mut self, len: usize) {
-        debug_assert!(self.len <= len && len <= self.slots.len());
-        self.len = len;
+    pub(crate) fn room(&mut self) -> &mut [RamSlice<'b>] {
+        self.slots.get_mut(self.len..).unwrap_or_default()
+    }
+
+    /// Counts the first `count` slots of the [room](Self::room), into which pieces were put.
+    #[inline(always)]
+    pub(crate) fn extend(&mut self, count: usize) {
+        debug_assert!(count <= self.slots.len() - self.len);
+        self.len += count;
     }
 
     /// Forgets all pieces from `len` on.

@@ -7,7 +7,7 @@ use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
 
 use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage, as_count};
 use crate::config::{DESCRIPTOR_SIZE, check_size};
-use crate::gather::Gather;
+use crate::gather::{Gather, Kind};
 use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
 use crate::{QueueConfig, QueueError, QueueFeatures};
 
@@ -194,16 +194,22 @@ impl DeviceQueue {
         let mut taken: u16 = 0;
         let chains = &mut chains[..count];
         loop {
-            let index = self.next_avail.wrapping_add(taken);
-            let rest = &mut chains[usize::from(taken)..];
-            let more = gather.run(avail.heads_from(index), table, rest);
-            taken += more;
+            let before = taken;
+            for kind in Kind::ALL {
+                let index = self.next_avail.wrapping_add(taken);
+                let rest = &mut chains[usize::from(taken)..];
+                taken += gather.run(kind, avail.heads_from(index), table, rest);
+                if usize::from(taken) == count {
+                    break;
+                }
+            }
             let Some(slot) = chains.get_mut(usize::from(taken)) else {
                 break;
             };
-            if more > 0 {
+            if taken > before {
                 continue;
             }
+            let index = self.next_avail.wrapping_add(taken);
             // Rare in one way or another, or faulty.
             let head = avail.head(index);
             let start = gather.list.len();
@@ -476,20 +482,32 @@ impl Area {
                 return Ok(ring);
             }
         }
-        Err(self.explain(space))
+        let Self {
+            addr,
+            len,
+            align,
+            access,
+        } = self;
+        Err(explain(space, addr, len, align, access))
     }
+}
 
-    #[cold]
-    #[inline(never)]
-    fn explain(self, space: AddressSpace<'_>) -> QueueError {
-        let Self { addr, align, .. } = self;
-        if addr.0 % align as u64 == 0 {
-            if let Err(error) = space.slice(addr, self.len, self.access) {
-                return error.into();
-            }
+/// Why an area is not as it must be.
+#[cold]
+#[inline(never)]
+fn explain(
+    space: AddressSpace<'_>,
+    addr: BusAddr,
+    len: usize,
+    align: usize,
+    access: Access,
+) -> QueueError {
+    if addr.0 % align as u64 == 0 {
+        if let Err(error) = space.slice(addr, len, access) {
+            return error.into();
         }
-        vmsg_mem::Error::Misaligned { addr, align }.into()
     }
+    vmsg_mem::Error::Misaligned { addr, align }.into()
 }
 
 /// Completes chains of a queue whose device area was looked up. Made by

@@ -61,28 +61,22 @@ struct Near<'b> {
     base: u64,
     ram: RamSlice<'b>,
     writable: bool,
-    /// The bits of the second word of a descriptor that [`plain`](Self::plain)
-    /// looks at: the length, and the flags that it does not take.
-    relevant: u64,
     /// Longest buffer that `plain` takes.
     most: u64,
 }
 
 impl<'b> Near<'b> {
     /// This many buffers of the longest kind are as much as a chain may have.
-    const MOST_BUFFERS: u32 = 1 << 10;
-    const LONGEST: u64 = 1 << 22;
+    const MOST_BUFFERS: usize = 1 << 10;
+    const LONGEST: u64 = MAX_CHAIN_BYTES >> 10;
 
     fn new(window: Option<&Window<'b>>) -> Self {
         let ram = window.map_or(RamSlice::EMPTY, Window::ram);
-        let writable = window.is_some_and(|window| window.access() == Access::ReadWrite);
-        let refused = INDIRECT | if writable { 0 } else { WRITE };
         Self {
             base: window.map_or(0, |window| window.base().0),
             ram,
-            writable,
-            relevant: Words::LEN | Words::flags(refused),
-            most: (ram.len() as u64).min(Self::LONGEST),
+            most: Self::LONGEST.min(ram.len() as u64),
+            writable: window.is_some_and(|window| window.access() == Access::ReadWrite),
         }
     }
 
@@ -96,23 +90,26 @@ impl<'b> Near<'b> {
         self.ram.get(offset, usize::try_from(len).ok()?)
     }
 
-    /// The buffer of a descriptor, if it is not indirect, wholly in the
-    /// window, not empty and not very long. Two comparisons.
+    /// The buffer of a descriptor, if it is not empty, not very long, and
+    /// wholly in the window, whether that is writable or not; and the
+    /// descriptor is not an indirect one.
     #[inline(always)]
-    fn plain(&self, descriptor: Words) -> Option<RamSlice<'b>> {
-        // With a refused flag this is more than any length, and less one of nothing is, too.
-        let len = descriptor.rest & self.relevant;
+    fn buffer(&self, descriptor: Words) -> Option<RamSlice<'b>> {
+        // With the flag this is more than any length, and an empty buffer is, less one, too.
+        let len = descriptor.rest & (Words::LEN | Words::flags(INDIRECT));
         if len.wrapping_sub(1) >= self.most {
             return None;
         }
-        // An address before the window becomes an offset past its end. The subtraction cannot
-        // wrap: `len` is at most `most`, which is at most the length of the window.
+        // An address before the window becomes an offset past its end. The other subtraction
+        // cannot wrap: `len` is at most `most`, which is at most the length of the window.
         let offset = descriptor.addr.wrapping_sub(self.base);
         if offset > self.ram.len() as u64 - len {
             return None;
         }
-        // Both are at most the length of the window.
-        #[allow(clippy::cast_possible_truncation, reason = "at most a usize")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "at most the length of the window"
+        )]
         let (offset, len) = (offset as usize, len as usize);
         // SAFETY: offset + len ≤ ram.len(), so this is a part of the window.
         Some(unsafe {
@@ -120,6 +117,21 @@ impl<'b> Near<'b> {
             RamSlice::from_raw_parts(ptr, len)
         })
     }
+}
+
+/// Kinds of chains that [`Gather::run`] takes.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// One buffer.
+    Single,
+    /// Any number of buffers in the table of the queue.
+    Direct,
+    /// Any number of buffers in an indirect table.
+    Table,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Single, Self::Direct, Self::Table];
 }
 
 /// Collects the chains of a batch.
@@ -249,19 +261,83 @@ impl<'b> Gather<'b> {
         }
     }
 
-    /// Takes the chains that begin at `heads` as long as they are good and
-    /// simple: all in one table, which is that of the queue or that of an
-    /// indirect head, and in the window at hand. Fills `chains` and returns how
-    /// many were taken; about the next one, nothing is known.
-    #[inline(never)]
+    /// Takes the chains that begin at `heads` as long as they are good, of this
+    /// kind, and in the window at hand. Fills `chains` and returns how many
+    /// were taken; about the next one, nothing is known.
+    ///
+    /// One function for each kind, because then each has few enough things to
+    /// keep in mind that most of them stay in registers.
+    #[inline(always)]
     pub(crate) fn run(
+        &mut self,
+        kind: Kind,
+        heads: &[AtomicU16],
+        table: DescriptorTable<'b>,
+        chains: &mut [ChainSlot],
+    ) -> u16 {
+        match kind {
+            Kind::Single => self.singles(heads, table, chains),
+            Kind::Direct => self.directs(heads, table, chains),
+            Kind::Table if self.indirect => self.tables(heads, table, chains),
+            Kind::Table => 0,
+        }
+    }
+
+    #[inline(never)]
+    fn singles(
         &mut self,
         heads: &[AtomicU16],
         table: DescriptorTable<'b>,
         chains: &mut [ChainSlot],
     ) -> u16 {
         let near = self.near;
-        let indirect = self.indirect;
+        self.each(heads, table, chains, |first, room| {
+            if first.has(NEXT) {
+                return None;
+            }
+            *room.first_mut()? = near.buffer(first)?;
+            Some((1, usize::from(first.has(WRITE))))
+        })
+    }
+
+    #[inline(never)]
+    fn directs(
+        &mut self,
+        heads: &[AtomicU16],
+        table: DescriptorTable<'b>,
+        chains: &mut [ChainSlot],
+    ) -> u16 {
+        let near = self.near;
+        self.each(heads, table, chains, |first, room| {
+            follow(&near, table, first, room)
+        })
+    }
+
+    #[inline(never)]
+    fn tables(
+        &mut self,
+        heads: &[AtomicU16],
+        table: DescriptorTable<'b>,
+        chains: &mut [ChainSlot],
+    ) -> u16 {
+        let near = self.near;
+        self.each(heads, table, chains, |outer, room| {
+            let (table, first) = near_table(&near, outer)?;
+            follow(&near, table, first, room)
+        })
+    }
+
+    /// `take` is given the first descriptor of each chain, and room for its
+    /// pieces; it says how many pieces it put there and how many of them are writable.
+    #[inline(always)]
+    fn each(
+        &mut self,
+        heads: &[AtomicU16],
+        table: DescriptorTable<'b>,
+        chains: &mut [ChainSlot],
+        take: impl Fn(Words, &mut [RamSlice<'b>]) -> Option<(usize, usize)>,
+    ) -> u16 {
+        let most_writable = if self.near.writable { usize::MAX } else { 0 };
         let mut list = core::mem::take(&mut self.list);
         let mut taken = 0;
         for (slot, head) in chains.iter_mut().zip(heads) {
@@ -269,20 +345,17 @@ impl<'b> Gather<'b> {
             let Some(first) = table.words(head) else {
                 break;
             };
-            let direct = follow(&near, table, first, &mut list);
-            let found = match direct {
-                None if indirect => near_table(&near, first)
-                    .and_then(|(table, first)| follow(&near, table, first, &mut list)),
-                direct => direct,
-            };
-            let Some((split, end)) = found else {
+            let Some((count, writable)) = take(first, list.room()) else {
                 break;
             };
-            list.extend_to(end);
+            if writable > most_writable {
+                break;
+            }
+            list.extend(count);
             *slot = ChainSlot {
                 head: ChainHead { id: head },
-                split: as_count(split),
-                end: as_count(end),
+                split: as_count(list.len() - writable),
+                end: as_count(list.len()),
             };
             taken += 1;
         }
@@ -326,45 +399,34 @@ impl<'b> Gather<'b> {
     }
 }
 
-/// Puts the buffers of a chain behind those in the list, if it is plainly good:
-/// where the writable ones begin, and where all end.
+/// Puts the buffers of a chain into `room`, if it is plainly good and in one
+/// table: how many there are, and how many of them are writable.
 #[inline(always)]
 fn follow<'b>(
     near: &Near<'b>,
     table: DescriptorTable<'b>,
     first: Words,
-    list: &mut PieceList<'b>,
+    room: &mut [RamSlice<'b>],
 ) -> Option<(usize, usize)> {
     // No more than the table has, and not so many that they could exceed 2^32 bytes.
-    let mut left = table.len().min(Near::MOST_BUFFERS);
-    let mut descriptor = first;
-    let mut end = list.len();
+    let most = (table.len() as usize).min(Near::MOST_BUFFERS);
+    let most = most.min(room.len());
+    let room = &mut room[..most];
+    let (mut descriptor, mut count) = (first, 0);
     while !descriptor.has(WRITE) {
-        if !list.put(end, near.plain(descriptor)?) {
-            return None;
-        }
-        end += 1;
+        *room.get_mut(count)? = near.buffer(descriptor)?;
+        count += 1;
         if !descriptor.has(NEXT) {
-            return Some((end, end));
-        }
-        left -= 1;
-        if left == 0 {
-            return None;
+            return Some((count, 0));
         }
         descriptor = table.words(descriptor.next())?;
     }
-    let split = end;
+    let readable = count;
     loop {
-        if !list.put(end, near.plain(descriptor)?) {
-            return None;
-        }
-        end += 1;
+        *room.get_mut(count)? = near.buffer(descriptor)?;
+        count += 1;
         if !descriptor.has(NEXT) {
-            return Some((split, end));
-        }
-        left -= 1;
-        if left == 0 {
-            return None;
+            return Some((count, count - readable));
         }
         descriptor = table.words(descriptor.next())?;
         if !descriptor.has(WRITE) {

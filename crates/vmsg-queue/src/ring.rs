@@ -53,6 +53,12 @@ impl Words {
     }
 
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "takes a word apart")]
+    pub(crate) const fn len(self) -> u32 {
+        self.rest as u32
+    }
+
+    #[inline(always)]
     pub(crate) const fn has(self, flag: u16) -> bool {
         self.rest & Self::flags(flag) != 0
     }
@@ -67,7 +73,7 @@ impl Words {
     pub(crate) const fn take_apart(self) -> Descriptor {
         Descriptor {
             addr: BusAddr(self.addr),
-            len: self.rest as u32,
+            len: self.len(),
             flags: (self.rest >> 32) as u16,
             next: self.next(),
         }
