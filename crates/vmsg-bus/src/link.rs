@@ -104,7 +104,8 @@ impl Link {
     fn fail(&mut self, why: &'static str) -> ChannelError {
         let error = ChannelError::Corrupt(why);
         if self.over.is_none() {
-            tracing::warn!(peer = %self.peer, why, "closing the connection: the other side broke the bus");
+            // Whoever uses the bus is told by the error, and knows how often that may be logged.
+            tracing::debug!(peer = %self.peer, why, "closing the connection: the other side broke the bus");
             self.over = Some(error);
             self.end();
         }
