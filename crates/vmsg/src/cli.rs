@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
 /// virtio for machines that can only exchange messages and share some memory.
@@ -43,11 +44,15 @@ pub struct ServeArgs {
     #[arg(long = "device", value_name = "SPEC", required = true)]
     pub devices: Vec<String>,
     /// Threads that serve the devices' queues
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = workers())]
     pub workers: usize,
     /// Seconds for which network connections outlive a killed `serve`, waiting for the next; 0: not at all
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub keep: u64,
+}
+
+fn workers() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=256)
 }
 
 /// `vmsg proxy`.

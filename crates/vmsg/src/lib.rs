@@ -7,8 +7,10 @@
 
 mod buses;
 mod cli;
+mod descriptors;
 mod keeper;
 mod look;
+mod out;
 mod proxy;
 mod serve;
 mod signals;
@@ -17,6 +19,7 @@ mod spec;
 pub use cli::{Cli, Command};
 pub use spec::{DeviceSpec, NetBackend, NetSpec, RngSpec};
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -39,8 +42,10 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if out::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vmsg: {error:#}");
+            // Nothing is left to be done if stderr is closed, too.
+            let _ = writeln!(std::io::stderr(), "vmsg: {}", out::chain(&error));
             if error.is::<Usage>() {
                 ExitCode::from(2)
             } else {
@@ -59,10 +64,20 @@ fn start_log(verbose: u8) {
         1 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_env("VMSG_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let chosen = std::env::var("VMSG_LOG").ok().map(EnvFilter::try_new);
+    let mistake = chosen.as_ref().and_then(|chosen| chosen.as_ref().err());
+    let mistake = mistake.map(ToString::to_string);
+    let filter = chosen
+        .and_then(Result::ok)
+        .unwrap_or_else(|| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would panic if nobody reads stderr any more.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    if let Some(error) = mistake {
+        tracing::warn!(error, "VMSG_LOG is not understood");
+    }
 }

@@ -8,10 +8,11 @@ use vmsg_bus::{BusSpec, keyval};
 use vmsg_proxy::front::qemu::{Arch, Machine, machine_args, to_shell};
 use vmsg_proxy::{FrontSpec, Proxy, print_qemu};
 
-use crate::Usage;
 use crate::buses;
 use crate::cli::ProxyArgs;
+use crate::out::Out;
 use crate::signals::Interrupt;
+use crate::{Usage, descriptors};
 
 /// Shows devices to guests until a signal comes.
 pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
@@ -30,6 +31,7 @@ pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
     if args.print_qemu {
         return print(&args, &specs, &fronts);
     }
+    descriptors::raise_limit();
     let interrupt = Interrupt::new()?;
     let _proxy = Proxy::start(&specs, &fronts, |front| {
         // A reader that has gone away is no reason not to serve guests.
@@ -68,6 +70,6 @@ fn print(args: &ProxyArgs, buses: &[BusSpec], fronts: &[FrontSpec]) -> anyhow::R
             .with_context(|| format!("the device host does not say what {} is", front.dev.0))?;
         lines.push(text);
     }
-    println!("{}", lines.join(" \\\n"));
+    writeln!(Out::lock(), "{}", lines.join(" \\\n"))?;
     Ok(())
 }

@@ -13,20 +13,21 @@ use vmsg_device::device::Device;
 use vmsg_device::host::{Host, MAX_WINDOWS};
 use vmsg_device::net::{Net, Settings};
 use vmsg_device::rng::Rng;
-use vmsg_net::user::{FlowStore, User};
+use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
-use crate::Usage;
 use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
 use crate::keeper::{Keeper, Kept};
 use crate::signals::Interrupt;
 use crate::spec::{DeviceSpec, NetBackend, NetSpec};
+use crate::{Usage, descriptors};
 
 /// Runs devices until a signal comes.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let buses = buses::parse_all(&args.buses)?;
-    let devices = named_devices(&args.devices, &buses)?;
+    let devices = named_devices(&args, &buses)?;
+    descriptors::raise_limit();
     let interrupt = Interrupt::new()?;
 
     let mut host = Host::new(args.workers)?;
@@ -45,11 +46,16 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         return Err(error);
     }
 
+    if let Some(kept) = &mut keeper {
+        kept.forget_rest();
+    }
+
+    // A reader that has gone away is no reason not to serve guests.
     let mut out = std::io::stdout().lock();
     for bus in &buses {
-        writeln!(out, "ready bus=unix,path={}", bus.unix.path.display())?;
+        let _ = writeln!(out, "ready bus=unix,path={}", bus.unix.path.display());
     }
-    out.flush()?;
+    let _ = out.flush();
     drop(out);
 
     let stop = host.stop_handle();
@@ -98,10 +104,23 @@ struct KeptFlows {
     flows: HashMap<String, Vec<Kept>>,
 }
 
-fn named_devices<'a>(texts: &'a [String], buses: &[NamedBus]) -> Result<Vec<Named<'a>>, Usage> {
+impl KeptFlows {
+    /// Lets go of the connections of devices that are no more.
+    fn forget_rest(&mut self) {
+        for (device, kept) in self.flows.drain() {
+            let connections = kept.len();
+            tracing::warn!(device, connections, "closed, as the device is gone");
+            for flow in kept {
+                self.keeper.remove(&device, flow.key);
+            }
+        }
+    }
+}
+
+fn named_devices<'a>(args: &'a ServeArgs, buses: &[NamedBus]) -> Result<Vec<Named<'a>>, Usage> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let mut devices = Vec::new();
-    for text in texts {
+    for text in &args.devices {
         let usage = |error: String| Usage(format!("--device {text}: {error}"));
         let spec: DeviceSpec = keyval::from_str(text).map_err(|error| usage(error.to_string()))?;
         let common = spec.common();
@@ -113,6 +132,13 @@ fn named_devices<'a>(texts: &'a [String], buses: &[NamedBus]) -> Result<Vec<Name
         if id.is_empty() || id.len() > 64 || id.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(usage(format!(
                 "id=`{id}` must have 1 to 64 bytes and not be a number"
+            )));
+        }
+        if let Some(worker) = common.worker.filter(|worker| *worker >= args.workers) {
+            let last = args.workers - 1;
+            return Err(usage(format!(
+                "worker={worker}: with --workers {} the last one is {last}",
+                args.workers
             )));
         }
         let bus = buses::find(buses, common.bus).map_err(|Usage(error)| usage(error))?;
@@ -209,7 +235,10 @@ fn make_backend(
             Ok(Box::new(Null::default()))
         }
         NetBackend::User => {
-            let mut user = User::new(spec.user_config()?)?;
+            let mut user = User::new(spec.user_config()?).map_err(|error| match error {
+                UserError::Forward { .. } | UserError::Os { .. } => anyhow::Error::new(error),
+                mistake => Usage(mistake.to_string()).into(),
+            })?;
             if let Some(KeptFlows { keeper, flows }) = keeper {
                 let kept = flows.remove(id).unwrap_or_default();
                 let count = kept.len();

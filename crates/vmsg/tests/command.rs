@@ -140,7 +140,7 @@ fn ping_prints_what_ping_prints() {
 #[test]
 fn mistakes_exit_with_2_and_name_what_was_meant() {
     let folder = TempDir::new().expect("a folder");
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 13] = [
         (
             &["serve", "--bus", "unixx,path=x", "--device", "rng"],
             "unix",
@@ -168,6 +168,19 @@ fn mistakes_exit_with_2_and_name_what_was_meant() {
             "vhost-user",
         ),
         (&["ls", "--buss", BUS], "--bus"),
+        (&["serve", "--bus", BUS, "--device", "net,mtu=5"], "576"),
+        (
+            &["serve", "--bus", BUS, "--device", "net,host=1.2.3.4"],
+            "10.0.2.0/24",
+        ),
+        (
+            &["serve", "--bus", BUS, "--device", "rng,worker=1"],
+            "--workers 1",
+        ),
+        (
+            &["serve", "--bus", BUS, "--device", "rng", "--workers", "0"],
+            "256",
+        ),
     ];
     for (args, meant) in cases {
         let output = output(folder.path(), args);
@@ -205,6 +218,92 @@ fn one_socket_has_one_device_host() {
     let listed = output(folder.path(), &["ls", "--bus", BUS]);
     assert!(listed.status.success(), "the first one goes on");
     host.end();
+}
+
+/// A pipe whose reader has left.
+fn closed() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    let front = "vhost-user,socket=net.sock,dev=net0";
+    let commands: [&[&str]; 4] = [
+        &["ping", "--bus", BUS, "-i", "0"],
+        &["ls", "--bus", BUS],
+        &["ls", "--bus", BUS, "--json"],
+        &["proxy", "--print-qemu", "--bus", BUS, "--front", front],
+    ];
+    for args in commands {
+        let output = vmsg(folder.path(), args)
+            .env("VMSG_LOG", "error")
+            .stdout(closed())
+            .output()
+            .expect("vmsg runs");
+        assert!(output.status.success(), "{args:?}");
+        assert_eq!(text(&output.stderr), "", "{args:?}");
+    }
+    host.end();
+}
+
+/// Calls `done` until it is true, at most a minute.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed().as_secs() < 60, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_device_host_goes_on_when_nobody_reads_what_it_says() {
+    let folder = TempDir::new().expect("a folder");
+    let other = "unix,path=b1.sock";
+    let args = [
+        "-vv", "serve", "--bus", BUS, "--bus", other, "--device", "net",
+    ];
+    let mut host = vmsg(folder.path(), &args)
+        .stdout(closed())
+        .stderr(closed())
+        .spawn()
+        .expect("vmsg starts");
+    let listed = |bus| {
+        output(folder.path(), &["ls", "--bus", bus])
+            .status
+            .success()
+    };
+    until("the host listens", || listed(BUS) && listed(other));
+    assert!(host.try_wait().expect("a child").is_none(), "it goes on");
+    let pid = host.id().to_string();
+    let killed = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(killed.expect("kill runs").success());
+    assert!(host.wait().expect("a child").success());
+    let keeper = folder.path().join("b0.sock.keep");
+    until("the keeper was dismissed", || !keeper.exists());
+}
+
+#[test]
+fn the_keeper_of_a_host_that_just_ended_is_no_obstacle() {
+    let folder = TempDir::new().expect("a folder");
+    for _ in 0..10 {
+        let log = serve(&folder).end();
+        assert!(!log.contains("WARN"), "{log}");
+    }
+}
+
+#[test]
+fn a_host_goes_on_without_its_keeper() {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("b0.sock.keep");
+    // Somebody else has the name.
+    let squatter = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+    let log = serve(&folder).end();
+    assert!(log.contains("connections will not survive"), "{log}");
+    drop(squatter);
 }
 
 #[test]

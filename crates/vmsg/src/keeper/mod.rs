@@ -9,6 +9,7 @@
 //! way dismisses its keeper.
 
 mod client;
+mod line;
 mod protocol;
 mod server;
 

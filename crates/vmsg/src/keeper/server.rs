@@ -2,19 +2,23 @@
 //! The keeper's own process.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+    sockopt,
 };
 
+use super::client::PATIENCE;
 use super::protocol::{Kind, receive, send};
 use crate::cli::KeeperArgs;
+use crate::descriptors;
 
 /// Connections held at most; more are simply not kept.
 const MAX_KEPT: usize = 65_536;
@@ -23,6 +27,7 @@ const MAX_KEPT: usize = 65_536;
 pub(crate) fn run(args: KeeperArgs) -> anyhow::Result<()> {
     // A ^C on the terminal is for `serve`, which then dismisses its keeper.
     let _ = rustix::process::setsid();
+    descriptors::raise_limit();
     let listener = listen_at(&args.socket)?;
     println!("ready keeper={}", args.socket.display());
     std::io::stdout().flush()?;
@@ -49,43 +54,70 @@ fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Records and sockets by device and key.
+type Held = HashMap<(String, u64), (Vec<u8>, OwnedFd)>;
+
 fn keep(listener: &OwnedFd, patience: Duration) -> anyhow::Result<()> {
-    let mut kept: HashMap<(String, u64), (Vec<u8>, OwnedFd)> = HashMap::new();
+    let mut held = Held::new();
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN)];
         let timeout = Timespec {
             tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: patience.subsec_nanos().into(),
         };
-        if poll(&mut fds, Some(&timeout))? == 0 {
-            tracing::info!(connections = kept.len(), "nobody came back in time");
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let serve = match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(serve) => serve,
+            Err(Errno::INTR | Errno::CONNABORTED) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        // One that is killed here, or does not read, has not taken anything: the next one can.
+        if hand_over(&serve, &held).is_ok() && follow(&serve, &mut held) == Farewell::Dismissed {
             return Ok(());
-        }
-        let serve = accept_with(listener, SocketFlags::CLOEXEC)?;
-        for ((device, key), (record, fd)) in &kept {
-            send(
-                serve.as_fd(),
-                Kind::Kept,
-                device,
-                *key,
-                record,
-                Some(fd.as_fd()),
-            )?;
-        }
-        send(serve.as_fd(), Kind::End, "", 0, &[], None)?;
-        // Until `serve` is gone; without a farewell it is expected to come back.
-        while let Ok(Some(packet)) = receive(serve.as_fd()) {
-            let place = (packet.device, packet.key);
-            match (packet.kind, packet.fd) {
-                (Kind::Put, Some(fd)) if kept.len() < MAX_KEPT => {
-                    kept.insert(place, (packet.record, fd));
-                }
-                (Kind::Remove, _) => {
-                    kept.remove(&place);
-                }
-                (Kind::Dismiss, _) => return Ok(()),
-                _ => {}
-            }
         }
     }
 }
+
+/// Gives a new `serve` all that is held.
+fn hand_over(serve: &OwnedFd, held: &Held) -> io::Result<()> {
+    sockopt::set_socket_timeout(serve, sockopt::Timeout::Send, Some(PATIENCE))?;
+    for ((device, key), (record, fd)) in held {
+        let fd = Some(fd.as_fd());
+        send(serve.as_fd(), Kind::Kept, device, *key, record, fd)?;
+    }
+    send(serve.as_fd(), Kind::End, "", 0, &[], None)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Farewell {
+    Dismissed,
+    /// Killed: it is expected to come back.
+    None,
+}
+
+/// Does what `serve` says until it is gone.
+fn follow(serve: &OwnedFd, held: &mut Held) -> Farewell {
+    while let Ok(Some(packet)) = receive(serve.as_fd()) {
+        let place = (packet.device, packet.key);
+        match (packet.kind, packet.fd) {
+            (Kind::Put, Some(fd)) if held.len() < MAX_KEPT => {
+                held.insert(place, (packet.record, fd));
+            }
+            (Kind::Remove, _) => {
+                held.remove(&place);
+            }
+            (Kind::Dismiss, _) => return Farewell::Dismissed,
+            _ => {}
+        }
+    }
+    Farewell::None
+}
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
 
 use super::{BusClient, connect};
 use crate::cli::LsArgs;
+use crate::out::Out;
 
 /// Queues and bytes of configuration that are shown; a device may claim more.
 const MAX_QUEUES: u32 = 256;
@@ -43,10 +44,9 @@ pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
     for number in client.devices()? {
         devices.push(look_at(&mut client, number)?);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = Out::lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &devices)?;
-        writeln!(out)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&devices)?)?;
     } else {
         print(&mut out, &devices)?;
     }

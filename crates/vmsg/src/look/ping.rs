@@ -9,6 +9,7 @@ use anyhow::bail;
 use super::connect;
 use crate::Usage;
 use crate::cli::PingArgs;
+use crate::out::Out;
 use crate::signals::Interrupt;
 
 /// Round trips remembered for the percentiles; later ones only count for the rest.
@@ -26,7 +27,7 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     let interrupt = Interrupt::new()?;
     let mut client = connect(&args.bus, args.timeout)?;
     let peer = client.channel().peer_name().to_owned();
-    let mut out = std::io::stdout().lock();
+    let mut out = Out::lock();
     writeln!(out, "PING {} ({peer})", args.bus)?;
     let mut times: Vec<Duration> = Vec::new();
     let (mut sent, mut lost) = (0u64, 0u64);
