@@ -64,7 +64,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let range = &self.0.value;
         range.change(|| range.len.store(0, Ordering::Relaxed));
-        self.0.give_back();
+        RANGES.give_back(self.0);
     }
 }
 

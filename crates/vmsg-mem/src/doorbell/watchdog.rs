@@ -43,7 +43,7 @@ struct Own(Cell<Option<&'static Record<Watched>>>);
 impl Drop for Own {
     fn drop(&mut self) {
         if let Some(record) = self.0.get() {
-            record.give_back();
+            THREADS.give_back(record);
         }
     }
 }
