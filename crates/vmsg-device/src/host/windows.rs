@@ -67,6 +67,9 @@ enum Change {
 pub(super) struct Windows {
     live: BTreeMap<u32, Arc<Lent>>,
     staged: Vec<Change>,
+    /// Bytes of the windows in `live`, and of those in `staged`.
+    live_bytes: u64,
+    staged_bytes: u64,
     table: Arc<WindowTable>,
 }
 
@@ -75,6 +78,8 @@ impl Windows {
         Self {
             live: BTreeMap::new(),
             staged: Vec::new(),
+            live_bytes: 0,
+            staged_bytes: 0,
             table: Arc::new(WindowTable::empty()),
         }
     }
@@ -87,19 +92,6 @@ impl Windows {
     /// How many there are, staged ones included.
     pub(super) fn count(&self) -> usize {
         self.live.len() + self.staged.len()
-    }
-
-    /// Bytes lent, staged windows included.
-    fn bytes(&self) -> u64 {
-        let staged = self.staged.iter().filter_map(|change| match change {
-            Change::Add(_, lent) => Some(lent),
-            Change::Remove(_) => None,
-        });
-        self.live
-            .values()
-            .map(Arc::as_ref)
-            .chain(staged)
-            .fold(0, |sum, lent| sum.saturating_add(lent.mapping.len() as u64))
     }
 
     /// Adds a window; `more` only stages it. All connections have `all`
@@ -116,7 +108,8 @@ impl Windows {
         if self.count() >= fair.min(MAX_WINDOWS) {
             return Err(self.give_up(Refusal::TooMany));
         }
-        if self.bytes().saturating_add(window.len) > MAX_BYTES {
+        let bytes = self.live_bytes + self.staged_bytes;
+        if bytes.saturating_add(window.len) > MAX_BYTES {
             return Err(self.give_up(Refusal::TooMuch));
         }
         let access = if window.writable {
@@ -135,6 +128,7 @@ impl Windows {
             access,
             mapping: Arc::new(mapping),
         };
+        self.staged_bytes += window.len;
         self.staged.push(Change::Add(window.id, lent));
         self.apply_unless(more)
     }
@@ -151,6 +145,7 @@ impl Windows {
     /// A refused change takes those with it that were to be applied together.
     fn give_up(&mut self, why: Refusal) -> Refusal {
         self.staged.clear();
+        self.staged_bytes = 0;
         why
     }
 
@@ -159,6 +154,7 @@ impl Windows {
             return Ok(false);
         }
         let mut live = self.live.clone();
+        self.staged_bytes = 0;
         for change in self.staged.drain(..) {
             match change {
                 Change::Add(id, lent) => {
@@ -182,6 +178,7 @@ impl Windows {
             })
             .collect();
         self.table = Arc::new(WindowTable::new(entries).map_err(Refusal::Overlap)?);
+        self.live_bytes = live.values().map(|lent| lent.mapping.len() as u64).sum();
         self.live = live;
         Ok(true)
     }
@@ -214,3 +211,7 @@ fn check_file(fd: &OwnedFd) -> Result<(), String> {
         "file system {kind:#x} is not one whose pages the kernel provides; use a memfd or a file in /dev/shm"
     ))
 }
+
+#[cfg(test)]
+#[path = "windows_test.rs"]
+mod tests;
