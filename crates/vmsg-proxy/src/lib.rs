@@ -9,6 +9,8 @@
 
 pub mod front;
 pub mod link;
+mod log_limit;
+mod pace;
 mod proxy;
 pub mod session;
 

@@ -5,33 +5,37 @@
 //! The thread sleeps unless a message, an operation, a timer or the appearance of the device host's socket wakes it. Kicks and calls of
 //! a running device do not pass here.
 
-use crate::session::{Counters, Event, Op, OpError, OpId, Outcome, Outgoing, Session};
+mod handle;
+
+pub use handle::{LinkStats, SessionHandle};
+
+use handle::{Command, News};
+
+use crate::log_limit::LogLimit;
+use crate::pace::Pace;
+use crate::session::{Event, OpError, OpId, Outcome, Outgoing, Session};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use virtio_msg::{Channel, ChannelError, QueueIndex};
+use virtio_msg::{Channel, ChannelError};
 use vmsg_bus::DriverBus;
 use vmsg_bus::unix::{ConnectError, Connecting, Connector, Watch};
 use vmsg_mem::Doorbell;
 
 /// Messages taken from the bus before anything else has its turn.
 const BUDGET: usize = 64;
-/// Pause before a connection that had to be given up is tried again.
-const FAULT_PAUSE: Duration = Duration::from_millis(500);
 /// Pause where no event tells when a host has time.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after an error that only somebody can mend.
 const ERROR_PAUSE: Duration = Duration::from_secs(2);
 /// How long a host may take to answer the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// More than any operation may take: its end is the session's business.
-const CALL_BOUND: Duration = Duration::from_secs(120);
 
 /// Where a link gets its bus from.
 #[derive(Debug)]
@@ -40,103 +44,6 @@ pub enum Source {
     Unix(Connector),
     /// A connection there is; when it ends there is no other.
     Given(Box<DriverBus>),
-}
-
-/// What went through a link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkStats {
-    /// Times the thread woke up.
-    pub wakeups: u64,
-    /// Messages sent on all connections.
-    pub sent: u64,
-    /// Messages received on all connections.
-    pub received: u64,
-    /// Connections made.
-    pub connections: u64,
-    /// What the session counted.
-    pub session: Counters,
-}
-
-enum Command {
-    Op(Op, SyncSender<Result<Outcome, OpError>>),
-    Kick(QueueIndex),
-    Stats(SyncSender<LinkStats>),
-}
-
-/// News that wait for the front.
-#[derive(Debug)]
-struct News {
-    events: Mutex<VecDeque<Event>>,
-    bell: Doorbell,
-}
-
-/// What a front asks its session through. Can be cloned and used from any thread.
-#[derive(Clone, Debug)]
-pub struct SessionHandle {
-    commands: Sender<Command>,
-    wake: Arc<Doorbell>,
-    news: Arc<News>,
-}
-
-impl SessionHandle {
-    /// Does an operation and waits for its end, which the session's time-outs bound.
-    ///
-    /// # Errors
-    /// [`OpError`] of the operation; [`OpError::Ended`] if the link was stopped.
-    pub fn call(&self, op: Op) -> Result<Outcome, OpError> {
-        let (reply, result) = mpsc::sync_channel(1);
-        self.send(Command::Op(op, reply))?;
-        match result.recv_timeout(CALL_BOUND) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(OpError::TimedOut),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(OpError::Ended),
-        }
-    }
-
-    /// Tells the device that there are buffers, by message.
-    ///
-    /// # Errors
-    /// [`OpError::Ended`].
-    pub fn kick(&self, queue: QueueIndex) -> Result<(), OpError> {
-        self.send(Command::Kick(queue))
-    }
-
-    /// What went through the link so far.
-    ///
-    /// # Errors
-    /// [`OpError::Ended`].
-    pub fn stats(&self) -> Result<LinkStats, OpError> {
-        let (reply, stats) = mpsc::sync_channel(1);
-        self.send(Command::Stats(reply))?;
-        stats.recv_timeout(CALL_BOUND).map_err(|_| OpError::Ended)
-    }
-
-    /// The next news: never [`Event::Done`].
-    pub fn poll_event(&self) -> Option<Event> {
-        self.news
-            .events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    }
-
-    /// Readable when there may be news; [`Self::clear`] makes it unreadable again.
-    pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.news.bell.as_fd()
-    }
-
-    /// Call this before taking the news.
-    pub fn clear(&self) {
-        // Ours alone: nothing else than "nothing there" can go wrong.
-        let _ = self.news.bell.drain();
-    }
-
-    fn send(&self, command: Command) -> Result<(), OpError> {
-        self.commands.send(command).map_err(|_| OpError::Ended)?;
-        // Full means that it has been rung.
-        let _ = self.wake.ring();
-        Ok(())
-    }
 }
 
 /// A running link. Dropping it stops the thread; operations under way end with [`OpError::Ended`].
@@ -193,6 +100,9 @@ impl Link {
             stats: LinkStats::default(),
             begin: Instant::now(),
             last_error: String::new(),
+            absence_told: false,
+            limit: LogLimit::default(),
+            pace: Pace::new(Instant::now()),
         };
         let thread = std::thread::Builder::new()
             .name(format!("link {name}"))
@@ -256,6 +166,9 @@ struct Runner {
     begin: Instant,
     /// So that the same trouble is told once.
     last_error: String,
+    absence_told: bool,
+    limit: LogLimit,
+    pace: Pace,
 }
 
 impl Runner {
@@ -280,8 +193,10 @@ impl Runner {
                 }) {
                     Ok(()) => {}
                     Err(error) => {
-                        tracing::warn!(link = self.name, host = bus.peer_name(), %error, "connection to the device host lost");
-                        self.link_down(&mut state, None);
+                        if let Some(unsaid) = self.limit.admit() {
+                            tracing::warn!(link = self.name, host = bus.peer_name(), %error, unsaid, "connection to the device host lost");
+                        }
+                        self.link_down(&mut state, matches!(error, ChannelError::Corrupt(_)));
                     }
                 }
             }
@@ -289,11 +204,13 @@ impl Runner {
                 .deliver()
                 .filter(|_| matches!(state.phase, Phase::Connected(_)));
             if let Some(why) = fault {
-                tracing::warn!(link = self.name, why, "giving the connection up");
-                self.link_down(&mut state, Some(FAULT_PAUSE));
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::warn!(link = self.name, why, unsaid, "giving the connection up");
+                }
+                self.link_down(&mut state, true);
                 self.deliver();
             }
-            if !busy && !self.sleep(&mut state) {
+            if !self.sleep(&mut state, busy) {
                 return;
             }
             self.stats.wakeups += 1;
@@ -326,24 +243,33 @@ impl Runner {
     fn link_up(&mut self, bus: &DriverBus) {
         self.stats.connections += 1;
         self.last_error.clear();
-        tracing::info!(
-            link = self.name,
-            host = bus.peer_name(),
-            "connected to the device host"
-        );
+        self.pace.connected(Instant::now());
+        if let Some(unsaid) = self.limit.admit() {
+            tracing::info!(
+                link = self.name,
+                host = bus.peer_name(),
+                unsaid,
+                "connected to the device host"
+            );
+        }
         let (now, caps) = (self.now(), *bus.capabilities());
         self.session.handle_link_up(now, caps, bus.epoch());
     }
 
-    fn link_down(&mut self, state: &mut State, pause: Option<Duration>) {
+    /// The connection is over; because of a `fault` or because the other side ended it.
+    fn link_down(&mut self, state: &mut State, fault: bool) {
         self.stuck = None;
+        let now = Instant::now();
+        let pause = if fault {
+            self.pace.after_fault(now)
+        } else {
+            self.pace.after_end(now)
+        };
+        let at = Some(now + pause);
         // Dropping the bus closes the connection: the host forgets what it had from us.
-        state.phase = match (&state.connector, pause) {
-            (None, _) => Phase::Over,
-            (Some(_), None) => Phase::Try { at: None },
-            (Some(_), Some(pause)) => Phase::Try {
-                at: Some(Instant::now() + pause),
-            },
+        state.phase = match &state.connector {
+            None => Phase::Over,
+            Some(_) => Phase::Try { at },
         };
         let now = self.now();
         self.session.handle_link_down(now);
@@ -416,19 +342,22 @@ impl Runner {
 
     fn tell(&mut self, error: &ConnectError) {
         let text = error.to_string();
-        if text != self.last_error {
+        if text == self.last_error {
+            return;
+        }
+        if let Some(unsaid) = self.limit.admit() {
             match error {
                 ConnectError::NotThere { .. } => {
-                    tracing::info!(link = self.name, "{text}; waiting for it")
+                    tracing::info!(link = self.name, unsaid, "{text}; waiting for it")
                 }
                 // A host that was just killed, for example.
                 error if error.is_transient() => {
-                    tracing::info!(link = self.name, "{text}; trying again");
+                    tracing::info!(link = self.name, unsaid, "{text}; trying again");
                 }
-                _ => tracing::warn!(link = self.name, "{text}; trying again"),
+                _ => tracing::warn!(link = self.name, unsaid, "{text}; trying again"),
             }
-            self.last_error = text;
         }
+        self.last_error = text;
     }
 
     /// True: there may be more.
@@ -485,14 +414,33 @@ impl Runner {
                     continue;
                 }
                 Event::Ready { replayed, new_host } => {
-                    tracing::info!(link = self.name, replayed, new_host, "the device is ready");
+                    self.absence_told = false;
+                    if let Some(unsaid) = self.limit.admit() {
+                        tracing::info!(
+                            link = self.name,
+                            replayed,
+                            new_host,
+                            unsaid,
+                            "the device is ready"
+                        );
+                    }
                 }
-                Event::DeviceAbsent => tracing::warn!(
-                    link = self.name,
-                    "the device host has no such device; waiting for it"
-                ),
+                Event::DeviceAbsent => {
+                    // Whoever says that it has come, and then that it has not, can do so often.
+                    if !std::mem::replace(&mut self.absence_told, true)
+                        && let Some(unsaid) = self.limit.admit()
+                    {
+                        tracing::warn!(
+                            link = self.name,
+                            unsaid,
+                            "the device host has no such device; waiting for it"
+                        );
+                    }
+                }
                 Event::NeedsReset(ref reason) => {
-                    tracing::error!(link = self.name, %reason, "the device needs a reset")
+                    if let Some(unsaid) = self.limit.admit() {
+                        tracing::error!(link = self.name, %reason, unsaid, "the device needs a reset");
+                    }
                 }
                 Event::ConfigChanged | Event::QueueUsed(_) => {}
             }
@@ -501,6 +449,10 @@ impl Runner {
                 .events
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
+            // The last reason is the one that holds; so there is a bounded number of different news.
+            if matches!(event, Event::NeedsReset(_)) {
+                events.retain(|old| !matches!(old, Event::NeedsReset(_)));
+            }
             if !events.contains(&event) {
                 events.push_back(event);
             }
@@ -510,8 +462,8 @@ impl Runner {
         fault
     }
 
-    /// Until there is something to do. False: the end.
-    fn sleep(&mut self, state: &mut State) -> bool {
+    /// Until there is something to do; not at all if that is so already (`busy`). False: the end.
+    fn sleep(&mut self, state: &mut State, busy: bool) -> bool {
         let mut until = self
             .session
             .poll_timeout()
@@ -520,9 +472,14 @@ impl Runner {
         match &mut state.phase {
             Phase::Try { at } => earlier(at.unwrap_or_else(Instant::now)),
             Phase::Handshake { until, .. } => earlier(*until),
+            Phase::Connected(_) if busy => earlier(Instant::now()),
             Phase::Connected(bus) => {
                 if !bus.arm() || (self.stuck.is_some() && !bus.arm_for_room()) {
                     earlier(Instant::now());
+                }
+                // Out of descriptors, most likely: until there are some again, look from time to time.
+                if bus.poll_fd().is_err() {
+                    earlier(Instant::now() + BUSY_PAUSE);
                 }
             }
             Phase::Asleep | Phase::Over => {}
@@ -535,13 +492,7 @@ impl Runner {
         let third = match &mut state.phase {
             Phase::Asleep => watch.map(|watch| watch.as_fd()),
             Phase::Handshake { connecting, .. } => Some((*connecting).as_fd()),
-            Phase::Connected(bus) => match bus.poll_fd() {
-                Ok(fd) => Some(fd),
-                Err(error) => {
-                    tracing::error!(link = self.name, %error, "cannot wait for the bus");
-                    return false;
-                }
-            },
+            Phase::Connected(bus) => bus.poll_fd().ok(),
             Phase::Try { .. } | Phase::Over => None,
         };
         let mut fds = vec![
