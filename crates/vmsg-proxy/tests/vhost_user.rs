@@ -3,276 +3,29 @@
 #![allow(missing_docs, clippy::cast_possible_truncation)]
 
 mod common;
+mod stage;
 
-use common::{Host, MAX};
+use common::Host;
 use rustix::event::{PollFd, PollFlags, poll};
-use std::collections::BTreeMap;
+use stage::{
+    FEATURES, GUEST, LIVE, OFFSET, PROTOCOL_FEATURES, RAM, Stage, USER, Vmm, is_closed, request,
+    ring_at,
+};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
-};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use std::time::Duration;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_msg::{
-    Channel, ConfigEvent, DevNum, DeviceStatus, FeatureSet, Frame, Generation, Message, QueueIndex,
-    Token,
+    ConfigEvent, DevNum, DeviceStatus, FeatureSet, Frame, Generation, Message, QueueIndex, Token,
 };
-use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::control::Resume;
-use vmsg_bus::{Capabilities, DeviceBus, loopback};
 use vmsg_mem::Mapping;
 use vmsg_proxy::front::vhost_user::{BindError, VhostUserFront, VhostUserOptions};
-use vmsg_proxy::link::{Link, Source};
-use vmsg_proxy::session::{Options, Session, Target};
-
-const PROTOCOL_FEATURES: u64 = 1 << 30;
-const FEATURES: u64 = 1 << 32 | 1 << 29;
-const RAM: u64 = 0x4_0000;
-/// Where the front end pretends to have mapped the memory.
-const USER: u64 = 0x7f00_0000_0000;
-const GUEST: u64 = 0x4000_0000;
-/// Memory does not begin at the beginning of its file.
-const OFFSET: u64 = 0x3000;
-const LIVE: u32 = 0xf;
-
-struct Shared {
-    host: Mutex<Host>,
-    changed: Condvar,
-    /// Sent to the driver by the host's thread.
-    events: Mutex<Vec<Vec<u8>>>,
-    stop: AtomicBool,
-}
-
-/// A front with all that belongs to it.
-struct Stage {
-    // In this order: a thread that waits for the link ends when it is gone.
-    link: Option<Link>,
-    front: Option<VhostUserFront>,
-    shared: Arc<Shared>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    dir: tempfile::TempDir,
-}
-
-fn serve(shared: &Shared, mut bus: DeviceBus) {
-    let mut buf = vec![0; 512];
-    let mut fds = Vec::new();
-    while !shared.stop.load(Ordering::SeqCst) {
-        for event in std::mem::take(&mut *shared.events.lock().unwrap()) {
-            bus.try_send(&event).unwrap();
-        }
-        match bus.try_recv_with_fds(&mut buf, &mut fds) {
-            Ok(Some(len)) => {
-                let answer = shared
-                    .host
-                    .lock()
-                    .unwrap()
-                    .handle(&buf[..len], std::mem::take(&mut fds));
-                if let Some(answer) = answer {
-                    bus.try_send(&answer).unwrap();
-                }
-                shared.changed.notify_all();
-            }
-            Ok(None) => {
-                bus.flush().unwrap();
-                bus.wait(Some(Duration::from_millis(20))).unwrap();
-            }
-            Err(_) => return,
-        }
-    }
-}
-
-impl Stage {
-    fn new(host: Host) -> Stage {
-        let number = host.number;
-        let shared = Arc::new(Shared {
-            host: Mutex::new(host),
-            changed: Condvar::new(),
-            events: Mutex::default(),
-            stop: AtomicBool::new(false),
-        });
-        let options = loopback::Options {
-            capabilities: Capabilities::all(MAX),
-            ..loopback::Options::default()
-        };
-        let (driver, device) = loopback::pair(&options).unwrap();
-        let thread = std::thread::spawn({
-            let shared = shared.clone();
-            move || serve(&shared, device)
-        });
-        let session = Session::new(Target::Number(number), Options::default());
-        let link = Link::start("test", session, Source::Given(Box::new(driver))).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let options = VhostUserOptions {
-            socket: dir.path().join("vu.sock"),
-            mode: 0o600,
-            config: None,
-        };
-        let front = VhostUserFront::start("test", link.handle(), options).unwrap();
-        Stage {
-            link: Some(link),
-            front: Some(front),
-            shared,
-            thread: Some(thread),
-            dir,
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("vu.sock")
-    }
-
-    fn host(&self) -> MutexGuard<'_, Host> {
-        self.shared.host.lock().unwrap()
-    }
-
-    /// Waits until the host is so.
-    #[track_caller]
-    fn until(&self, what: &str, so: impl Fn(&Host) -> bool) {
-        let (host, timeout) = self
-            .shared
-            .changed
-            .wait_timeout_while(self.host(), Duration::from_secs(10), |host| !so(host))
-            .unwrap();
-        assert!(!timeout.timed_out(), "{what}: {host:?}");
-    }
-
-    fn front(&self) -> &VhostUserFront {
-        self.front.as_ref().unwrap()
-    }
-
-    #[track_caller]
-    fn until_front(
-        &self,
-        what: &str,
-        so: impl Fn(&vmsg_proxy::front::vhost_user::FrontStats) -> bool,
-    ) {
-        let end = Instant::now() + Duration::from_secs(10);
-        while !so(&self.front().stats()) {
-            assert!(Instant::now() < end, "{what}: {:?}", self.front().stats());
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        self.link.take();
-        self.front.take();
-        self.shared.stop.store(true, Ordering::SeqCst);
-        let result = self.thread.take().unwrap().join();
-        if !std::thread::panicking() {
-            result.unwrap();
-        }
-    }
-}
-
-/// A VMM as QEMU is one.
-struct Vmm {
-    front: Frontend,
-    ram: Mapping,
-    file: OwnedFd,
-    kicks: BTreeMap<usize, EventFd>,
-    calls: BTreeMap<usize, EventFd>,
-}
-
-fn ring_at(index: usize) -> u64 {
-    0x1_0000 * index as u64 + 0x800
-}
-
-impl Vmm {
-    fn connect(stage: &Stage) -> Vmm {
-        let (ram, file) = Mapping::memfd("guest", OFFSET + RAM, false).unwrap();
-        let front = Frontend::connect(stage.socket(), 2).unwrap();
-        Vmm {
-            front,
-            ram,
-            file,
-            kicks: BTreeMap::new(),
-            calls: BTreeMap::new(),
-        }
-    }
-
-    /// Up to where QEMU waits for the guest's driver.
-    fn init(&mut self) -> u64 {
-        let features = self.front.get_features().unwrap();
-        assert_ne!(features & PROTOCOL_FEATURES, 0);
-        let protocol = self.front.get_protocol_features().unwrap();
-        assert!(protocol.contains(
-            VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-        ));
-        self.front.set_protocol_features(protocol).unwrap();
-        self.front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        self.front.set_owner().unwrap();
-        features
-    }
-
-    fn region(&self) -> VhostUserMemoryRegionInfo {
-        VhostUserMemoryRegionInfo {
-            guest_phys_addr: GUEST,
-            memory_size: RAM,
-            userspace_addr: USER,
-            mmap_offset: OFFSET,
-            mmap_handle: self.file.as_raw_fd(),
-        }
-    }
-
-    fn features_and_memory(&mut self) {
-        self.front
-            .set_features(FEATURES | PROTOCOL_FEATURES)
-            .unwrap();
-        self.front.set_mem_table(&[self.region()]).unwrap();
-    }
-
-    fn set_ring(&mut self, index: usize, base: u16) {
-        self.front.set_vring_num(index, 64).unwrap();
-        self.front.set_vring_base(index, base).unwrap();
-        let at = USER + ring_at(index);
-        let addresses = VringConfigData {
-            queue_max_size: 256,
-            queue_size: 64,
-            flags: 0,
-            desc_table_addr: at,
-            avail_ring_addr: at + 0x1000,
-            used_ring_addr: at + 0x2000,
-            log_addr: None,
-        };
-        self.front.set_vring_addr(index, &addresses).unwrap();
-        let kick = EventFd::new(0).unwrap();
-        let call = EventFd::new(0).unwrap();
-        self.front.set_vring_kick(index, &kick).unwrap();
-        self.front.set_vring_call(index, &call).unwrap();
-        self.kicks.insert(index, kick);
-        self.calls.insert(index, call);
-    }
-
-    fn set_used_index(&self, index: usize, used: u16) {
-        self.ram.ram().write(
-            (OFFSET + ring_at(index) + 0x2002) as usize,
-            &used.to_le_bytes(),
-        );
-    }
-
-    fn start(stage: &Stage, rings: usize) -> Vmm {
-        let mut vmm = Vmm::connect(stage);
-        vmm.init();
-        vmm.features_and_memory();
-        for index in 0..rings {
-            vmm.set_ring(index, 0);
-            vmm.front.set_vring_enable(index, true).unwrap();
-        }
-        stage.until("the device is live", |host| {
-            host.status.bits() == LIVE && host.queues.len() == rings
-        });
-        vmm
-    }
-}
 
 #[test]
 fn a_vmm_brings_an_entropy_device_up() {
@@ -420,30 +173,13 @@ fn rings_enabled_before_features_are_known_start_as_well() {
     let mut reply = [0; 20];
     socket.read_exact(&mut reply).unwrap();
     assert_eq!(stage.front().stats().malformed, 0);
-    let mut vmm = Vmm {
-        front: Frontend::from_stream(socket, 2),
-        ..Vmm::connect_nowhere()
-    };
+    let mut vmm = Vmm::over(socket);
     vmm.features_and_memory();
     vmm.set_ring(0, 0);
     vmm.set_ring(1, 0);
     stage.until("live", |host| {
         host.status.bits() == LIVE && host.queues.len() == 2
     });
-}
-
-impl Vmm {
-    fn connect_nowhere() -> Vmm {
-        let (ram, file) = Mapping::memfd("guest", OFFSET + RAM, false).unwrap();
-        let (socket, _) = UnixStream::pair().unwrap();
-        Vmm {
-            front: Frontend::from_stream(socket, 2),
-            ram,
-            file,
-            kicks: BTreeMap::new(),
-            calls: BTreeMap::new(),
-        }
-    }
 }
 
 #[test]
@@ -657,30 +393,6 @@ fn what_only_messages_can_do_is_not_offered() {
     let stage = Stage::new(host);
     let features = Vmm::connect(&stage).init();
     assert_eq!(features, 1 << 28 | 1 << 29 | 1 << 30 | 1 << 32);
-}
-
-fn request(id: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for field in [id, 1, payload.len() as u32] {
-        bytes.extend_from_slice(&field.to_ne_bytes());
-    }
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-/// True if the other side has closed.
-fn is_closed(socket: &mut UnixStream) -> bool {
-    socket
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
-    let mut buf = [0; 4096];
-    loop {
-        match socket.read(&mut buf) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
-        }
-    }
 }
 
 #[test]

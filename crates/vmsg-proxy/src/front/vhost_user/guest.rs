@@ -8,16 +8,15 @@
 use super::memory::{GuestMemory, MemoryError};
 use super::ring::Ring;
 use super::socket::{ConnectionError, Incoming};
-use super::wire::{F_PROTOCOL_FEATURES, Request, id, message, protocol};
+use super::wire::{F_PROTOCOL_FEATURES, Request, protocol};
 use crate::link::SessionHandle;
-use crate::session::{DeviceFacts, Event, Op, OpError, Outcome, QueueSetup, ResumeAt};
-use rustix::net::{SendFlags, send};
+use crate::log_limit::LogLimit;
+use crate::session::{DeviceFacts, Op, OpError, Outcome, QueueSetup, ResumeAt};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex, feature};
-use vmsg_mem::Doorbell;
 
 /// Virtio id of network devices: their rings come in pairs, and their control queue stays with the front end.
 pub(super) const NET: u32 = 1;
@@ -91,7 +90,7 @@ pub(super) struct Guest {
     session: SessionHandle,
     facts: DeviceFacts,
     /// Whether GET_CONFIG and SET_CONFIG are offered.
-    config: bool,
+    pub(super) config: bool,
     protocol: u64,
     /// What SET_FEATURES said last, with bit 30.
     features: Option<u64>,
@@ -99,14 +98,23 @@ pub(super) struct Guest {
     negotiated: bool,
     live: bool,
     memory: GuestMemory,
-    rings: Vec<Ring>,
-    backend_channel: Option<OwnedFd>,
+    pub(super) rings: Vec<Ring>,
+    pub(super) backend_channel: Option<OwnedFd>,
     /// When features were set without a memory table yet.
     pub(super) waits_for_memory: Option<Instant>,
+    /// The configuration has changed, and the front end was not told yet.
+    pub(super) changed: bool,
+    pub(super) changes_told: Option<Instant>,
+    pub(super) since: Instant,
+    pub(super) limit: Arc<LogLimit>,
 }
 
 impl Guest {
-    pub(super) fn new(session: SessionHandle, config: Option<bool>) -> Result<Guest, GuestError> {
+    pub(super) fn new(
+        session: SessionHandle,
+        config: Option<bool>,
+        limit: Arc<LogLimit>,
+    ) -> Result<Guest, GuestError> {
         let facts = match session
             .call(Op::Describe)
             .map_err(op("looking at the device"))?
@@ -133,6 +141,10 @@ impl Guest {
             rings: (0..queues.min(256)).map(|_| Ring::default()).collect(),
             backend_channel: None,
             waits_for_memory: None,
+            changed: false,
+            changes_told: None,
+            since: Instant::now(),
+            limit,
             facts,
         })
     }
@@ -454,18 +466,20 @@ impl Guest {
         ring.running = false;
         let used_at = ring.setup(&memory).map(|(_, used_at)| used_at);
         let last = self.rings.iter().all(|ring| !ring.running);
-        if last {
+        let stopped = if last {
             // A whole reset, so that features can be negotiated again.
-            self.reset_device()?;
+            self.reset_device()
         } else {
             self.session
                 .call(Op::StopQueue(QueueIndex(index)))
-                .map_err(op("stopping a ring"))?;
-        }
-        // The device does not move any more: all it took was given back up to here, and the rest is processed again.
+                .map(drop)
+                .map_err(op("stopping a ring"))
+        };
+        // The device does not move any more: all it took was given back up to here, and the rest is processed again. If it was not to be
+        // stopped, this is the best that is known.
         let used = used_at.and_then(|at| memory.read_u16(at)).unwrap_or(0);
         self.ring(index)?.base = Some(used);
-        Ok(())
+        stopped
     }
 
     /// GET_VRING_BASE.
@@ -473,7 +487,9 @@ impl Guest {
         self.ring(index)?;
         if let Err(error) = self.pause(index) {
             // The front end needs its answer: where the device was stands in the ring.
-            tracing::warn!(ring = index, %error, "stopping");
+            if let Some(unsaid) = self.limit.admit() {
+                tracing::warn!(ring = index, %error, unsaid, "stopping");
+            }
         }
         let ring = self.ring(index)?;
         let base = ring.base.unwrap_or(0);
@@ -498,7 +514,9 @@ impl Guest {
             }
             Ok(_) => (0, Vec::new()),
             Err(error) => {
-                tracing::warn!(offset, size, %error, "reading the configuration");
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::warn!(offset, size, %error, unsaid, "reading the configuration");
+                }
                 (0, Vec::new())
             }
         };
@@ -529,38 +547,6 @@ impl Guest {
             .map_err(op("writing the configuration"))
     }
 
-    // News
-
-    /// Passes news of the device on.
-    pub(super) fn news(&mut self, event: &Event) {
-        match event {
-            Event::ConfigChanged if self.config => {
-                if let Some(channel) = &self.backend_channel {
-                    let bytes = message(id::CONFIG_CHANGE_MSG, false, &[]);
-                    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                    if let Err(error) = send(channel, &bytes, flags) {
-                        tracing::warn!(%error, "the front end does not hear of a configuration change");
-                    }
-                }
-            }
-            Event::QueueUsed(queue) => {
-                if let Some(fd) = self
-                    .rings
-                    .get(queue.to_usize())
-                    .and_then(|ring| ring.call.as_ref())
-                {
-                    ring_bell(fd);
-                }
-            }
-            Event::NeedsReset(_) => {
-                for fd in self.rings.iter().filter_map(|ring| ring.err.as_ref()) {
-                    ring_bell(fd);
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// The front end is gone: nothing of it stays.
     pub(super) fn release(self) -> Result<(), OpError> {
         self.session.call(Op::Release).map(drop)
@@ -584,17 +570,6 @@ fn where_to_begin(base: u16, used: Option<u16>, size: u16) -> ResumeAt {
     } else {
         // The front end says that somebody else has the chains in between.
         ResumeAt::Explicit { avail: base, used }
-    }
-}
-
-/// Rings an eventfd of the front end. It may have made it unusable: that is its loss.
-fn ring_bell(fd: &OwnedFd) {
-    let rung = fd
-        .try_clone()
-        .and_then(Doorbell::from_fd)
-        .map(|bell| bell.ring().is_ok());
-    if !matches!(rung, Ok(true)) {
-        tracing::debug!("an eventfd of the front end cannot be rung");
     }
 }
 

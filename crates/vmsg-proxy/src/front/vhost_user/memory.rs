@@ -12,6 +12,10 @@ use vmsg_mem::{Access, Mapping};
 /// The most regions: of GET_MAX_MEM_SLOTS, and below what device hosts accept at a time.
 pub(super) const MAX_REGIONS: usize = 48;
 
+/// File systems (linux/magic.h) whose pages the kernel provides: tmpfs, hugetlbfs, ext4, XFS, Btrfs. Device hosts accept the same.
+const KERNEL_SERVED: [rustix::fs::FsWord; 5] =
+    [0x0102_1994, 0x9584_58f6, 0xef53, 0x5846_5342, 0x9123_683e];
+
 /// What is wrong with a memory table.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -38,6 +42,11 @@ pub enum MemoryError {
     /// The region to remove is not there.
     #[error("no such region")]
     NoSuchRegion,
+    /// A page fault in such a file lasts as long as somebody else likes, or does what a device likes.
+    #[error(
+        "the file of a region is not memory that the kernel itself provides; use a memfd or a file in /dev/shm"
+    )]
+    Foreign,
     /// A file cannot be looked at.
     #[error("cannot look at the file of a region: {0}")]
     Os(#[from] rustix::io::Errno),
@@ -55,14 +64,19 @@ struct Region {
 
 impl Region {
     fn new(raw: RawRegion, fd: OwnedFd) -> Result<Region, MemoryError> {
+        // First: of a file system that is another program's this is all that can be asked without waiting for that program.
+        if !KERNEL_SERVED.contains(&rustix::fs::fstatfs(&fd)?.f_type) {
+            return Err(MemoryError::Foreign);
+        }
         let stat = rustix::fs::fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(MemoryError::Foreign);
+        }
         // The sum was checked with the message.
         let need = raw.offset.saturating_add(raw.size);
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            let have = u64::try_from(stat.st_size).unwrap_or(0);
-            if have < need {
-                return Err(MemoryError::FileTooShort { have, need });
-            }
+        let have = u64::try_from(stat.st_size).unwrap_or(0);
+        if have < need {
+            return Err(MemoryError::FileTooShort { have, need });
         }
         let file = FileId {
             device: stat.st_dev,

@@ -14,6 +14,7 @@
 
 mod guest;
 mod memory;
+mod news;
 mod ring;
 mod server;
 mod socket;

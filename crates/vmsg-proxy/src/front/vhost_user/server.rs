@@ -4,7 +4,9 @@
 use super::guest::{Guest, GuestError, Reply};
 use super::memory::MemoryError;
 use super::socket::{Connection, ConnectionError};
+use super::wire::Request;
 use crate::link::{SessionHandle, timespec};
+use crate::log_limit::LogLimit;
 use crate::session::OpError;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -104,6 +106,8 @@ impl VhostUserFront {
             path: options.socket.clone(),
             source,
         };
+        // Front ends may truncate the files of their memory while it is looked at here.
+        vmsg_mem::fault::install().map_err(os)?;
         let listener = Bound::new(&options.socket, options.mode)?;
         let stop = Arc::new(Doorbell::new().map_err(os)?);
         let counts = Arc::new(Counts::default());
@@ -115,6 +119,7 @@ impl VhostUserFront {
             counts: counts.clone(),
             config: options.config,
             told_remedy: false,
+            limit: Arc::default(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("front {name}"))
@@ -234,6 +239,8 @@ struct Server {
     counts: Arc<Counts>,
     config: Option<bool>,
     told_remedy: bool,
+    /// Whoever connects can connect again and again.
+    limit: Arc<LogLimit>,
 }
 
 impl Server {
@@ -257,7 +264,9 @@ impl Server {
                     continue;
                 }
                 Err(error) => {
-                    tracing::error!(front = self.name, %error, "cannot accept");
+                    if let Some(unsaid) = self.limit.admit() {
+                        tracing::error!(front = self.name, %error, unsaid, "cannot accept");
+                    }
                     // Out of descriptors, most likely; the socket stays readable, so look away for a moment.
                     if !self.wait_for_front_end(Some(Duration::from_secs(1))) {
                         return;
@@ -266,20 +275,23 @@ impl Server {
                 }
             };
             self.counts.connections.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(front = self.name, "front end connected");
+            // Whoever comes and goes without having been told of leaves no trace but in the counts.
+            let told = self.limit.admit();
+            if let Some(unsaid) = told {
+                tracing::info!(front = self.name, unsaid, "front end connected");
+            }
             let end = Connection::new(socket)
                 .map_err(|e| End::from(ConnectionError::from(e)))
                 .and_then(|c| self.serve(c));
             match end {
                 Err(End::Stop) | Ok(()) => return,
-                Err(End::Connection(ConnectionError::Closed)) => {
+                Err(End::Connection(ConnectionError::Closed)) if told.is_some() => {
                     tracing::info!(front = self.name, "front end gone")
                 }
+                Err(End::Connection(ConnectionError::Closed)) => {}
                 Err(end) => {
-                    // Each kind of trouble is told once at this level: whoever makes it can make it often.
-                    if self.counts.malformed.fetch_add(1, Ordering::Relaxed) == 0
-                        || matches!(end, End::Guest(_))
-                    {
+                    self.counts.malformed.fetch_add(1, Ordering::Relaxed);
+                    if told.is_some() {
                         tracing::warn!(front = self.name, %end, "front end dropped");
                     } else {
                         tracing::debug!(front = self.name, %end, "front end dropped");
@@ -304,15 +316,16 @@ impl Server {
         }
         // Nobody is there to hear them.
         self.session.clear();
-        while self.session.poll_event().is_some() {}
+        drop(self.session.take_events());
         true
     }
 
     /// One front end, from its first request to its end.
     fn serve(&mut self, mut connection: Connection) -> Result<(), End> {
         self.session.clear();
-        while self.session.poll_event().is_some() {}
-        let mut guest = Guest::new(self.session.clone(), self.config).map_err(End::Guest)?;
+        drop(self.session.take_events());
+        let mut guest = Guest::new(self.session.clone(), self.config, self.limit.clone())
+            .map_err(End::Guest)?;
         let end = self.converse(&mut connection, &mut guest);
         let shared = guest.has_memory() || guest.waits_for_memory.is_none();
         if let Err(End::Guest(GuestError::Memory(MemoryError::NotShared { .. }))) = &end {
@@ -324,7 +337,9 @@ impl Server {
         match guest.release() {
             Ok(()) | Err(OpError::Ended) => {}
             Err(error) => {
-                tracing::warn!(front = self.name, %error, "the device was not released properly")
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::warn!(front = self.name, %error, unsaid, "the device was not released properly");
+                }
             }
         }
         end
@@ -333,9 +348,11 @@ impl Server {
     fn converse(&mut self, connection: &mut Connection, guest: &mut Guest) -> Result<(), End> {
         loop {
             self.session.clear();
-            while let Some(event) = self.session.poll_event() {
+            // Those that are there now: a device host can make new ones faster than they are passed on.
+            for event in self.session.take_events() {
                 guest.news(&event);
             }
+            guest.tell_of_changes();
             connection.flush()?;
             let mut budget = BUDGET;
             while budget > 0 && !connection.is_backed_up() {
@@ -345,6 +362,7 @@ impl Server {
                 budget -= 1;
                 self.counts.requests.fetch_add(1, Ordering::Relaxed);
                 let (id, wants_ack) = (incoming.id, incoming.wants_ack && guest.acks());
+                let dispensable = matches!(incoming.request, Request::SetConfig { .. });
                 match guest.handle(incoming) {
                     Ok(Reply::Number(number)) => connection.reply(id, &number.to_ne_bytes())?,
                     Ok(Reply::Bytes(bytes)) => connection.reply(id, &bytes)?,
@@ -352,9 +370,15 @@ impl Server {
                     Ok(Reply::Done) => {}
                     Err(error) => {
                         self.counts.refused.fetch_add(1, Ordering::Relaxed);
-                        tracing::warn!(front = self.name, request = id, %error, "refused");
+                        if let Some(unsaid) = self.limit.admit() {
+                            tracing::warn!(front = self.name, request = id, %error, unsaid, "refused");
+                        }
                         if wants_ack {
                             connection.reply(id, &1u64.to_ne_bytes())?;
+                        }
+                        // Guests can write what they like into configuration space, and a device away cannot be written to.
+                        if dispensable {
+                            continue;
                         }
                         // A front end that was not told, or goes on all the same, would believe in a device that is not there.
                         return Err(End::Guest(error));
@@ -386,9 +410,12 @@ impl Server {
             PollFd::new(&news, PollFlags::IN),
             PollFd::from_borrowed_fd(connection.as_fd(), flags),
         ];
-        let patience = guest
-            .waits_for_memory
-            .map(|since| (since + MEMORY_PATIENCE).saturating_duration_since(Instant::now()));
+        let memory = guest.waits_for_memory.map(|since| since + MEMORY_PATIENCE);
+        let patience = memory
+            .into_iter()
+            .chain(guest.tells_of_changes_at())
+            .min()
+            .map(|at| at.saturating_duration_since(Instant::now()));
         let waited = poll(&mut fds, patience.map(timespec).as_ref());
         self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         match waited {
