@@ -13,7 +13,7 @@ use crate::guest::Guest;
 use crate::http::{FILE_SIZE, Server};
 use crate::kit::{self, Kit};
 use crate::machine::Machine;
-use crate::qemu::{Backend, Board, OWN_MAC, TEST_MAC};
+use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::scene::{Id, Scene};
 use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
 
@@ -110,7 +110,14 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>) -> Result<String> {
         None => Board::new(Backend::Qemu, Backend::Qemu),
     };
     let settings = settings(&server, PINGS);
-    let guest = Guest::start(scene, "guest", kit, &board, SCRIPT, &settings)?;
+    let guest = Guest::start(
+        scene,
+        "guest",
+        kit,
+        Hardware::Board(&board),
+        SCRIPT,
+        &settings,
+    )?;
     tell(scene, &format!("QEMU started: {}", kit.qemu.display()));
     let kernel = guest.booted(scene)?;
     tell(scene, &format!("guest runs Linux {kernel}"));

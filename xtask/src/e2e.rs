@@ -11,7 +11,7 @@ use crate::guest::Guest;
 use crate::http::{self, Server};
 use crate::kit::{self, Kit};
 use crate::machine::Machine;
-use crate::qemu::{Backend, Board, OWN_MAC, TEST_MAC};
+use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
 use crate::scene::{Id, Line, Scene, Stream};
 use crate::tftp;
@@ -77,7 +77,7 @@ struct Test {
     play: fn(&mut Stage, &mut Report) -> Result<()>,
 }
 
-const TESTS: [Test; 6] = [
+const TESTS: [Test; 7] = [
     Test {
         name: "checks",
         reference: true,
@@ -102,6 +102,11 @@ const TESTS: [Test; 6] = [
         name: "proxy-first",
         reference: false,
         play: proxy_first,
+    },
+    Test {
+        name: "printed-arguments",
+        reference: false,
+        play: printed_arguments,
     },
     Test {
         name: "memory-not-shared",
@@ -210,13 +215,26 @@ impl Stage<'_> {
     }
 
     fn launch(&mut self, name: &str, board: &Board, script: &str) -> Result<Guest> {
+        let settings = self.settings(TEST_MAC)?;
+        Guest::start(
+            &mut self.scene,
+            name,
+            self.kit,
+            Hardware::Board(board),
+            script,
+            &settings,
+        )
+    }
+
+    /// The variables of the guests' scripts; `mac` is the address of the network device under test.
+    fn settings(&self, mac: &str) -> Result<[(&'static str, String); 8]> {
         let transport = match self.kit.machine {
             Machine::X86 => "/pci",
             Machine::Arm64 => "virtio_mmio",
         };
-        let settings = [
+        Ok([
             ("OWN_MAC", OWN_MAC.to_owned()),
-            ("TEST_MAC", TEST_MAC.to_owned()),
+            ("TEST_MAC", mac.to_owned()),
             ("TRANSPORT", transport.to_owned()),
             ("PORT", self.server.port().to_string()),
             ("SUM", self.server.sha256().to_owned()),
@@ -226,8 +244,14 @@ impl Stage<'_> {
                 "LINK",
                 if self.link_flaps { "flaps" } else { "stays" }.to_owned(),
             ),
-        ];
-        Guest::start(&mut self.scene, name, self.kit, board, script, &settings)
+        ])
+    }
+
+    /// Lets a guest that runs `NEXT` go on to its end, and reports its checks.
+    fn see_off(&mut self, guest: Guest, report: &mut Report) -> Result<()> {
+        guest.mark(&mut self.scene, "waiting", ALL_CHECKS)?;
+        guest.tell(&mut self.scene, "go on")?;
+        self.finish(guest, report)
     }
 
     /// Waits for the guest's end and reports its checks.
@@ -309,17 +333,13 @@ fn next_guest(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let board = stage.board();
     for name in ["first", "second"] {
         let guest = stage.guest(name, &board, NEXT)?;
-        guest.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
-        guest.tell(&mut stage.scene, "go on")?;
-        stage.finish(guest, report)?;
+        stage.see_off(guest, report)?;
     }
     let pulled = stage.guest("pulled", &board, NEXT)?;
     pulled.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
     stage.scene.kill(pulled.id, Signal::KILL)?;
     let guest = stage.guest("last", &board, NEXT)?;
-    guest.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
-    guest.tell(&mut stage.scene, "go on")?;
-    stage.finish(guest, report)
+    stage.see_off(guest, report)
 }
 
 /// The device host is killed again and again while the guest pings and downloads.
@@ -461,9 +481,29 @@ fn proxy_first(stage: &mut Stage, report: &mut Report) -> Result<()> {
     vmsg.serve(&mut stage.scene, "serve")?;
     let board = stage.board();
     let guest = stage.guest("after", &board, NEXT)?;
-    guest.mark(&mut stage.scene, "waiting", ALL_CHECKS)?;
-    guest.tell(&mut stage.scene, "go on")?;
-    stage.finish(guest, report)
+    stage.see_off(guest, report)
+}
+
+/// What `vmsg proxy --print-qemu` prints boots a guest with both devices.
+fn printed_arguments(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    stage.sides()?;
+    let arguments = vmsg.printed_arguments(stage.scene.dir(), stage.kit.machine)?;
+    let mac = arguments
+        .iter()
+        .find_map(|a| Some(a.split_once("mac=")?.1.split(',').next()?.to_owned()));
+    let settings = stage.settings(&mac.context("no address of a network device is printed")?)?;
+    let hardware = Hardware::Arguments(&arguments);
+    let guest = Guest::start(
+        &mut stage.scene,
+        "printed",
+        stage.kit,
+        hardware,
+        NEXT,
+        &settings,
+    )?;
+    guest.booted(&mut stage.scene)?;
+    stage.see_off(guest, report)
 }
 
 /// RAM that QEMU does not share: the proxy sees it and names the remedy.

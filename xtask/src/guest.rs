@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::initrd;
 use crate::kit::Kit;
-use crate::qemu::{self, Board};
+use crate::qemu::{self, Hardware};
 use crate::scene::{Id, Line, Scene, Stream};
 
 /// Longest time from QEMU's start to the script's first line: two to six seconds, a multiple when the host is busy.
@@ -43,7 +43,7 @@ impl Guest {
         scene: &mut Scene,
         name: &str,
         kit: &Kit,
-        board: &Board,
+        hardware: Hardware<'_>,
         script: &str,
         settings: &[(&str, String)],
     ) -> Result<Self> {
@@ -53,7 +53,7 @@ impl Guest {
             initrd::build(kit, script, settings)?,
         )
         .with_context(|| format!("cannot write {file}"))?;
-        let command = qemu::command(kit, qemu::version(kit)?, board, &file);
+        let command = qemu::command(kit, qemu::version(kit)?, hardware, &file);
         let id = scene.start(name, &command)?;
         Ok(Self {
             id,

@@ -89,10 +89,23 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// The command that boots `kit` on `board` with the file `initrd`. The console is on standard input and output.
-pub(crate) fn command(kit: &Kit, version: (u32, u32), board: &Board, initrd: &str) -> Command {
+/// What a guest is given besides its kernel and QEMU's own network device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hardware<'a> {
+    /// This.
+    Board(&'a Board),
+    /// What these arguments of QEMU describe: board, memory and devices.
+    Arguments(&'a [String]),
+}
+
+/// The command that boots `kit` on `hardware` with the file `initrd`. The console is on standard input and output.
+pub(crate) fn command(
+    kit: &Kit,
+    version: (u32, u32),
+    hardware: Hardware<'_>,
+    initrd: &str,
+) -> Command {
     let mut qemu = Command::new(&kit.qemu);
-    let ram = format!("{}M", board.ram_mib);
     qemu.args([
         "-nodefaults",
         "-no-user-config",
@@ -102,34 +115,10 @@ pub(crate) fn command(kit: &Kit, version: (u32, u32), board: &Board, initrd: &st
         "-accel",
         "tcg",
     ]);
-    let mut machine = match kit.machine {
-        Machine::X86 => "q35".to_owned(),
-        Machine::Arm64 => "virt".to_owned(),
-    };
-    if board.ram_shared {
-        qemu.args([
-            "-object",
-            &format!("memory-backend-memfd,id=mem,size={ram},share=on"),
-        ]);
-        machine.push_str(",memory-backend=mem");
-    }
-    qemu.args([
-        "-machine",
-        &machine,
-        "-m",
-        &ram,
-        "-smp",
-        &board.cpus.to_string(),
-    ]);
     match kit.machine {
         Machine::X86 => qemu.args(["-cpu", "qemu64,+rdrand"]),
         // Pointer authentication as the architecture defines it costs more than all else under emulation.
-        Machine::Arm64 => qemu.args([
-            "-cpu",
-            "max,pauth-impdef=on",
-            "-global",
-            "virtio-mmio.force-legacy=false",
-        ]),
+        Machine::Arm64 => qemu.args(["-cpu", "max,pauth-impdef=on"]),
     };
     qemu.args([
         "-chardev",
@@ -141,21 +130,50 @@ pub(crate) fn command(kit: &Kit, version: (u32, u32), board: &Board, initrd: &st
         .arg(&kit.kernel)
         .args(["-initrd", initrd]);
     qemu.args(["-append", &append(kit.machine)]);
-
-    let suffix = match kit.machine {
-        Machine::X86 => "pci",
-        Machine::Arm64 => "device",
-    };
-    // No boot ROM: the kernel is given.
-    let rom = match kit.machine {
-        Machine::X86 => ",romfile=",
-        Machine::Arm64 => "",
-    };
     qemu.args(["-netdev", "user,id=own,restrict=on"]);
+    qemu.args(["-device", &net_device(kit.machine, "own", OWN_MAC)]);
+    match hardware {
+        Hardware::Board(board) => add_board(&mut qemu, kit.machine, version, board),
+        Hardware::Arguments(arguments) => {
+            qemu.args(arguments);
+        }
+    }
+    qemu
+}
+
+/// A network device. It has no boot ROM: the kernel is given.
+fn net_device(machine: Machine, netdev: &str, mac: &str) -> String {
+    match machine {
+        Machine::X86 => format!("virtio-net-pci,netdev={netdev},mac={mac},romfile="),
+        Machine::Arm64 => format!("virtio-net-device,netdev={netdev},mac={mac}"),
+    }
+}
+
+fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &Board) {
+    let ram = format!("{}M", board.ram_mib);
+    let mut name = match machine {
+        Machine::X86 => "q35",
+        Machine::Arm64 => "virt",
+    }
+    .to_owned();
+    if board.ram_shared {
+        qemu.args([
+            "-object",
+            &format!("memory-backend-memfd,id=mem,size={ram},share=on"),
+        ]);
+        name.push_str(",memory-backend=mem");
+    }
     qemu.args([
-        "-device",
-        &format!("virtio-net-{suffix},netdev=own,mac={OWN_MAC}{rom}"),
+        "-machine",
+        &name,
+        "-m",
+        &ram,
+        "-smp",
+        &board.cpus.to_string(),
     ]);
+    if machine == Machine::Arm64 {
+        qemu.args(["-global", "virtio-mmio.force-legacy=false"]);
+    }
     match &board.net {
         Backend::Qemu => qemu.args(["-netdev", "user,id=net"]),
         Backend::VhostUser(socket) => qemu
@@ -167,16 +185,17 @@ pub(crate) fn command(kit: &Kit, version: (u32, u32), board: &Board, initrd: &st
     };
     // QEMU 7.2 without KVM takes the irqfds of a vhost-user network device with MSI-X for granted and crashes
     // (seen in 7.2.22, where the driver sets DRIVER_OK): the device has to do with INTx there.
-    let intx = kit.machine == Machine::X86 && board.net != Backend::Qemu && version < (8, 0);
+    let intx = machine == Machine::X86 && board.net != Backend::Qemu && version < (8, 0);
     let vectors = if intx { ",vectors=0" } else { "" };
     qemu.args([
         "-device",
-        &format!("virtio-net-{suffix},netdev=net,mac={TEST_MAC}{vectors}{rom}"),
+        &format!("{}{vectors}", net_device(machine, "net", TEST_MAC)),
     ]);
-    match &board.rng {
-        Backend::Qemu => qemu.args(["-device", &format!("virtio-rng-{suffix}")]),
-        Backend::VhostUser(socket) => {
-            let device = match kit.machine {
+    match (&board.rng, machine) {
+        (Backend::Qemu, Machine::X86) => qemu.args(["-device", "virtio-rng-pci"]),
+        (Backend::Qemu, Machine::Arm64) => qemu.args(["-device", "virtio-rng-device"]),
+        (Backend::VhostUser(socket), _) => {
+            let device = match machine {
                 Machine::X86 => "vhost-user-rng-pci",
                 Machine::Arm64 => "vhost-user-rng",
             };
@@ -184,7 +203,6 @@ pub(crate) fn command(kit: &Kit, version: (u32, u32), board: &Board, initrd: &st
                 .args(["-device", &format!("{device},chardev=rngsock")])
         }
     };
-    qemu
 }
 
 /// A socket to a back end. `reconnect` counts seconds; QEMU 9.2 has put `reconnect-ms` in its place.

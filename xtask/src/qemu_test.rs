@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 use std::path::PathBuf;
 
-use super::{Backend, Board, chardev, command, parse_version};
+use super::{Backend, Board, Hardware, chardev, command, parse_version};
 use crate::kit::Kit;
 use crate::machine::Machine;
 
@@ -47,7 +47,7 @@ fn each_machine_gets_its_transport() {
             Backend::VhostUser("n".into()),
             Backend::VhostUser("r".into()),
         );
-        let command = command(&kit, (7, 2), &board, "initrd");
+        let command = command(&kit, (7, 2), Hardware::Board(&board), "initrd");
         let line = command
             .get_args()
             .map(|a| a.to_string_lossy())

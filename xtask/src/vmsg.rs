@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::dirs;
+use crate::machine::Machine;
 use crate::scene::{Id, Scene, Stream};
 
 /// Longest time from the start of a process to its `ready` lines.
@@ -21,6 +22,12 @@ pub(crate) const NET: &str = "net,id=net0,backend=user,pcap=net.pcap";
 /// Sockets of the proxy, relative to the run's folder.
 pub(crate) const NET_SOCKET: &str = "net.sock";
 pub(crate) const RNG_SOCKET: &str = "rng.sock";
+/// The options of the proxy: a front for each device.
+const PROXY: [(&str, &str); 3] = [
+    ("--bus", BUS),
+    ("--front", "vhost-user,socket=net.sock,dev=net0"),
+    ("--front", "vhost-user,socket=rng.sock,dev=1"),
+];
 
 /// The built program.
 #[derive(Clone, Debug)]
@@ -73,19 +80,38 @@ impl Vmsg {
 
     /// Starts a proxy with a socket for each of the two devices, and waits until it listens on both.
     pub(crate) fn proxy(&self, scene: &mut Scene, name: &str) -> Result<Id> {
-        let net = format!("vhost-user,socket={NET_SOCKET},dev=net0");
-        let rng = format!("vhost-user,socket={RNG_SOCKET},dev=1");
-        let options = [
-            ("--bus", BUS),
-            ("--front", net.as_str()),
-            ("--front", rng.as_str()),
-        ];
         self.start(
             scene,
             name,
-            self.command("proxy", &options),
+            self.command("proxy", &PROXY),
             &["front=", "front="],
         )
+    }
+
+    /// The arguments of QEMU that `vmsg proxy --print-qemu` prints for the same proxy, a word each. A device host has
+    /// to be there.
+    pub(crate) fn printed_arguments(&self, dir: &Path, machine: Machine) -> Result<Vec<String>> {
+        let mut command = self.command("proxy", &PROXY);
+        command
+            .args(["--print-qemu", "--machine", machine.name()])
+            .current_dir(dir);
+        let output = command
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        if !output.status.success() {
+            bail!(
+                "proxy --print-qemu: {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        // For a shell, hence with a backslash at the end of a line.
+        Ok(text
+            .split_whitespace()
+            .filter(|word| *word != "\\")
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Starts a process and waits for one `ready` line for each entry of `ready`, in any order.
