@@ -52,7 +52,7 @@ impl Host {
             .current_dir(folder.path())
             .args(["serve", "--bus", "unix,path=b0.sock", "--keep", "0"])
             .args(["--device", "rng,num=0", "--device", "rng,num=1"])
-            .args(["--device", "net,num=2"])
+            .args(["--device", "net,num=2,restrict=on"])
             .env_remove("VMSG_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -69,7 +69,7 @@ fn one_eventfd_for_everything_is_watched_until_the_end_and_no_longer() {
     let mut host = Host::start();
     let before = host.count_fds();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     let bell = bell();
     for round in 0..50 {
         memory.restart();
@@ -120,7 +120,7 @@ fn one_eventfd_for_everything_is_watched_until_the_end_and_no_longer() {
 fn eventfds_that_block_stop_nobody_else() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     let semaphore = eventfd(7, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE).expect("eventfd");
     for round in 0..12 {
         memory.restart();
@@ -169,7 +169,7 @@ fn a_connection_whose_doorbell_blocks_is_closed() {
 fn a_storm_of_kicks_ends_with_whoever_makes_it() {
     let mut host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     let (kick, call) = (bell(), bell());
     peer.negotiate(RNG, 0);
     assert_eq!(
@@ -199,7 +199,7 @@ fn requests_with_descriptors_do_not_pile_up() {
     let mut host = Host::start();
     let before = host.count_fds();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     let base = memory.base;
     peer.negotiate(RNG, 0);
     let queue = memory.ring(&mut peer, RNG, 0, 64);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Rings with nonsense in them, and in places where no ring should be.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
@@ -24,7 +25,7 @@ pub(crate) struct Memory {
     pub(crate) mapping: Mapping,
     pub(crate) fd: OwnedFd,
     pub(crate) base: u64,
-    used: u64,
+    used: Cell<u64>,
 }
 
 impl Memory {
@@ -37,19 +38,20 @@ impl Memory {
             mapping,
             fd,
             base,
-            used: 4096,
+            used: Cell::new(4096),
         }
     }
 
     /// Room for a ring of `size` entries, not yet set up.
-    pub(crate) fn place(&mut self, size: u16) -> Ring<'_> {
-        let at = self.used;
+    pub(crate) fn place(&self, size: u16) -> Ring<'_> {
+        let at = self.used.get();
         let size = u64::from(size);
         let desc = at;
         let avail = desc + 16 * size;
         let used = (avail + 6 + 2 * size).next_multiple_of(64);
-        self.used = (used + 6 + 8 * size).next_multiple_of(4096);
-        assert!(self.used <= self.mapping.len() as u64);
+        let end = (used + 6 + 8 * size).next_multiple_of(4096);
+        self.used.set(end);
+        assert!(end <= self.mapping.len() as u64);
         Ring {
             mapping: &self.mapping,
             base: self.base,
@@ -61,7 +63,7 @@ impl Memory {
     }
 
     /// A queue, set up.
-    pub(crate) fn ring(&mut self, peer: &mut Peer, dev: DevNum, queue: u32, size: u16) -> Ring<'_> {
+    pub(crate) fn ring(&self, peer: &mut Peer, dev: DevNum, queue: u32, size: u16) -> Ring<'_> {
         let ring = self.place(size);
         peer.set_queue(dev, queue, size.into(), ring.areas());
         ring
@@ -128,13 +130,18 @@ impl Ring<'_> {
         self.set_avail(index.wrapping_add(1));
     }
 
+    /// The index past which the device wants to be kicked, with EVENT_IDX.
+    pub(crate) fn avail_event(&self) -> u16 {
+        self.word(self.used + 4 + 8 * u64::from(self.size))
+    }
+
     pub(crate) fn used_index(&self) -> u16 {
         self.word(self.used + 2)
     }
 }
 
 /// Brings the attacked entropy device up with one queue of 64.
-fn bring_up<'m>(peer: &mut Peer, memory: &'m mut Memory, features: u32) -> Ring<'m> {
+fn bring_up<'m>(peer: &mut Peer, memory: &'m Memory, features: u32) -> Ring<'m> {
     peer.negotiate(RNG, features);
     let ring = memory.ring(peer, RNG, 0, 64);
     assert_eq!(peer.set_status(RNG, 15), 15);
@@ -145,7 +152,7 @@ fn bring_up<'m>(peer: &mut Peer, memory: &'m mut Memory, features: u32) -> Ring<
 fn impossible_chains_break_the_device_until_it_is_reset() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 4 << 20);
+    let memory = Memory::lend(&mut peer, 4 << 20);
     let base = memory.base;
     let cases: [(&str, u32, fn(&Ring<'_>, u64)); 16] = [
         ("a head outside", 0, |ring, _| ring.offer(64)),
@@ -233,7 +240,7 @@ fn impossible_chains_break_the_device_until_it_is_reset() {
         let ram = memory.mapping.ram();
         ram.get(0, 2 << 20).expect("inside").fill(0);
         memory.restart();
-        let ring = bring_up(&mut peer, &mut memory, features);
+        let ring = bring_up(&mut peer, &memory, features);
         spoil(&ring, base);
         peer.kick(RNG, 0);
         peer.wait_for_needs_reset(RNG);
@@ -251,10 +258,10 @@ fn impossible_chains_break_the_device_until_it_is_reset() {
 fn a_device_that_is_broken_a_thousand_times_fills_no_log() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     for _ in 0..400 {
         memory.restart();
-        let ring = bring_up(&mut peer, &mut memory, 0);
+        let ring = bring_up(&mut peer, &memory, 0);
         ring.set_avail(0x8000);
         peer.kick(RNG, 0);
         peer.wait_for_needs_reset(RNG);
@@ -272,7 +279,7 @@ fn a_device_that_is_broken_a_thousand_times_fills_no_log() {
 fn queues_that_cannot_be_are_not_set_up() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     let base = memory.base;
     let good = memory.place(64).areas();
     // Before the features, and by somebody who holds nothing.
@@ -317,7 +324,7 @@ fn queues_that_cannot_be_are_not_set_up() {
 fn a_queue_that_resumes_in_the_middle_of_nowhere_hurts_nobody() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     for (mode, avail, used) in [
         (0, 64, 0),
         (0, u16::MAX, u16::MAX),
@@ -349,7 +356,7 @@ fn a_queue_that_resumes_in_the_middle_of_nowhere_hurts_nobody() {
 fn rings_that_lie_in_each_other_and_in_their_own_buffers_end_somehow() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     // Two queues of one device, and one of another, in the same memory.
     let areas = memory.place(64).areas();
     peer.negotiate(NET, 0);
@@ -395,13 +402,13 @@ fn rings_that_lie_in_each_other_and_in_their_own_buffers_end_somehow() {
 fn random_bytes_in_running_rings_are_survived() {
     let host = Host::start();
     let mut peer = Peer::connect(&host.path());
-    let mut memory = Memory::lend(&mut peer, 1 << 20);
+    let memory = Memory::lend(&mut peer, 1 << 20);
     let mut random = Random::new(3);
     for round in 0..60 {
         memory.restart();
         let ring = bring_up(
             &mut peer,
-            &mut memory,
+            &memory,
             if round % 2 == 0 { INDIRECT_DESC } else { 0 },
         );
         for step in 0..20 {
@@ -433,9 +440,9 @@ fn random_bytes_in_running_rings_are_survived() {
 
 impl Memory {
     /// Forgets the rings.
-    pub(crate) fn restart(&mut self) {
+    pub(crate) fn restart(&self) {
         let ram = self.mapping.ram();
         ram.get(4096, 64 << 10).expect("inside").fill(0);
-        self.used = 4096;
+        self.used.set(4096);
     }
 }
