@@ -135,5 +135,9 @@ fn main() {
         payload: RamSlice::from_atomics(&payload),
     });
     guest_tcp::print_head("TCP through `user`, large segments");
-    guest_tcp::print_rows(&mut guest, if test { Amount::TEST } else { Amount::FULL });
+    guest_tcp::print_rows(
+        &mut guest,
+        "all CPUs",
+        if test { Amount::TEST } else { Amount::FULL },
+    );
 }

@@ -447,8 +447,9 @@ impl Wire for Driver<'_> {
     }
 }
 
-/// TCP between a driver and a socket of the host, through the network device and `backend=user`.
-fn tcp(plan: &Plan) {
+/// TCP between a driver and a socket of the host, through the network device and `backend=user`,
+/// with all threads where this one may run now: `place`.
+fn tcp(plan: &Plan, place: &str) {
     let host = Running::start();
     let mut client = BusClient::on_bus(host.connect());
     client.set_timeout(PATIENCE);
@@ -478,8 +479,7 @@ fn tcp(plan: &Plan) {
         outgoing: vec![vec![1; 64 + SEGMENT]; BATCH],
         incoming: vec![0; 80 << 10],
     });
-    guest_tcp::print_head("TCP through driver, bus, device and `user`, large segments");
-    guest_tcp::print_rows(&mut guest, plan.copy);
+    guest_tcp::print_rows(&mut guest, place, plan.copy);
 }
 
 fn main() {
@@ -509,6 +509,10 @@ fn main() {
     }
     round_trips(&plan, &Places::new("one CPU", first, first));
     println!();
+    guest_tcp::print_head("TCP through driver, bus, device and `user`, large segments");
     run_on(&cpus);
-    tcp(&plan);
+    tcp(&plan, "all CPUs");
+    // How much work it is, where the scheduler has no say.
+    run_on(&Places::new("one CPU", first, first).here);
+    tcp(&plan, "one CPU");
 }

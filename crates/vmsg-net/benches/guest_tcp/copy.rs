@@ -105,8 +105,8 @@ pub(crate) fn print_head(what: &str) {
 }
 
 /// Measures both directions, floor – subject – floor, and prints a row for each: the median of the
-/// repetitions whose floors differ by less than 30 %.
-pub(crate) fn print_rows<W: Wire>(guest: &mut Guest<W>, amount: Amount) {
+/// repetitions whose floors differ by less than 30 %. `place` tells on which CPUs.
+pub(crate) fn print_rows<W: Wire>(guest: &mut Guest<W>, place: &str, amount: Amount) {
     let total = amount.bytes;
     for (name, up) in [("guest to host", true), ("host to guest", false)] {
         let mut kept = Vec::new();
@@ -125,12 +125,14 @@ pub(crate) fn print_rows<W: Wire>(guest: &mut Guest<W>, amount: Amount) {
         let gbps = |time: f64| total as f64 * 8e-9 / time;
         match kept.get(kept.len() / 2) {
             Some((ratio, time, floor)) => println!(
-                "| {name} | {:.1} | {:.1} | {ratio:.2} | {} of {tried} |",
+                "| {name}, {place} | {:.1} | {:.1} | {ratio:.2} | {} of {tried} |",
                 gbps(*time),
                 gbps(*floor),
                 kept.len()
             ),
-            None => println!("| {name} | – | – | – | 0 of {tried}: the machine is too restless |"),
+            None => println!(
+                "| {name}, {place} | – | – | – | 0 of {tried}: the machine is too restless |"
+            ),
         }
     }
 }
