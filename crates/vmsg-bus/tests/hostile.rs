@@ -610,6 +610,24 @@ fn a_hostile_host_gives_the_driver_a_named_error() {
     }
 }
 
+/// A file of huge pages can be sealed like any other, but where there are none left touching it is fatal.
+#[test]
+fn queues_in_huge_pages_are_refused_before_they_are_touched() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+    let Ok(huge) = rustix::fs::memfd_create("fake", flags) else {
+        // A kernel without huge pages.
+        return;
+    };
+    let len = 32 << 20;
+    rustix::fs::ftruncate(&huge, len).unwrap();
+    let sealed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&huge, sealed).unwrap();
+    let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let fds = [huge.as_fd(), bell.as_fd(), bell.as_fd()];
+    let error = fake_host(&welcome(len), &fds).to_string();
+    assert!(error.contains("not ordinary memory"), "{error}");
+}
+
 #[test]
 fn a_host_that_says_nothing_costs_the_driver_only_its_patience() {
     let dir = tempfile::tempdir().unwrap();

@@ -23,6 +23,9 @@ use vmsg_mem::{Access, Doorbell, MappedSlice, Mapping, check_seals};
 /// The descriptors of a WELCOME: queues, the host's doorbell, ours.
 const WELCOME_FDS: usize = 3;
 
+/// File system of a memfd without huge pages (linux/magic.h).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// Why a driver got no connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -337,6 +340,10 @@ fn queues(welcome: &Welcome, file: &OwnedFd) -> Result<(Part, Part), &'static st
     // On a file that can shrink, or one on FUSE, a load may kill or hang this process.
     if !check_seals(file.as_fd()).unwrap_or(false) {
         return Err("the file of the queues is not sealed against shrinking");
+    }
+    // Huge pages can be sealed as well, and where none are left a load kills this process.
+    if !rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC) {
+        return Err("the file of the queues is not ordinary memory");
     }
     let size = rustix::fs::fstat(file)
         .map_err(|_| "the file of the queues cannot be looked at")?
