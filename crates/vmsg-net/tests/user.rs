@@ -366,6 +366,46 @@ fn questions_for_the_name_server_go_to_the_hosts() {
     );
 }
 
+/// A server that says nothing, one that cannot be reached, one that refuses, one that answers.
+#[test]
+fn name_servers_that_do_not_answer_make_way_for_one_that_does() {
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let refusing = UdpSocket::bind("127.0.0.1:0").expect("bind").local_addr();
+    let good = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    good.set_nonblocking(true).expect("nonblocking");
+    let bad: [std::net::SocketAddr; 3] = [
+        silent.local_addr().expect("address"),
+        // Multicast, without an interface to go by.
+        "[ff02::1]:53".parse().expect("address"),
+        refusing.expect("address"),
+    ];
+    for bad in bad {
+        let mut world = World::new(UserConfig {
+            resolvers: vec![bad, good.local_addr().expect("address")],
+            ..UserConfig::default()
+        });
+        let handle = udp_socket(&mut world, 5353);
+        let mut asked: Option<std::time::Instant> = None;
+        world.run("answer", |world| {
+            // As often as resolvers ask.
+            if asked.is_none_or(|at| at.elapsed().as_millis() > 1100) {
+                asked = Some(std::time::Instant::now());
+                world
+                    .sockets
+                    .get_mut::<udp::Socket>(handle)
+                    .send_slice(b"who is who?", (IpAddress::Ipv4(DNS), 53))
+                    .expect("send");
+            }
+            let mut buffer = [0; 100];
+            if let Ok((_, from)) = good.recv_from(&mut buffer) {
+                good.send_to(b"me", from).expect("send");
+            }
+            world.sockets.get::<udp::Socket>(handle).can_recv()
+        });
+        assert!(world.user.counters().datagram_flows <= 3, "{bad}");
+    }
+}
+
 #[test]
 fn a_udp_port_of_the_host_leads_into_the_guest() {
     let mut world = World::new(UserConfig {

@@ -427,3 +427,66 @@ fn a_guest_without_buffers_costs_nothing_but_waiting() {
     }
     assert_eq!(user.flows().0, 1, "the guest may come back");
 }
+
+/// How often in a row the stack has something to do, while nothing comes from outside.
+fn wakes(user: &mut User) -> (usize, Vec<Vec<u8>>) {
+    let mut frames = Vec::new();
+    for count in 0..100 {
+        let at_once = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let fd = user.event_fd().expect("a descriptor");
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+            fd,
+            rustix::event::PollFlags::IN,
+        )];
+        if rustix::event::poll(&mut fds, Some(&at_once)).expect("poll") == 0 {
+            return (count, frames);
+        }
+        frames.extend(drain(user));
+    }
+    (100, frames)
+}
+
+#[test]
+fn a_host_that_does_not_read_is_no_reason_to_stay_awake() {
+    for size in [700, 1400] {
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            None,
+        )
+        .expect("a socket");
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4096).expect("set");
+        let any = std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        rustix::net::bind(&socket, &any).expect("bind");
+        rustix::net::listen(&socket, 5).expect("listen");
+        let listener = TcpListener::from(socket);
+        let dst = listener.local_addr().expect("address").port();
+        let mut user = User::new(config()).expect("a stack");
+        let (mut seq, ack) = open(&mut user, dst, 1000);
+        let _peer = listener.accept().expect("accept");
+        let mut stuck = 0;
+        while stuck < 10 {
+            let head = Tcp {
+                src: 1000,
+                dst,
+                seq,
+                ack,
+                flags: ACK,
+                window: 1000,
+            };
+            transmit(&mut user, PARTIAL, &tcp(&head, &[], &vec![7; size]));
+            let mut frames = drain(&mut user);
+            let (count, more) = wakes(&mut user);
+            frames.extend(more);
+            assert!(count < 20, "awake with {} bytes on the way", seq - 100);
+            let before = seq;
+            seq = segments(&frames)
+                .iter()
+                .fold(seq, |seq, (_, ack, _)| seq.max(*ack));
+            stuck = if seq == before { stuck + 1 } else { 0 };
+        }
+    }
+}

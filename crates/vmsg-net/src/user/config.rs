@@ -57,8 +57,9 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 768 TCP connections (256 half open), 192 datagram conversations (under the usual limit of
-    /// 1024 descriptors), 4 MiB in flight, 64 KiB a turn, 64 neighbours; 2 h, 5 min, 75 s, 180 s
-    /// and 15 s.
+    /// 1024 descriptors), 4 MiB in flight, 64 KiB a turn, 64 neighbours; 2 h 4 min
+    /// (RFC 5382 wants no less, so that probes for liveness every two hours help), 5 min, 75 s,
+    /// 180 s and 15 s.
     fn default() -> Self {
         Self {
             tcp_flows: 768,
@@ -67,7 +68,7 @@ impl Default for Limits {
             tcp_in_flight: 4 << 20,
             turn_bytes: 64 << 10,
             neighbours: 64,
-            tcp_idle: Duration::from_secs(2 * 3600),
+            tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),
             tcp_half_closed_idle: Duration::from_secs(300),
             tcp_connect: Duration::from_secs(75),
             udp_idle: Duration::from_secs(180),
@@ -241,6 +242,19 @@ impl Addresses {
             {
                 return Err(UserError::Name(key));
             }
+        }
+        if let Some(addr) = config
+            .forwards
+            .iter()
+            .filter_map(|forward| forward.guest_addr)
+            .find(|addr| !this.is_guest(*addr))
+        {
+            return Err(UserError::OutsideNet {
+                key: "hostfwd=",
+                addr,
+                net,
+                prefix,
+            });
         }
         if config
             .forwards

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, ioctl_fionread};
@@ -16,12 +16,16 @@ use rustix::net::{
 use super::icmp::{self, ECHO, Echo, Unreachable};
 use super::net::{Net, Source};
 use super::packet::{ICMP, Ipv4Out, MAX_PACKET, UDP};
+use super::resolver::MAX_SERVERS;
 use super::slab::{Key, Slab};
 use super::{DNS_PORT, Turn, udp};
 use crate::RxSink;
 
 /// Datagrams that one conversation sends to the guest in a turn.
 const TURN_DATAGRAMS: usize = 32;
+/// A name server that has said nothing for so long is not asked again: guests repeat a question
+/// after seconds.
+const SILENT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
@@ -42,7 +46,11 @@ struct Ends {
 struct Conversation {
     ends: Ends,
     socket: OwnedFd,
+    /// Where on the host its socket leads.
+    to: SocketAddr,
     query: bool,
+    /// Since when there is no answer.
+    unanswered: Option<Instant>,
     queued: bool,
     last: Instant,
     timer: Option<Instant>,
@@ -93,6 +101,13 @@ impl Datagrams {
         self.all.len()
     }
 
+    /// True if the conversation is there and in line for the guest.
+    pub(super) fn waits(&mut self, key: Key) -> bool {
+        self.all
+            .get_mut(key)
+            .is_some_and(|conversation| conversation.queued)
+    }
+
     /// A UDP datagram of a guest that is for nobody nearer.
     pub(super) fn send_udp(
         &mut self,
@@ -103,17 +118,39 @@ impl Datagrams {
         payload: &[u8],
     ) {
         let dns = *peer.ip() == net.addresses.dns && peer.port() == DNS_PORT;
-        let to = if dns && !net.config.restrict {
-            Some(net.resolvers.current(now))
-        } else {
-            net.outside(peer)
-        };
         let ends = Ends {
             kind: Kind::Udp,
             guest,
             peer,
         };
+        let to = if dns && !net.config.restrict {
+            self.leave_silent(net, now, ends);
+            Some(net.resolvers.current(now))
+        } else {
+            net.outside(peer)
+        };
         self.send(net, now, ends, to, dns, payload);
+    }
+
+    /// A guest asks once more: not the server that did not answer, if there is another.
+    fn leave_silent(&mut self, net: &mut Net, now: Instant, ends: Ends) {
+        let Some(key) = self.by_ends.get(&ends).copied() else {
+            return;
+        };
+        let Some(conversation) = self.all.get_mut(key) else {
+            return;
+        };
+        let silent = conversation
+            .unanswered
+            .is_some_and(|since| now.saturating_duration_since(since) >= SILENT);
+        if silent {
+            let server = conversation.to;
+            conversation.unanswered = None;
+            net.resolvers.fail(server);
+            if net.resolvers.current(now) != server {
+                self.close(net, key);
+            }
+        }
     }
 
     /// An echo request of a guest for somebody else than the gateway.
@@ -156,6 +193,7 @@ impl Datagrams {
             return;
         };
         conversation.last = now;
+        conversation.unanswered.get_or_insert(now);
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let mut result = send(&conversation.socket, payload, flags);
         if matches!(
@@ -181,7 +219,7 @@ impl Datagrams {
         net: &mut Net,
         now: Instant,
         ends: Ends,
-        to: SocketAddr,
+        mut to: SocketAddr,
         query: bool,
     ) -> Option<Key> {
         if self.all.is_full()
@@ -193,7 +231,22 @@ impl Datagrams {
         {
             self.close(net, oldest);
         }
-        let socket = match open(ends.kind, to) {
+        let mut opened = open(ends.kind, to);
+        if query && ends.kind == Kind::Udp {
+            // Such as a server with an IPv6 address while the host has none.
+            for _ in 1..MAX_SERVERS {
+                if matches!(
+                    opened,
+                    Ok(_) | Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+                ) {
+                    break;
+                }
+                net.resolvers.fail(to);
+                to = net.resolvers.current(now);
+                opened = open(ends.kind, to);
+            }
+        }
+        let socket = match opened {
             Ok(socket) => socket,
             Err(Errno::ACCESS | Errno::PERM) if ends.kind == Kind::Echo => {
                 // The host does not let us (net.ipv4.ping_group_range).
@@ -212,7 +265,9 @@ impl Datagrams {
         let key = self.all.insert_with(|_| Conversation {
             ends,
             socket,
+            to,
             query,
+            unanswered: None,
             queued: false,
             last: now,
             timer: None,
@@ -242,7 +297,7 @@ impl Datagrams {
         };
         let ends = conversation.ends;
         if conversation.query && ends.kind == Kind::Udp {
-            net.resolvers.fail();
+            net.resolvers.fail(conversation.to);
             self.close(net, key);
         }
         tell(net, ends, error);
@@ -276,6 +331,10 @@ impl Datagrams {
             net.timers
                 .set(Source::Datagram(key), &mut conversation.timer, at);
         } else {
+            if conversation.unanswered.is_some() {
+                // Of use only to those that asked a name server.
+                net.resolvers.fail(conversation.to);
+            }
             self.close(net, key);
         }
     }
@@ -314,6 +373,7 @@ impl Datagrams {
             let again = match result {
                 Ok((n, _)) => {
                     conversation.last = now;
+                    conversation.unanswered = None;
                     let message = &mut scratch[..head + n];
                     deliver(net, sink, ends, message);
                     true

@@ -112,6 +112,10 @@ impl Forwards {
         Ok(forward)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     /// Where the host listens, in the order of the settings.
     pub(super) fn addresses(&self) -> Vec<Option<SocketAddr>> {
         self.all

@@ -59,6 +59,9 @@ const EVENTS: usize = 64;
 /// Turns in one [`Backend::receive`]: then others should have theirs.
 const RECEIVE_TURNS: usize = 64;
 
+/// Places in line of flows that are gone, tolerated beside as many as there are flows.
+const STALE: usize = 64;
+
 /// How somebody's turn to send to the guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
@@ -226,6 +229,26 @@ impl User {
         }
     }
 
+    /// Flows that ended while they waited for the guest leave their places behind. A guest that
+    /// takes nothing must not make these pile up.
+    fn forget_stale(&mut self) {
+        let Self {
+            net,
+            tcp,
+            datagrams,
+            forwards,
+            ..
+        } = self;
+        let live = tcp.len() + datagrams.len() + forwards.len();
+        if net.ready.len() > 2 * live + STALE {
+            net.ready.retain(|source| match *source {
+                Source::Tcp(key) => tcp.waits(key),
+                Source::Datagram(key) => datagrams.waits(key),
+                Source::Forward(_) => true,
+            });
+        }
+    }
+
     /// Frames that belong to no flow; false if the guest has no buffer.
     fn send_replies(&mut self, sink: &mut dyn RxSink) -> bool {
         while let Some(frame) = self.net.replies.front() {
@@ -308,12 +331,14 @@ impl Backend for User {
                 }
             }
         }
+        self.forget_stale();
     }
 
     fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize {
         for frame in frames {
             self.frame(now, frame);
         }
+        self.forget_stale();
         let counters = &self.net.counters;
         if !self.complained && counters.malformed + counters.spoofed > 0 {
             self.complained = true;
@@ -369,3 +394,7 @@ impl std::fmt::Debug for User {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "ready_test.rs"]
+mod ready_test;

@@ -10,7 +10,7 @@ use super::config::UserConfig;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// As many as the C library uses.
-const MAX_SERVERS: usize = 3;
+pub(super) const MAX_SERVERS: usize = 3;
 
 /// The name servers, one of which is in use.
 #[derive(Debug)]
@@ -50,14 +50,17 @@ impl Resolvers {
             }
         }
         self.servers
-            .get(self.current % self.servers.len().max(1))
+            .get(self.current)
             .copied()
             .unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53))
     }
 
-    /// The server in use does not answer: the next question goes to the next one.
-    pub(super) fn fail(&mut self) {
-        self.current = (self.current + 1) % self.servers.len().max(1);
+    /// `server` does not answer: the next question goes to the next one, if `server` is the one
+    /// in use still.
+    pub(super) fn fail(&mut self, server: SocketAddr) {
+        if self.servers.get(self.current) == Some(&server) {
+            self.current = (self.current + 1) % self.servers.len();
+        }
     }
 }
 
@@ -100,9 +103,11 @@ mod tests {
         });
         let now = Instant::now();
         assert_eq!(resolvers.current(now), servers[0]);
-        resolvers.fail();
+        resolvers.fail(servers[0]);
         assert_eq!(resolvers.current(now), servers[1]);
-        resolvers.fail();
+        resolvers.fail(servers[0]);
+        assert_eq!(resolvers.current(now), servers[1], "known already");
+        resolvers.fail(servers[1]);
         assert_eq!(resolvers.current(now), servers[0]);
     }
 }

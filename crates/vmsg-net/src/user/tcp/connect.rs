@@ -84,6 +84,30 @@ fn fail(net: &mut Net, tuple: Tuple, irs: Seq, error: Errno) {
     icmp::unreachable(net, why, *tuple.guest.ip(), *tuple.peer.ip(), TCP, first);
 }
 
+/// Where the socket of a connection stands that has not broken.
+fn positions(socket: &OwnedFd, acked_base: u8) -> std::io::Result<Positions> {
+    let at = Positions::of(socket.as_fd(), acked_base)?;
+    if at.over {
+        sockopt::socket_error(socket)??;
+    }
+    Ok(at)
+}
+
+/// Has a guest say where a connection stands that is no more: it answers a number from the past,
+/// and that answer is refused with a reset that it believes.
+fn doubt(net: &mut Net, fixed: Fixed) {
+    Out {
+        tuple: fixed.tuple,
+        seq: fixed.iss,
+        ack: fixed.irs.plus(1),
+        flags: Flags::ACK,
+        window: 0,
+        options: None,
+        mss: 0,
+    }
+    .queue(net);
+}
+
 impl Tcp {
     /// Puts a flow in; the socket is lost if there is no room.
     fn insert(
@@ -140,6 +164,9 @@ impl Tcp {
                 return;
             }
             Err(error) => {
+                if *peer.ip() == net.addresses.dns {
+                    net.resolvers.fail(to);
+                }
                 fail(net, syn.tuple, syn.seq, error);
                 return;
             }
@@ -167,7 +194,13 @@ impl Tcp {
     }
 
     /// The host's socket of a connection that the guest wanted can be written, or has failed.
-    pub(super) fn try_connected(&mut self, net: &mut Net, key: Key, flags: EventFlags) {
+    pub(super) fn try_connected(
+        &mut self,
+        net: &mut Net,
+        now: Instant,
+        key: Key,
+        flags: EventFlags,
+    ) {
         let Some(flow) = self.flows.get_mut(key) else {
             return;
         };
@@ -181,7 +214,8 @@ impl Tcp {
             Ok(Err(error)) | Err(error) => {
                 let (tuple, irs) = (flow.fixed.tuple, flow.fixed.irs);
                 if tuple.peer.ip() == &net.addresses.dns {
-                    net.resolvers.fail();
+                    let server = net.resolvers.current(now);
+                    net.resolvers.fail(server);
                 }
                 self.close(net, key);
                 fail(net, tuple, irs, error);
@@ -261,15 +295,16 @@ impl Tcp {
                 peer: tuple.peer,
             });
         }
-        let at = Positions::of(socket.as_fd(), fixed.acked_base)?;
-        if at.over
-            && let Ok(Err(error)) = sockopt::socket_error(&socket)
-        {
-            return Err(RestoreError::Socket(error.into()));
-        }
+        net.learn(*tuple.guest.ip(), record.mac);
+        let at = match positions(&socket, fixed.acked_base) {
+            Ok(at) => at,
+            Err(error) => {
+                doubt(net, fixed);
+                return Err(RestoreError::Socket(error));
+            }
+        };
         // Both descriptors share the flag; a fresh process does not know what the last one did.
         rustix::io::ioctl_fionbio(&socket, true).map_err(std::io::Error::from)?;
-        net.learn(*tuple.guest.ip(), record.mac);
         let key = self
             .insert(net, now, fixed, Phase::Open, socket)
             .ok_or(RestoreError::Limit)?;

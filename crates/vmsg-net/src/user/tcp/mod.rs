@@ -63,6 +63,11 @@ impl Tcp {
         self.flows.len()
     }
 
+    /// True if the flow is there and in line for the guest.
+    pub(super) fn waits(&mut self, key: Key) -> bool {
+        self.flows.get_mut(key).is_some_and(|flow| flow.queued)
+    }
+
     /// Takes a TCP segment of a guest.
     pub(super) fn receive(
         &mut self,
@@ -222,7 +227,7 @@ impl Tcp {
             return;
         };
         if flow.phase == Phase::Connecting {
-            self.try_connected(net, key, events);
+            self.try_connected(net, now, key, events);
             return;
         }
         if events.contains(EventFlags::ERR) {
@@ -311,3 +316,7 @@ impl Tcp {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "window_test.rs"]
+mod window_test;

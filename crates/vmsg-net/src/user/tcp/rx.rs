@@ -100,8 +100,9 @@ impl Flow {
         }
         self.snd_wnd = window;
         if reopened && window > 0 && self.in_flight() == 0 {
-            // No probing any more.
+            // No probing any more, and no waiting as long as between the last probes.
             self.rto_at = None;
+            self.rto = self.settled_rto();
             self.retries = 0;
         }
         let pending = self.readable || self.fin_at.is_some_and(|at| self.snd_nxt.since(at) <= 0);
@@ -135,13 +136,18 @@ impl Flow {
         Ok(())
     }
 
+    /// The retransmission timeout without any doubling.
+    fn settled_rto(&self) -> Duration {
+        self.srtt.map_or(RTO_FIRST, |(srtt, var)| {
+            (srtt + (4 * var).max(Duration::from_millis(1))).clamp(RTO_MIN, RTO_MAX)
+        })
+    }
+
     /// Times round trips (RFC 6298).
     fn measure(&mut self, now: Instant, segment: &Segment<'_>) {
         let Some((seq, sent)) = self.timed else {
             // A timeout has doubled it; the way is free again.
-            self.rto = self.srtt.map_or(RTO_FIRST, |(srtt, var)| {
-                (srtt + 4 * var).clamp(RTO_MIN, RTO_MAX)
-            });
+            self.rto = self.settled_rto();
             return;
         };
         if segment.ack.since(seq) < 0 {
@@ -154,7 +160,7 @@ impl Flow {
             Some((srtt, var)) => ((srtt * 7 + rtt) / 8, (var * 3 + srtt.abs_diff(rtt)) / 4),
         };
         self.srtt = Some((srtt, var));
-        self.rto = (srtt + (4 * var).max(Duration::from_millis(1))).clamp(RTO_MIN, RTO_MAX);
+        self.rto = self.settled_rto();
     }
 
     /// Passes the payload on, straight from the guest's memory; only what the kernel takes is

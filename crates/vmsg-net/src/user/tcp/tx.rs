@@ -189,8 +189,9 @@ impl Flow {
             match self.send_segment(net, seq, len, sink)? {
                 None => return Ok(Turn::NoRoom),
                 Some(0) => {
-                    // The socket has less than it said: an error, whose event is to come.
-                    self.readable = false;
+                    // The socket has less than it said. An error, whose event is to come; or an
+                    // urgent mark, which no peek goes beyond before what precedes it was taken.
+                    self.readable = self.in_flight() > 0;
                     return Ok(Turn::Done);
                 }
                 Some(n) => {
