@@ -332,8 +332,10 @@ impl<'m> World<'m> {
             self.process = Some(HostProcess::start());
             self.epoch += 1;
         }
-        if !self.linked && self.process.is_some() && self.random.chance(1, 4) {
-            let process = self.process.as_mut().expect("just looked");
+        if !self.linked
+            && let Some(process) = &mut self.process
+            && self.random.chance(1, 4)
+        {
             process.conn = Some(process.host.connect(Peer::default(), MESSAGE));
             self.linked = true;
             self.session
