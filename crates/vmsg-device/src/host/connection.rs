@@ -103,9 +103,9 @@ impl Connection {
         self.out.len() < MAX_WAITING
     }
 
-    /// True when all that was kept back can be sent: once, after [`Self::keep_back`].
+    /// True when there is room again for what was kept back: once, after [`Self::keep_back`].
     pub(super) fn wants_kept_back(&mut self) -> bool {
-        self.out.is_empty() && std::mem::take(&mut self.kept_back)
+        self.out.len() <= MAX_WAITING / 2 && std::mem::take(&mut self.kept_back)
     }
 
     /// Notes that devices may have events for this driver that it has no room for.

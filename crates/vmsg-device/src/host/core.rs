@@ -603,3 +603,7 @@ fn queue_config(queue: &VqueueConfig) -> Option<QueueConfig> {
         device: BusAddr(queue.device),
     })
 }
+
+#[cfg(test)]
+#[path = "core_test.rs"]
+mod tests;

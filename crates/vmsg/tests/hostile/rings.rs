@@ -154,7 +154,8 @@ fn impossible_chains_break_the_device_until_it_is_reset() {
     let mut peer = Peer::connect(&host.path());
     let memory = Memory::lend(&mut peer, 4 << 20);
     let base = memory.base;
-    let cases: [(&str, u32, fn(&Ring<'_>, u64)); 16] = [
+    type Spoil = fn(&Ring<'_>, u64);
+    let cases: [(&str, u32, Spoil); 16] = [
         ("a head outside", 0, |ring, _| ring.offer(64)),
         ("an index far ahead", 0, |ring, _| ring.set_avail(0x8000)),
         ("an index behind", 0, |ring, _| ring.set_avail(u16::MAX)),
@@ -297,7 +298,7 @@ fn queues_that_cannot_be_are_not_set_up() {
         (0, 64, [base + 1, good[1], good[2]]),
         (0, 64, [good[0], good[1] + 1, good[2]]),
         (0, 64, [good[0], good[1], good[2] + 2]),
-        (0, 64, [u64::MAX & !15, good[1], good[2]]),
+        (0, 64, [!15, good[1], good[2]]),
         (0, 64, [good[0], 0, good[2]]),
         (0, 64, [good[0], good[1], base + (1 << 20) - 64]),
         (0, 64, [base - 16, good[1], good[2]]),

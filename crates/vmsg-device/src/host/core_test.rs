@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use std::os::fd::AsFd;
+
+use virtio_msg::{ConfigEvent, DeviceStatus, FeatureBlocks, FeatureSet, QueueSize};
+use vmsg_bus::control::{Response, Status, WindowAdd};
+use vmsg_mem::Mapping;
+
+use super::*;
+use crate::net::{Mac, Net, Settings};
+
+const MESSAGE: usize = 320;
+const NOW: Instant = Instant(0);
+const NET: DevNum = DevNum(0);
+
+/// A host with a network device, whose worker is the test.
+struct Bench {
+    core: Core,
+    outstanding: VecDeque<Order>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut core = Core::new(MESSAGE, 0);
+        let settings = Settings {
+            mac: Mac([0x52, 0x54, 0, 0, 0, 1]),
+            mtu: None,
+        };
+        let net = Net::new(&settings, Box::new(vmsg_net::Null::default()));
+        core.add_device("net0", Some(NET.0), 0, Slot(0), Box::new(net))
+            .expect("an empty bus");
+        let mut bench = Self {
+            core,
+            outstanding: VecDeque::new(),
+        };
+        bench.work();
+        bench
+    }
+
+    fn connect(&mut self) -> ConnId {
+        self.core.connect(Peer::default(), MESSAGE)
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message<'_>) {
+        let frame = if message.is_bus() {
+            Frame::bus(Token(7), message)
+        } else {
+            Frame::new(NET, Token(7), message)
+        };
+        let mut bytes = [0; MESSAGE];
+        let len = frame.encode(&mut bytes).expect("short");
+        self.core
+            .handle_message(NOW, conn, &bytes[..len], Vec::new());
+    }
+
+    fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
+        let mut payload = [0; 64];
+        let len = request.encode(&mut payload).expect("short");
+        let message = Message::BusSpecific {
+            id: request.id(),
+            response: false,
+            payload: &payload[..len],
+        };
+        let mut bytes = [0; MESSAGE];
+        let len = Frame::bus(Token(7), message)
+            .encode(&mut bytes)
+            .expect("short");
+        self.core.handle_message(NOW, conn, &bytes[..len], fds);
+    }
+
+    /// What the worker has been told and has not done.
+    fn orders(&mut self) -> Vec<String> {
+        while let Some(order) = self.core.poll_order() {
+            self.outstanding.push_back(order);
+        }
+        self.outstanding
+            .iter()
+            .map(|order| format!("{:?}", order.command))
+            .collect()
+    }
+
+    /// The worker does what it was told, kicks aside.
+    fn work(&mut self) {
+        while !self.orders().is_empty() {
+            while let Some(Order {
+                ticket, command, ..
+            }) = self.outstanding.pop_front()
+            {
+                if let Command::Kick { pending, .. } = command {
+                    pending.take();
+                } else {
+                    let result = Ok(());
+                    self.core
+                        .handle_reply(NOW, 0, Reply::Done { ticket, result });
+                }
+            }
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.core
+            .handle_reply(NOW, 0, Reply::Notice(Slot(0), notice));
+    }
+
+    /// The next message for `conn`.
+    fn take(&mut self, conn: ConnId) -> Option<Vec<u8>> {
+        let message = self.core.poll_transmit(conn)?.to_vec();
+        self.core.sent(conn);
+        Some(message)
+    }
+
+    /// The status in the next message for `conn`, an answer to a bus request.
+    fn answer(&mut self, conn: ConnId) -> Option<Status> {
+        let bytes = self.take(conn)?;
+        match decode(&bytes, MESSAGE).expect("a message").message {
+            Message::BusSpecific { id, payload, .. } => {
+                Some(Response::decode(id, payload).expect("a response").status)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Brings the device up with one queue.
+    fn bring_up(&mut self, conn: ConnId) {
+        let version = FeatureSet::from_bits(&[virtio_msg::feature::VERSION_1]);
+        let words = [version.block(0).into(), version.block(1).into()];
+        for message in [
+            Message::SetDeviceStatus(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER),
+            Message::SetDriverFeatures(FeatureBlocks {
+                first: 0,
+                count: 2,
+                words: &words,
+            }),
+            Message::SetDeviceStatus(DeviceStatus::FEATURES_OK),
+            Message::SetVqueue(VqueueConfig {
+                index: QueueIndex(0),
+                size: QueueSize(16),
+                descriptor: 0x1000,
+                driver: 0x2000,
+                device: 0x3000,
+            }),
+            Message::SetDeviceStatus(DeviceStatus::DRIVER_OK),
+        ] {
+            self.send(conn, message);
+            self.work();
+        }
+        while self.take(conn).is_some() {}
+    }
+}
+
+fn claim(release: bool) -> Request {
+    Request::Claim { dev: NET, release }
+}
+
+#[test]
+fn a_device_whose_driver_ends_in_the_middle_of_a_request_goes_to_the_next() {
+    for status in [DeviceStatus::RESET, DeviceStatus::ACKNOWLEDGE] {
+        let mut bench = Bench::new();
+        let (first, second) = (bench.connect(), bench.connect());
+        bench.bring_up(first);
+        bench.send(first, Message::SetDeviceStatus(DeviceStatus::RESET));
+        bench.send(first, Message::SetDeviceStatus(status));
+        bench.core.disconnect(NOW, first);
+        bench.request(second, claim(false), Vec::new());
+        assert_eq!(bench.answer(second), None, "not yet");
+        bench.work();
+        assert_eq!(bench.answer(second), Some(Status::OK));
+    }
+}
+
+#[test]
+fn a_release_is_answered_when_the_device_was_reset() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    bench.request(conn, claim(true), Vec::new());
+    assert_eq!(bench.orders(), ["Reset"]);
+    assert_eq!(bench.answer(conn), None, "not yet");
+    bench.work();
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+}
+
+#[test]
+fn memory_is_given_back_after_the_reset_of_a_released_device() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    let (_, fd) = Mapping::memfd("test", 4096, true).expect("memory");
+    let window = WindowAdd {
+        id: 1,
+        writable: true,
+        base: BusAddr(0x1000),
+        len: 4096,
+        file_offset: 0,
+        more: false,
+    };
+    let lent = fd.as_fd().try_clone_to_owned().expect("a descriptor");
+    bench.request(conn, Request::WindowAdd(window), vec![lent]);
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+    bench.bring_up(conn);
+    bench.request(conn, claim(true), Vec::new());
+    bench.request(
+        conn,
+        Request::WindowRemove { id: 1, more: false },
+        Vec::new(),
+    );
+    assert_eq!(bench.orders(), ["Reset", "SetMemory"]);
+    assert_eq!(bench.answer(conn), None, "the device may still use it");
+    bench.work();
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+}
+
+#[test]
+fn a_kick_on_its_way_is_not_sent_again() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    let kick = Message::EventAvail {
+        queue: QueueIndex(0),
+        next: 0,
+    };
+    for _ in 0..1000 {
+        bench.send(conn, kick);
+    }
+    assert_eq!(bench.orders(), ["Kick"]);
+    bench.work();
+    bench.send(conn, kick);
+    assert_eq!(bench.orders(), ["Kick"]);
+}
+
+#[test]
+fn a_driver_that_does_not_listen_gets_its_events_merged() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    for value in 0..10_000u32 {
+        let data = value.to_le_bytes().to_vec();
+        bench.notice(Notice::Config { offset: 0, data });
+        bench.notice(Notice::Used { queue: 0 });
+    }
+    assert!(!bench.core.wants_input(conn));
+    // Somebody else is answered meanwhile.
+    let other = bench.connect();
+    bench.send(other, Message::GetDeviceStatus);
+    assert!(bench.take(other).is_some());
+    let mut messages = 0;
+    let mut last = None;
+    while let Some(message) = bench.take(conn) {
+        messages += 1;
+        if let Message::EventConfig(ConfigEvent { data, .. }) =
+            decode(&message, MESSAGE).expect("a message").message
+        {
+            last = Some(data[..4].to_vec());
+        }
+    }
+    assert!(messages < 300, "{messages} messages");
+    assert_eq!(last, Some(9_999u32.to_le_bytes().to_vec()));
+}
+
+#[test]
+fn requests_that_wait_for_a_worker_are_counted_and_no_more_are_read() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    let mut sent = 0;
+    while bench.core.wants_input(conn) {
+        let notify = vmsg_bus::control::QueueNotify {
+            dev: NET,
+            queue: QueueIndex(0),
+            kick: false,
+            call: false,
+        };
+        bench.request(conn, Request::QueueNotify(notify), Vec::new());
+        sent += 1;
+        assert!(sent < 1000);
+    }
+    bench.work();
+    assert!(bench.core.wants_input(conn));
+    for _ in 0..sent {
+        assert_eq!(bench.answer(conn), Some(Status::OK));
+    }
+}
+
+#[test]
+fn a_driver_cannot_crowd_out_others_that_wait_for_a_device() {
+    let mut bench = Bench::new();
+    let (first, greedy, third) = (bench.connect(), bench.connect(), bench.connect());
+    bench.bring_up(first);
+    bench.request(first, claim(true), Vec::new());
+    for _ in 0..100 {
+        bench.request(greedy, claim(false), Vec::new());
+    }
+    bench.request(third, claim(false), Vec::new());
+    assert_eq!(bench.answer(greedy), Some(Status::TOO_MANY));
+    assert_eq!(bench.answer(third), None, "in line");
+    bench.work();
+    assert_eq!(bench.answer(third), Some(Status::HELD));
+}
+
+#[test]
+fn malformed_requests_of_our_own_are_answered_so() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    for id in 0x80..=0x85 {
+        let payload = [9; 5];
+        let message = Message::BusSpecific {
+            id,
+            response: false,
+            payload: &payload,
+        };
+        bench.send(conn, message);
+        assert_eq!(bench.answer(conn), Some(Status::MALFORMED), "{id:#x}");
+    }
+    assert_eq!(bench.core.counters().malformed, 6);
+}
