@@ -10,7 +10,7 @@ use common::{DNS, GATEWAY, GUEST, MAC, World, receive, transmit};
 use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    EthernetRepr, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr,
+    EthernetRepr, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, checksum,
 };
 use vmsg_net::user::{HostForward, Limits, Protocol, User, UserConfig, UserError};
 use vmsg_net::{Backend, VnetHeader};
@@ -47,6 +47,60 @@ fn a_guest_gets_a_lease_and_what_goes_with_it() {
     });
     let lease = lease.expect("a lease");
     assert_eq!((lease.address(), lease.prefix_len()), (GUEST, 24));
+}
+
+/// The payload of the DHCP answer to a DISCOVER with the given options.
+fn discover(user: &mut User, options: &[u8]) -> Option<Vec<u8>> {
+    let mut message = vec![0; 240];
+    message[..4].copy_from_slice(&[1, 1, 6, 0]);
+    message[4..8].copy_from_slice(&[1, 2, 3, 4]);
+    message[28..34].copy_from_slice(&MAC);
+    message[236..240].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
+    message.extend_from_slice(options);
+    let len = u16::try_from(message.len()).expect("short");
+    let mut frame = vec![0xff; 6];
+    frame.extend_from_slice(&MAC);
+    frame.extend_from_slice(&[8, 0, 0x45, 0]);
+    frame.extend_from_slice(&(28 + len).to_be_bytes());
+    frame.extend_from_slice(&[0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    let sum = !checksum::data(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend_from_slice(&[0, 68, 0, 67]);
+    frame.extend_from_slice(&(8 + len).to_be_bytes());
+    frame.extend_from_slice(&[0, 0]);
+    frame.extend_from_slice(&message);
+    transmit(user, VnetHeader::default(), &frame);
+    let (_, answer) = receive(user).pop()?;
+    Some(answer[42..].to_vec())
+}
+
+#[test]
+fn clients_get_their_identifier_back_whatever_it_is() {
+    // A hardware address, a DUID as of systemd-networkd, and one as long as an address.
+    let ids: [&[u8]; 3] = [
+        &[1, 0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        &[
+            255, 1, 2, 3, 4, 0, 2, 0, 0, 0xab, 0x11, 1, 2, 3, 4, 5, 6, 7, 8,
+        ],
+        b"\0myname",
+    ];
+    for id in ids {
+        let mut user = User::new(UserConfig::default()).expect("a stack");
+        let mut options = vec![53, 1, 1, 61, u8::try_from(id.len()).expect("short")];
+        options.extend_from_slice(id);
+        options.push(255);
+        let answer = discover(&mut user, &options).expect("an offer");
+        assert_eq!(answer[16..20], GUEST.octets());
+        let at = answer[240..]
+            .windows(id.len() + 2)
+            .position(|window| window[..2] == options[3..5] && window[2..] == *id);
+        assert!(at.is_some(), "{id:?} is not in {answer:?}");
+    }
+    // Options that end too early.
+    let mut user = User::new(UserConfig::default()).expect("a stack");
+    for options in [&[53, 1, 1, 61][..], &[53, 1, 1, 61, 7, 1], &[61]] {
+        let _ = discover(&mut user, options);
+    }
 }
 
 #[test]

@@ -333,3 +333,32 @@ fn a_client_is_turned_away_if_the_guest_does_not_listen() {
     });
     assert_eq!(world.user.flows().0, 0);
 }
+
+#[test]
+fn urgent_bytes_are_bytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    let mut world = World::new(UserConfig::default());
+    let handle = world.connect((GATEWAY, port), 40001, 4096);
+    world.run("open", |world| world.tcp(handle).may_send());
+    let (socket, _) = listener.accept().expect("accept");
+    for (bytes, flags) in [
+        (&b"abc"[..], rustix::net::SendFlags::empty()),
+        (b"d", rustix::net::SendFlags::OOB),
+        (b"ef", rustix::net::SendFlags::empty()),
+    ] {
+        rustix::net::send(&socket, bytes, flags).expect("send");
+    }
+    drop(socket);
+    let mut all = Vec::new();
+    world.run("all", |world| {
+        let socket = world.tcp(handle);
+        while socket.can_recv() {
+            socket
+                .recv(|bytes| (bytes.len(), all.extend_from_slice(bytes)))
+                .expect("open");
+        }
+        !socket.may_recv()
+    });
+    assert_eq!(all, b"abcdef");
+}

@@ -21,6 +21,34 @@ const OPTION_DNS: u8 = 6;
 const OPTION_HOSTNAME: u8 = 12;
 const OPTION_DOMAIN: u8 = 15;
 const OPTION_MTU: u8 = 26;
+const OPTION_CLIENT_ID: u8 = 61;
+
+/// Where the options of a message begin: behind the fixed part and the magic number.
+const OPTIONS: usize = 240;
+
+/// Takes the client identifier out of a message and leaves padding in its place. It may be
+/// anything (RFC 2132, 9.14; RFC 4361), is not looked at here, and must be in the answer
+/// (RFC 6842).
+fn take_client_id(message: &mut [u8]) -> Option<Vec<u8>> {
+    let options = message.get_mut(OPTIONS..)?;
+    let mut at = 0;
+    loop {
+        match *options.get(at)? {
+            0 => at += 1,
+            255 => return None,
+            kind => {
+                let end = at + 2 + usize::from(*options.get(at + 1)?);
+                let option = options.get_mut(at..end)?;
+                if kind == OPTION_CLIENT_ID {
+                    let id = option[2..].to_vec();
+                    option.fill(0);
+                    return Some(id);
+                }
+                at = end;
+            }
+        }
+    }
+}
 
 /// Who has which address. The server has as many addresses as neighbours are remembered; when
 /// they are used up, the lease that was asked for the longest time ago is given away.
@@ -69,7 +97,9 @@ impl Leases {
 
     /// Takes the UDP payload of what a guest sent to the server's port.
     pub(super) fn receive(&mut self, net: &mut Net, payload: &[u8]) {
-        let Ok(packet) = DhcpPacket::new_checked(payload) else {
+        let mut payload = payload.to_vec();
+        let client_id = take_client_id(&mut payload);
+        let Ok(packet) = DhcpPacket::new_checked(&payload[..]) else {
             net.counters.malformed += 1;
             return;
         };
@@ -77,6 +107,7 @@ impl Leases {
             net.counters.malformed += 1;
             return;
         };
+        let client_id = client_id.as_deref();
         let mac = request.client_hardware_address;
         if !mac.is_unicast() {
             net.counters.spoofed += 1;
@@ -89,7 +120,7 @@ impl Leases {
         match request.message_type {
             DhcpMessageType::Discover => {
                 if let Some(addr) = self.give(net, mac, wish) {
-                    answer(net, &request, DhcpMessageType::Offer, addr);
+                    answer(net, &request, client_id, DhcpMessageType::Offer, addr);
                 }
             }
             DhcpMessageType::Request => {
@@ -105,13 +136,25 @@ impl Leases {
                 match (addr, wish) {
                     (Some(addr), Some(wish)) if addr == wish => {
                         net.learn(addr, mac);
-                        answer(net, &request, DhcpMessageType::Ack, addr);
+                        answer(net, &request, client_id, DhcpMessageType::Ack, addr);
                     }
-                    _ => answer(net, &request, DhcpMessageType::Nak, Ipv4Addr::UNSPECIFIED),
+                    _ => answer(
+                        net,
+                        &request,
+                        client_id,
+                        DhcpMessageType::Nak,
+                        Ipv4Addr::UNSPECIFIED,
+                    ),
                 }
             }
             DhcpMessageType::Inform => {
-                answer(net, &request, DhcpMessageType::Ack, Ipv4Addr::UNSPECIFIED);
+                answer(
+                    net,
+                    &request,
+                    client_id,
+                    DhcpMessageType::Ack,
+                    Ipv4Addr::UNSPECIFIED,
+                );
             }
             DhcpMessageType::Release => self.leases.retain(|(owner, _)| *owner != mac),
             // Nobody else is on this wire who could have the address: the guest gets it again.
@@ -121,12 +164,24 @@ impl Leases {
     }
 }
 
-fn answer(net: &mut Net, request: &DhcpRepr<'_>, kind: DhcpMessageType, addr: Ipv4Addr) {
+fn answer(
+    net: &mut Net,
+    request: &DhcpRepr<'_>,
+    client_id: Option<&[u8]>,
+    kind: DhcpMessageType,
+    addr: Ipv4Addr,
+) {
     let refusal = kind == DhcpMessageType::Nak;
     let lease = !refusal && !addr.is_unspecified();
     let dns = net.addresses.dns.octets();
     let mtu = net.config.mtu.to_be_bytes();
     let mut options = Vec::new();
+    if let Some(data) = client_id {
+        options.push(DhcpOption {
+            kind: OPTION_CLIENT_ID,
+            data,
+        });
+    }
     if !refusal {
         options.push(DhcpOption {
             kind: OPTION_DNS,
@@ -167,7 +222,7 @@ fn answer(net: &mut Net, request: &DhcpRepr<'_>, kind: DhcpMessageType, addr: Ip
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: request.broadcast,
         requested_ip: None,
-        client_identifier: request.client_identifier,
+        client_identifier: None,
         server_identifier: Some(net.addresses.host),
         parameter_request_list: None,
         dns_servers: None,
