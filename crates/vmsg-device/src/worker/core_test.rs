@@ -251,3 +251,137 @@ fn ready_queues_have_their_turns_in_order() {
         "each once, unknown ones not at all"
     );
 }
+
+/// Wants to be polled at changing times, and its queue processed after each poll.
+struct Ticking {
+    next: Option<Instant>,
+    step: std::time::Duration,
+    processed: Arc<std::sync::atomic::AtomicU32>,
+}
+
+impl Device for Ticking {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: 4,
+            vendor_id: 0,
+        }
+    }
+    fn features(&self) -> FeatureSet {
+        FeatureSet::EMPTY
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![8]
+    }
+    fn activate(&mut self, _features: &FeatureSet) {}
+    fn reset(&mut self) {}
+    fn process(&mut self, _: usize, _: usize, _: &mut Io<'_>) -> Result<Progress, DeviceError> {
+        self.processed
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(Progress::Blocked)
+    }
+    fn next_timeout(&self) -> Option<Instant> {
+        self.next
+    }
+    fn poll(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
+        self.next = Some(io.now + self.step);
+        io.again(0);
+        Ok(())
+    }
+}
+
+#[test]
+fn timeouts_follow_the_device_and_queues_are_processed_again_when_it_says_so() {
+    let begin = Instant::now();
+    let step = std::time::Duration::from_secs(3);
+    let processed = Arc::default();
+    let device = Ticking {
+        next: Some(begin),
+        step,
+        processed: Arc::clone(&processed),
+    };
+    let mut bench = Bench::new(Box::new(device));
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    let config = driver(&bench.mapping).config();
+    bench.tell(start(config, None)).expect("started");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    assert_eq!(bench.run(), []);
+    let count = || processed.load(std::sync::atomic::Ordering::Relaxed);
+    let before = count();
+    for turn in 0..5u32 {
+        let now = begin + step * turn;
+        assert_eq!(bench.core.next_timeout(), Some(now));
+        bench.core.handle_timeouts(now);
+        assert_eq!(bench.run(), []);
+        assert_eq!(count(), before + turn + 1);
+    }
+}
+
+#[test]
+fn interrupts_go_the_same_way_after_a_queue_was_reset() {
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    let mapping = Arc::clone(&bench.mapping);
+    let call = Doorbell::new().expect("an eventfd");
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    bench
+        .tell(Command::SetNotify {
+            queue: 0,
+            kick: None,
+            call: Some(call.try_clone().expect("a descriptor")),
+        })
+        .expect("notified");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    for _ in 0..3 {
+        let mut driver = driver(&mapping);
+        driver
+            .add(&[], &[(BusAddr(BASE + 0x8000), 100)])
+            .expect("added");
+        driver.publish().expect("published");
+        bench.tell(start(driver.config(), None)).expect("started");
+        assert_eq!(bench.run(), [], "no message");
+        assert_eq!(call.drain().expect("an eventfd"), 1);
+        bench.tell(Command::ResetQueue(0)).expect("reset");
+    }
+}
+
+#[test]
+fn a_device_does_not_go_on_in_memory_that_is_gone() {
+    let (mapping, fd) = Mapping::memfd("test", BYTES, false).expect("memfd");
+    let mapping = Arc::new(mapping);
+    vmsg_mem::fault::install().expect("a handler");
+    let entry = TableEntry {
+        base: BusAddr(BASE),
+        mapping: Arc::clone(&mapping),
+        offset: 0,
+        len: usize::try_from(BYTES).expect("small"),
+        access: Access::ReadWrite,
+    };
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    bench.mapping = Arc::clone(&mapping);
+    bench.table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    let mut driver = driver(&mapping);
+    driver
+        .add(&[], &[(BusAddr(BASE + BYTES - 4096), 4096)])
+        .expect("added");
+    driver.publish().expect("published");
+    bench.tell(start(driver.config(), None)).expect("started");
+    rustix::fs::ftruncate(&fd, BYTES - 4096).expect("truncated");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    let notices = bench.run();
+    assert!(
+        matches!(&notices[..], [.., Notice::Broken { why }] if why.contains("gone")),
+        "{notices:?}"
+    );
+}
