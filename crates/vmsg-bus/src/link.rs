@@ -152,8 +152,9 @@ impl Link {
             Err(PushError::Corrupt(_)) => return Err(self.fail("impossible index of the consumer")),
         }
         self.counters.sent += 1;
-        if self.tx.unpublished() >= PUBLISH_AT_LEAST_EVERY {
-            self.flush()?;
+        // The flush that must follow looks once more whether the other side sleeps.
+        if self.tx.unpublished() >= PUBLISH_AT_LEAST_EVERY && self.tx.publish_early() {
+            return self.ring();
         }
         Ok(())
     }
@@ -233,7 +234,12 @@ impl Link {
         if let Some(error @ ChannelError::Corrupt(_)) = self.over {
             return Err(error);
         }
-        let popped = match self.rx.try_pop(buf) {
+        // A size that cannot be is for the decoder to refuse and to count.
+        let size_of = |header: &[u8; 8]| {
+            let size = usize::from(u16::from_le_bytes([header[6], header[7]]));
+            if (8..=max).contains(&size) { size } else { max }
+        };
+        let popped = match self.rx.try_pop_sized(buf, size_of) {
             Ok(popped) => popped,
             Err(_) => return Err(self.fail("impossible index of the producer")),
         };
@@ -241,20 +247,18 @@ impl Link {
         if self.rx.release() && self.over.is_none() {
             self.ring()?;
         }
-        if !popped {
+        let Some(size) = popped else {
             return match self.over {
                 Some(error) => Err(error),
                 None => Ok(None),
             };
-        }
+        };
         self.counters.received += 1;
         self.carrier_full = false;
         if self.capabilities.passes_fds && buf.starts_with(&MARKER) {
             return self.recv_packet(buf, fds).map(Some);
         }
-        let size = usize::from(u16::from_le_bytes([buf[6], buf[7]]));
-        // A size that cannot be is for the decoder to refuse and to count.
-        Ok(Some(if (8..=max).contains(&size) { size } else { max }))
+        Ok(Some(size))
     }
 
     /// Receives the message a marker stands for.

@@ -241,7 +241,7 @@ fn queue_one_way(layout: Layout) -> f64 {
                     message[..4].copy_from_slice(&count.to_le_bytes());
                     send(&mut producer, &message);
                     if count % BATCH == 0 {
-                        let _ = producer.publish();
+                        let _ = producer.publish_early();
                     }
                 }
                 let _ = producer.publish();

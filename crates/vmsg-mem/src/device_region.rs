@@ -199,10 +199,12 @@ impl QueueMemory for DeviceRegion<'_> {
         self.store_relaxed(offset, value);
     }
 
-    fn swap(&self, offset: usize, value: u32) -> u32 {
-        let before = self.load_relaxed(offset);
-        self.store_relaxed(offset, value);
-        before
+    fn take(&self, offset: usize) -> bool {
+        let set = self.load_relaxed(offset) != 0;
+        if set {
+            self.store_relaxed(offset, 0);
+        }
+        set
     }
 
     fn fence(&self) {

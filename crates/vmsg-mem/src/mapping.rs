@@ -275,12 +275,20 @@ impl QueueMemory for MappedSlice {
         self.ram.store_release(offset, value);
     }
     #[inline]
-    fn swap(&self, offset: usize, value: u32) -> u32 {
-        self.ram.swap(offset, value)
+    fn take(&self, offset: usize) -> bool {
+        self.ram.take(offset)
     }
     #[inline]
     fn fence(&self) {
         self.ram.fence();
+    }
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        self.ram.prefetch(offset);
+    }
+    #[inline]
+    fn demote(&self, offset: usize) {
+        self.ram.demote(offset);
     }
     #[inline]
     fn read(&self, offset: usize, into: &mut [u8]) {

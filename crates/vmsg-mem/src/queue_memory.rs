@@ -38,10 +38,11 @@ pub trait QueueMemory {
     /// Stores a word; release.
     fn store_release(&self, offset: usize, value: u32);
 
-    /// Stores a word and returns what was there; relaxed. Memory that has no
-    /// atomic exchange may load and store: two takers of a flag then may both
-    /// see it set, but none is lost.
-    fn swap(&self, offset: usize, value: u32) -> u32;
+    /// Zeroes a word, unless it is zero; true if it was not. Relaxed. Never
+    /// writes over a word that is zero. Memory that has no atomic exchange may
+    /// load and store: two takers of a flag then may both see it set, but none
+    /// is lost.
+    fn take(&self, offset: usize) -> bool;
 
     /// A sequentially consistent fence.
     fn fence(&self);
@@ -49,6 +50,12 @@ pub trait QueueMemory {
     /// Says that the bytes at `offset` will soon be read.
     #[inline]
     fn prefetch(&self, offset: usize) {
+        let _ = offset;
+    }
+
+    /// Says that the bytes at `offset`, just written, will next be read by another CPU.
+    #[inline]
+    fn demote(&self, offset: usize) {
         let _ = offset;
     }
 
@@ -96,9 +103,13 @@ impl QueueMemory for RamSlice<'_> {
     }
 
     #[inline]
-    fn swap(&self, offset: usize, value: u32) -> u32 {
-        self.atomic_u32(offset).map_or(0, |word| {
-            u32::from_le(word.swap(value.to_le(), Ordering::Relaxed))
+    fn take(&self, offset: usize) -> bool {
+        self.atomic_u32(offset).is_some_and(|word| {
+            let value = word.load(Ordering::Relaxed);
+            value != 0
+                && word
+                    .compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
         })
     }
 
@@ -120,6 +131,24 @@ impl QueueMemory for RamSlice<'_> {
     }
 
     #[inline]
+    fn demote(&self, offset: usize) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if offset < RamSlice::len(self) {
+            // SAFETY: CLDEMOTE only moves a cache line that the slice has a byte of, never faults,
+            // and does nothing where the CPU does not know it (Intel SDM, volume 2).
+            unsafe {
+                core::arch::asm!(
+                    "cldemote [{}]",
+                    in(reg) self.as_ptr().add(offset),
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = offset;
+    }
+
+    #[inline]
     fn read(&self, offset: usize, into: &mut [u8]) {
         // A copy of known size is a few vector moves; one of any size is a call.
         if let Some(slot) = into.first_chunk_mut::<64>() {
@@ -133,6 +162,12 @@ impl QueueMemory for RamSlice<'_> {
 
     #[inline]
     fn write(&self, offset: usize, from: &[u8]) {
+        if let Some(slot) = from.first_chunk::<64>() {
+            RamSlice::write(self, offset, slot);
+            if from.len() == 64 {
+                return;
+            }
+        }
         RamSlice::write(self, offset, from);
     }
 }

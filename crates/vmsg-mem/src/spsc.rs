@@ -31,16 +31,24 @@
 //! And the producer's:
 //!
 //! 1. [`try_push`](Producer::try_push) until full or done.
-//! 2. [`publish`](Producer::publish); if it says so, ring the consumer.
+//! 2. [`publish`](Producer::publish); if it says so, ring the consumer. During a long
+//!    burst, [`publish_early`](Producer::publish_early) can be used beforehand.
 //! 3. If it was full, [`arm_for_room`](Producer::arm_for_room): if true, sleep. If false, go on with 1.
 //!
 //! # Ordering
 //!
 //! Contents: the producer writes a slot and then stores `head` (release); the
 //! consumer loads `head` (acquire) and then reads. Slots go back the same way
-//! through `tail`. Sleep: each side stores its word, has a full fence, and
-//! then loads the other's word (Dekker's pattern), so at least one of them
-//! sees what the other did. These places carry `SYNC POINT` in the source.
+//! through `tail`. Sleep: who goes to sleep stores its flag, has a full fence,
+//! and then loads the other side's index; the other side stores its index, has
+//! a full fence, and then loads the flag (Dekker's pattern), so at least one of
+//! them sees what the other did. These places carry `SYNC POINT` in the source.
+//!
+//! A full fence costs as much as many messages. So the side that is awake has
+//! it late: the producer in [`publish`](Producer::publish), which ends a burst,
+//! the consumer in [`arm`](Consumer::arm), without which it does not sleep.
+//! Before that both look at the flag without a fence, and may overlook
+//! somebody who goes to sleep at that very moment.
 
 use crate::{Error, QueueMemory};
 
@@ -209,12 +217,6 @@ impl<M: QueueMemory> Ring<M> {
             })
         }
     }
-
-    /// Takes a flag of the other side, if it is set.
-    #[inline]
-    fn take_flag(&self, flag: usize) -> bool {
-        self.memory.load_relaxed(flag) != 0 && self.memory.swap(flag, 0) != 0
-    }
 }
 
 /// The side that sends.
@@ -229,6 +231,8 @@ pub struct Producer<M> {
     tail: u32,
     /// We set [`ROOM_WANTED`] and have not cleared it since.
     waiting: bool,
+    /// Something was published of which a consumer that fell asleep may not know.
+    early: bool,
     corrupt: Option<Corrupt>,
 }
 
@@ -268,6 +272,7 @@ impl<M: QueueMemory> Producer<M> {
             published: head,
             tail,
             waiting: false,
+            early: false,
             corrupt: None,
         }
     }
@@ -315,36 +320,69 @@ impl<M: QueueMemory> Producer<M> {
     #[inline]
     #[must_use = "the consumer may have to be rung"]
     pub fn publish(&mut self) -> bool {
-        if self.head == self.published {
+        if self.head != self.published {
+            self.store_head();
+        } else if !self.early {
             return false;
         }
-        // SYNC POINT: release of the slots, with the acquire in `Consumer::load_head`.
-        self.ring.memory.store_release(HEAD, self.head);
-        self.published = self.head;
         if !self.ring.arm_flags {
             return true;
         }
+        self.early = false;
         // SYNC POINT: head before flag, with the fence in `Consumer::arm`: either we see the
         // flag or the consumer sees our head.
         self.ring.memory.fence();
-        self.ring.take_flag(SLEEPING)
+        self.ring.memory.take(SLEEPING)
+    }
+
+    /// As [`Self::publish`], in the middle of a burst: a consumer that goes to
+    /// sleep at this moment may be overlooked, until [`Self::publish`] is
+    /// called at the end of the burst, even if nothing was pushed since.
+    ///
+    /// With arm flags this is much cheaper: a full fence waits until all the
+    /// messages have left this CPU.
+    #[inline]
+    #[must_use = "the consumer may have to be rung"]
+    pub fn publish_early(&mut self) -> bool {
+        if self.head == self.published {
+            return false;
+        }
+        self.store_head();
+        if !self.ring.arm_flags {
+            return true;
+        }
+        self.early = true;
+        self.ring.memory.take(SLEEPING)
+    }
+
+    #[inline]
+    fn store_head(&mut self) {
+        // SYNC POINT: release of the slots, with the acquire in `Consumer::load_head`.
+        self.ring.memory.store_release(HEAD, self.head);
+        if self.ring.next(self.published) == self.head {
+            // Somebody waits for a single message; of many, the first are on their way already.
+            self.ring.memory.demote(self.ring.slot(self.published));
+            self.ring.memory.demote(HEAD);
+        }
+        self.published = self.head;
     }
 
     /// Asks to be rung when there is room. True: the queue is full and the
     /// caller may sleep. False: there is room, or messages are not published
-    /// yet, or the queue is corrupt, as the next [`Self::try_push`] will tell.
+    /// yet (or only early), or the queue is corrupt, as the next
+    /// [`Self::try_push`] will tell.
     ///
     /// Without arm flags nobody rings, and true only means that it is full.
     #[must_use = "false means that there is something to do"]
     pub fn arm_for_room(&mut self) -> bool {
-        if self.head != self.published {
+        if self.head != self.published || self.early {
             return false;
         }
         if self.ring.arm_flags {
             self.ring.memory.store_relaxed(ROOM_WANTED, 1);
             self.waiting = true;
-            // SYNC POINT: flag before tail, with the fences in `Consumer::release` and
-            // `Consumer::arm`: either we see the tail or the consumer sees our flag.
+            // SYNC POINT: flag before tail, with the fence in `Consumer::arm`: either we see the
+            // tail or the consumer sees our flag before it sleeps.
             self.ring.memory.fence();
         }
         if matches!(self.find_room(), Ok(false)) {
@@ -409,6 +447,10 @@ pub struct Consumer<M> {
     /// With arm flags, slots go back when so many are free: storing `tail` for every
     /// message would pull its cache line back and forth, which costs more than the message.
     batch: u32,
+    /// The last time that there was something, it was one message.
+    lone: bool,
+    /// Slots were given back, and the producer may have asked for them at the same time.
+    look_again: bool,
     corrupt: Option<Corrupt>,
 }
 
@@ -454,6 +496,8 @@ impl<M: QueueMemory> Consumer<M> {
             head: tail,
             armed: false,
             batch,
+            lone: true,
+            look_again: false,
             corrupt: None,
         }
     }
@@ -476,18 +520,46 @@ impl<M: QueueMemory> Consumer<M> {
     /// [`Corrupt`], also on every later call, once all messages before it have been popped.
     #[inline]
     pub fn try_pop(&mut self, into: &mut [u8]) -> Result<bool, Corrupt> {
+        Ok(self.try_pop_sized(into, |_| usize::MAX)?.is_some())
+    }
+
+    /// As [`Self::try_pop`], but copies no more than the message is long:
+    /// `len_of` is given the first 8 bytes of the copy and says how many bytes
+    /// the whole is. Returns how many were copied: no more than `len_of` says,
+    /// than fit, and than a slot has. Bytes of `into` behind those may change, too.
+    ///
+    /// Each byte is copied once: what `len_of` sees is what `into` holds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_pop`].
+    #[inline]
+    pub fn try_pop_sized(
+        &mut self,
+        into: &mut [u8],
+        len_of: impl FnOnce(&[u8; 8]) -> usize,
+    ) -> Result<Option<usize>, Corrupt> {
         if self.tail == self.head && !self.load_head()? {
-            return Ok(false);
+            return Ok(None);
         }
         if self.armed {
             self.disarm();
         }
-        let len = into.len().min(self.ring.slot_size);
-        self.ring
-            .memory
-            .read(self.ring.slot(self.tail), &mut into[..len]);
+        let most = into.len().min(self.ring.slot_size);
+        let into = &mut into[..most];
+        let slot = self.ring.slot(self.tail);
+        // The first cache line as a whole, which needs no call.
+        let (first, rest) = into.split_at_mut(most.min(SLOT_SIZE));
+        self.ring.memory.read(slot, first);
+        let len = match first.first_chunk() {
+            Some(header) => len_of(header).min(most),
+            None => most,
+        };
+        if let Some(behind) = len.checked_sub(SLOT_SIZE).filter(|&behind| behind > 0) {
+            self.ring.memory.read(slot + SLOT_SIZE, &mut rest[..behind]);
+        }
         self.tail = self.ring.next(self.tail);
-        Ok(true)
+        Ok(Some(len))
     }
 
     /// Gives the slots of popped messages back. True if the producer waits for
@@ -498,23 +570,20 @@ impl<M: QueueMemory> Consumer<M> {
     #[inline]
     #[must_use = "the producer may have to be rung"]
     pub fn release(&mut self) -> bool {
+        // Without a fence a producer that goes to sleep at the moment when slots are given back may
+        // be overlooked here. It is seen by the next call, or by `arm`, which has a fence. A fence
+        // here would wait each time until the producer's CPU has given up the line of `tail`.
         if self.ring.distance(self.released, self.tail) >= self.batch {
             self.store_tail();
-            if !self.ring.arm_flags {
-                return false;
-            }
-            // SYNC POINT: tail before flag, with the fence in `Producer::arm_for_room`.
-            self.ring.memory.fence();
-            return self.ring.take_flag(ROOM_WANTED);
+            self.look_again = self.ring.arm_flags;
+            return self.ring.arm_flags && self.ring.memory.take(ROOM_WANTED);
         }
-        // Here no fence is needed: nothing was freed, so who waits has to wait on; and before
-        // this side sleeps, `arm` looks at the flag again.
-        if self.ring.arm_flags
-            && self.tail == self.head
-            && self.ring.memory.load_relaxed(ROOM_WANTED) != 0
-        {
-            self.store_tail();
-            return self.ring.take_flag(ROOM_WANTED);
+        if self.look_again || self.ring.arm_flags && self.tail == self.head {
+            self.look_again = false;
+            if self.ring.memory.load_relaxed(ROOM_WANTED) != 0 {
+                self.store_tail();
+                return self.ring.memory.take(ROOM_WANTED);
+            }
         }
         false
     }
@@ -533,8 +602,9 @@ impl<M: QueueMemory> Consumer<M> {
         if self.ring.arm_flags {
             self.ring.memory.store_relaxed(SLEEPING, 1);
             self.armed = true;
-            // SYNC POINT: flag before head, with the fence in `Producer::publish`; and tail
-            // before the producer's flag, with the fence in `Producer::arm_for_room`.
+            // SYNC POINT: flag before head, with the fence in `Producer::publish`; and tail, also
+            // as `release` stored it, before the producer's flag, with the fence in
+            // `Producer::arm_for_room`.
             self.ring.memory.fence();
         }
         let idle = matches!(self.load_head(), Ok(false));
@@ -569,7 +639,10 @@ impl<M: QueueMemory> Consumer<M> {
             return Err(corrupt);
         }
         // The slot comes from the producer's cache as the index does: fetch both at once.
-        self.ring.memory.prefetch(self.ring.slot(self.tail));
+        // But if the producer sends batches, it is probably writing that slot just now.
+        if self.lone {
+            self.ring.memory.prefetch(self.ring.slot(self.tail));
+        }
         // SYNC POINT: acquire of the slots, with the release in `Producer::publish`.
         match self.ring.check(self.ring.memory.load_acquire(HEAD)) {
             // The producer sees `released` at most, so it cannot go beyond the slot before.
@@ -578,7 +651,11 @@ impl<M: QueueMemory> Consumer<M> {
                     < self.ring.capacity - self.ring.distance(self.released, self.tail) =>
             {
                 self.head = head;
-                Ok(self.tail != head)
+                if self.tail == head {
+                    return Ok(false);
+                }
+                self.lone = self.ring.next(self.tail) == head;
+                Ok(true)
             }
             Ok(index) => Err(self.break_with(Corrupt {
                 index,

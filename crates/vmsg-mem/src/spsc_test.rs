@@ -128,6 +128,63 @@ fn a_message_may_fill_its_slot_and_not_more() {
 }
 
 #[test]
+fn an_early_publish_is_followed_by_a_look_at_the_sleeper() {
+    let words = memory(0x80 + 4 * SLOT_SIZE);
+    let ram = RamSlice::from_atomics(&words);
+    let layout = Layout::armed(SLOT_SIZE);
+    let mut producer = Producer::new(ram, layout).unwrap();
+    let mut consumer = Consumer::new(ram, layout).unwrap();
+    assert!(!producer.publish_early(), "nothing to publish");
+    producer.try_push(&[1; 4]).unwrap();
+    assert!(!producer.publish_early(), "nobody sleeps");
+    assert_eq!(pop(&mut consumer), Some([1; 4]));
+    assert!(consumer.arm());
+    assert!(!producer.arm_for_room(), "the burst is not over");
+    assert!(producer.publish(), "asleep since");
+    assert!(!producer.publish());
+    producer.try_push(&[2; 4]).unwrap();
+    assert_eq!(pop(&mut consumer), None, "not published");
+    assert!(consumer.arm());
+    assert!(producer.publish_early(), "asleep before");
+}
+
+#[test]
+fn a_sized_pop_copies_no_more_than_the_message() {
+    let slot_size = 192;
+    let words = memory(0x80 + 4 * slot_size);
+    let ram = RamSlice::from_atomics(&words);
+    let layout = Layout::armed(slot_size);
+    let mut producer = Producer::new(ram, layout).unwrap();
+    let mut consumer = Consumer::new(ram, layout).unwrap();
+    let message: Vec<u8> = (0..192).collect();
+    for (len, room, copied) in [
+        (8, 192, 8),
+        (64, 192, 64),
+        (65, 192, 65),
+        (192, 192, 192),
+        (1000, 192, 192),
+        (100, 70, 70),
+        (100, 10, 10),
+        (0, 4, 4),
+    ] {
+        producer.try_push(&message).unwrap();
+        let _ = producer.publish();
+        let mut into = vec![0xee; room];
+        let popped = consumer.try_pop_sized(&mut into, |header| {
+            assert_eq!(header[..], message[..8]);
+            len
+        });
+        assert_eq!(popped, Ok(Some(copied)));
+        assert_eq!(into[..copied], message[..copied]);
+        // The first cache line is copied as a whole.
+        let untouched = copied.max(64).min(room);
+        assert!(into[untouched..].iter().all(|&byte| byte == 0xee));
+        let _ = consumer.release();
+    }
+    assert_eq!(consumer.try_pop_sized(&mut [0; 8], |_| 8), Ok(None));
+}
+
+#[test]
 fn a_sleeping_consumer_is_rung_once() {
     let words = memory(4096);
     let ram = RamSlice::from_atomics(&words);

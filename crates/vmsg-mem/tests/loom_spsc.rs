@@ -63,8 +63,13 @@ impl QueueMemory for Shared {
     fn store_release(&self, offset: usize, value: u32) {
         self.word(offset).store(value, Ordering::Release);
     }
-    fn swap(&self, offset: usize, value: u32) -> u32 {
-        self.word(offset).swap(value, Ordering::Relaxed)
+    fn take(&self, offset: usize) -> bool {
+        let word = self.word(offset);
+        let value = word.load(Ordering::Relaxed);
+        value != 0
+            && word
+                .compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
     fn fence(&self) {
         fence(Ordering::SeqCst);
@@ -107,7 +112,7 @@ impl Bell {
     }
 }
 
-fn run(slots: usize, messages: u8, batch: u8) {
+fn run(slots: usize, messages: u8, batch: u8, early: bool) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(move || {
@@ -124,6 +129,9 @@ fn run(slots: usize, messages: u8, batch: u8) {
                 while next < messages && count < batch && producer.try_push(&[next]).is_ok() {
                     next += 1;
                     count += 1;
+                    if early && producer.publish_early() {
+                        bell.ring();
+                    }
                 }
                 if producer.publish() {
                     bell.ring();
@@ -153,15 +161,31 @@ fn run(slots: usize, messages: u8, batch: u8) {
 
 #[test]
 fn a_message_wakes_a_sleeper() {
-    run(4, 2, 1);
+    run(4, 2, 1, false);
 }
 
 #[test]
 fn a_full_queue_waits_for_room_and_goes_on() {
-    run(2, 3, 1);
+    run(2, 3, 1, false);
 }
 
 #[test]
 fn batches_around_the_end() {
-    run(3, 4, 2);
+    run(3, 4, 2, false);
+}
+
+#[test]
+fn a_sleeper_overlooked_during_a_burst_is_woken_at_its_end() {
+    run(4, 2, 2, true);
+}
+
+#[test]
+fn bursts_published_early_around_the_end() {
+    run(3, 3, 3, true);
+}
+
+#[test]
+fn a_producer_overlooked_when_slots_are_given_back_is_woken() {
+    // A quarter of 8 slots goes back together, before the queue is empty.
+    run(8, 10, 7, false);
 }

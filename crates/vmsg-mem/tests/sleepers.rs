@@ -43,6 +43,10 @@ fn run(slots: u32, messages: u32, burst: impl Fn(u32) -> u32 + Send + 'static) -
             let end = messages.min(next + burst(next));
             while next < end && producer.try_push(&next.to_le_bytes()).is_ok() {
                 next += 1;
+                if next % 16 == 0 && producer.publish_early() {
+                    rings += 1;
+                    bell.ring().expect("our own doorbell");
+                }
             }
             if producer.publish() {
                 rings += 1;
