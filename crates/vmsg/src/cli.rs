@@ -6,9 +6,54 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
+/// What `vmsg --help` ends with.
+const FIRST_STEPS: &str = "\
+A network device in one process, shown to QEMU by another:
+  vmsg serve --bus unix,path=b0.sock --device net,id=net0
+  vmsg proxy --bus unix,path=b0.sock --front vhost-user,socket=net.sock,dev=net0
+  vmsg proxy --bus unix,path=b0.sock --front vhost-user,socket=net.sock,dev=net0 --print-qemu
+  vmsg ls --bus unix,path=b0.sock";
+
+/// What `vmsg serve --help` ends with.
+const DEVICES: &str = "\
+All devices:
+  id=NAME        net0, net1, … or rng0, rng1, … by default
+  num=NUMBER     on the bus; the lowest free one by default
+  bus=NAME       the first one by default
+  worker=N       which thread serves it, counted from 0
+
+net:
+  backend=user|none            a private network with DHCP, DNS and a way out (default), or nothing
+  mac=XX:XX:XX:XX:XX:XX        derived from the id by default
+  mtu=BYTES                    576 to 65520; 1500 by default
+  pcap=FILE                    record all frames, for Wireshark
+
+net, backend=user:
+  hostfwd=tcp|udp:[ADDR]:PORT-[GUEST]:PORT
+                               lead a port of the host into the guest; may be repeated;
+                               ADDR is 127.0.0.1 by default
+  net=ADDR/LENGTH              the guest's network; 10.0.2.0/24 by default
+  host=ADDR, dns=ADDR          gateway and name server as the guest sees them: .2 and .3 in it
+  dhcpstart=ADDR               the guest's address: .15 in it
+  hostname=NAME                which DHCP tells the guest
+  resolver=ADDR[:PORT]         name server to ask; those of /etc/resolv.conf by default;
+                               may be repeated
+  host-loopback=on|off         whether the gateway's address leads to services on the host's own
+                               127.0.0.1; on by default
+  restrict=on|off              the guest reaches nothing but who came in by hostfwd; off by default
+
+Example:
+  vmsg serve --bus unix,path=b0.sock --device net,id=net0,hostfwd=tcp::2222-:22 --device rng";
+
 /// virtio for machines that can only exchange messages and share some memory.
 #[derive(Debug, Parser)]
-#[command(name = "vmsg", version, about, max_term_width = 100)]
+#[command(
+    name = "vmsg",
+    version,
+    about = "virtio for machines that can only exchange messages and share some memory",
+    after_help = FIRST_STEPS,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// Say more on stderr; twice for everything. VMSG_LOG=module=level selects.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -36,11 +81,12 @@ pub enum Command {
 
 /// `vmsg serve`.
 #[derive(Debug, Args)]
+#[command(after_help = DEVICES)]
 pub struct ServeArgs {
     /// A bus: unix,path=SOCKET[,message-size=BYTES][,mode=OCTAL]; devices call it by the name of the socket
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
-    /// A device: net[,id=][,num=][,bus=][,backend=user|none][,mac=][,mtu=][,pcap=FILE][,hostfwd=…] or rng[,id=][,num=][,bus=]
+    /// A device: net or rng, and what is to be set about it, as in net,id=net0,mtu=9000; see below
     #[arg(long = "device", value_name = "SPEC", required = true)]
     pub devices: Vec<String>,
     /// Threads that serve the devices' queues

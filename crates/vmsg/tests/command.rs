@@ -195,6 +195,22 @@ fn mistakes_exit_with_2_and_name_what_was_meant() {
 }
 
 #[test]
+fn help_names_every_key_of_a_device() {
+    let folder = TempDir::new().expect("a folder");
+    let help = text(&output(folder.path(), &["serve", "--help"]).stdout);
+    // The error for an unknown key names them all.
+    for kind in ["net", "rng"] {
+        let device = format!("{kind},no-such-key=1");
+        let error = output(folder.path(), &["serve", "--bus", BUS, "--device", &device]);
+        let error = text(&error.stderr);
+        let (_, known) = error.split_once("known: ").expect("the known keys");
+        for key in known.trim().split(", ").map(|key| key.trim_matches('`')) {
+            assert!(help.contains(&format!("{key}=")), "{key}: {help}");
+        }
+    }
+}
+
+#[test]
 fn nobody_at_the_bus_is_an_error_with_a_reason() {
     let folder = TempDir::new().expect("a folder");
     for command in ["ls", "ping"] {
