@@ -5,17 +5,21 @@
 mod common;
 
 use common::{Host, MAX};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_msg::{
-    Channel, ChannelError, ConfigEvent, DeviceState, DeviceStatus, Frame, Generation, Message,
-    QueueIndex, Token,
+    Channel, ChannelError, ConfigEvent, DevNum, DeviceState, DeviceStatus, Frame, Generation,
+    Message, QueueIndex, Token,
 };
 use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
 use vmsg_bus::{Capabilities, DriverBus, loopback};
+use vmsg_mem::{Doorbell, Mapping};
 use vmsg_proxy::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use vmsg_proxy::link::{Link, Source};
 use vmsg_proxy::session::{Op, Options, Outcome, Session, Target};
@@ -48,15 +52,16 @@ impl Flood {
                     while let Ok(Some(len)) = bus.try_recv_with_fds(&mut buf, &mut fds) {
                         answers.extend(host.handle(&buf[..len], std::mem::take(&mut fds)));
                     }
-                    for event in &events {
-                        if let Some(answer) = answers.front()
-                            && bus.try_send(answer).is_ok()
-                        {
-                            answers.pop_front();
-                        }
+                    while let Some(answer) = answers.front()
+                        && bus.try_send(answer).is_ok()
+                    {
+                        answers.pop_front();
+                    }
+                    // As many as go, so that there is always more to take.
+                    for event in events.iter().cycle().take(1000) {
                         match bus.try_send(event) {
                             Ok(()) => sent.fetch_add(1, Ordering::Relaxed),
-                            Err(ChannelError::Full) => continue,
+                            Err(ChannelError::Full) => break,
                             Err(_) => return,
                         };
                     }
@@ -148,23 +153,113 @@ fn options(dir: &tempfile::TempDir) -> VhostUserOptions {
     }
 }
 
+/// A socket as the device host's, bound by hand.
+fn listen(path: &Path) -> OwnedFd {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let address = rustix::net::SocketAddrUnix::new(path).unwrap();
+    rustix::net::bind(&socket, &address).unwrap();
+    rustix::net::listen(&socket, 8).unwrap();
+    socket
+}
+
+/// A host that costs itself nothing: it says once what it has to say, and then only that all of it is new again.
 #[test]
-fn a_flooding_host_cannot_keep_a_link_from_ending() {
-    for _ in 0..4 {
-        let host = Host::net();
-        let session = Session::new(Target::Number(host.number), Options::default());
-        let events = events_of(&host);
-        let (flood, bus) = Flood::start(host, events);
-        let link = Link::start("test", session, Source::Given(Box::new(bus))).unwrap();
-        let handle = link.handle();
-        let described = within(Duration::from_secs(10), "an operation", {
-            let handle = handle.clone();
-            move || handle.call(Op::Describe)
-        });
-        assert!(matches!(described, Ok(Outcome::Device(_))), "{described:?}");
-        flood.wait(1000);
-        within(Duration::from_secs(10), "the end", move || drop(link));
+fn a_queue_that_is_always_full_cannot_keep_a_link_from_ending() {
+    // So long that it is not drained while the host's thread is not scheduled.
+    const SLOTS: u32 = 65536;
+    const TO_DRIVER: u64 = 8 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bus.sock");
+    let socket = listen(&path);
+    let long = Duration::from_secs(600);
+    let options = Options {
+        request_timeout: long,
+        operation_timeout: long,
+        ..Options::default()
+    };
+    let session = Session::new(Target::Number(DevNum(3)), options);
+    let link = Link::start("test", session, Source::Unix(Connector::new(&path, "test"))).unwrap();
+    let peer = rustix::net::accept(&socket).unwrap();
+
+    // docs/bus-unix.md §2: WELCOME with two queues of 64-byte slots.
+    let (memory, file) = Mapping::memfd("queues", 2 * TO_DRIVER, true).unwrap();
+    let mut welcome = b"VMSG".to_vec();
+    welcome.extend([2, 0, 76, 0, 1, 0, 0, 0]);
+    for word in [64, 64, SLOTS, 0x1f, 4] {
+        welcome.extend(word.to_le_bytes());
     }
+    for word in [7, 0, 0, TO_DRIVER, 2 * TO_DRIVER] {
+        welcome.extend(word.to_le_bytes());
+    }
+    welcome.extend([0; 4]);
+    let bells = [(); 2].map(|()| Doorbell::new().unwrap());
+    let fds = [file.as_fd(), bells[0].as_fd(), bells[1].as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
+    let flags = rustix::net::SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(&peer, &[IoSlice::new(&welcome)], &mut control, flags).unwrap();
+
+    let queue = memory
+        .ram()
+        .get(TO_DRIVER as usize, TO_DRIVER as usize)
+        .unwrap();
+    let message = &events_of(&Host::net())[2];
+    for slot in 0..SLOTS as usize {
+        queue.write(0x80 + 64 * slot, message);
+    }
+    // §3: the head right behind the tail is a full queue.
+    let (head, tail) = (
+        queue.atomic_u32(0).unwrap(),
+        queue.atomic_u32(0x40).unwrap(),
+    );
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let full = (tail.load(Ordering::Relaxed) + SLOTS - 1) % SLOTS;
+                head.store(full, Ordering::Release);
+            }
+        });
+        let _ = bells[1].ring();
+        let handle = link.handle();
+        let end = Instant::now() + Duration::from_secs(10);
+        while handle.stats().unwrap().received < 100_000 {
+            assert!(Instant::now() < end, "{:?}", handle.stats());
+        }
+        assert_eq!(handle.stats().unwrap().connections, 1);
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            drop(link);
+            let _ = done.send(());
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(3));
+        stop.store(true, Ordering::Relaxed);
+        assert!(ended.is_ok(), "the link does not end");
+    });
+}
+
+#[test]
+fn operations_come_through_a_flood() {
+    let host = Host::net();
+    let session = Session::new(Target::Number(host.number), Options::default());
+    let events = events_of(&host);
+    let (flood, bus) = Flood::start(host, events);
+    let link = Link::start("test", session, Source::Given(Box::new(bus))).unwrap();
+    let handle = link.handle();
+    flood.wait(1000);
+    let described = within(Duration::from_secs(10), "an operation", move || {
+        handle.call(Op::Describe)
+    });
+    assert!(matches!(described, Ok(Outcome::Device(_))), "{described:?}");
+    flood.wait(1000);
+    within(Duration::from_secs(10), "the end", move || drop(link));
 }
 
 #[test]
@@ -236,16 +331,7 @@ fn a_host_that_slams_the_door_does_not_keep_the_link_busy() {
 fn a_host_that_accepts_and_says_nothing_holds_nobody_up_for_long() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bus.sock");
-    let address = rustix::net::SocketAddrUnix::new(&path).unwrap();
-    let socket = rustix::net::socket_with(
-        rustix::net::AddressFamily::UNIX,
-        rustix::net::SocketType::SEQPACKET,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap();
-    rustix::net::bind(&socket, &address).unwrap();
-    rustix::net::listen(&socket, 8).unwrap();
+    let _socket = listen(&path);
     let session = Session::new(
         Target::Name("x".into()),
         Options {

@@ -47,6 +47,15 @@ fn a_guest_can_be_powered_off_while_the_device_host_hangs() {
 }
 
 #[test]
+fn a_ring_stands_where_it_stands_even_if_the_device_refuses_to_stop() {
+    let stage = Stage::new(Host::rng());
+    let vmm = Vmm::start(&stage, 1);
+    vmm.set_used_index(0, 700);
+    stage.host().refuse_reset = true;
+    assert_eq!(vmm.front.get_vring_base(0).unwrap(), 700);
+}
+
+#[test]
 fn a_guest_can_boot_while_the_device_host_hangs() {
     let stage = Stage::new(Host::net());
     let mut vmm = Vmm::connect(&stage);

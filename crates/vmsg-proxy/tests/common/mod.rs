@@ -31,6 +31,8 @@ pub struct Host {
     pub status: DeviceStatus,
     pub features: FeatureSet,
     pub refuse_features: bool,
+    /// Does not reset.
+    pub refuse_reset: bool,
     pub queues: BTreeMap<u32, VqueueConfig>,
     pub resume: BTreeMap<u32, Resume>,
     pub notify: BTreeMap<u32, (QueueNotify, Vec<OwnedFd>)>,
@@ -71,6 +73,7 @@ impl Host {
             status: DeviceStatus::RESET,
             features: FeatureSet::EMPTY,
             refuse_features: false,
+            refuse_reset: false,
             queues: BTreeMap::new(),
             resume: BTreeMap::new(),
             notify: BTreeMap::new(),
@@ -219,7 +222,8 @@ impl Host {
             }
             Message::GetDeviceStatus => Message::DeviceStatus(self.status),
             Message::SetDeviceStatus(status) => {
-                if status.is_empty() {
+                if status.is_empty() && self.refuse_reset {
+                } else if status.is_empty() {
                     self.reset();
                 } else {
                     self.status = status;
