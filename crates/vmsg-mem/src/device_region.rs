@@ -165,7 +165,7 @@ impl<'m> DeviceRegion<'m> {
     }
 }
 
-/// Device memory has no atomic exchange: [`QueueMemory::swap`] loads and stores.
+/// Device memory has no atomic exchange: [`QueueMemory::take`] loads and stores.
 impl QueueMemory for DeviceRegion<'_> {
     fn len(&self) -> usize {
         self.len

@@ -227,12 +227,12 @@ fn a_producer_that_waits_for_room_is_rung_when_the_queue_is_drained() {
     assert!(!producer.arm_for_room(), "the messages are not out yet");
     assert!(!producer.publish());
     assert!(producer.arm_for_room());
-    for _ in 0..15 {
+    for _ in 0..7 {
         assert!(pop(&mut consumer).is_some());
         assert!(!consumer.release());
     }
     assert!(pop(&mut consumer).is_some());
-    assert!(consumer.release(), "a quarter is free");
+    assert!(consumer.release(), "an eighth is free");
     assert!(!producer.arm_for_room(), "there is room");
     while producer.try_push(b"fill").is_ok() {}
     let _ = producer.publish();

@@ -186,6 +186,6 @@ fn bursts_published_early_around_the_end() {
 
 #[test]
 fn a_producer_overlooked_when_slots_are_given_back_is_woken() {
-    // A quarter of 8 slots goes back together, before the queue is empty.
+    // Slots go back, an eighth of the queue together, long before it is empty.
     run(8, 10, 7, false);
 }
