@@ -27,9 +27,13 @@ impl<'m> Pieces<'m> {
     /// than `usize::MAX` unless the same memory stands in the list many times.
     #[inline]
     pub fn new(pieces: &'m [RamSlice<'m>]) -> Self {
-        let len = pieces
-            .iter()
-            .fold(0usize, |sum, piece| sum.saturating_add(piece.len()));
+        let len = match pieces {
+            [] => 0,
+            [only] => only.len(),
+            many => many
+                .iter()
+                .fold(0usize, |sum, piece| sum.saturating_add(piece.len())),
+        };
         Self {
             pieces,
             skip: 0,
@@ -89,12 +93,19 @@ impl<'m> Pieces<'m> {
             mut skip,
             mut len,
         } = self;
-        pieces.iter().filter_map(move |piece| {
-            let (_, rest) = piece.split_at(skip);
-            skip = skip.saturating_sub(piece.len());
-            let (part, _) = rest.split_at(len);
-            len -= part.len();
-            (!part.is_empty()).then_some(part)
+        let mut pieces = pieces.iter();
+        core::iter::from_fn(move || {
+            while len > 0 {
+                let piece = pieces.next()?;
+                // Only the first piece is cut at its beginning.
+                let offset = core::mem::take(&mut skip);
+                let count = piece.len().saturating_sub(offset).min(len);
+                if count > 0 {
+                    len -= count;
+                    return piece.get(offset, count);
+                }
+            }
+            None
         })
     }
 
