@@ -123,7 +123,9 @@ impl Core {
                     Some(Some(_)) => {
                         catch_unwind(AssertUnwindSafe(|| self.change(slot, command, fds)))
                             .unwrap_or_else(|panic| {
-                                Err(format!("the device panicked: {}", panic_text(&*panic)))
+                                let why = format!("the device panicked: {}", panic_text(&*panic));
+                                self.break_device(slot, why.clone());
+                                Err(why)
                             })
                     }
                     _ => Err(format!("the worker has no device at slot {}", slot.0)),
@@ -135,6 +137,15 @@ impl Core {
                         .map(|notice| Reply::Notice(slot, notice)),
                 );
             }
+        }
+    }
+
+    /// Leaves a device alone until its driver resets it.
+    fn break_device(&mut self, slot: Slot, why: String) {
+        if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
+            entry.broken = true;
+            self.unwatched.push((slot, false));
+            self.notices.push(Notice::Broken { why });
         }
     }
 
@@ -377,9 +388,7 @@ impl Core {
             Err(panic) => Some(format!("the device panicked: {}", panic_text(&*panic))),
         };
         if let Some(why) = why {
-            entry.broken = true;
-            self.unwatched.push((slot, false));
-            self.notices.push(Notice::Broken { why });
+            self.break_device(slot, why);
         }
         for queue in self.again.drain(..) {
             if let Ok(queue) = u16::try_from(queue) {

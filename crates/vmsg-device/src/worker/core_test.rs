@@ -56,11 +56,11 @@ impl Bench {
     fn tell(&mut self, command: Command) -> Result<(), String> {
         self.tickets += 1;
         self.core.command(SLOT, self.tickets, command, &mut NoFds);
-        let replies: Vec<Reply> = self.core.take_replies().collect();
-        match replies.last() {
-            Some(Reply::Done { ticket, result }) if *ticket == self.tickets => result.clone(),
-            other => panic!("{other:?} does not answer the command"),
-        }
+        let answer = self.core.take_replies().find_map(|reply| match reply {
+            Reply::Done { ticket, result } if ticket == self.tickets => Some(result),
+            _ => None,
+        });
+        answer.expect("every command is answered")
     }
 
     fn run(&mut self) -> Vec<Notice> {
@@ -234,6 +234,27 @@ fn a_device_that_panics_needs_reset_and_nothing_else_falls() {
     };
     let why = bench.tell(write).expect_err("the device panics");
     assert!(why.contains("bad write"), "{why}");
+}
+
+#[test]
+fn a_device_that_panics_in_a_command_needs_reset_too() {
+    let mut bench = Bench::new(Box::new(Panicking));
+    let write = Command::WriteConfig {
+        offset: 0,
+        data: vec![1],
+    };
+    bench.core.command(SLOT, 7, write, &mut NoFds);
+    let replies: Vec<Reply> = bench.core.take_replies().collect();
+    assert!(
+        matches!(
+            &replies[..],
+            [
+                Reply::Done { ticket: 7, result: Err(_) },
+                Reply::Notice(SLOT, Notice::Broken { why })
+            ] if why.contains("bad write")
+        ),
+        "{replies:?}"
+    );
 }
 
 #[test]
