@@ -73,6 +73,12 @@ pub enum Error {
         /// The error of the system.
         source: std::io::Error,
     },
+    /// A file lent by the peer is none whose pages the kernel itself provides.
+    #[cfg(feature = "std")]
+    #[error(
+        "the file is not memory that the kernel itself provides; use a memfd or a file in /dev/shm"
+    )]
+    ForeignFile,
     /// A file lent by the peer is too short for the window it claims to back.
     #[cfg(feature = "std")]
     #[error("the file behind a window has {have} bytes, {need} are needed")]
@@ -98,7 +104,7 @@ impl Error {
             #[cfg(feature = "std")]
             Self::Os { .. } => false,
             #[cfg(feature = "std")]
-            Self::FileTooShort { .. } => true,
+            Self::FileTooShort { .. } | Self::ForeignFile => true,
         }
     }
 }

@@ -21,6 +21,8 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
+#[cfg(feature = "std")]
+mod backing;
 mod device_region;
 #[cfg(feature = "std")]
 mod doorbell;
@@ -42,6 +44,8 @@ mod table;
 mod window;
 
 pub use addr::BusAddr;
+#[cfg(feature = "std")]
+pub use backing::check_backing;
 pub use device_region::DeviceRegion;
 #[cfg(feature = "std")]
 pub use doorbell::{Doorbell, RingError};

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::FileType;
 use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 
 /// Windows one connection may have at a time. A guest has a handful; a
@@ -117,12 +116,9 @@ impl Windows {
         } else {
             Access::Read
         };
-        let mapping = check_file(fd)
-            .and_then(|()| {
-                Mapping::of_fd(fd.as_fd(), window.file_offset, window.len, access)
-                    .map_err(|error| error.to_string())
-            })
-            .map_err(|why| self.give_up(Refusal::Descriptor(why)))?;
+        let mapping = vmsg_mem::check_backing(fd.as_fd())
+            .and_then(|()| Mapping::of_fd(fd.as_fd(), window.file_offset, window.len, access))
+            .map_err(|error| self.give_up(Refusal::Descriptor(error.to_string())))?;
         let lent = Lent {
             base: BusAddr(window.base),
             access,
@@ -182,34 +178,6 @@ impl Windows {
         self.live = live;
         Ok(true)
     }
-}
-
-/// A page fault on a file whose contents some other program provides can take
-/// forever; memory must come from a file system that the kernel itself serves.
-/// Devices do in `mmap` and in page faults whatever their drivers like, and
-/// /dev/zero has no end.
-fn check_file(fd: &OwnedFd) -> Result<(), String> {
-    let mode = rustix::fs::fstat(fd)
-        .map_err(|error| format!("fstat: {error}"))?
-        .st_mode;
-    if FileType::from_raw_mode(mode) != FileType::RegularFile {
-        return Err("not a regular file".to_owned());
-    }
-    // linux/magic.h
-    const TMPFS: i64 = 0x0102_1994;
-    const HUGETLBFS: i64 = 0x9584_58f6;
-    const EXT4: i64 = 0xef53;
-    const XFS: i64 = 0x5846_5342;
-    const BTRFS: i64 = 0x9123_683e;
-    let kind = rustix::fs::fstatfs(fd)
-        .map_err(|error| format!("fstatfs: {error}"))?
-        .f_type;
-    if [TMPFS, HUGETLBFS, EXT4, XFS, BTRFS].contains(&kind) {
-        return Ok(());
-    }
-    Err(format!(
-        "file system {kind:#x} is not one whose pages the kernel provides; use a memfd or a file in /dev/shm"
-    ))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use super::wire::{RawRegion, WireError};
 use crate::session::{FileId, Window};
-use rustix::fs::FileType;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use thiserror::Error;
@@ -11,10 +10,6 @@ use vmsg_mem::{Access, Mapping};
 
 /// The most regions: of GET_MAX_MEM_SLOTS, and below what device hosts accept at a time.
 pub(super) const MAX_REGIONS: usize = 48;
-
-/// File systems (linux/magic.h) whose pages the kernel provides: tmpfs, hugetlbfs, ext4, XFS, Btrfs. Device hosts accept the same.
-const KERNEL_SERVED: [rustix::fs::FsWord; 5] =
-    [0x0102_1994, 0x9584_58f6, 0xef53, 0x5846_5342, 0x9123_683e];
 
 /// What is wrong with a memory table.
 #[derive(Debug, Error)]
@@ -50,6 +45,9 @@ pub enum MemoryError {
     /// A file cannot be looked at.
     #[error("cannot look at the file of a region: {0}")]
     Os(#[from] rustix::io::Errno),
+    /// The system does not say what the file of a region is.
+    #[error("cannot look at the file of a region: {0}")]
+    Look(vmsg_mem::Error),
     /// The message itself is broken.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -65,13 +63,11 @@ struct Region {
 impl Region {
     fn new(raw: RawRegion, fd: OwnedFd) -> Result<Region, MemoryError> {
         // First: of a file system that is another program's this is all that can be asked without waiting for that program.
-        if !KERNEL_SERVED.contains(&rustix::fs::fstatfs(&fd)?.f_type) {
-            return Err(MemoryError::Foreign);
-        }
+        vmsg_mem::check_backing(fd.as_fd()).map_err(|error| match error {
+            vmsg_mem::Error::ForeignFile => MemoryError::Foreign,
+            other => MemoryError::Look(other),
+        })?;
         let stat = rustix::fs::fstat(&fd)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(MemoryError::Foreign);
-        }
         // The sum was checked with the message.
         let need = raw.offset.saturating_add(raw.size);
         let have = u64::try_from(stat.st_size).unwrap_or(0);
