@@ -135,8 +135,13 @@ impl Line {
         drop(self.changed.wait_timeout_while(state, PATIENCE, done));
     }
 
+    /// Ends without a farewell, once all is said that was to be said before.
     #[cfg(test)]
     pub(super) fn hang_up(&self) {
+        let said = self.changed.wait_while(self.state(), |state| {
+            !state.waiting.is_empty() && !state.lost
+        });
+        drop(said);
         rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both).expect("connected");
     }
 
