@@ -114,7 +114,8 @@ impl Steps {
         }
         if full {
             let mut long = cargo(&["test", "--workspace", "--release", "--no-fail-fast"]);
-            long.env("PROPTEST_CASES", "10000");
+            long.env("PROPTEST_CASES", "10000")
+                .env("VMSG_SIM_CASES", "20000");
             self.step(report, "tests with many cases", long)?;
         }
         Ok(())
