@@ -16,6 +16,12 @@ A network device in one process, shown to QEMU by another:
 
 /// What `vmsg serve --help` ends with.
 const DEVICES: &str = "\
+A bus:
+  path=SOCKET                  where drivers connect
+  mode=OCTAL                   permissions of the socket; 0600 by default
+  message-size=BYTES, slots=N  the largest message, and the slots for messages in each queue
+  max-connections=N            how many drivers there may be at a time
+
 All devices:
   id=NAME        net0, net1, … or rng0, rng1, … by default
   num=NUMBER     on the bus; the lowest free one by default
@@ -44,6 +50,19 @@ net, backend=user:
 
 Example:
   vmsg serve --bus unix,path=b0.sock --device net,id=net0,hostfwd=tcp::2222-:22 --device rng";
+
+/// What `vmsg proxy --help` ends with.
+const FRONTS: &str = "\
+vhost-user:
+  socket=PATH    where QEMU connects
+  dev=NUMBER|ID  the device on the bus, as `vmsg ls` shows it
+  bus=N          which --bus it is on, counted from 0; the first one by default
+  mode=OCTAL     permissions of the socket; 0600 by default
+  config=on|off  whether QEMU is to read the device's configuration from here; on by default,
+                 except for network devices
+
+What --print-qemu prints is for QEMU 7.2 and for a shell; in a script:
+  eval \"qemu-system-x86_64 -kernel … $(vmsg proxy … --print-qemu)\"";
 
 /// virtio for machines that can only exchange messages and share some memory.
 #[derive(Debug, Parser)]
@@ -83,10 +102,10 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = DEVICES)]
 pub struct ServeArgs {
-    /// A bus: unix,path=SOCKET[,message-size=BYTES][,mode=OCTAL]; devices call it by the name of the socket
+    /// A bus: unix,path=SOCKET; devices call it by the name of the socket without its ending; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
-    /// A device: net or rng, and what is to be set about it, as in net,id=net0,mtu=9000; see below
+    /// A device: net or rng, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
     #[arg(long = "device", value_name = "SPEC", required = true)]
     pub devices: Vec<String>,
     /// Threads that serve the devices' queues
@@ -103,14 +122,15 @@ fn workers() -> RangedU64ValueParser<usize> {
 
 /// `vmsg proxy`.
 #[derive(Debug, Args)]
+#[command(after_help = FRONTS)]
 pub struct ProxyArgs {
-    /// A bus where devices are: unix,path=SOCKET
+    /// A bus where devices are: unix,path=SOCKET; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
-    /// A front: vhost-user,socket=PATH,dev=NUMBER|ID
+    /// A front: vhost-user,socket=PATH,dev=NUMBER|ID; may be repeated
     #[arg(long = "front", value_name = "SPEC", required = true)]
     pub fronts: Vec<String>,
-    /// Print the QEMU arguments that fit the fronts, and do nothing else
+    /// Print the QEMU arguments that fit the fronts, and do nothing else; `serve` must be running
     #[arg(long)]
     pub print_qemu: bool,
     /// With --print-qemu: the kind of machine the guest is
