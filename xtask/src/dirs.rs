@@ -4,15 +4,23 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-/// The root of the workspace this program was built from.
+/// The root of the workspace that cargo runs this program for. Two clones that share a target folder also share
+/// this program: cargo's word at run time counts, not where it was built.
 pub(crate) fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies one folder below the workspace")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let xtask = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        xtask
+            .parent()
+            .expect("xtask lies one folder below the workspace")
+            .to_owned()
+    });
+    &ROOT
 }
 
 /// Cargo's target folder.

@@ -105,13 +105,9 @@ impl Vmsg {
                 String::from_utf8_lossy(&output.stderr)
             );
         }
+        // As the shell splits what `$(…)` gives.
         let text = String::from_utf8_lossy(&output.stdout);
-        // For a shell, hence with a backslash at the end of a line.
-        Ok(text
-            .split_whitespace()
-            .filter(|word| *word != "\\")
-            .map(str::to_owned)
-            .collect())
+        Ok(text.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Starts a process and waits for one `ready` line for each entry of `ready`, in any order.

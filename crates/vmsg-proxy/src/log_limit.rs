@@ -22,12 +22,12 @@ struct State {
 }
 
 impl LogLimit {
-    /// Whether a line may be written now; then how many were not since the last one.
-    pub(crate) fn admit(&self) -> Option<u64> {
+    /// Whether a line may be written now; then how many were not since the last one, if any.
+    pub(crate) fn admit(&self) -> Option<Option<u64>> {
         self.admit_at(Instant::now())
     }
 
-    fn admit_at(&self, now: Instant) -> Option<u64> {
+    fn admit_at(&self, now: Instant) -> Option<Option<u64>> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = *state.since.get_or_insert(now);
         let earned = now.saturating_duration_since(since).as_secs() / PACE.as_secs();
@@ -39,7 +39,8 @@ impl LogLimit {
         }
         if state.spent < BURST {
             state.spent += 1;
-            Some(std::mem::take(&mut state.withheld))
+            let withheld = std::mem::take(&mut state.withheld);
+            Some((withheld > 0).then_some(withheld))
         } else {
             state.withheld += 1;
             None

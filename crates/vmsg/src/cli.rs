@@ -61,8 +61,8 @@ vhost-user:
   config=on|off  whether QEMU is to read the device's configuration from here; on by default,
                  except for network devices
 
-What --print-qemu prints is for QEMU 7.2 and for a shell; in a script:
-  eval \"qemu-system-x86_64 -kernel … $(vmsg proxy … --print-qemu)\"";
+What --print-qemu prints can be pasted into a shell, or used in a script:
+  qemu-system-x86_64 -kernel … $(vmsg proxy … --print-qemu)";
 
 /// virtio for machines that can only exchange messages and share some memory.
 #[derive(Debug, Parser)]
@@ -136,6 +136,9 @@ pub struct ProxyArgs {
     /// With --print-qemu: the kind of machine the guest is
     #[arg(long, value_name = "x86|arm64", default_value = "x86")]
     pub machine: String,
+    /// With --print-qemu: which QEMU it is for
+    #[arg(long, value_name = "MAJOR.MINOR", default_value = "7.2")]
+    pub qemu_version: String,
     /// With --print-qemu: the guest's memory
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: String,

@@ -26,7 +26,12 @@ fn connect(spec: &str, timeout: u64) -> anyhow::Result<BusClient> {
         .observer()
         .timeout(timeout)
         .connect()
-        .with_context(|| format!("cannot reach a device host at {}", unix.path.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot reach a device host at {} (start one with `vmsg serve`)",
+                unix.path.display()
+            )
+        })?;
     let room = 2 * virtio_msg::Channel::max_message_size(&bus);
     let mut client = Client::new(bus, Sleep::new(), vec![0; room])?;
     client.set_timeout(timeout);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg proxy`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use anyhow::Context;
 use vmsg_bus::{BusSpec, keyval};
@@ -28,6 +28,13 @@ pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
             keyval::from_str(text).map_err(|error| Usage(format!("--front {text}: {error}")))
         })
         .collect::<Result<_, _>>()?;
+    if let Some(front) = fronts.iter().find(|front| front.bus >= specs.len()) {
+        let (bus, count) = (front.bus, specs.len());
+        return Err(Usage(format!(
+            "a front has bus={bus}, but buses are counted from 0 and {count} given"
+        ))
+        .into());
+    }
     if args.print_qemu {
         return print(&args, &specs, &fronts);
     }
@@ -53,23 +60,46 @@ fn print(args: &ProxyArgs, buses: &[BusSpec], fronts: &[FrontSpec]) -> anyhow::R
     let arch = match args.machine.as_str() {
         "x86" => Arch::X86,
         "arm64" => Arch::Arm64,
-        other => return Err(Usage(format!("--machine {other}: x86 or arm64")).into()),
+        other => return Err(Usage(format!("--machine {other}: must be x86 or arm64")).into()),
     };
     let machine = Machine {
         arch,
         memory: args.memory.clone(),
-        ..Machine::default()
+        version: parse_version(&args.qemu_version)?,
     };
+    let digits = args
+        .memory
+        .trim_end_matches(['K', 'M', 'G', 'T', 'k', 'm', 'g', 't']);
+    if args.memory.len() > digits.len() + 1 || digits.parse::<u64>().is_err() {
+        return Err(Usage(format!("--memory {}: write it as 512M or 2G", args.memory)).into());
+    }
     let mut lines = vec![to_shell(&machine_args(&machine))];
     for front in fronts {
-        let bus = buses
-            .get(front.bus)
-            .ok_or_else(|| Usage(format!("there is no bus {}", front.bus)))?;
+        let bus = &buses[front.bus];
         let link = vmsg_proxy::connect(bus, &front.dev, "vmsg print-qemu")?;
         let text = print_qemu(front, &link.handle(), &machine)
-            .with_context(|| format!("the device host does not say what {} is", front.dev.0))?;
+            .with_context(|| {
+                format!(
+                    "nothing is known of {} (is `vmsg serve` running, and does `vmsg ls --bus {bus}` show it?)",
+                    front.dev.0
+                )
+            })?;
         lines.push(text);
     }
-    writeln!(Out::lock(), "{}", lines.join(" \\\n"))?;
+    // For a person to paste; a script's `$(…)` would take the backslashes for arguments.
+    let terminal = std::io::stdout().is_terminal();
+    let end = if terminal { " \\\n" } else { "\n" };
+    writeln!(Out::lock(), "{}", lines.join(end).replace(" \\\n", end))?;
     Ok(())
+}
+
+/// `7.2` or `11.1.3` as major and minor version.
+fn parse_version(text: &str) -> Result<(u32, u32), Usage> {
+    let mut numbers = text.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(Usage(format!(
+            "--qemu-version {text}: write it as `qemu-system-x86_64 --version` does, such as 7.2"
+        ))),
+    }
 }

@@ -386,6 +386,13 @@ fn the_qemu_arguments_fit_the_devices() {
         for part in parts {
             assert!(printed.contains(part), "{part} is missing: {printed}");
         }
+        assert!(!printed.contains('\\'), "for `$(…)` of a script: {printed}");
     }
+    let mut args = vec!["proxy", "--print-qemu", "--bus", BUS];
+    args.extend(fronts);
+    args.extend(["--qemu-version", "11.1"]);
+    let printed = text(&output(folder.path(), &args).stdout);
+    assert!(printed.contains("reconnect-ms="), "{printed}");
+    assert!(!printed.contains("vectors=0"), "{printed}");
     host.end();
 }
