@@ -5,19 +5,16 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_msg::device::{self, Action, ActionResult, DeviceMachine, Options, QueueSlot};
-use virtio_msg::{
-    DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, Token, VqueueConfig, decode,
-};
+use virtio_msg::device::{self, ActionResult, DeviceMachine, Options, QueueSlot};
+use virtio_msg::{DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, Token, decode};
 use vmsg_bus::control::Request;
-use vmsg_mem::{BusAddr, WindowTable};
-use vmsg_queue::QueueConfig;
+use vmsg_mem::WindowTable;
 
 use super::connection::{ConnId, Connection, Peer};
 use super::entry::{Entry, Handled, Holder, encode};
 use super::log_limit::LogLimit;
 use crate::device::{Device, Identity};
-use crate::worker::{Command, Notice, QueueStart, Reply, Slot};
+use crate::worker::{Command, Notice, Reply, Slot};
 
 /// Largest message the host makes room for: the header, the fields of
 /// EVENT_CONFIG and 256 bytes of configuration, rounded up.
@@ -385,7 +382,7 @@ impl Core {
         self.next_ticket
     }
 
-    fn order(&mut self, num: u16, ticket: u64, command: Command) {
+    pub(super) fn order(&mut self, num: u16, ticket: u64, command: Command) {
         let Some(entry) = self.entries.get(&num) else {
             return;
         };
@@ -542,66 +539,6 @@ impl Core {
         }
         any
     }
-
-    fn act(&mut self, num: u16, action: Action) {
-        let Some(entry) = self.entries.get_mut(&num) else {
-            return;
-        };
-        let machine = Waiter::Machine(num);
-        match action {
-            Action::Reset => {
-                entry.resumes.clear();
-                self.order_for(num, machine, Command::Reset);
-            }
-            Action::FeaturesOk(_) | Action::Failed => entry.complete(ActionResult::Done),
-            Action::DriverOk => {
-                let features = entry.machine.features();
-                self.order_for(num, machine, Command::DriverOk(features));
-            }
-            Action::SetQueue(_, queue) => {
-                let resume = entry.resumes.remove(&queue.index.0);
-                let features = entry.machine.features();
-                match queue_config(&queue) {
-                    Some(config) => {
-                        let queue = queue.index.to_usize();
-                        let start = QueueStart {
-                            queue,
-                            config,
-                            features,
-                            resume,
-                        };
-                        self.order_for(num, machine, Command::StartQueue(start));
-                    }
-                    None => entry.complete(ActionResult::Refused),
-                }
-            }
-            Action::ResetQueue(queue) => {
-                self.order_for(num, machine, Command::ResetQueue(queue.to_usize()));
-            }
-            Action::WriteConfig { offset, .. } => {
-                let data = entry.machine.pending_config().to_vec();
-                let offset = usize::try_from(offset).expect("inside the space");
-                self.order_for(num, machine, Command::WriteConfig { offset, data });
-            }
-            Action::Avail { queue, .. } => {
-                let queue = queue.to_usize();
-                if let Some(pending) = entry.kicks.get(queue).filter(|pending| pending.set()) {
-                    let pending = Arc::clone(pending);
-                    self.order(num, 0, Command::Kick { queue, pending });
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-fn queue_config(queue: &VqueueConfig) -> Option<QueueConfig> {
-    Some(QueueConfig {
-        size: queue.size.to_u16()?,
-        desc: BusAddr(queue.descriptor),
-        driver: BusAddr(queue.driver),
-        device: BusAddr(queue.device),
-    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! [`Core`] holds the devices' state machines, the connections and what they
 //! have lent; it does no I/O. [`Host`] is the thread around it.
 
+mod actions;
 mod bus_messages;
 mod connection;
 mod core;
