@@ -2,9 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use virtio_msg::{ConfigEvent, DeviceStatus, FeatureBlocks, FeatureSet, QueueSize};
+use virtio_msg::{ConfigEvent, DeviceStatus, FeatureBlocks, FeatureSet, QueueSize, VqueueConfig};
 use vmsg_bus::control::{Response, Status, WindowAdd};
-use vmsg_mem::Mapping;
+use vmsg_mem::{BusAddr, Mapping};
 
 use super::*;
 use crate::net::{Mac, Net, Settings};
