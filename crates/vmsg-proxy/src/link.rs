@@ -433,7 +433,8 @@ impl Runner {
                         tracing::warn!(
                             link = self.name,
                             unsaid,
-                            "the device host has no such device; waiting for it"
+                            "the device host has no {}; `vmsg ls` shows what it has; waiting for it",
+                            self.session.target()
                         );
                     }
                 }

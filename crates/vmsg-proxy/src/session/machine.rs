@@ -392,6 +392,11 @@ impl Session {
         self.phase == Phase::Ready
     }
 
+    /// Which device it is for.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// What has happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
