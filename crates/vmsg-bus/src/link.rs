@@ -383,7 +383,8 @@ impl Link {
         let epoll = self.poll_fd()?;
         let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 2];
         loop {
-            let left = deadline.map(|d| timespec(d.saturating_duration_since(Instant::now())));
+            let left = deadline
+                .and_then(|d| Timespec::try_from(d.saturating_duration_since(Instant::now())).ok());
             match epoll::wait(epoll, &mut events, left.as_ref()) {
                 Ok((events, _)) => return Ok(!events.is_empty()),
                 Err(rustix::io::Errno::INTR) => {}
@@ -405,12 +406,5 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-pub(crate) fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(duration.subsec_nanos()),
     }
 }

@@ -43,7 +43,8 @@ pub trait Device: Send {
     /// The driver is ready (DRIVER_OK); `features` are the negotiated ones.
     fn activate(&mut self, features: &FeatureSet);
 
-    /// Back to the state after creation; requests in flight are forgotten.
+    /// Back to the state after creation; requests in flight, and what the driver
+    /// has changed in the configuration, are forgotten.
     fn reset(&mut self);
 
     /// Works on `queue`, at most about `budget` chains of it.

@@ -281,12 +281,9 @@ impl CallWait {
                 self.epoll.insert(epoll)
             }
         };
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        };
+        let timeout = Timespec::try_from(timeout).ok();
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 4];
-        match epoll::wait(epoll, &mut events, Some(&timeout)) {
+        match epoll::wait(epoll, &mut events, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(failed(error)),
         }

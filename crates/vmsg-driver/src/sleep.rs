@@ -73,12 +73,9 @@ impl Sleep {
         };
         let now = Instant(nanos(self.start.elapsed()));
         let left = deadline.saturating_since(now);
-        let left = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
+        let left = Timespec::try_from(left).ok();
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 2];
-        match epoll::wait(epoll, &mut events, Some(&left)) {
+        match epoll::wait(epoll, &mut events, left.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }

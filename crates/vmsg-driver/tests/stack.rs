@@ -239,6 +239,30 @@ fn commands_over_the_control_queue_are_acknowledged_or_refused() {
 }
 
 #[test]
+fn an_address_that_a_driver_sets_shows_and_is_gone_with_it() {
+    let host = over_unix();
+    let mut first = connect(&host, "first");
+    let pool = pool();
+    pool.lend(&mut first, 1).unwrap();
+    let mut net = NetDriver::new(first, NET, &pool, &NetOptions::default()).unwrap();
+    let mac = [0x52, 0x54, 0, 9, 9, 9];
+    assert_eq!(net.control(1, 1, &mac, PATIENCE).unwrap(), 0);
+    // The acknowledgement comes from the queue, the configuration by another way.
+    let deadline = Instant::now() + PATIENCE;
+    while net.mac().unwrap() != Some(mac) {
+        assert!(
+            Instant::now() < deadline,
+            "the configuration has the old address"
+        );
+    }
+    drop(net);
+    let mut second = connect(&host, "second");
+    let mut read = [0; 6];
+    second.read_config(NET, 0, &mut read).unwrap();
+    assert_eq!(read, MAC, "the next driver finds the device as it was");
+}
+
+#[test]
 fn a_driver_asleep_notices_that_the_host_is_gone() {
     let host = over_unix();
     let mut client = connect(&host, "net");

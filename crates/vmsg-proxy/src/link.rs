@@ -485,7 +485,8 @@ impl Runner {
             }
             Phase::Asleep | Phase::Over => {}
         }
-        let timeout = until.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        let timeout = until
+            .and_then(|at| Timespec::try_from(at.saturating_duration_since(Instant::now())).ok());
         let watch = state
             .connector
             .as_ref()
@@ -517,13 +518,5 @@ impl Runner {
             let _ = bus.clear_poll_fd();
         }
         !stopped
-    }
-}
-
-/// Rounded up, so that a timer is over when the sleep is.
-pub(crate) fn timespec(d: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(d.subsec_nanos()),
     }
 }

@@ -36,10 +36,7 @@ impl Interrupt {
     fn poll(&self, due: Option<Instant>) -> std::io::Result<bool> {
         loop {
             let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-            let timeout = left.map(|left| Timespec {
-                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            });
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             let fd = self.signal.as_fd();
             match poll(
                 &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],

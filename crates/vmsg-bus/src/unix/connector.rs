@@ -6,10 +6,10 @@ use super::frame::{Answer, Hello, MAX_FRAME, RefuseReason, VERSION, Welcome};
 use super::packet;
 use crate::bell::Bell;
 use crate::carrier::Carrier;
-use crate::link::{Parts, timespec};
+use crate::link::Parts;
 use crate::memory::Part;
 use crate::{Capabilities, DriverBus, Peer};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SocketAddrUnix, SocketFlags};
@@ -174,7 +174,7 @@ impl Connector {
                 });
             }
             let mut fds = [PollFd::new(&connecting, PollFlags::IN)];
-            match poll(&mut fds, Some(&timespec(left))) {
+            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(self.os("wait for", error)),
             }

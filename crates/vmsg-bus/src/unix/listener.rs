@@ -11,6 +11,7 @@ use crate::memory::Part;
 use crate::{
     Capabilities, DEFAULT_MESSAGE_SIZE, DEFAULT_SLOTS, DeviceBus, MESSAGE_SIZES, Peer, SLOTS,
 };
+use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -205,11 +206,8 @@ impl Listener {
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 32];
         // Bounded: whoever connects all the time must not keep the caller here. The listener stays readable.
         for _ in 0..ROUNDS {
-            let (ready, _) = match epoll::wait(
-                &self.epoll,
-                &mut events,
-                Some(&crate::link::timespec(Duration::ZERO)),
-            ) {
+            let (ready, _) = match epoll::wait(&self.epoll, &mut events, Some(&Timespec::default()))
+            {
                 Ok(ready) => ready,
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use virtio_msg::{Channel, ChannelError, DevNum};
 use vmsg_bus::DeviceBus;
@@ -279,10 +280,7 @@ impl Host {
         } else {
             listening
         };
-        let timeout = timeout.map(|left| rustix::event::Timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
+        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         match epoll::wait(
             &self.epoll,
             rustix::buffer::spare_capacity(events),

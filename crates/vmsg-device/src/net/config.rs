@@ -71,6 +71,8 @@ const SIZE: usize = 12;
 #[derive(Debug)]
 pub(super) struct NetConfig {
     bytes: [u8; SIZE],
+    /// The address before any driver has set another.
+    original: Mac,
     mtu: bool,
 }
 
@@ -83,6 +85,7 @@ impl NetConfig {
         bytes[10..12].copy_from_slice(&settings.mtu.unwrap_or(0).to_le_bytes());
         Self {
             bytes,
+            original: settings.mac,
             mtu: settings.mtu.is_some(),
         }
     }
@@ -98,6 +101,11 @@ impl NetConfig {
     pub(super) fn mac(&self) -> Mac {
         let [a, b, c, d, e, f, ..] = self.bytes;
         Mac([a, b, c, d, e, f])
+    }
+
+    /// Forgets what a driver has set; the link stays as it is.
+    pub(super) fn reset(&mut self) {
+        self.set_mac(self.original);
     }
 
     pub(super) fn set_mac(&mut self, mac: Mac) {

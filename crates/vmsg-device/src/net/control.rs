@@ -20,90 +20,64 @@ const MAC_ADDR_SET: u8 = 1;
 /// Addresses of one kind that a driver may list; more mean "all of them".
 const TABLE_LIMIT: u32 = 1024;
 
-/// What the driver has asked for through the control queue.
-#[derive(Debug)]
-pub(super) struct Control {
-    original: Mac,
-    promiscuous: bool,
-    all_multicast: bool,
+/// Carries out what the driver asks for through the control queue. Receive modes
+/// are taken and have no effect: a back end only sends what is for this device.
+pub(super) fn process(
+    queue: usize,
+    config: &mut NetConfig,
+    io: &mut Io<'_>,
+) -> Result<Progress, DeviceError> {
+    let Some(Some(active)) = io.queues.get_mut(queue) else {
+        return Ok(Progress::Idle);
+    };
+    let ring = active.ring();
+    let failed = |source| DeviceError::Queue { queue, source };
+    let batch = ring.pop(io.space, io.storage, BATCH).map_err(failed)?;
+    let count = batch.len();
+    let before = config.mac();
+    for chain in batch.iter() {
+        let ack = command(chain.readable(), config);
+        let written = chain.writable().write(&[ack.map_or(ERR, |()| OK)]);
+        let written = u32::try_from(written).expect("one byte at most");
+        ring.complete(io.space, chain.head(), written)
+            .map_err(failed)?;
+    }
+    if config.mac() != before {
+        io.config_changed(0, &config.mac().0);
+    }
+    io.publish(queue)?;
+    Ok(if count == 0 {
+        Progress::Idle
+    } else {
+        Progress::More
+    })
 }
 
-impl Control {
-    pub(super) fn new(mac: Mac) -> Self {
-        Self {
-            original: mac,
-            promiscuous: true,
-            all_multicast: true,
+/// Carries out one command; `None` if it is unknown or malformed.
+fn command(command: Pieces<'_>, config: &mut NetConfig) -> Option<()> {
+    let [class, code] = command.read_array()?;
+    let data = command.skip(2);
+    match (class, code) {
+        (CLASS_RX, RX_PROMISC | RX_ALLMULTI) => flag(data)?,
+        (CLASS_MAC, MAC_TABLE_SET) => {
+            let rest = table(data)?;
+            table(rest)?;
         }
-    }
-
-    /// Modes as they are before a driver has asked for others.
-    pub(super) fn reset(&mut self) {
-        *self = Self::new(self.original);
-    }
-
-    pub(super) fn process(
-        &mut self,
-        queue: usize,
-        config: &mut NetConfig,
-        io: &mut Io<'_>,
-    ) -> Result<Progress, DeviceError> {
-        let Some(Some(active)) = io.queues.get_mut(queue) else {
-            return Ok(Progress::Idle);
-        };
-        let ring = active.ring();
-        let failed = |source| DeviceError::Queue { queue, source };
-        let batch = ring.pop(io.space, io.storage, BATCH).map_err(failed)?;
-        let count = batch.len();
-        let before = config.mac();
-        for chain in batch.iter() {
-            let ack = self.command(chain.readable(), config);
-            let written = chain.writable().write(&[ack.map_or(ERR, |()| OK)]);
-            let written = u32::try_from(written).expect("one byte at most");
-            ring.complete(io.space, chain.head(), written)
-                .map_err(failed)?;
-        }
-        if config.mac() != before {
-            io.config_changed(0, &config.mac().0);
-        }
-        io.publish(queue)?;
-        Ok(if count == 0 {
-            Progress::Idle
-        } else {
-            Progress::More
-        })
-    }
-
-    /// Carries out one command; `None` if it is unknown or malformed.
-    fn command(&mut self, command: Pieces<'_>, config: &mut NetConfig) -> Option<()> {
-        let [class, code] = command.read_array()?;
-        let data = command.skip(2);
-        match (class, code) {
-            (CLASS_RX, RX_PROMISC) => self.promiscuous = flag(data)?,
-            (CLASS_RX, RX_ALLMULTI) => self.all_multicast = flag(data)?,
-            (CLASS_MAC, MAC_TABLE_SET) => {
-                let rest = table(data)?;
-                table(rest)?;
+        (CLASS_MAC, MAC_ADDR_SET) => {
+            let mac = Mac(data.read_array()?);
+            if !mac.is_unicast() {
+                return None;
             }
-            (CLASS_MAC, MAC_ADDR_SET) => {
-                let mac = Mac(data.read_array()?);
-                if !mac.is_unicast() {
-                    return None;
-                }
-                config.set_mac(mac);
-            }
-            _ => return None,
+            config.set_mac(mac);
         }
-        Some(())
+        _ => return None,
     }
+    Some(())
 }
 
-fn flag(data: Pieces<'_>) -> Option<bool> {
-    match data.read_array()? {
-        [0] => Some(false),
-        [1] => Some(true),
-        _ => None,
-    }
+/// Checks for a byte that is 0 or 1.
+fn flag(data: Pieces<'_>) -> Option<()> {
+    matches!(data.read_array()?, [0 | 1]).then_some(())
 }
 
 /// Checks one table of addresses (count u32, then 6 bytes each); returns what follows it.

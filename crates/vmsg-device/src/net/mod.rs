@@ -13,7 +13,6 @@ use virtio_msg::FeatureSet;
 use vmsg_net::{Backend, Offloads};
 
 use self::config::NetConfig;
-use self::control::Control;
 use crate::device::{
     Device, DeviceError, Identity, Io, Progress, QUEUE_SIZE, VENDOR_ID, transport_features,
 };
@@ -85,7 +84,6 @@ pub struct Counters {
 /// A network device and the back end it plugs into.
 pub struct Net {
     config: NetConfig,
-    control: Control,
     backend: Box<dyn Backend>,
     mergeable: bool,
     /// The back end refused a frame; transmission goes on after it was polled.
@@ -105,7 +103,6 @@ impl Net {
     pub fn new(settings: &Settings, backend: Box<dyn Backend>) -> Self {
         Self {
             config: NetConfig::new(settings),
-            control: Control::new(settings.mac),
             backend,
             mergeable: false,
             blocked: false,
@@ -188,15 +185,14 @@ impl Device for Net {
 
     fn reset(&mut self) {
         let Self {
-            config: _,
-            control,
+            config,
             backend,
             mergeable,
             blocked,
             counters: _,
             scratch: _,
         } = self;
-        control.reset();
+        config.reset();
         backend.set_guest_offloads(Offloads::NONE);
         *mergeable = false;
         *blocked = false;
@@ -220,7 +216,7 @@ impl Device for Net {
                 self.receive(io)?;
                 Ok(progress)
             }
-            CONTROL => self.control.process(CONTROL, &mut self.config, io),
+            CONTROL => control::process(CONTROL, &mut self.config, io),
             _ => Ok(Progress::Idle),
         }
     }

@@ -317,6 +317,9 @@ impl Core {
                 if entry.reset(fds) {
                     self.unwatched.push((slot, true));
                 }
+                // What the driver had changed is undone; the machine has a copy of it.
+                let data = entry.device.config();
+                self.notices.push(Notice::Config { offset: 0, data });
                 self.set_timer(slot);
             }
             Command::WriteConfig { offset, data } => {

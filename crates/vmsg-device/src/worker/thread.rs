@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use vmsg_mem::Doorbell;
 
@@ -192,10 +193,7 @@ impl Thread {
                 .next_timeout()
                 .map(|due| due.saturating_duration_since(Instant::now()))
         };
-        let timeout = timeout.map(|left| rustix::time::Timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
+        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         match epoll::wait(
             &self.poll.epoll,
             rustix::buffer::spare_capacity(events),

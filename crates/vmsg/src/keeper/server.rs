@@ -61,11 +61,8 @@ fn keep(listener: &OwnedFd, patience: Duration) -> anyhow::Result<()> {
     let mut held = Held::new();
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        let timeout = Timespec {
-            tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: patience.subsec_nanos().into(),
-        };
-        match poll(&mut fds, Some(&timeout)) {
+        let timeout = Timespec::try_from(patience).ok();
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(Errno::INTR) => continue,

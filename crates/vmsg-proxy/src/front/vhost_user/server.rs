@@ -5,10 +5,10 @@ use super::guest::{Guest, GuestError, Reply};
 use super::memory::MemoryError;
 use super::socket::{Connection, ConnectionError};
 use super::wire::Request;
-use crate::link::{SessionHandle, timespec};
+use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
 use crate::session::OpError;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::fs;
 use std::io;
@@ -309,7 +309,12 @@ impl Server {
         }
         let news = self.session.event_fd();
         fds.push(PollFd::new(&news, PollFlags::IN));
-        let waited = poll(&mut fds, pause.map(timespec).as_ref());
+        let waited = poll(
+            &mut fds,
+            pause
+                .and_then(|left| Timespec::try_from(left).ok())
+                .as_ref(),
+        );
         self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         if !matches!(waited, Ok(_) | Err(Errno::INTR)) || !fds[0].revents().is_empty() {
             return false;
@@ -416,7 +421,12 @@ impl Server {
             .chain(guest.tells_of_changes_at())
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()));
-        let waited = poll(&mut fds, patience.map(timespec).as_ref());
+        let waited = poll(
+            &mut fds,
+            patience
+                .and_then(|left| Timespec::try_from(left).ok())
+                .as_ref(),
+        );
         self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         match waited {
             Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => Ok(()),
