@@ -13,7 +13,7 @@ use guest_tcp::{Amount, BATCH, Frame, Guest, HEADERS, SEGMENT, Wire};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmsg_mem::{Pieces, RamSlice};
 use vmsg_net::user::{User, UserConfig};
-use vmsg_net::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
+use vmsg_net::{Backend, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 /// Bytes of a receive buffer: a frame as large as they get.
 const BUFFER: usize = 65600;
@@ -44,7 +44,7 @@ struct Buffers<'a> {
 }
 
 impl RxSink for Buffers<'_> {
-    fn offer(&mut self, len: usize) -> Option<Pieces<'_>> {
+    fn offer(&mut self, _: Target<'_>, len: usize) -> Option<Pieces<'_>> {
         let room = Pieces::new(&self.buffers[self.next]);
         (self.left > 0 && len <= room.len()).then_some(room)
     }
@@ -87,7 +87,7 @@ impl Wire for Direct<'_> {
                 payload: Pieces::new(pieces),
             })
             .collect();
-        let taken = self.user.transmit(Instant::now(), &frames);
+        let taken = self.user.transmit(Instant::now(), 0, &frames);
         assert_eq!(taken, frames.len(), "the stack takes whatever comes");
     }
 
@@ -116,7 +116,10 @@ impl Wire for Direct<'_> {
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
     let mut user = User::new(UserConfig::default()).expect("a stack");
-    user.set_guest_offloads(OFFLOADS);
+    user.set_guest(&vmsg_net::Guest {
+        offloads: OFFLOADS,
+        ..vmsg_net::Guest::NONE
+    });
     let store = memory(BUFFERS * BUFFER);
     let all = RamSlice::from_atomics(&store);
     let heads = memory(BATCH * HEAD);

@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use crate::{Offloads, RxSink, TxFrame};
+use crate::{Guest, Offloads, RxSink, TxFrame};
 
 /// The other end of a network device's cable.
 ///
@@ -13,11 +13,17 @@ use crate::{Offloads, RxSink, TxFrame};
 /// calls [`poll`](Self::poll), and then [`receive`](Self::receive) as long as
 /// [`has_frames`](Self::has_frames) and the guest has buffers.
 pub trait Backend: Send {
+    /// The most queue pairs that this back end has use for.
+    fn queue_pairs(&self) -> u16 {
+        1
+    }
+
     /// All that this back end can do; a device offers no more than this to its guest.
     fn offloads(&self) -> Offloads;
 
-    /// What the guest has negotiated. Until then it is [`Offloads::NONE`].
-    fn set_guest_offloads(&mut self, offloads: Offloads);
+    /// What the guest has negotiated and enabled; called again whenever that changes. Until then
+    /// it is [`Guest::NONE`].
+    fn set_guest(&mut self, guest: &Guest);
 
     /// A descriptor that is readable when [`poll`](Self::poll) has something to do. It stays the
     /// same as long as the back end lives.
@@ -30,11 +36,17 @@ pub trait Backend: Send {
     /// Looks after events and timers.
     fn poll(&mut self, now: Instant);
 
-    /// Takes frames from the guest; returns how many it has taken, in order. Fewer than all: call
+    /// False while the cable leads nowhere: no carrier, the peer is gone. It is looked at after
+    /// each [`poll`](Self::poll); the guest hears of a change.
+    fn link_is_up(&self) -> bool {
+        true
+    }
+
+    /// Takes frames that the guest sends on its queue pair `pair`; returns how many it has taken, in order. Fewer than all: call
     /// again with the rest after the next [`poll`](Self::poll).
     ///
     /// Frames come as the guest made them. A bad one is taken, counted and dropped.
-    fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize;
+    fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize;
 
     /// Hands frames for the guest to `sink` until there are no more, `sink` has no room, or this
     /// back end finds that others should have a turn; returns how many it were.
@@ -49,12 +61,16 @@ pub trait Backend: Send {
 }
 
 impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn queue_pairs(&self) -> u16 {
+        (**self).queue_pairs()
+    }
+
     fn offloads(&self) -> Offloads {
         (**self).offloads()
     }
 
-    fn set_guest_offloads(&mut self, offloads: Offloads) {
-        (**self).set_guest_offloads(offloads);
+    fn set_guest(&mut self, guest: &Guest) {
+        (**self).set_guest(guest);
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -69,8 +85,12 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
         (**self).poll(now);
     }
 
-    fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize {
-        (**self).transmit(now, frames)
+    fn link_is_up(&self) -> bool {
+        (**self).link_is_up()
+    }
+
+    fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize {
+        (**self).transmit(now, pair, frames)
     }
 
     fn receive(&mut self, now: Instant, sink: &mut dyn RxSink) -> usize {

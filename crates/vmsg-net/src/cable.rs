@@ -10,7 +10,7 @@ use std::time::Instant;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::checksum::Sum;
-use crate::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
+use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 /// Frames on the way in one direction.
 const LENGTH: usize = 256;
@@ -83,6 +83,10 @@ fn complete(header: &VnetHeader, frame: &mut [u8]) {
 }
 
 impl Backend for Cable {
+    fn queue_pairs(&self) -> u16 {
+        u16::MAX
+    }
+
     fn offloads(&self) -> Offloads {
         Offloads {
             csum: true,
@@ -92,7 +96,7 @@ impl Backend for Cable {
         }
     }
 
-    fn set_guest_offloads(&mut self, _: Offloads) {}
+    fn set_guest(&mut self, _: &Guest) {}
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.from.event.as_fd())
@@ -107,7 +111,7 @@ impl Backend for Cable {
         let _ = rustix::io::read(&self.from.event, &mut [0; 8]);
     }
 
-    fn transmit(&mut self, _: Instant, frames: &[TxFrame<'_>]) -> usize {
+    fn transmit(&mut self, _: Instant, _: u16, frames: &[TxFrame<'_>]) -> usize {
         let mut lane = self.to.frames();
         let mut taken = 0;
         for frame in frames {
@@ -133,7 +137,8 @@ impl Backend for Cable {
         let mut received = 0;
         let mut lane = self.from.frames();
         while let Some(frame) = lane.front() {
-            let Some(room) = sink.offer(frame.len()) else {
+            let head = &frame[..frame.len().min(Target::HEAD)];
+            let Some(room) = sink.offer(Target::Head(head), frame.len()) else {
                 break;
             };
             room.write(frame);

@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use vmsg_mem::{Pieces, RamSlice};
 
-use crate::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
+use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 /// Longest frame: an IPv4 packet of 65535 bytes behind an Ethernet header with a VLAN tag.
 const LONGEST: usize = 65535 + 18;
@@ -190,21 +190,51 @@ struct Tap<'a, W> {
     sink: &'a mut dyn RxSink,
     writer: &'a mut PcapWriter<W>,
     memory: [RamSlice<'a>; 1],
+    /// Whom the present offer is for.
+    target: Kept,
+}
+
+/// A [`Target`] that outlives its offer.
+enum Kept {
+    Pair(u16),
+    Head([u8; Target::HEAD], usize),
+}
+
+impl Kept {
+    fn new(target: Target<'_>) -> Self {
+        match target {
+            Target::Pair(pair) => Self::Pair(pair),
+            Target::Head(head) => {
+                let mut kept = [0; Target::HEAD];
+                let len = head.len().min(kept.len());
+                kept[..len].copy_from_slice(&head[..len]);
+                Self::Head(kept, len)
+            }
+        }
+    }
+
+    fn target(&self) -> Target<'_> {
+        match self {
+            Self::Pair(pair) => Target::Pair(*pair),
+            Self::Head(head, len) => Target::Head(&head[..*len]),
+        }
+    }
 }
 
 impl<W: Write> RxSink for Tap<'_, W> {
-    fn offer(&mut self, len: usize) -> Option<Pieces<'_>> {
+    fn offer(&mut self, to: Target<'_>, len: usize) -> Option<Pieces<'_>> {
         if len > LONGEST {
             return None;
         }
-        self.sink.offer(len)?;
+        self.sink.offer(to, len)?;
+        self.target = Kept::new(to);
         Some(Pieces::new(&self.memory).take(len))
     }
 
     fn commit(&mut self, header: &VnetHeader, len: usize) {
         let frame = Pieces::new(&self.memory).take(len);
         // The room was there a moment ago, and nothing has used it since.
-        let Some(room) = self.sink.offer(frame.len()) else {
+        let Some(room) = self.sink.offer(self.target.target(), frame.len()) else {
             return;
         };
         frame.copy_to(room);
@@ -214,12 +244,16 @@ impl<W: Write> RxSink for Tap<'_, W> {
 }
 
 impl<B: Backend, W: Write + Send> Backend for Capture<B, W> {
+    fn queue_pairs(&self) -> u16 {
+        self.inner.queue_pairs()
+    }
+
     fn offloads(&self) -> Offloads {
         self.inner.offloads()
     }
 
-    fn set_guest_offloads(&mut self, offloads: Offloads) {
-        self.inner.set_guest_offloads(offloads);
+    fn set_guest(&mut self, guest: &Guest) {
+        self.inner.set_guest(guest);
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -234,8 +268,12 @@ impl<B: Backend, W: Write + Send> Backend for Capture<B, W> {
         self.inner.poll(now);
     }
 
-    fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize {
-        let taken = self.inner.transmit(now, frames);
+    fn link_is_up(&self) -> bool {
+        self.inner.link_is_up()
+    }
+
+    fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize {
+        let taken = self.inner.transmit(now, pair, frames);
         for frame in frames.iter().take(taken) {
             self.writer.record(frame.payload);
         }
@@ -251,6 +289,7 @@ impl<B: Backend, W: Write + Send> Backend for Capture<B, W> {
             sink,
             memory: [RamSlice::from_atomics(&self.memory)],
             writer: &mut self.writer,
+            target: Kept::Pair(0),
         };
         let frames = self.inner.receive(now, &mut tap);
         self.writer.flush(self.writer.config.buffer);

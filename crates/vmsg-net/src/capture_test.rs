@@ -50,7 +50,7 @@ struct Buffers<'a> {
 }
 
 impl RxSink for Buffers<'_> {
-    fn offer(&mut self, len: usize) -> Option<Pieces<'_>> {
+    fn offer(&mut self, _: Target<'_>, len: usize) -> Option<Pieces<'_>> {
         Some(Pieces::new(&self.memory)).filter(|room| len <= room.len())
     }
 
@@ -70,7 +70,7 @@ fn send(backend: &mut impl Backend, bytes: &[u8]) {
     payload.write(bytes);
     let header = VnetHeader::default();
     assert_eq!(
-        backend.transmit(Instant::now(), &[TxFrame { header, payload }]),
+        backend.transmit(Instant::now(), 0, &[TxFrame { header, payload }]),
         1
     );
 }

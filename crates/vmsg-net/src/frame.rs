@@ -82,14 +82,38 @@ pub struct TxFrame<'a> {
     pub payload: Pieces<'a>,
 }
 
+/// Which of the guest's queue pairs a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// This one: the back end has chosen, as a multiqueue tap does. A number beyond the enabled
+    /// pairs is taken modulo their number.
+    Pair(u16),
+    /// The device chooses by the beginning of the frame: [`Target::HEAD`] bytes of it, or all of
+    /// a shorter one. Addresses, protocol numbers and ports must be final; checksums and lengths
+    /// need not be, and are not looked at.
+    Head(&'a [u8]),
+}
+
+impl Target<'_> {
+    /// Bytes with which a choice can be made: two VLAN tags, an IPv6 header with a few extensions
+    /// and the ports fit.
+    pub const HEAD: usize = 128;
+}
+
 /// Where a back end puts frames for the guest: straight into the guest's buffers.
 pub trait RxSink {
     /// Room for a frame of up to `len` bytes from the Ethernet header on, or `None` if the guest
     /// has not enough buffers now; smaller frames may still fit.
     ///
-    /// The room is at least `len` bytes long. An offer that is not committed is void and has no
-    /// other effect: asking again for no more than that succeeds, and may give the same memory.
-    fn offer(&mut self, len: usize) -> Option<Pieces<'_>>;
+    /// `None` only speaks of the pair that the frame is for: a back end that can tell its flows
+    /// apart goes on with others. Frames of one flow keep their order.
+    ///
+    /// The room may be shorter than `len` when the guest's buffers can never hold the frame, or
+    /// lie outside the guest's memory when the guest does not want it (receive filter): write what
+    /// fits and commit all the same; the device drops the frame and counts it. An offer that is
+    /// not committed is void and has no other effect: asking again for the same target and no more
+    /// bytes than that succeeds, and may give the same memory.
+    fn offer(&mut self, to: Target<'_>, len: usize) -> Option<Pieces<'_>>;
 
     /// Hands the frame in the last offer to the guest: its first `len` bytes, at most as many as
     /// had been asked for.
@@ -108,6 +132,10 @@ pub struct Offloads {
     pub tso6: bool,
     /// `HOST_ECN`: such segments may carry ECN marks.
     pub ecn: bool,
+    /// `HOST_UFO`: the guest may send large UDP datagrams to be fragmented.
+    pub ufo: bool,
+    /// `HOST_USO`: the guest may send runs of UDP datagrams as one frame.
+    pub uso: bool,
     /// `GUEST_CSUM`: the guest takes frames with partial checksums.
     pub guest_csum: bool,
     /// `GUEST_TSO4`: the guest takes large TCP segments over IPv4.
@@ -116,6 +144,12 @@ pub struct Offloads {
     pub guest_tso6: bool,
     /// `GUEST_ECN`: such segments may carry ECN marks.
     pub guest_ecn: bool,
+    /// `GUEST_UFO`: the guest takes large UDP datagrams unfragmented.
+    pub guest_ufo: bool,
+    /// `GUEST_USO4`: the guest takes runs of UDP datagrams over IPv4 as one frame.
+    pub guest_uso4: bool,
+    /// `GUEST_USO6`: the same over IPv6.
+    pub guest_uso6: bool,
     /// `MTU`: largest IP packet in bytes that goes in one frame without segmentation.
     pub mtu: u16,
 }
@@ -127,11 +161,34 @@ impl Offloads {
         tso4: false,
         tso6: false,
         ecn: false,
+        ufo: false,
+        uso: false,
         guest_csum: false,
         guest_tso4: false,
         guest_tso6: false,
         guest_ecn: false,
+        guest_ufo: false,
+        guest_uso4: false,
+        guest_uso6: false,
         mtu: 1500,
+    };
+
+    /// Everything, with the largest MTU there can be.
+    pub const ALL: Self = Self {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+        ufo: true,
+        uso: true,
+        guest_csum: true,
+        guest_tso4: true,
+        guest_tso6: true,
+        guest_ecn: true,
+        guest_ufo: true,
+        guest_uso4: true,
+        guest_uso6: true,
+        mtu: u16::MAX,
     };
 
     /// What both `self` and `other` allow; the smaller MTU.
@@ -142,16 +199,48 @@ impl Offloads {
             tso4: self.tso4 && other.tso4,
             tso6: self.tso6 && other.tso6,
             ecn: self.ecn && other.ecn,
+            ufo: self.ufo && other.ufo,
+            uso: self.uso && other.uso,
             guest_csum: self.guest_csum && other.guest_csum,
             guest_tso4: self.guest_tso4 && other.guest_tso4,
             guest_tso6: self.guest_tso6 && other.guest_tso6,
             guest_ecn: self.guest_ecn && other.guest_ecn,
+            guest_ufo: self.guest_ufo && other.guest_ufo,
+            guest_uso4: self.guest_uso4 && other.guest_uso4,
+            guest_uso6: self.guest_uso6 && other.guest_uso6,
             mtu: self.mtu.min(other.mtu),
         }
     }
 }
 
 impl Default for Offloads {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// What the driver of the device has settled on, as far as a back end cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// What frames may carry.
+    pub offloads: Offloads,
+    /// Queue pairs that are enabled now, at least 1.
+    pub pairs: u16,
+    /// [`RxSink::offer`] must be given [`Target::Head`]: the guest has the device choose the pair
+    /// (RSS), or reports the hash of each frame. Otherwise a back end may do either.
+    pub heads: bool,
+}
+
+impl Guest {
+    /// No driver yet: plain Ethernet, one pair.
+    pub const NONE: Self = Self {
+        offloads: Offloads::NONE,
+        pairs: 1,
+        heads: false,
+    };
+}
+
+impl Default for Guest {
     fn default() -> Self {
         Self::NONE
     }

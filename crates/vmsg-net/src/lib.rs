@@ -22,5 +22,5 @@ pub mod user;
 pub use backend::Backend;
 pub use cable::Cable;
 pub use capture::{Capture, CaptureConfig};
-pub use frame::{Offloads, RxSink, TxFrame, VnetHeader};
+pub use frame::{Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 pub use null::Null;

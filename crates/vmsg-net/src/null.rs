@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use crate::{Backend, Offloads, RxSink, TxFrame};
+use crate::{Backend, Guest, Offloads, RxSink, TxFrame};
 
 /// Swallows every frame and never has one.
 #[derive(Debug, Default)]
@@ -21,21 +21,15 @@ impl Null {
 }
 
 impl Backend for Null {
-    fn offloads(&self) -> Offloads {
-        Offloads {
-            csum: true,
-            tso4: true,
-            tso6: true,
-            ecn: true,
-            guest_csum: true,
-            guest_tso4: true,
-            guest_tso6: true,
-            guest_ecn: true,
-            mtu: u16::MAX,
-        }
+    fn queue_pairs(&self) -> u16 {
+        u16::MAX
     }
 
-    fn set_guest_offloads(&mut self, _: Offloads) {}
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+
+    fn set_guest(&mut self, _: &Guest) {}
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -47,7 +41,7 @@ impl Backend for Null {
 
     fn poll(&mut self, _: Instant) {}
 
-    fn transmit(&mut self, _: Instant, frames: &[TxFrame<'_>]) -> usize {
+    fn transmit(&mut self, _: Instant, _: u16, frames: &[TxFrame<'_>]) -> usize {
         self.frames += frames.len() as u64;
         self.bytes += frames
             .iter()

@@ -6,7 +6,7 @@ mod common;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use common::{GATEWAY, GUEST, MAC, Random, memory, receive, transmit};
+use common::{GATEWAY, GUEST, MAC, Random, guest, memory, receive, transmit};
 use proptest::prelude::*;
 use smoltcp::wire::checksum;
 use vmsg_net::user::{Limits, User, UserConfig};
@@ -277,7 +277,7 @@ fn any_order_of_segments_is_survived() {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut user = User::new(config()).expect("a stack");
         if seed % 2 == 0 {
-            user.set_guest_offloads(offloads());
+            user.set_guest(&guest(offloads()));
         }
         let mut now = Instant::now();
         let (mut seq, mut ack) = (99u32, 0u32);
@@ -365,7 +365,7 @@ proptest! {
         )
     ) {
         let mut user = User::new(config()).expect("a stack");
-        user.set_guest_offloads(offloads());
+        user.set_guest(&guest(offloads()));
         for (protocol, dst, mut payload, dhcp, spoil, fragment) in packets {
             if dhcp && payload.len() > 250 {
                 // To the DHCP server, with the magic number and a type.

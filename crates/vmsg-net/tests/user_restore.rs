@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Exchange, GATEWAY, Random, World, pattern, stream};
+use common::{Exchange, GATEWAY, Random, World, guest, pattern, stream};
 use smoltcp::socket::tcp;
 use vmsg_net::user::{FlowStore, HostForward, Protocol, RestoreError, User, UserConfig};
 use vmsg_net::{Backend, Offloads};
@@ -56,7 +56,7 @@ fn kill(world: &mut World, keeper: &Keeper, config: &UserConfig, offloads: Offlo
     drop(user);
     // Forwarded ports are free again only now.
     world.user = User::new(config.clone()).expect("a stack");
-    world.user.set_guest_offloads(offloads);
+    world.user.set_guest(&guest(offloads));
     world.user.set_flow_store(Box::new(keeper.clone()));
     let lost = world.random.below(world.nic.rx.len() as u64 + 1);
     world.nic.rx.truncate(usize::try_from(lost).expect("small"));

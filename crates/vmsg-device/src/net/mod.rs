@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use virtio_msg::FeatureSet;
-use vmsg_net::{Backend, Offloads};
+use vmsg_net::{Backend, Guest, Offloads};
 
 use self::config::NetConfig;
 use crate::device::{
@@ -170,16 +170,19 @@ impl Device for Net {
 
     fn activate(&mut self, features: &FeatureSet) {
         self.mergeable = features.contains(bits::MRG_RXBUF);
-        self.backend.set_guest_offloads(Offloads {
+        let offloads = Offloads {
             csum: features.contains(bits::CSUM),
             tso4: features.contains(bits::HOST_TSO4),
             tso6: features.contains(bits::HOST_TSO6),
             guest_csum: features.contains(bits::GUEST_CSUM),
             guest_tso4: features.contains(bits::GUEST_TSO4),
             guest_tso6: features.contains(bits::GUEST_TSO6),
-            ecn: false,
-            guest_ecn: false,
             mtu: self.backend.offloads().mtu,
+            ..Offloads::NONE
+        };
+        self.backend.set_guest(&Guest {
+            offloads,
+            ..Guest::NONE
         });
     }
 
@@ -193,7 +196,7 @@ impl Device for Net {
             scratch: _,
         } = self;
         config.reset();
-        backend.set_guest_offloads(Offloads::NONE);
+        backend.set_guest(&Guest::NONE);
         *mergeable = false;
         *blocked = false;
     }

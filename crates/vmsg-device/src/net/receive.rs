@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::sync::atomic::AtomicU64;
 
 use vmsg_mem::{AddressSpace, Pieces, RamSlice};
-use vmsg_net::{RxSink, VnetHeader};
+use vmsg_net::{RxSink, Target, VnetHeader};
 use vmsg_queue::{Batch, DeviceQueue, QueueError};
 
 use super::{Counters, HEADER, Net, RECEIVE};
@@ -105,7 +105,7 @@ struct Buffers<'a, 'm: 'a> {
 }
 
 impl RxSink for Buffers<'_, '_> {
-    fn offer(&mut self, len: usize) -> Option<Pieces<'_>> {
+    fn offer(&mut self, _: Target<'_>, len: usize) -> Option<Pieces<'_>> {
         if self.error.is_some() {
             return None;
         }

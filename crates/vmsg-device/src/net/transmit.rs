@@ -54,7 +54,7 @@ impl Net {
                 _ => self.counters.tx_malformed += 1,
             }
         }
-        let sent = self.backend.transmit(*now, &frames);
+        let sent = self.backend.transmit(*now, 0, &frames);
         debug_assert!(
             sent <= frames.len(),
             "a back end cannot send more than it was given"

@@ -20,7 +20,7 @@ use vmsg_device::host::{Host, Stop};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::rng::Rng;
 use vmsg_driver::BusClient;
-use vmsg_net::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
+use vmsg_net::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 pub const RNG: DevNum = DevNum(0);
 pub const NET: DevNum = DevNum(5);
@@ -40,7 +40,7 @@ impl Backend for Echo {
     fn offloads(&self) -> Offloads {
         Offloads::NONE
     }
-    fn set_guest_offloads(&mut self, _: Offloads) {}
+    fn set_guest(&mut self, _: &Guest) {}
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -48,7 +48,7 @@ impl Backend for Echo {
         None
     }
     fn poll(&mut self, _: Instant) {}
-    fn transmit(&mut self, _: Instant, frames: &[TxFrame<'_>]) -> usize {
+    fn transmit(&mut self, _: Instant, _: u16, frames: &[TxFrame<'_>]) -> usize {
         for frame in frames {
             let mut bytes = vec![0; frame.payload.len()];
             frame.payload.read(&mut bytes);
@@ -59,7 +59,10 @@ impl Backend for Echo {
     fn receive(&mut self, _: Instant, sink: &mut dyn RxSink) -> usize {
         let mut count = 0;
         while let Some(frame) = self.frames.front() {
-            let Some(room) = sink.offer(frame.len()) else {
+            let Some(room) = sink.offer(
+                Target::Head(&frame[..frame.len().min(Target::HEAD)]),
+                frame.len(),
+            ) else {
                 break;
             };
             room.write(frame);

@@ -19,7 +19,7 @@ use super::packet::{ICMP, Ipv4Out, MAX_PACKET, UDP};
 use super::resolver::MAX_SERVERS;
 use super::slab::{Key, Slab};
 use super::{DNS_PORT, Turn, udp};
-use crate::RxSink;
+use crate::{RxSink, Target};
 
 /// Datagrams that one conversation sends to the guest in a turn.
 const TURN_DATAGRAMS: usize = 32;
@@ -356,7 +356,10 @@ impl Datagrams {
             // The length of the next one; an error or an empty datagram has none.
             let waiting = ioctl_fionread(&conversation.socket).unwrap_or(0);
             let waiting = usize::try_from(waiting).unwrap_or(0).min(MAX_PACKET);
-            if sink.offer(udp::first_frame(net, waiting)).is_none() {
+            if sink
+                .offer(Target::Pair(0), udp::first_frame(net, waiting))
+                .is_none()
+            {
                 return Turn::NoRoom;
             }
             let head = match ends.kind {

@@ -16,7 +16,7 @@ use super::net::{Net, Source};
 use super::packet::{Ipv4Out, MAX_PACKET, UDP};
 use super::tcp::Tcp;
 use super::{Turn, udp};
-use crate::RxSink;
+use crate::{RxSink, Target};
 
 /// Clients taken at one go.
 const ACCEPTS: usize = 16;
@@ -213,7 +213,10 @@ impl Forwards {
         for _ in 0..TURN_DATAGRAMS {
             let waiting = ioctl_fionread(&*socket).unwrap_or(0);
             let waiting = usize::try_from(waiting).unwrap_or(0).min(MAX_PACKET);
-            if sink.offer(udp::first_frame(net, waiting)).is_none() {
+            if sink
+                .offer(Target::Pair(0), udp::first_frame(net, waiting))
+                .is_none()
+            {
                 return Turn::NoRoom;
             }
             let mut scratch = std::mem::take(&mut net.scratch);

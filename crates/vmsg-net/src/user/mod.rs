@@ -48,7 +48,7 @@ use self::net::{Net, Source};
 use self::packet::{ETHERNET, ICMP, Ipv4In, TCP, UDP};
 use self::tcp::Tcp;
 use self::udp::Datagram;
-use crate::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
+use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 const DNS_PORT: u16 = 53;
 
@@ -252,7 +252,8 @@ impl User {
     /// Frames that belong to no flow; false if the guest has no buffer.
     fn send_replies(&mut self, sink: &mut dyn RxSink) -> bool {
         while let Some(frame) = self.net.replies.front() {
-            let Some(room) = sink.offer(frame.len()) else {
+            let head = &frame[..frame.len().min(Target::HEAD)];
+            let Some(room) = sink.offer(Target::Head(head), frame.len()) else {
                 return false;
             };
             room.write(frame);
@@ -269,18 +270,16 @@ impl Backend for User {
         Offloads {
             csum: true,
             tso4: true,
-            tso6: false,
             ecn: true,
             guest_csum: true,
             guest_tso4: true,
-            guest_tso6: false,
-            guest_ecn: false,
             mtu: self.net.config.mtu,
+            ..Offloads::NONE
         }
     }
 
-    fn set_guest_offloads(&mut self, offloads: Offloads) {
-        let mut offloads = self.offloads().intersection(offloads);
+    fn set_guest(&mut self, guest: &Guest) {
+        let mut offloads = self.offloads().intersection(guest.offloads);
         offloads.mtu = offloads.mtu.max(576);
         self.net.offloads = offloads;
     }
@@ -334,7 +333,7 @@ impl Backend for User {
         self.forget_stale();
     }
 
-    fn transmit(&mut self, now: Instant, frames: &[TxFrame<'_>]) -> usize {
+    fn transmit(&mut self, now: Instant, _: u16, frames: &[TxFrame<'_>]) -> usize {
         for frame in frames {
             self.frame(now, frame);
         }

@@ -52,7 +52,7 @@ fn those_that_are_gone_do_not_wait_for_ever() {
             payload: room.take(frame.len()),
         };
         let now = Instant::now();
-        user.transmit(now, &[frame]);
+        user.transmit(now, 0, &[frame]);
         let (_, from) = server.recv_from(&mut []).unwrap();
         server.send_to(b"answer", from).unwrap();
         user.poll(now);

@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use super::net::Net;
 use super::packet::{HEADERS, IPV4, Ipv4Out, UDP};
 use crate::checksum::Sum;
-use crate::{RxSink, VnetHeader};
+use crate::{RxSink, Target, VnetHeader};
 
 /// Bytes of a UDP header.
 pub(super) const HEADER: usize = 8;
@@ -86,7 +86,7 @@ pub(super) fn send(net: &mut Net, sink: &mut dyn RxSink, mut ip: Ipv4Out, messag
         let more = at + len < message.len();
         ip.fragment =
             u16::try_from(at / 8).unwrap_or(0) | if more { Ipv4Out::MORE_FRAGMENTS } else { 0 };
-        let Some(frame) = sink.offer(HEADERS + len) else {
+        let Some(frame) = sink.offer(Target::Pair(0), HEADERS + len) else {
             net.counters.limited += 1;
             return frames;
         };

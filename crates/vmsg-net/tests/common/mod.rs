@@ -20,7 +20,7 @@ use smoltcp::time::Instant as GuestInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 use vmsg_mem::{Pieces, RamSlice};
 use vmsg_net::user::{User, UserConfig};
-use vmsg_net::{Backend, Offloads, RxSink, TxFrame, VnetHeader};
+use vmsg_net::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -95,7 +95,7 @@ impl<'a> Sink<'a> {
 }
 
 impl RxSink for Sink<'_> {
-    fn offer(&mut self, len: usize) -> Option<Pieces<'_>> {
+    fn offer(&mut self, _: Target<'_>, len: usize) -> Option<Pieces<'_>> {
         let all = Pieces::new(&self.pieces);
         if self.left == 0 || len > all.len() {
             return None;
@@ -114,6 +114,14 @@ impl RxSink for Sink<'_> {
     }
 }
 
+/// A guest with these offloads and one queue pair.
+pub fn guest(offloads: Offloads) -> Guest {
+    Guest {
+        offloads,
+        ..Guest::NONE
+    }
+}
+
 /// Sends one frame without offloads.
 pub fn transmit(backend: &mut impl Backend, header: VnetHeader, frame: &[u8]) {
     let memory = memory(frame.len());
@@ -124,7 +132,7 @@ pub fn transmit(backend: &mut impl Backend, header: VnetHeader, frame: &[u8]) {
         header,
         payload: all.take(frame.len()),
     };
-    assert_eq!(backend.transmit(Instant::now(), &[frame]), 1);
+    assert_eq!(backend.transmit(Instant::now(), 0, &[frame]), 1);
 }
 
 /// All frames that the back end has now.
@@ -209,7 +217,7 @@ impl World {
 
     pub fn with(config: UserConfig, offloads: Offloads) -> Self {
         let mut user = User::new(config).expect("a stack");
-        user.set_guest_offloads(offloads);
+        user.set_guest(&guest(offloads));
         let mut nic = Nic {
             rx: VecDeque::new(),
             tx: VecDeque::new(),

@@ -10,7 +10,7 @@ use super::super::net::Net;
 use super::super::packet::{HEADERS, IPV4, Ipv4In, Ipv4Out, TCP, count};
 use super::flow::Tuple;
 use crate::checksum::Sum;
-use crate::{RxSink, VnetHeader};
+use crate::{RxSink, Target, VnetHeader};
 
 /// Bytes of a TCP header without options.
 pub(super) const HEADER: usize = 20;
@@ -235,7 +235,7 @@ impl Out {
 
     /// Hands a segment without payload to the guest; false if it has no buffer.
     pub(super) fn send(&self, net: &mut Net, sink: &mut dyn RxSink) -> bool {
-        let Some(room) = sink.offer(ALL_HEADERS + OPTIONS) else {
+        let Some(room) = sink.offer(Target::Pair(0), ALL_HEADERS + OPTIONS) else {
             return false;
         };
         let mut bytes = [0; ALL_HEADERS + OPTIONS];
@@ -254,7 +254,7 @@ impl Out {
         len: usize,
         fill: impl FnOnce(&mut Net, Pieces<'_>) -> Result<usize, E>,
     ) -> Result<Option<usize>, E> {
-        let Some(room) = sink.offer(ALL_HEADERS + len) else {
+        let Some(room) = sink.offer(Target::Pair(0), ALL_HEADERS + len) else {
             return Ok(None);
         };
         let (head, body) = room.split_at(ALL_HEADERS);
