@@ -115,8 +115,15 @@ pub trait RxSink {
     /// bytes than that succeeds, and may give the same memory.
     fn offer(&mut self, to: Target<'_>, len: usize) -> Option<Pieces<'_>>;
 
+    /// As [`offer`](Self::offer), for a frame whose length is not known yet: the room is that for
+    /// `least` bytes, and longer, up to `most` bytes, as far as the guest has buffers now. More
+    /// than `most` is of no use, fewer than `most` mean nothing but that they are not at hand.
+    fn offer_between(&mut self, to: Target<'_>, least: usize, _most: usize) -> Option<Pieces<'_>> {
+        self.offer(to, least)
+    }
+
     /// Hands the frame in the last offer to the guest: its first `len` bytes, at most as many as
-    /// had been asked for.
+    /// had been asked for, or as there was room for.
     fn commit(&mut self, header: &VnetHeader, len: usize);
 }
 
@@ -226,6 +233,8 @@ pub struct Guest {
     pub offloads: Offloads,
     /// Queue pairs that are enabled now, at least 1.
     pub pairs: u16,
+    /// A driver has brought the device up. Without one nobody takes frames.
+    pub running: bool,
     /// [`RxSink::offer`] must be given [`Target::Head`]: the guest has the device choose the pair
     /// (RSS), or reports the hash of each frame. Otherwise a back end may do either.
     pub heads: bool,
@@ -236,6 +245,7 @@ impl Guest {
     pub const NONE: Self = Self {
         offloads: Offloads::NONE,
         pairs: 1,
+        running: false,
         heads: false,
     };
 }

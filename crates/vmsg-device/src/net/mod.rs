@@ -182,6 +182,7 @@ impl Device for Net {
         };
         self.backend.set_guest(&Guest {
             offloads,
+            running: true,
             ..Guest::NONE
         });
     }

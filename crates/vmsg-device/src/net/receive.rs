@@ -105,16 +105,21 @@ struct Buffers<'a, 'm: 'a> {
 }
 
 impl RxSink for Buffers<'_, '_> {
-    fn offer(&mut self, _: Target<'_>, len: usize) -> Option<Pieces<'_>> {
+    fn offer(&mut self, to: Target<'_>, len: usize) -> Option<Pieces<'_>> {
+        self.offer_between(to, len, len)
+    }
+
+    fn offer_between(&mut self, _: Target<'_>, least: usize, most: usize) -> Option<Pieces<'_>> {
         if self.error.is_some() {
             return None;
         }
-        let need = len.saturating_add(HEADER);
+        let need = least.saturating_add(HEADER);
+        let enough = most.saturating_add(HEADER);
         let limit = if self.mergeable { usize::MAX } else { 1 };
         self.room.clear();
         self.chains = 0;
         let mut have = 0;
-        while have < need && self.chains < limit {
+        while have < enough && self.chains < limit {
             let Some(chain) = self.batch.get(self.next + self.chains) else {
                 break;
             };
