@@ -44,15 +44,36 @@ impl Pieces<'_> {
     /// Calls `call` with iovecs for `head`, unless it is empty, and the run.
     #[inline]
     fn with_iovecs<R>(self, head: libc::iovec, call: impl FnOnce(&[libc::iovec]) -> R) -> R {
-        let run = self.take(MOST_BYTES.saturating_sub(head.iov_len));
+        self.with_iovecs_around(head, NOTHING, call)
+    }
+
+    /// Calls `call` with iovecs for `head`, the run, and `tail`, unless there are more pieces than
+    /// one call takes; `head` and `tail` only if they are not empty.
+    #[inline]
+    fn with_iovecs_around<R>(
+        self,
+        head: libc::iovec,
+        tail: libc::iovec,
+        call: impl FnOnce(&[libc::iovec]) -> R,
+    ) -> R {
+        let others = head.iov_len.saturating_add(tail.iov_len);
+        let run = self.take(MOST_BYTES.saturating_sub(others));
         let mut few = [const { MaybeUninit::uninit() }; FEW];
-        let count = run.fill_behind(head, &mut few);
+        let mut count = run.fill_behind(head, &mut few);
         if count < FEW {
+            if tail.iov_len > 0 {
+                few[count].write(tail);
+                count += 1;
+            }
             // SAFETY: the first `count` entries were just written.
             return call(unsafe { initialized(&few, count) });
         }
         let mut many = vec![MaybeUninit::uninit(); MOST];
-        let count = run.fill_behind(head, &mut many);
+        let mut count = run.fill_behind(head, &mut many);
+        if tail.iov_len > 0 && count < MOST {
+            many[count].write(tail);
+            count += 1;
+        }
         // SAFETY: as above.
         call(unsafe { initialized(&many, count) })
     }
@@ -91,6 +112,25 @@ impl Pieces<'_> {
         })
     }
 
+    /// Reads from `fd` into `head`, once that is full into this memory, and what does not fit
+    /// there into `tail` (readv). With more pieces than one call takes `tail` is left alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of readv(2).
+    pub fn read_between(
+        self,
+        head: &mut [u8],
+        tail: &mut [u8],
+        fd: impl AsFd,
+    ) -> io::Result<usize> {
+        let fd = fd.as_fd().as_raw_fd();
+        self.with_iovecs_around(to_fill(head), to_fill(tail), |iovecs| {
+            // SAFETY: as in `read_with_head`; `tail` is ours alone, too.
+            retry(|| unsafe { libc::readv(fd, iovecs.as_ptr(), count(iovecs)) })
+        })
+    }
+
     /// Reads the file `fd` from `offset` on into this memory (preadv).
     ///
     /// # Errors
@@ -99,7 +139,7 @@ impl Pieces<'_> {
     pub fn read_from_at(self, fd: impl AsFd, offset: u64) -> io::Result<usize> {
         let fd = fd.as_fd().as_raw_fd();
         let offset = file_offset(offset)?;
-        self.with_iovecs(NO_HEAD, |iovecs| {
+        self.with_iovecs(NOTHING, |iovecs| {
             // SAFETY: as in `read_with_head`.
             retry(|| unsafe { libc::preadv64(fd, iovecs.as_ptr(), count(iovecs), offset) })
         })
@@ -135,7 +175,7 @@ impl Pieces<'_> {
     pub fn write_to_at(self, fd: impl AsFd, offset: u64) -> io::Result<usize> {
         let fd = fd.as_fd().as_raw_fd();
         let offset = file_offset(offset)?;
-        self.with_iovecs(NO_HEAD, |iovecs| {
+        self.with_iovecs(NOTHING, |iovecs| {
             // SAFETY: as in `write_with_head`.
             retry(|| unsafe { libc::pwritev64(fd, iovecs.as_ptr(), count(iovecs), offset) })
         })
@@ -190,7 +230,7 @@ pub fn discard(fd: impl AsFd, len: usize, flags: RecvFlags) -> io::Result<usize>
     retry(|| unsafe { libc::recv(fd, ptr::null_mut(), len, flags) })
 }
 
-const NO_HEAD: libc::iovec = libc::iovec {
+const NOTHING: libc::iovec = libc::iovec {
     iov_base: ptr::null_mut(),
     iov_len: 0,
 };

@@ -174,3 +174,25 @@ fn sending_to_nobody_is_an_error_and_no_signal() {
         .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
 }
+
+#[test]
+fn what_does_not_fit_goes_behind_the_run() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"01heap and stack").unwrap();
+    let words = memory(64);
+    let slices = three(&words);
+    let run = Pieces::new(&slices).take(5);
+    let (mut head, mut tail) = ([0; 2], [0; 20]);
+    assert_eq!(run.read_between(&mut head, &mut tail, &reader).unwrap(), 16);
+    assert_eq!((&head, contents(run).as_slice()), (b"01", &b"heap "[..]));
+    assert_eq!(&tail[..9], b"and stack");
+    writer.write_all(b"abc").unwrap();
+    assert_eq!(run.read_between(&mut [], &mut [], &reader).unwrap(), 3);
+    assert_eq!(contents(run.take(3)), b"abc");
+    // As many pieces as one call takes, or more: nothing goes past the rest of them.
+    let many = vec![slices[0].get(0, 1).unwrap(); 1100];
+    writer.write_all(&[7; 1090]).unwrap();
+    let count = Pieces::new(&many).read_between(&mut head, &mut tail, &reader);
+    assert_eq!(count.unwrap(), 2 + 1023);
+    assert_eq!(&tail[..9], b"and stack");
+}
