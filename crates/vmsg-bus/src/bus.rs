@@ -2,6 +2,8 @@
 //! The two ends of a bus.
 
 use crate::link::{Link, Parts};
+use crate::tap::Direction;
+use crate::trace::Interface;
 use crate::{Capabilities, Peer};
 use std::any::Any;
 use std::io;
@@ -99,13 +101,49 @@ macro_rules! end {
         $(#[$doc])*
         pub struct $name {
             link: Link,
+            /// Where messages are recorded.
+            trace: Option<Interface>,
             /// Lets go of a place in a listener when the connection ends.
             _place: Option<Box<dyn Any + Send + Sync>>,
         }
 
         impl $name {
             pub(crate) fn new(parts: Parts, place: Option<Box<dyn Any + Send + Sync>>) -> Result<Self, vmsg_mem::Error> {
-                Ok(Self { link: Link::new(parts)?, _place: place })
+                Ok(Self { link: Link::new(parts)?, trace: None, _place: place })
+            }
+
+            /// Records all messages from now on to a trace, or to none.
+            pub fn set_trace(&mut self, trace: Option<Interface>) {
+                self.trace = trace;
+            }
+
+            #[inline]
+            fn send(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+                if fds.is_empty() {
+                    self.link.try_send(message)?;
+                } else {
+                    self.link.try_send_with_fds(message, fds)?;
+                }
+                if let Some(trace) = &mut self.trace {
+                    trace.record(Direction::Sent, message, fds.len());
+                }
+                Ok(())
+            }
+
+            #[inline]
+            fn receive(
+                &mut self,
+                buf: &mut [u8],
+                fds: Option<&mut Vec<OwnedFd>>,
+            ) -> Result<Option<usize>, ChannelError> {
+                let before = self.link.counters().fds_received;
+                let received = self.link.try_recv(buf, fds)?;
+                if let (Some(trace), Some(len)) = (&mut self.trace, received) {
+                    // Also those that were closed as they are not wanted.
+                    let fds = self.link.counters().fds_received - before;
+                    trace.record(Direction::Received, &buf[..len], usize::try_from(fds).unwrap_or(usize::MAX));
+                }
+                Ok(received)
             }
 
             /// What the bus can do.
@@ -118,7 +156,7 @@ macro_rules! end {
             /// # Errors
             /// As there.
             pub fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-                self.link.try_send_with_fds(message, fds)
+                self.send(message, fds)
             }
 
             /// See [`Bus::try_recv_with_fds`].
@@ -131,7 +169,7 @@ macro_rules! end {
                 fds: &mut Vec<OwnedFd>,
             ) -> Result<Option<usize>, ChannelError> {
                 fds.clear();
-                self.link.try_recv(buf, Some(fds))
+                self.receive(buf, Some(fds))
             }
 
             /// See [`Bus::arm`].
@@ -230,12 +268,12 @@ macro_rules! end {
 
             #[inline]
             fn try_send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
-                self.link.try_send(message)
+                self.send(message, &[])
             }
 
             #[inline]
             fn try_recv(&mut self, buf: &mut [u8]) -> Result<Option<usize>, ChannelError> {
-                self.link.try_recv(buf, None)
+                self.receive(buf, None)
             }
 
             #[inline]
@@ -250,7 +288,7 @@ macro_rules! end {
             }
 
             fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-                self.link.try_send_with_fds(message, fds)
+                self.send(message, fds)
             }
 
             fn try_recv_with_fds(

@@ -7,7 +7,7 @@
 //!
 //! * [`loopback`]: both ends in one process, also for simulation.
 //! * [`unix`]: two processes on one host, docs/bus-unix.md.
-//! * [`tap`] and [`fault`] wrap any end.
+//! * [`tap`] and [`fault`] wrap any end; [`trace`] records what goes over it.
 //! * [`BusSpec`] names a bus on a command line; [`keyval`] reads such lines into any serde type.
 #![forbid(unsafe_code)]
 
@@ -29,6 +29,7 @@ pub mod loopback;
 mod memory;
 mod spec;
 pub mod tap;
+pub mod trace;
 #[cfg(feature = "unix")]
 pub mod unix;
 
