@@ -4,7 +4,7 @@
 use crate::keyval;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A bus: `unix,path=b0.sock[,message-size=264]…` on the command line, or a
@@ -35,6 +35,9 @@ pub struct UnixSpec {
     /// Device host only: permissions of the socket, octal; otherwise 0600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// A file that all messages are recorded to: docs/trace.md.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<PathBuf>,
 }
 
 /// Longest message in bytes: 48 to 65536.
@@ -119,12 +122,19 @@ impl fmt::Display for BusSpec {
                 if let Some(connections) = unix.max_connections {
                     write!(f, ",max-connections={connections}")?;
                 }
-                match unix.mode {
-                    Some(mode) => write!(f, ",mode={mode}"),
-                    None => Ok(()),
+                if let Some(mode) = unix.mode {
+                    write!(f, ",mode={mode}")?;
                 }
+                write_trace(f, unix.trace.as_deref())
             }
         }
+    }
+}
+
+fn write_trace(f: &mut fmt::Formatter<'_>, trace: Option<&Path>) -> fmt::Result {
+    match trace {
+        Some(path) => write!(f, ",trace={}", keyval::escape(&path.to_string_lossy())),
+        None => Ok(()),
     }
 }
 
@@ -137,6 +147,7 @@ impl UnixSpec {
             slots: None,
             max_connections: None,
             mode: None,
+            trace: None,
         }
     }
 }
@@ -162,6 +173,7 @@ impl UnixSpec {
         if let Some(mode) = self.mode {
             options.mode = mode.0;
         }
+        options.trace = self.trace();
         options
     }
 
@@ -177,6 +189,15 @@ impl UnixSpec {
     pub fn connector(&self, name: &str) -> crate::unix::Connector {
         crate::unix::Connector::new(&self.path, name)
             .message_size(self.message_size.map_or(0, MessageSize::get))
+            .trace(self.trace())
+    }
+
+    /// What is recorded, under the name of the socket without its ending.
+    fn trace(&self) -> Option<crate::trace::Trace> {
+        let path = self.trace.as_ref()?;
+        let file = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file.split('.').find(|part| !part.is_empty());
+        Some(crate::trace::Trace::new(path, name.unwrap_or("bus")))
     }
 }
 

@@ -22,6 +22,7 @@ fn what_is_printed_can_be_read_again() {
     for spec in [
         "unix,path=b0.sock",
         "unix,path=a,,b.sock,message-size=48,slots=2,max-connections=7,mode=0600",
+        "unix,path=b0.sock,mode=0600,trace=a,,b.pcapng",
     ] {
         assert_eq!(spec.parse::<BusSpec>().unwrap().to_string(), spec);
     }
@@ -48,7 +49,7 @@ fn toml_says_the_same() {
 fn mistakes_are_named() {
     assert_eq!(
         refused("unix,pth=b0.sock"),
-        "unknown key `pth`, known: `path`, `message-size`, `slots`, `max-connections`, `mode`; did you mean `path`?"
+        "unknown key `pth`, known: `path`, `message-size`, `slots`, `max-connections`, `mode`, `trace`; did you mean `path`?"
     );
     assert_eq!(refused("unix"), "`path=…` is missing");
     assert_eq!(

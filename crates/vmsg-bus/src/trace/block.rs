@@ -66,8 +66,7 @@ impl<'a> Block<'a> {
 
     fn pad(&mut self) {
         let len = self.out.len() - self.start;
-        self.out
-            .resize(self.start + len.next_multiple_of(4), 0);
+        self.out.resize(self.start + len.next_multiple_of(4), 0);
     }
 
     fn option(&mut self, code: u16, value: &[u8]) {

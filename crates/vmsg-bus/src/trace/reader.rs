@@ -366,15 +366,13 @@ impl<R: Read> Reader<R> {
     }
 
     fn number(&self, in_section: u32) -> Option<usize> {
-        let number = self.section.checked_add(usize::try_from(in_section).ok()?)?;
+        let number = self
+            .section
+            .checked_add(usize::try_from(in_section).ok()?)?;
         (number < self.interfaces.len()).then_some(number)
     }
 
-    fn packet(
-        &self,
-        body: std::ops::Range<usize>,
-        offset: u64,
-    ) -> Result<Item<'_>, ReadError> {
+    fn packet(&self, body: std::ops::Range<usize>, offset: u64) -> Result<Item<'_>, ReadError> {
         let corrupt = |why| ReadError::Corrupt { why, offset };
         let body = Body::new(&self.buffer[body], self.big_endian);
         let word = |at| body.u32(at).ok_or(corrupt("a packet cut short"));

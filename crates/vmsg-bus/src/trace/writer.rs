@@ -133,7 +133,10 @@ impl Shared {
         timeout: Option<Duration>,
     ) -> MutexGuard<'a, State> {
         match timeout {
-            None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            None => self
+                .wake
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner),
             Some(timeout) => {
                 let result = self.wake.wait_timeout_while(state, timeout, |state| {
                     !state.closed && state.buffer.len() < BUFFER / 2
@@ -199,7 +202,11 @@ impl Writer {
     /// Records to `sink`; `path` is for messages to people.
     pub(super) fn to(path: &Path, mut sink: impl Sink) -> io::Result<Self> {
         let mut state = State::default();
-        let application = format!("vmsg {} (pid {})", env!("CARGO_PKG_VERSION"), std::process::id());
+        let application = format!(
+            "vmsg {} (pid {})",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id()
+        );
         block::section(&mut state.buffer, &application);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let shared = Arc::new(Shared {

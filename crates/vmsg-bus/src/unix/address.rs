@@ -47,6 +47,9 @@ pub enum BindError {
     /// An option is out of range.
     #[error("{0}")]
     BadOption(&'static str),
+    /// Messages cannot be recorded.
+    #[error(transparent)]
+    Trace(#[from] crate::trace::OpenError),
     /// The system said no.
     #[error("cannot {what} `{}`: {source}", path.display())]
     Os {

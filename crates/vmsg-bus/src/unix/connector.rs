@@ -8,6 +8,7 @@ use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
 use crate::memory::Part;
+use crate::trace::{OpenError, Side, Trace};
 use crate::{Capabilities, DriverBus, Peer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -106,6 +107,7 @@ pub struct Connector {
     message_size: u32,
     observer: bool,
     timeout: Duration,
+    trace: Option<Trace>,
 }
 
 impl Connector {
@@ -117,6 +119,7 @@ impl Connector {
             message_size: 0,
             observer: false,
             timeout: Duration::from_secs(5),
+            trace: None,
         }
     }
 
@@ -139,6 +142,25 @@ impl Connector {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// Records the messages of all connections.
+    #[must_use]
+    pub fn trace(mut self, trace: Option<Trace>) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Opens the file that messages are recorded to, if there is one: otherwise only the first connection does, and
+    /// does without if it cannot be opened.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_trace(&self) -> Result<(), OpenError> {
+        match &self.trace {
+            Some(trace) => trace.open().map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Where it connects to.
@@ -226,6 +248,7 @@ impl Connector {
             Ok(true) => Ok(Connecting {
                 socket: Some(socket),
                 path: path(),
+                trace: self.trace.clone(),
             }),
             Ok(false) => Err(ConnectError::Busy { path: path() }),
             Err(_) => Err(ConnectError::Handshake {
@@ -242,6 +265,7 @@ pub struct Connecting {
     /// Until it becomes that of the bus.
     socket: Option<OwnedFd>,
     path: PathBuf,
+    trace: Option<Trace>,
 }
 
 impl Connecting {
@@ -313,12 +337,14 @@ impl Connecting {
             },
             epoch: welcome.epoch,
         };
-        DriverBus::new(parts, None)
-            .map(Some)
-            .map_err(|_| ConnectError::Handshake {
-                path: self.path.clone(),
-                why: "queues that cannot be used",
-            })
+        let mut bus = DriverBus::new(parts, None).map_err(|_| ConnectError::Handshake {
+            path: self.path.clone(),
+            why: "queues that cannot be used",
+        })?;
+        if let Some(trace) = &self.trace {
+            bus.set_trace(trace.interface(Side::Driver, bus.peer(), bus.capabilities()));
+        }
+        Ok(Some(bus))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
 use crate::memory::Part;
+use crate::trace::{Side, Trace};
 use crate::{
     Capabilities, DEFAULT_MESSAGE_SIZE, DEFAULT_SLOTS, DeviceBus, MESSAGE_SIZES, Peer, SLOTS,
 };
@@ -56,10 +57,12 @@ pub struct ListenerOptions {
     pub mode: u32,
     /// Another number at each start; 0: a random one.
     pub epoch: u64,
+    /// Where the messages of all connections are recorded.
+    pub trace: Option<Trace>,
 }
 
 impl Default for ListenerOptions {
-    /// 320-byte messages, 256 slots, 64 connections, 64 windows, 2 seconds, mode 0600.
+    /// 320-byte messages, 256 slots, 64 connections, 64 windows, 2 seconds, mode 0600, no trace.
     fn default() -> Self {
         Self {
             name: "vmsg".to_owned(),
@@ -70,6 +73,7 @@ impl Default for ListenerOptions {
             handshake_timeout: Duration::from_secs(2),
             mode: 0o600,
             epoch: 0,
+            trace: None,
         }
     }
 }
@@ -146,6 +150,10 @@ impl Listener {
             options.epoch = u64::from_ne_bytes(random);
         }
         let address = Address::bind(path, options.mode)?;
+        // A trace that cannot be written is told before anybody is let in.
+        if let Some(trace) = &options.trace {
+            trace.open()?;
+        }
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("watch"))?;
         epoll::add(
             &epoll,
@@ -346,7 +354,11 @@ impl Listener {
     /// Makes the connection an end of the bus.
     fn open(&self, parts: Parts) -> io::Result<DeviceBus> {
         let place = Box::new(Arc::clone(&self.places));
-        DeviceBus::new(parts, Some(place)).map_err(io::Error::other)
+        let mut bus = DeviceBus::new(parts, Some(place)).map_err(io::Error::other)?;
+        if let Some(trace) = &self.options.trace {
+            bus.set_trace(trace.interface(Side::Device, bus.peer(), bus.capabilities()));
+        }
+        Ok(bus)
     }
 
     /// Whether this driver is let in, and with which message size.
