@@ -18,6 +18,7 @@
 //! * `fault`: survive files that are truncated while mapped.
 //! * Methods of `Pieces` to read and write files and sockets.
 //! * `Doorbell`: an eventfd that can be rung without being blocked by others.
+//! * `WriteLease`: whether a file is in use by anybody else.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
@@ -29,6 +30,8 @@ mod doorbell;
 mod error;
 #[cfg(feature = "std")]
 pub mod fault;
+#[cfg(feature = "std")]
+mod lease;
 #[cfg(feature = "std")]
 mod mapping;
 mod pieces;
@@ -50,6 +53,8 @@ pub use device_region::DeviceRegion;
 #[cfg(feature = "std")]
 pub use doorbell::{Doorbell, RingError};
 pub use error::Error;
+#[cfg(feature = "std")]
+pub use lease::{LeaseError, WriteLease};
 #[cfg(feature = "std")]
 pub use mapping::{MappedSlice, Mapping, check_seals};
 pub use pieces::Pieces;
