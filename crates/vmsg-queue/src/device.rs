@@ -237,6 +237,50 @@ impl DeviceQueue {
         Ok(unsafe { Batch::new(pieces, &chains[..usize::from(taken)]) })
     }
 
+    /// Looks up chains that are in flight already, of the end of `heads` backwards, up to `max`. Faulty ones behind
+    /// good ones are left for the next call.
+    #[cfg(feature = "alloc")]
+    pub(crate) fn pop_again<'b>(
+        &mut self,
+        space: AddressSpace<'b>,
+        storage: &'b mut impl Storage,
+        heads: &[u16],
+        max: usize,
+    ) -> Result<Batch<'b>, QueueError> {
+        self.check()?;
+        self.rewindable = 0;
+        let parts = storage.parts();
+        let list = PieceList::new(parts.pieces);
+        let table = self.table(space).map_err(|error| self.fail(error))?;
+        let mut gather = Gather::new(space, list, self.features.indirect);
+        let mut taken = 0;
+        for (slot, &head) in parts.chains.iter_mut().zip(heads.iter().rev()).take(max) {
+            let start = gather.list.len();
+            match gather.chain(table, head) {
+                Ok(split) => {
+                    *slot = ChainSlot {
+                        head: ChainHead { id: head },
+                        split,
+                        end: as_count(gather.list.len()),
+                    };
+                    taken += 1;
+                }
+                Err(_) if taken > 0 => {
+                    gather.list.truncate(start);
+                    break;
+                }
+                Err(stop) => {
+                    let error = gather.explain(stop, head, self.config.size);
+                    return Err(self.fail(error));
+                }
+            }
+        }
+        let pieces = gather.list.finish();
+        // SAFETY: each of these slots was just filled, with two lengths that the list of pieces had
+        // one after the other. It only grew, but for chains that are not among these.
+        Ok(unsafe { Batch::new(pieces, &parts.chains[..taken]) })
+    }
+
     /// Gives back the last `n` chains of the last [`pop`](Self::pop), which
     /// must not be completed; the next `pop` begins with the first of them.
     /// Does nothing to a broken queue, whose chains are lost.

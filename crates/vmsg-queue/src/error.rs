@@ -110,6 +110,9 @@ pub enum QueueError {
         /// Size of the queue.
         size: u16,
     },
+    /// The record of what is in flight cannot be used.
+    #[error("a record of requests in flight {0}")]
+    BadRecord(&'static str),
     /// The index of the used ring is ahead of what the device was given.
     #[error("the used index {used} is impossible: {next} comes next, {outstanding} chains are out")]
     BadUsedIndex {
@@ -182,6 +185,7 @@ impl QueueError {
             | Self::MisplacedIndirect { .. }
             | Self::BadIndirectTable { .. }
             | Self::BadResume { .. }
+            | Self::BadRecord(_)
             | Self::BadUsedIndex { .. }
             | Self::BadUsedId { .. }
             | Self::BadUsedLength { .. } => true,

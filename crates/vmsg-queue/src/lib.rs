@@ -6,6 +6,8 @@
 //!   [`ChainArray`]) as runs of memory, used elements given back in any order
 //!   and released together.
 //! * [`DriverQueue`]: what a driver does with a queue, in memory that it owns.
+//! * [`Inflight`] and [`RecordedQueue`]: for devices whose requests overtake
+//!   each other, the record by which the next process goes on.
 //! * [`QueueConfig`], [`QueueFeatures`], [`Layout`]: where the three areas of
 //!   a queue are, what was negotiated, how large they must be.
 //!
@@ -27,6 +29,9 @@ mod device;
 mod driver;
 mod error;
 mod gather;
+mod inflight;
+#[cfg(feature = "alloc")]
+mod recorded;
 mod ring;
 
 #[cfg(feature = "alloc")]
@@ -36,3 +41,6 @@ pub use config::{Layout, QueueConfig, QueueFeatures};
 pub use device::{Completer, DeviceQueue};
 pub use driver::{Buffer, DriverQueue, DriverSlot, Token, Used};
 pub use error::QueueError;
+pub use inflight::{Inflight, Recovered};
+#[cfg(feature = "alloc")]
+pub use recorded::RecordedQueue;
