@@ -6,6 +6,10 @@
 //! as they come after the 8 bytes of header. Decoding is total: any bytes give
 //! a value or an error.
 
+mod display;
+
+pub use display::name;
+
 use std::fmt;
 use virtio_msg::{DevNum, QueueIndex};
 use vmsg_mem::BusAddr;
@@ -26,6 +30,8 @@ pub mod id {
     pub const CLAIM: u8 = 0x84;
     /// Asks for the name of a device.
     pub const DEVICE_NAME: u8 = 0x85;
+    /// Lends the record of what is in flight in a queue, with one file descriptor.
+    pub const QUEUE_INFLIGHT: u8 = 0x86;
     /// Stands in a queue for a message that came over the socket; never seen above the bus.
     pub const MARKER: u8 = 0xC0;
 }
@@ -167,6 +173,22 @@ pub enum Resume {
     UsedInRing,
 }
 
+/// QUEUE_INFLIGHT: where the device keeps what is in flight in a queue, with the file it lies in as only descriptor.
+/// The form of the record is that of vhost-user; `vmsg_queue::Inflight` describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueInflight {
+    /// The device.
+    pub dev: DevNum,
+    /// Its queue.
+    pub queue: QueueIndex,
+    /// The queue goes on with what the record says; otherwise the record is begun anew.
+    pub resume: bool,
+    /// Where the record begins in the file, in bytes; a multiple of 8.
+    pub offset: u64,
+    /// Its length in bytes: 16, and 16 for each entry of the queue.
+    pub len: u64,
+}
+
 /// A request of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -199,6 +221,8 @@ pub enum Request {
     },
     /// What is this device called?
     DeviceName(DevNum),
+    /// The next SET_VQUEUE of this queue keeps its requests in flight there.
+    QueueInflight(QueueInflight),
 }
 
 /// An answer of the device side.
@@ -256,6 +280,16 @@ struct DeviceWire {
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
+struct QueueInflightWire {
+    dev: U16,
+    flags: U16,
+    queue: U32,
+    offset: U64,
+    len: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
 struct ResponseWire {
     subject: U32,
     status: U32,
@@ -267,6 +301,7 @@ const KICK: u16 = 1;
 const CALL: u16 = 2;
 const RELEASE: u16 = 1;
 const FROM_RING: u16 = 1;
+const RESUME: u16 = 1;
 
 fn wire<T: FromBytes + Unaligned + KnownLayout + Immutable>(
     id: u8,
@@ -289,7 +324,7 @@ fn put(wire: &(impl IntoBytes + Immutable), out: &mut [u8]) -> Result<usize, Con
 impl Request {
     /// Whether `id` is one of these messages.
     pub const fn is_known(id: u8) -> bool {
-        matches!(id, id::WINDOW_ADD..=id::DEVICE_NAME)
+        matches!(id, id::WINDOW_ADD..=id::QUEUE_INFLIGHT)
     }
 
     /// The id of the message.
@@ -301,6 +336,7 @@ impl Request {
             Self::QueueResume { .. } => id::QUEUE_RESUME,
             Self::Claim { .. } => id::CLAIM,
             Self::DeviceName(_) => id::DEVICE_NAME,
+            Self::QueueInflight(_) => id::QUEUE_INFLIGHT,
         }
     }
 
@@ -318,6 +354,7 @@ impl Request {
                 u32::from(dev.0) | u32::from(mode) << 16
             }
             Self::Claim { dev, .. } | Self::DeviceName(dev) => u32::from(dev.0),
+            Self::QueueInflight(i) => u32::from(i.dev.0) | u32::from(inflight_flags(&i)) << 16,
         }
     }
 
@@ -378,6 +415,16 @@ impl Request {
                 }
             }
             id::DEVICE_NAME => Self::DeviceName(DevNum(wire::<DeviceWire>(id, payload)?.dev.get())),
+            id::QUEUE_INFLIGHT => {
+                let w: QueueInflightWire = wire(id, payload)?;
+                Self::QueueInflight(QueueInflight {
+                    dev: DevNum(w.dev.get()),
+                    queue: QueueIndex(w.queue.get()),
+                    resume: w.flags.get() & RESUME != 0,
+                    offset: w.offset.get(),
+                    len: w.len.get(),
+                })
+            }
             _ => return Err(ControlError::UnknownId(id)),
         })
     }
@@ -448,6 +495,16 @@ impl Request {
                 },
                 out,
             ),
+            Self::QueueInflight(i) => put(
+                &QueueInflightWire {
+                    dev: i.dev.0.into(),
+                    flags: inflight_flags(&i).into(),
+                    queue: i.queue.0.into(),
+                    offset: i.offset.into(),
+                    len: i.len.into(),
+                },
+                out,
+            ),
         }
     }
 
@@ -463,6 +520,10 @@ impl Request {
 
 fn notify_flags(n: &QueueNotify) -> u16 {
     (if n.kick { KICK } else { 0 }) | (if n.call { CALL } else { 0 })
+}
+
+fn inflight_flags(i: &QueueInflight) -> u16 {
+    if i.resume { RESUME } else { 0 }
 }
 
 impl<'a> Response<'a> {

@@ -114,3 +114,49 @@ fn any_bytes_give_a_value_or_an_error() {
         let _ = Response::decode(id, &bytes);
     });
 }
+
+#[test]
+fn messages_read_well_in_a_trace() {
+    let lines = [
+        (
+            Request::WindowAdd(WindowAdd {
+                id: 7,
+                writable: true,
+                base: BusAddr(0x4000_0000),
+                len: 0x1000,
+                file_offset: 0,
+                more: true,
+            }),
+            "window 7, 0x1000 bytes at 0x40000000, file offset 0x0, writable, more",
+        ),
+        (
+            Request::QueueResume {
+                dev: DevNum(2),
+                queue: QueueIndex(1),
+                from: Resume::UsedInRing,
+            },
+            "device 2, queue 1, used index of the ring",
+        ),
+        (
+            Request::Claim {
+                dev: DevNum(2),
+                release: true,
+            },
+            "device 2, release",
+        ),
+    ];
+    for (request, line) in lines {
+        assert_eq!(request.to_string(), line);
+        assert!(name(request.id()).is_some());
+    }
+    let claim = Request::Claim {
+        dev: DevNum(2),
+        release: false,
+    };
+    // What a peer calls itself cannot do anything to a terminal.
+    assert_eq!(
+        claim.response(Status::HELD, "a\u{1b}[2J").to_string(),
+        r#"held by another driver: "a\u{1b}[2J""#
+    );
+    assert_eq!(claim.response(Status::OK, "").to_string(), "done");
+}

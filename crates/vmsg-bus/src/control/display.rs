@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The messages of our own buses as lines of a trace.
+
+use super::{Request, Response, Resume, Status, id};
+use std::fmt;
+
+/// What the message `id` is called; the same for request and response.
+pub const fn name(id: u8) -> Option<&'static str> {
+    Some(match id {
+        id::WINDOW_ADD => "WINDOW_ADD",
+        id::WINDOW_REMOVE => "WINDOW_REMOVE",
+        id::QUEUE_NOTIFY => "QUEUE_NOTIFY",
+        id::QUEUE_RESUME => "QUEUE_RESUME",
+        id::CLAIM => "CLAIM",
+        id::DEVICE_NAME => "DEVICE_NAME",
+        _ => return None,
+    })
+}
+
+fn flag(f: &mut fmt::Formatter<'_>, set: bool, text: &str) -> fmt::Result {
+    if set { write!(f, ", {text}") } else { Ok(()) }
+}
+
+/// The fields without the name: `device 3, queue 1, kick, call`.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Request::WindowAdd(w) => {
+                write!(
+                    f,
+                    "window {}, {:#x} bytes at {:#x}, file offset {:#x}",
+                    w.id, w.len, w.base.0, w.file_offset
+                )?;
+                flag(f, w.writable, "writable")?;
+                flag(f, w.more, "more")
+            }
+            Request::WindowRemove { id, more } => {
+                write!(f, "window {id}")?;
+                flag(f, *more, "more")
+            }
+            Request::QueueNotify(n) => {
+                write!(f, "device {}, queue {}", n.dev, n.queue)?;
+                flag(f, n.kick, "kick")?;
+                flag(f, n.call, "call")
+            }
+            Request::QueueResume { dev, queue, from } => {
+                write!(f, "device {dev}, queue {queue}")?;
+                match from {
+                    Resume::At {
+                        avail_idx,
+                        used_idx,
+                    } => write!(f, ", avail {avail_idx}, used {used_idx}"),
+                    Resume::UsedInRing => f.write_str(", used index of the ring"),
+                }
+            }
+            Request::Claim { dev, release } => {
+                write!(f, "device {dev}")?;
+                flag(f, *release, "release")
+            }
+            Request::DeviceName(dev) => write!(f, "device {dev}"),
+        }
+    }
+}
+
+/// How it ended, and the name: `held by another driver: "vmsg proxy net0"`.
+impl fmt::Display for Response<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.status, self.name) {
+            (status, "") => status.fmt(f),
+            (Status::OK, name) => write!(f, "{name:?}"),
+            (status, name) => write!(f, "{status}: {name:?}"),
+        }
+    }
+}
