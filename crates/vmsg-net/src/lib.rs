@@ -5,6 +5,7 @@
 //! ([`TxFrame`]) and offers it the guest's buffers for frames in the other direction ([`RxSink`]).
 //!
 //! * [`user`]: the user-mode stack, as QEMU's `-netdev user`.
+//! * [`tap`]: a tap interface of the host.
 //! * [`Capture`]: writes what passes another back end to a pcap file.
 //! * [`Cable`]: two devices back to back; [`Null`]: a cable that ends nowhere.
 #![deny(unsafe_code)]
@@ -17,6 +18,7 @@ mod frame;
 mod io;
 mod null;
 mod sys;
+pub mod tap;
 pub mod user;
 
 pub use backend::Backend;
