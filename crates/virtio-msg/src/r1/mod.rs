@@ -19,15 +19,12 @@ mod device;
 mod display;
 mod driver;
 mod fields;
-mod operation;
-mod options;
 mod outcome;
 mod ring;
 
 pub use codec::{Frame, Message, decode, id};
 pub use device::{DeviceAdapter, DeviceAdapterCounters};
-pub use driver::{DriverAdapter, DriverAdapterCounters};
-pub use options::{DriverOptions, Translate, config_size};
+pub use driver::{DriverAdapter, DriverAdapterCounters, DriverOptions, Translate, config_size};
 pub use outcome::{Busy, Ignored, Outcome};
 
 /// Bytes of every r1 message.

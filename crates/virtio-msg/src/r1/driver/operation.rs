@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! One revision-1 request as a sequence of r1 requests.
 
-use super::Message;
 use crate::feature_set::MAX_BLOCKS;
 use crate::message::DeviceInfo;
+use crate::r1::Message;
 use crate::status::DeviceStatus;
 use crate::types::{Generation, QueueIndex};
 

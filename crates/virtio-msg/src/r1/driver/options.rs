@@ -3,14 +3,14 @@
 
 use crate::types::DevNum;
 
-/// How a [`DriverAdapter`](super::DriverAdapter) is to behave.
+/// How a [`DriverAdapter`](crate::r1::DriverAdapter) is to behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriverOptions {
     /// Number of the one device at the other end, 0 by default. Any other number is a device that is not there.
     pub dev_num: DevNum,
     /// Bytes of configuration space; `None`: as [`config_size`] has it for the device id.
     pub config_size: Option<u32>,
-    /// Whether the owner decides about IOMMU_TRANSLATE ([`poll_translate`](super::DriverAdapter::poll_translate)). If not, every page is where it
+    /// Whether the owner decides about IOMMU_TRANSLATE ([`poll_translate`](crate::r1::DriverAdapter::poll_translate)). If not, every page is where it
     /// is asked for: bus addresses are what the driver hands out, so that is what it means.
     pub ask_translate: bool,
 }
@@ -26,12 +26,12 @@ impl Default for DriverOptions {
 }
 
 /// A page that the device wants to know the bus address of: answered with
-/// [`answer_translate`](super::DriverAdapter::answer_translate). The device does nothing else meanwhile.
+/// [`answer_translate`](crate::r1::DriverAdapter::answer_translate). The device does nothing else meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translate {
     /// Address of the page. Not checked.
     pub va: u64,
-    /// [`PROT_READ`](super::PROT_READ) and [`PROT_WRITE`](super::PROT_WRITE): what the device wants to do.
+    /// [`PROT_READ`](crate::r1::PROT_READ) and [`PROT_WRITE`](crate::r1::PROT_WRITE): what the device wants to do.
     pub prot: u8,
 }
 
