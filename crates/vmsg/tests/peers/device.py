@@ -19,7 +19,8 @@ VENDOR = int.from_bytes(b"QEMU", "little")
 QUIRKS = {
     "silent": "absent devices do not answer either",
     "no-shm": "GET_SHM is never answered",
-    "get-devices": "GET_DEVICES has token 0 in its answer, and the next offset is never 0",
+    "get-devices": "GET_DEVICES has token 0 in its answer, and the next offset is never 0; from 32 on the count is",
+    "same-offset": "GET_DEVICES always names the offset that was asked for as the next one",
     "last-number": "the entropy device is number 31",
     "platform": "ACCESS_PLATFORM is offered, and must be accepted",
     "size-max": "GET_VQUEUE shows the largest size as the current one before set-up",
@@ -103,6 +104,23 @@ class Disk(Device):
         return scatter(self.ram, writable, data)
 
 
+class Net(Device):
+    """A network device with a MAC and a link, to which nothing is connected: it takes frames and has none."""
+
+    kind, sizes = 1, (256, 256)
+    initial = bytes.fromhex("525400123456") + b"\1\0"
+
+    def __init__(self, ram, platform):
+        super().__init__(ram, platform)
+        self.offered |= 1 << 5 | 1 << 16
+
+    def work(self, index):
+        return super().work(index) if index == 1 else 0
+
+    def serve(self, readable, writable):
+        return 0
+
+
 class Host:
     """Devices by number, and the answers to revision-1 messages."""
 
@@ -115,6 +133,8 @@ class Host:
             self.devices = {args.number: disk if args.only_disk else entropy}
         else:
             self.devices = {31 if "last-number" in self.quirks else 0: entropy, 5: disk}
+        if args.net:
+            self.devices[7] = Net(ram, platform)
         self.bus = Bus(args.dir, "device", args.listen)
         self.log = open(args.log, "w", buffering=1) if args.log else None
 
@@ -184,7 +204,10 @@ class Host:
         offset, count = struct.unpack("<HH", message.payload)
         count = min(count, 32)
         if "get-devices" in self.quirks:
-            following = (offset + count) & 0xFFFF or 0xFFFF
+            count = count if offset < 32 else 0
+            following = (offset + 32) & 0xFFFF or 32
+        elif "same-offset" in self.quirks:
+            following = offset
         else:
             following = offset + count if any(n >= offset + count for n in self.devices) else 0
         bits = sum(1 << n - offset for n in self.devices if offset <= n < offset + count)
@@ -329,6 +352,7 @@ def main():
     parser.add_argument("--quirk", action="append", default=[], choices=sorted(QUIRKS))
     parser.add_argument("--log")
     parser.add_argument("--once", action="store_true", help="end when the driver has gone")
+    parser.add_argument("--net", action="store_true", help="a network device as number 7")
     parser.add_argument("--only-disk", action="store_true", help="r1 has one device; make it the disk")
     parser.add_argument("--number", type=int, default=0, help="its number")
     args = parser.parse_args()
