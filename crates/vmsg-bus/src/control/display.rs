@@ -13,6 +13,7 @@ pub const fn name(id: u8) -> Option<&'static str> {
         id::QUEUE_RESUME => "QUEUE_RESUME",
         id::CLAIM => "CLAIM",
         id::DEVICE_NAME => "DEVICE_NAME",
+        id::QUEUE_INFLIGHT => "QUEUE_INFLIGHT",
         _ => return None,
     })
 }
@@ -58,6 +59,14 @@ impl fmt::Display for Request {
                 flag(f, *release, "release")
             }
             Request::DeviceName(dev) => write!(f, "device {dev}"),
+            Request::QueueInflight(i) => {
+                write!(
+                    f,
+                    "device {}, queue {}, {:#x} bytes at file offset {:#x}",
+                    i.dev, i.queue, i.len, i.offset
+                )?;
+                flag(f, i.resume, "resume")
+            }
         }
     }
 }
