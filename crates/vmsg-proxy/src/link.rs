@@ -5,10 +5,12 @@
 //! The thread sleeps unless a message, an operation, a timer or the appearance of the device host's socket wakes it. Kicks and calls of
 //! a running device do not pass here.
 
+mod bells;
 mod handle;
 
 pub use handle::{LinkStats, SessionHandle};
 
+use bells::Bells;
 use handle::{Command, News};
 
 use crate::log_limit::LogLimit;
@@ -103,6 +105,9 @@ impl Link {
             absence_told: false,
             limit: LogLimit::default(),
             pace: Pace::new(Instant::now()),
+            bells: Bells::new()?,
+            bells_version: (0, 0),
+            kicked: false,
         };
         let thread = std::thread::Builder::new()
             .name(format!("link {name}"))
@@ -169,6 +174,10 @@ struct Runner {
     absence_told: bool,
     limit: LogLimit,
     pace: Pace,
+    bells: Bells,
+    bells_version: (u64, u64),
+    /// There may be kicks to take.
+    kicked: bool,
 }
 
 impl Runner {
@@ -185,6 +194,7 @@ impl Runner {
                 self.session.handle_timeout(now);
             }
             self.advance(&mut state);
+            self.take_kicks();
             let mut busy = false;
             if let Phase::Connected(bus) = &mut state.phase {
                 match self.receive(bus).and_then(|more| {
@@ -200,6 +210,7 @@ impl Runner {
                     }
                 }
             }
+            self.sync_bells();
             let fault = self
                 .deliver()
                 .filter(|_| matches!(state.phase, Phase::Connected(_)));
@@ -237,6 +248,39 @@ impl Runner {
                 // Who asked may have given up.
                 let _ = reply.send(stats);
             }
+        }
+    }
+
+    /// Follows what the session has; here and nowhere else bells come and go.
+    fn sync_bells(&mut self) {
+        let version = self.session.bells_version();
+        if version == self.bells_version {
+            return;
+        }
+        self.bells_version = version;
+        let deaf = self.bells.sync(self.session.bells());
+        self.kicked = true;
+        for queue in deaf {
+            if let Some(unsaid) = self.limit.admit() {
+                tracing::warn!(
+                    link = self.name,
+                    queue = queue.0,
+                    unsaid,
+                    "the kick of the front end cannot be waited on"
+                );
+            }
+        }
+    }
+
+    fn take_kicks(&mut self) {
+        if !std::mem::take(&mut self.kicked) {
+            return;
+        }
+        let session = &mut self.session;
+        if let Err(error) = self.bells.take(|queue| session.kick(queue))
+            && let Some(unsaid) = self.limit.admit()
+        {
+            tracing::error!(link = self.name, %error, unsaid, "cannot look for kicks");
         }
     }
 
@@ -415,6 +459,10 @@ impl Runner {
                 }
                 Event::Ready { replayed, new_host } => {
                     self.absence_told = false;
+                    if replayed {
+                        // What was used before the link was lost may not have been told.
+                        self.bells.ring_all();
+                    }
                     if let Some(unsaid) = self.limit.admit() {
                         tracing::info!(
                             link = self.name,
@@ -442,6 +490,17 @@ impl Runner {
                     if let Some(unsaid) = self.limit.admit() {
                         tracing::error!(link = self.name, %reason, unsaid, "the device needs a reset");
                     }
+                }
+                Event::QueueUsed(queue) if self.bells.ring(queue) => continue,
+                Event::LeftOut { base, len } => {
+                    if let Some(unsaid) = self.limit.admit() {
+                        tracing::warn!(
+                            link = self.name,
+                            unsaid,
+                            "memory of the guest at {base:#x} ({len:#x} bytes) is not in common with the device host: buffers there cannot be used"
+                        );
+                    }
+                    continue;
                 }
                 Event::ConfigChanged | Event::QueueUsed(_) => {}
             }
@@ -497,23 +556,33 @@ impl Runner {
             Phase::Connected(bus) => bus.poll_fd().ok(),
             Phase::Try { .. } | Phase::Over => None,
         };
-        let mut fds = vec![
+        let mut fds = [
             PollFd::new(&*self.stop, PollFlags::IN),
             PollFd::new(&*self.wake, PollFlags::IN),
+            PollFd::new(&self.bells, PollFlags::IN),
+            // Stands for nothing where there is no third.
+            PollFd::new(&*self.stop, PollFlags::IN),
         ];
-        fds.extend(third.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        match poll(&mut fds, timeout.as_ref()) {
+        let mut used = 3;
+        if let Some(fd) = &third {
+            fds[3] = PollFd::new(fd, PollFlags::IN);
+            used = 4;
+        }
+        let fds = &mut fds[..used];
+        match poll(fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(link = self.name, %error, "cannot wait");
                 return false;
             }
         }
-        let stopped = !fds[0].revents().is_empty();
-        if !fds[1].revents().is_empty() {
+        let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        let (stopped, woken, kicked, third) = (is(0), is(1), is(2), is(3));
+        if woken {
             let _ = self.wake.drain();
         }
-        if let Phase::Connected(bus) = &mut state.phase {
+        self.kicked |= kicked;
+        if third && let Phase::Connected(bus) = &mut state.phase {
             // An error shows again at the next use of the bus.
             let _ = bus.clear_poll_fd();
         }

@@ -70,6 +70,8 @@ fn a_pair_of_rings_is_set_up_before_the_device_goes_live_and_more_come_later() {
     let mut host = Host::net();
     host.queue_sizes = vec![256; 5];
     host.info.max_queues = 5;
+    host.info.vendor_id = u32::from_le_bytes(*b"vmsg");
+    host.offered.insert(22); // MQ
     let stage = Stage::new(host);
     let mut vmm = Vmm::connect(&stage);
     vmm.init();

@@ -10,6 +10,20 @@ use vmsg_bus::keyval::escape;
 pub const SHARE_REMEDY: &str = "the guest's memory is not shared with this process, so its devices cannot work. \
 Start QEMU with `-object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem` (size= as in -m)";
 
+/// What to do about a guest whose memory is not the file `path` of `size` bytes that the bus has in common.
+pub fn file_remedy(path: &str, size: u64) -> String {
+    let size = if size % (1 << 20) == 0 {
+        format!("{}M", size >> 20)
+    } else {
+        size.to_string()
+    };
+    let path = escape(path);
+    format!(
+        "the guest's memory is not the file that the bus has in common, so its devices cannot work. Start QEMU with \
+`-object memory-backend-file,id=mem,size={size},mem-path={path},share=on -machine memory-backend=mem` (size= as in -m)"
+    )
+}
+
 /// Which machine QEMU is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {

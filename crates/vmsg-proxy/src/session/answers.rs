@@ -96,7 +96,11 @@ impl Session {
                     setup.driver,
                     setup.device,
                 );
-                if there != wanted {
+                // Foreign device hosts need not say where the queue is.
+                let mute = !self.caps.runtime_windows
+                    && !(self.is_ours() && self.caps.enumerates)
+                    && (info.descriptor, info.driver, info.device) == (0, 0, 0);
+                if there != wanted && !mute {
                     return Err(Failure::Refused {
                         what: "SET_VQUEUE",
                         code: 0,
@@ -198,7 +202,7 @@ impl Session {
     }
 
     fn config_piece(&mut self, generation: u32, offset: u32, data: &[u8]) -> Result<(), Failure> {
-        let max = u32::try_from(self.caps.max_message_size - 20).unwrap_or(MAX_CONFIG);
+        let max = self.max_data();
         let read = self
             .config_read
             .as_mut()

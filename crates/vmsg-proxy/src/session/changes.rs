@@ -3,8 +3,8 @@
 
 use super::machine::{CLAIM_PAUSE, Failure, Job, Phase, Session, blank_facts};
 use super::operations::asked_status;
-use super::script;
 use super::types::{Event, Op, OpError, ResetReason, Target};
+use super::{common_memory, script};
 use virtio_msg::{DevNum, DeviceState, DeviceStatus, Frame, Instant, Message, QueueIndex, feature};
 
 impl Session {
@@ -55,12 +55,29 @@ impl Session {
                 }
             }
         }
-        let can_lend = self.caps.passes_fds && self.caps.runtime_windows;
-        if !self.record.windows.is_empty() && !can_lend {
-            return Err(ResetReason::BusCannot("lend memory"));
-        }
         self.facts = Some(found);
         self.waited_in_vain = false;
+        if !self.record.windows.is_empty() {
+            let possible = if self.caps.runtime_windows {
+                self.caps.passes_fds
+            } else {
+                !self.common.is_empty()
+            };
+            if !possible {
+                return Err(ResetReason::BusCannot("lend memory"));
+            }
+            if !self.caps.runtime_windows {
+                let windows = self.record.windows.iter().map(|lent| &lent.window);
+                common_memory::left_out(windows, &self.common).map_err(ResetReason::OtherMemory)?;
+            }
+        }
+        for (&queue, setup) in &self.record.queues {
+            self.check_queue(queue, setup)
+                .map_err(|error| match error {
+                    OpError::NeedsReset(reason) => reason,
+                    _ => ResetReason::BusCannot("reach a queue in the memory it has in common"),
+                })?;
+        }
         Ok(())
     }
 
@@ -179,6 +196,7 @@ impl Session {
         self.pause = None;
         self.script.clear();
         self.out.clear();
+        self.kicks.clear();
         self.config_stale = false;
         if let Some(Job::Op {
             id, op, planned, ..

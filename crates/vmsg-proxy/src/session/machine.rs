@@ -4,14 +4,14 @@
 use super::record::{LentWindow, Record};
 use super::script::{self, Env, Step};
 use super::types::{
-    Counters, DeviceFacts, Event, Op, OpError, OpId, Options, Outcome, Outgoing, ResetReason,
-    Target, Window,
+    Bell, CommonMemory, Counters, DeviceFacts, Event, Op, OpError, OpId, Options, Outcome,
+    Outgoing, ResetReason, Target, Window,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
 use virtio_msg::{
     DevNum, DeviceInfo, DeviceStatus, FeatureSet, Frame, Instant, Kind, MAX_BLOCKS, Message,
-    QueueIndex, Token, decode,
+    QueueIndex, Token, decode, feature,
 };
 use vmsg_bus::Capabilities;
 
@@ -21,6 +21,10 @@ pub(super) const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 pub(super) const MAX_CONFIG: u32 = 4096;
 /// Messages ready to be sent that are not events of the session's own making; more pings than that are not answered.
 const MAX_PONGS: usize = 16;
+
+/// What becomes of a session for a name where devices have none.
+const NO_NAMES: ResetReason =
+    ResetReason::BusCannot("find a device by its name: give its number, as in dev=0");
 
 /// How the session stands with the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +134,8 @@ pub struct Session {
     pub(super) target: Target,
     pub(super) options: Options,
     pub(super) caps: Capabilities,
+    /// What both sides of the bus have in common, on a bus that lends nothing.
+    pub(super) common: Vec<CommonMemory>,
     pub(super) epoch: Option<u64>,
     pub(super) new_host: bool,
     pub(super) phase: Phase,
@@ -147,9 +153,13 @@ pub struct Session {
     pub(super) config_stale: bool,
     /// Somebody has waited for the device in vain, and it was not seen since.
     pub(super) waited_in_vain: bool,
+    /// Connections so far.
+    links: u64,
     next_op: u64,
     next_token: u16,
     pub(super) out: VecDeque<Outgoing>,
+    /// Queues to be kicked when there is room for messages, each once.
+    pub(super) kicks: Vec<u32>,
     pub(super) events: VecDeque<Event>,
     pub(super) counters: Counters,
 }
@@ -165,6 +175,7 @@ impl Session {
             target,
             options,
             caps: Capabilities::from_bits(0, virtio_msg::MIN_MESSAGE_SIZE),
+            common: Vec::new(),
             epoch: None,
             new_host: false,
             phase: Phase::Down,
@@ -180,9 +191,11 @@ impl Session {
             config_read: None,
             config_stale: false,
             waited_in_vain: false,
+            links: 0,
             next_op: 0,
             next_token: 0,
             out: VecDeque::new(),
+            kicks: Vec::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
         }
@@ -246,23 +259,29 @@ impl Session {
     /// Tells the device that there are buffers in a queue; for buses and fronts without kick eventfds. Nothing happens
     /// while the device is away: a replay kicks every queue.
     pub fn kick(&mut self, queue: QueueIndex) {
-        if self.phase == Phase::Ready
-            && self.record.is_live()
-            && self.record.queues.contains_key(&queue.0)
-        {
-            let kick = Step::Kick(queue.0).encode(&self.env(Token(0)));
-            // A kick that waits to be sent already says it.
-            if !self.out.iter().any(|out| out.bytes == kick.bytes) {
-                self.out.push_back(kick);
-            }
+        // A kick that waits to be sent already says it.
+        if self.can_kick(queue.0) && !self.kicks.contains(&queue.0) {
+            self.kicks.push(queue.0);
         }
+    }
+
+    fn can_kick(&self, queue: u32) -> bool {
+        self.phase == Phase::Ready
+            && self.record.is_live()
+            && self.record.queues.contains_key(&queue)
     }
 
     // The link
 
+    /// What memory the bus has in common, if it is one that lends none by message. To be said before [`Self::handle_link_up`].
+    pub fn set_common_memory(&mut self, common: Vec<CommonMemory>) {
+        self.common = common;
+    }
+
     /// The bus is connected: `caps` is what it can do, `epoch` differs each time the device host starts.
     pub fn handle_link_up(&mut self, now: Instant, caps: Capabilities, epoch: u64) {
         self.lose_link();
+        self.links += 1;
         self.caps = caps;
         self.caps.max_message_size = caps
             .max_message_size
@@ -319,6 +338,15 @@ impl Session {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.exchange.as_ref().is_some_and(|e| e.deadline <= now) {
             self.counters.timeouts += 1;
+            // Foreign device hosts drop what they do not know without a word.
+            let nameless = !self.caps.claims
+                && matches!(&self.exchange, Some(e) if matches!(e.step, Step::NameOf(_)));
+            if nameless {
+                self.exchange = None;
+                self.fail(now, Failure::Reset(NO_NAMES));
+                self.pump(now);
+                return;
+            }
             // What only the device can do has failed; the rest is recorded, for the replay.
             if let Some(Job::Op { id, op, .. }) = &self.job
                 && !self.recordable(op)
@@ -362,7 +390,16 @@ impl Session {
 
     /// The next message to send, in order.
     pub fn poll_transmit(&mut self) -> Option<Outgoing> {
-        self.out.pop_front()
+        if let Some(out) = self.out.pop_front() {
+            return Some(out);
+        }
+        while let Some(queue) = self.kicks.pop() {
+            // It may have been stopped since.
+            if self.can_kick(queue) {
+                return Some(Step::Kick(queue).encode(&self.env(Token(0))));
+            }
+        }
+        None
     }
 
     /// The next result or news.
@@ -390,6 +427,23 @@ impl Session {
     /// Whether the device is there and all that was negotiated is set up.
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Ready
+    }
+
+    /// The kick and call eventfds that the bus does not pass to the device: whoever has the session must wait on the kicks and ring the
+    /// calls. Queues with neither are left out.
+    pub fn bells(&self) -> impl Iterator<Item = Bell<'_>> {
+        let ours = !(self.caps.out_of_band_notify && self.caps.passes_fds);
+        let all = self.record.notify().iter().filter(move |_| ours);
+        all.map(|(&queue, notify)| Bell {
+            queue: QueueIndex(queue),
+            kick: notify.kick.as_ref(),
+            call: notify.call.as_ref(),
+        })
+    }
+
+    /// Another value whenever [`Self::bells`] may be others.
+    pub fn bells_version(&self) -> (u64, u64) {
+        (self.record.notify_version(), self.links)
     }
 
     /// Which device it is for.
@@ -420,10 +474,7 @@ impl Session {
         });
         self.script = script::probe(&self.target);
         if matches!(self.target, Target::Name(_)) && !self.caps.enumerates {
-            self.fail(
-                now,
-                Failure::Reset(ResetReason::BusCannot("find a device by its name")),
-            );
+            self.fail(now, Failure::Reset(NO_NAMES));
         }
     }
 
@@ -438,6 +489,10 @@ impl Session {
         Env {
             device,
             token,
+            access_platform: self
+                .facts
+                .as_ref()
+                .is_some_and(|facts| facts.offered.bit(feature::ACCESS_PLATFORM)),
             feature_blocks: (bits / 32).clamp(1, u32::try_from(MAX_BLOCKS).unwrap_or(8)),
             generation: self.record.generation,
             config_piece: self
@@ -448,9 +503,9 @@ impl Session {
         }
     }
 
-    /// Configuration data that fit one message: header 8, generation, offset and length 12.
+    /// Configuration data that fit one message.
     pub(super) fn max_data(&self) -> u32 {
-        u32::try_from(self.caps.max_message_size - 20).unwrap_or(MAX_CONFIG)
+        u32::try_from(script::data_per_message(self.caps.max_message_size)).unwrap_or(MAX_CONFIG)
     }
 
     pub(super) fn number(&self) -> DevNum {
@@ -567,7 +622,9 @@ impl Session {
 
     fn handle_response(&mut self, now: Instant, frame: &Frame<'_>) {
         let fits = |e: &Exchange| {
-            e.token == frame.token
+            // QEMU's answers to GET_DEVICES have token 0.
+            let lost = frame.token == Token(0) && matches!(e.step, Step::ListDevices { .. });
+            (e.token == frame.token || lost)
                 && e.dev == frame.dev_num
                 && e.kind == (frame.message.id(), frame.message.is_bus())
         };

@@ -18,6 +18,7 @@
 
 mod answers;
 mod changes;
+mod common_memory;
 mod machine;
 mod operations;
 mod record;
@@ -26,6 +27,6 @@ mod types;
 
 pub use machine::Session;
 pub use types::{
-    Counters, DeviceFacts, Event, FileId, Op, OpError, OpId, Options, Outcome, Outgoing,
-    QueueSetup, ResetReason, ResumeAt, Target, Window,
+    Bell, CommonMemory, Counters, DeviceFacts, Event, FileId, Op, OpError, OpId, Options,
+    OtherMemory, Outcome, Outgoing, QueueSetup, ResetReason, ResumeAt, Target, Window,
 };

@@ -3,8 +3,10 @@
 
 use super::machine::{ConfigRead, Job, Phase, Session, Waiting};
 use super::record::{LentWindow, Notify};
-use super::script;
-use super::types::{Event, Op, OpError, OpId, Outcome, ResetReason};
+use super::types::{
+    DeviceFacts, Event, Op, OpError, OpId, Outcome, QueueSetup, ResetReason, ResumeAt, Window,
+};
+use super::{common_memory, script};
 use virtio_msg::{DeviceStatus, FeatureSet, Instant, feature};
 
 impl Session {
@@ -43,7 +45,7 @@ impl Session {
             return true;
         }
         if let Op::SetNotify { queue, kick, call } = &op {
-            self.record.notify.insert(
+            self.record.set_notify(
                 queue.0,
                 Notify {
                     kick: kick.clone(),
@@ -99,11 +101,8 @@ impl Session {
                 if windows.len() > self.options.max_windows {
                     return Err(OpError::Invalid("too many windows"));
                 }
-                if online
-                    && !windows.is_empty()
-                    && !(self.caps.passes_fds && self.caps.runtime_windows)
-                {
-                    return Err(OpError::BusCannot("lend memory"));
+                if !windows.is_empty() && (online || !self.common.is_empty()) {
+                    self.check_lendable(windows)?;
                 }
                 self.record.plan_windows(windows).ok_or(OpError::Invalid(
                     "a window is empty, too large, or overlaps another",
@@ -135,7 +134,12 @@ impl Session {
                     Some(_) if setup.size == 0 || !(packed || setup.size.is_power_of_two()) => {
                         Err(OpError::Invalid("no queue can have this size"))
                     }
-                    Some(_) => Ok(Vec::new()),
+                    Some(_) => {
+                        if online {
+                            self.check_queue(queue.0, setup)?;
+                        }
+                        Ok(Vec::new())
+                    }
                 }
             }
             Op::StopQueue(queue) | Op::SetNotify { queue, .. } => {
@@ -152,15 +156,67 @@ impl Session {
             Op::ReadConfig { offset, len } => self.check_range(*offset, *len),
             Op::WriteConfig { offset, data } => {
                 let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                if len > self.max_data() {
-                    return Err(OpError::Invalid(
-                        "more configuration than one message carries",
-                    ));
-                }
                 self.check_range(*offset, len)
             }
             Op::Describe | Op::Claim | Op::SetStatus(_) | Op::Release => Ok(Vec::new()),
         }
+    }
+
+    /// Whether the bus can make `windows` the device's: it lends them, or has them in common.
+    fn check_lendable(&mut self, windows: &[Window]) -> Result<(), OpError> {
+        if self.caps.runtime_windows {
+            return if self.caps.passes_fds {
+                Ok(())
+            } else {
+                Err(OpError::BusCannot("lend memory"))
+            };
+        }
+        if self.common.is_empty() {
+            return Err(OpError::BusCannot("lend memory"));
+        }
+        let left_out =
+            common_memory::left_out(windows, &self.common).map_err(OpError::OtherMemory)?;
+        for window in left_out {
+            self.events
+                .retain(|event| !matches!(event, Event::LeftOut { .. }));
+            self.events.push_back(Event::LeftOut {
+                base: window.base,
+                len: window.len,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a queue can be set up on a bus that is as it is now.
+    pub(super) fn check_queue(&self, queue: u32, setup: &QueueSetup) -> Result<(), OpError> {
+        if !self.can_resume(setup.resume) {
+            return Err(OpError::NeedsReset(ResetReason::CannotResume { queue }));
+        }
+        if !self.caps.runtime_windows
+            && !self.common.is_empty()
+            && !common_memory::holds(setup, &self.common)
+        {
+            return Err(OpError::Invalid(
+                "the queue lies outside of the memory that the bus has in common",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the device can be made to begin there. Where QUEUE_RESUME does not exist our own hosts begin at the used index that stands
+    /// in the ring; others at 0, and would process again what the guest has long had back.
+    fn can_resume(&self, at: ResumeAt) -> bool {
+        match at {
+            _ if self.caps.runtime_windows => true,
+            ResumeAt::Start => true,
+            ResumeAt::UsedIndex => self.is_ours(),
+            ResumeAt::Explicit { avail, used } => avail == used && self.is_ours(),
+        }
+    }
+
+    /// Whether the device is one of this project's hosts, by what GET_DEVICE_INFO says.
+    pub(super) fn is_ours(&self) -> bool {
+        self.facts.as_ref().is_some_and(DeviceFacts::is_ours)
     }
 
     pub(super) fn check_range(&self, offset: u32, len: u32) -> Result<Vec<LentWindow>, OpError> {
@@ -228,11 +284,10 @@ impl Session {
                 }
             }
             Op::StopQueue(queue) => {
-                record.queues.remove(&queue.0);
-                record.notify.remove(&queue.0);
+                record.remove_queue(queue.0);
             }
             Op::SetNotify { queue, kick, call } => {
-                record.notify.insert(queue.0, Notify { kick, call });
+                record.set_notify(queue.0, Notify { kick, call });
             }
             Op::Release => record.release(),
             Op::Describe | Op::ReadConfig { .. } | Op::WriteConfig { .. } => {}

@@ -29,7 +29,9 @@ pub(super) struct Record {
     pub(super) features: FeatureSet,
     pub(super) status: DeviceStatus,
     pub(super) queues: BTreeMap<u32, QueueSetup>,
-    pub(super) notify: BTreeMap<u32, Notify>,
+    notify: BTreeMap<u32, Notify>,
+    /// Another value whenever `notify` changes.
+    notify_version: u64,
     /// Configuration space as last seen. Kept over resets: it is the device's.
     pub(super) config: Vec<u8>,
     pub(super) generation: u32,
@@ -57,6 +59,28 @@ impl Record {
         self.status = DeviceStatus::RESET;
         self.queues.clear();
         self.notify.clear();
+        self.notify_version += 1;
+    }
+
+    pub(super) fn notify(&self) -> &BTreeMap<u32, Notify> {
+        &self.notify
+    }
+
+    pub(super) fn notify_version(&self) -> u64 {
+        self.notify_version
+    }
+
+    /// The eventfds of a queue from now on.
+    pub(super) fn set_notify(&mut self, queue: u32, notify: Notify) {
+        self.notify.insert(queue, notify);
+        self.notify_version += 1;
+    }
+
+    /// The queue is stopped.
+    pub(super) fn remove_queue(&mut self, queue: u32) {
+        self.queues.remove(&queue);
+        self.notify.remove(&queue);
+        self.notify_version += 1;
     }
 
     /// What the end of a guest undoes.

@@ -6,7 +6,7 @@ use super::types::{Op, Outgoing, QueueSetup, ResumeAt, Target};
 use std::collections::VecDeque;
 use virtio_msg::{
     ConfigData, DevNum, DeviceStatus, FeatureBlocks, FeatureSet, Frame, Generation, MAX_BLOCKS,
-    Message, QueueIndex, QueueSize, Token, U32, VqueueConfig,
+    Message, QueueIndex, QueueSize, Token, U32, VqueueConfig, feature,
 };
 use vmsg_bus::Capabilities;
 use vmsg_bus::control::{QueueNotify, Request, Resume, WindowAdd};
@@ -190,6 +190,10 @@ impl Step {
             }),
             Step::Status(status) => Message::SetDeviceStatus(*status),
             Step::DriverFeatures(features) => {
+                let mut features = *features;
+                if env.access_platform {
+                    features.insert(feature::ACCESS_PLATFORM);
+                }
                 for (i, word) in (0..).zip(words.iter_mut()) {
                     word.set(features.block(i));
                 }
@@ -224,11 +228,19 @@ impl Step {
     }
 }
 
+/// Configuration data that fit one message: header 8, generation, offset and length 12.
+pub(super) fn data_per_message(max_message_size: usize) -> usize {
+    max_message_size - 20
+}
+
 /// What steps need to become messages.
 pub(super) struct Env {
     pub(super) device: DevNum,
     pub(super) token: Token,
     pub(super) feature_blocks: u32,
+    /// Bus addresses are what ACCESS_PLATFORM is about: it is accepted whenever it is offered, whatever the guest knows of it. QEMU's
+    /// devices insist on it.
+    pub(super) access_platform: bool,
     pub(super) generation: u32,
     /// Offset and length.
     pub(super) config_piece: (u32, u32),
@@ -259,13 +271,7 @@ pub(super) fn replay(record: &Record, caps: &Capabilities) -> VecDeque<Step> {
     if caps.claims && record.claimed {
         steps.push_back(Step::Claim { release: false });
     }
-    let last = record.windows.len().saturating_sub(1);
-    for (i, window) in record.windows.iter().enumerate() {
-        steps.push_back(Step::WindowAdd {
-            window: window.clone(),
-            more: i != last,
-        });
-    }
+    steps.extend(change_windows(&[], &record.windows, caps));
     if !record.is_negotiated() {
         return steps;
     }
@@ -303,17 +309,19 @@ pub(super) fn set_queue(
     caps: &Capabilities,
 ) -> impl Iterator<Item = Step> + use<> {
     let notify = record
-        .notify
+        .notify()
         .get(&queue)
         .filter(|_| caps.out_of_band_notify && caps.passes_fds);
     let notify = notify.map(|notify| Step::Notify {
         queue,
         notify: notify.clone(),
     });
-    let resume = (setup.resume != ResumeAt::Start).then_some(Step::Resume {
-        queue,
-        at: setup.resume,
-    });
+    // Elsewhere the device begins at the used index that stands in the ring, or it is not asked to (`Session::can_resume`).
+    let resume =
+        (setup.resume != ResumeAt::Start && caps.runtime_windows).then_some(Step::Resume {
+            queue,
+            at: setup.resume,
+        });
     notify
         .into_iter()
         .chain(resume) // SET_VQUEUE is answered the same whether or not it was done.
@@ -329,8 +337,15 @@ pub(super) fn set_queue(
         ])
 }
 
-/// The change from the windows lent now to `planned`, to be applied as one.
-pub(super) fn change_windows(now: &[LentWindow], planned: &[LentWindow]) -> VecDeque<Step> {
+/// The change from the windows lent now to `planned`, to be applied as one. Nothing where memory is in common and not lent.
+pub(super) fn change_windows(
+    now: &[LentWindow],
+    planned: &[LentWindow],
+    caps: &Capabilities,
+) -> VecDeque<Step> {
+    if !caps.runtime_windows {
+        return VecDeque::new();
+    }
     let gone = now
         .iter()
         .filter(|old| planned.iter().all(|new| new.id != old.id));
@@ -368,7 +383,7 @@ pub(super) fn of_op(
                 steps.push_back(Step::Claim { release: false });
             }
         }
-        Op::SetWindows(_) => steps = change_windows(&record.windows, planned),
+        Op::SetWindows(_) => steps = change_windows(&record.windows, planned, caps),
         Op::SetFeatures(features) => steps.push_back(Step::DriverFeatures(*features)),
         Op::SetStatus(status) => {
             steps.push_back(Step::Status(*status));
@@ -399,16 +414,21 @@ pub(super) fn of_op(
             }
         }
         Op::ReadConfig { .. } => steps.push_back(Step::ConfigPiece),
-        Op::WriteConfig { offset, data } => steps.push_back(Step::WriteConfig {
-            offset: *offset,
-            data: data.clone(),
-            tries: 4,
-        }),
+        Op::WriteConfig { offset, data } => {
+            let piece = data_per_message(caps.max_message_size);
+            let pieces = (0u32..).zip(data.chunks(piece));
+            steps.extend(pieces.map(|(i, data)| Step::WriteConfig {
+                // Within configuration space, as was checked.
+                offset: *offset + i * u32::try_from(piece).unwrap_or(u32::MAX),
+                data: data.to_vec(),
+                tries: 4,
+            }));
+        }
         Op::Release => {
             if record.is_negotiated() {
                 steps.push_back(Step::Status(DeviceStatus::RESET));
             }
-            steps.extend(change_windows(&record.windows, &[]));
+            steps.extend(change_windows(&record.windows, &[], caps));
             if caps.claims && record.claimed {
                 steps.push_back(Step::Claim { release: true });
             }

@@ -108,6 +108,51 @@ impl Window {
     }
 }
 
+/// A piece of memory that both sides of a bus have from the start, on a bus that lends none by message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommonMemory {
+    /// Bus address of the first byte, which is the guest physical address.
+    pub base: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where in the file it begins, bytes.
+    pub file_offset: u64,
+    /// Which file.
+    pub file: FileId,
+    /// Its path, for messages to people.
+    pub path: Arc<str>,
+}
+
+/// How a guest's memory is not what the bus has in common.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OtherMemory {
+    /// It lies in another file.
+    #[error(
+        "the guest's memory at {base:#x} is not in `{path}`, which is all that the device host sees"
+    )]
+    OtherFile {
+        /// The file that it should be.
+        path: String,
+        /// Bytes of that file that the bus knows.
+        size: u64,
+        /// Guest physical address.
+        base: u64,
+    },
+    /// It is that file, but at other addresses.
+    #[error(
+        "the guest has byte {file_offset:#x} of `{path}` at {base:#x}, the bus has it elsewhere: mem-offset=, mem-low-size= and mem-hole= must fit the guest's machine"
+    )]
+    Misplaced {
+        /// The file.
+        path: String,
+        /// Guest physical address.
+        base: u64,
+        /// What the guest has there.
+        file_offset: u64,
+    },
+}
+
 /// Where a device begins in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResumeAt {
@@ -150,6 +195,16 @@ pub struct DeviceFacts {
     pub offered: FeatureSet,
     /// The largest size of each queue; its length is the number of queues.
     pub queue_sizes: Vec<u16>,
+}
+
+/// "vmsg" in ASCII, little-endian: the vendor id that this project's device hosts give their devices.
+const VENDOR_ID: u32 = u32::from_le_bytes(*b"vmsg");
+
+impl DeviceFacts {
+    /// Whether it is a device of one of this project's hosts, by its vendor id.
+    pub fn is_ours(&self) -> bool {
+        self.info.vendor_id == VENDOR_ID
+    }
 }
 
 /// Names an operation until it is done.
@@ -252,6 +307,9 @@ pub enum OpError {
     /// The bus cannot do this.
     #[error("the bus cannot {0}")]
     BusCannot(&'static str),
+    /// The guest's memory is not what the bus has in common.
+    #[error(transparent)]
+    OtherMemory(OtherMemory),
     /// Too many operations wait.
     #[error("too many operations wait")]
     TooMany,
@@ -321,6 +379,17 @@ pub enum ResetReason {
     /// Another driver has taken the device.
     #[error("the device is held by {0}")]
     Held(String),
+    /// A device host that begins every queue at its beginning, and a guest that is in the middle of one.
+    #[error(
+        "the device host cannot go on in the middle of queue {queue}; the guest's driver must be started anew"
+    )]
+    CannotResume {
+        /// Which queue.
+        queue: u32,
+    },
+    /// The guest's memory is not what the bus that came back has in common.
+    #[error(transparent)]
+    OtherMemory(OtherMemory),
     /// The bus that came back cannot do what the guest needs.
     #[error("the bus cannot {0}")]
     BusCannot(&'static str),
@@ -350,10 +419,28 @@ pub enum Event {
         /// Whether the device host is another one, or has restarted, since the last time.
         new_host: bool,
     },
+    /// Memory of the guest that the device cannot reach.
+    LeftOut {
+        /// Guest physical address.
+        base: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// The bus is connected, but has no such device. Attaching goes on when one appears.
     DeviceAbsent,
     /// The other side is of no use on this connection: close it and connect again.
     LinkFault(&'static str),
+}
+
+/// The eventfds of a queue, where the bus does not pass them on.
+#[derive(Clone, Copy, Debug)]
+pub struct Bell<'a> {
+    /// Which queue.
+    pub queue: QueueIndex,
+    /// Rung by the driver.
+    pub kick: Option<&'a Arc<OwnedFd>>,
+    /// To be rung when the device has used buffers.
+    pub call: Option<&'a Arc<OwnedFd>>,
 }
 
 /// A message for the bus.

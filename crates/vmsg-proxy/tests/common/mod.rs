@@ -303,6 +303,8 @@ impl Host {
                 self.resume.insert(queue.0, from);
                 (Status::OK, none)
             }
+            #[allow(unreachable_patterns)]
+            other => panic!("unexpected {other:?}"),
         }
     }
 

@@ -18,9 +18,6 @@ use std::time::Instant;
 use thiserror::Error;
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex, feature};
 
-/// Virtio id of network devices: their rings come in pairs, and their control queue stays with the front end.
-pub(super) const NET: u32 = 1;
-
 const ACCEPTED: DeviceStatus = DeviceStatus::ACKNOWLEDGE
     .union(DeviceStatus::DRIVER)
     .union(DeviceStatus::FEATURES_OK);
@@ -80,18 +77,18 @@ pub(super) enum Reply {
     Bytes(Vec<u8>),
 }
 
-fn op<'a>(what: &'static str) -> impl Fn(OpError) -> GuestError + 'a {
+pub(super) fn op<'a>(what: &'static str) -> impl Fn(OpError) -> GuestError + 'a {
     move |error| GuestError::Op { what, error }
 }
 
 /// A front end being served.
 #[derive(Debug)]
 pub(super) struct Guest {
-    session: SessionHandle,
-    facts: DeviceFacts,
+    pub(super) session: SessionHandle,
+    pub(super) facts: DeviceFacts,
     /// Whether GET_CONFIG and SET_CONFIG are offered.
     pub(super) config: bool,
-    protocol: u64,
+    pub(super) protocol: u64,
     /// What SET_FEATURES said last, with bit 30.
     features: Option<u64>,
     /// Whether the session has these features and FEATURES_OK.
@@ -106,6 +103,10 @@ pub(super) struct Guest {
     pub(super) changed: bool,
     pub(super) changes_told: Option<Instant>,
     pub(super) since: Instant,
+    /// The link of a network device may have gone down.
+    pub(super) look_at_link: bool,
+    /// When the front end has said something last.
+    pub(super) last_request: Instant,
     pub(super) limit: Arc<LogLimit>,
 }
 
@@ -122,16 +123,10 @@ impl Guest {
             Outcome::Device(facts) => facts,
             _ => return Err(GuestError::Invalid("the session does not know its device")),
         };
-        let mut queues = facts.queue_sizes.len();
-        if facts.info.device_id == NET {
-            // An odd one is the control queue.
-            queues &= !1;
-        }
-        // QEMU keeps the configuration of network devices itself and warns about back ends that offer theirs.
-        let config = config.unwrap_or(facts.info.device_id != NET) && facts.info.config_size != 0;
-        Ok(Guest {
+        let queues = facts.queue_sizes.len();
+        let mut guest = Guest {
             session,
-            config,
+            config: false,
             protocol: 0,
             features: None,
             negotiated: false,
@@ -144,9 +139,15 @@ impl Guest {
             changed: false,
             changes_told: None,
             since: Instant::now(),
+            look_at_link: false,
+            last_request: Instant::now(),
             limit,
             facts,
-        })
+        };
+        // QEMU keeps the configuration of network devices itself and warns about back ends that offer theirs.
+        guest.look_at_link = guest.is_net();
+        guest.config = config.unwrap_or(!guest.is_net()) && guest.facts.info.config_size != 0;
+        Ok(guest)
     }
 
     fn offered(&self) -> u64 {
@@ -154,18 +155,21 @@ impl Guest {
         for bit in RESERVED.filter(|bit| !PASSED.contains(bit)) {
             offered.remove(bit);
         }
+        self.mask(&mut offered);
         offered.low_u64() & !F_PROTOCOL_FEATURES | F_PROTOCOL_FEATURES
     }
 
     /// The number of the feature bits that front ends ask for.
     fn offered_protocol(&self) -> u64 {
         let config = if self.config { protocol::CONFIG } else { 0 };
+        let mtu = if self.has_mtu() { protocol::NET_MTU } else { 0 };
         protocol::MQ
             | protocol::REPLY_ACK
             | protocol::BACKEND_REQ
             | protocol::RESET_DEVICE
             | protocol::CONFIGURE_MEM_SLOTS
             | config
+            | mtu
     }
 
     pub(super) fn acks(&self) -> bool {
@@ -245,14 +249,7 @@ impl Guest {
                 }
                 self.protocol = features;
             }
-            Request::GetQueueNum => {
-                let per_unit = if self.facts.info.device_id == NET {
-                    2
-                } else {
-                    1
-                };
-                return Ok(Reply::Number(self.rings.len() as u64 / per_unit));
-            }
+            Request::GetQueueNum => return Ok(Reply::Number(self.queue_num())),
             Request::SetVringEnable { index, on } => {
                 self.ring(index)?.enabled = on;
                 if on {
@@ -261,7 +258,8 @@ impl Guest {
                     self.pause(index)?;
                 }
             }
-            Request::SendRarp | Request::NetSetMtu => {}
+            Request::SendRarp => {}
+            Request::NetSetMtu(mtu) => self.check_mtu(mtu)?,
             Request::SetBackendReqFd => self.backend_channel = fds.pop(),
             Request::GetConfig {
                 offset,
@@ -281,7 +279,8 @@ impl Guest {
 
     fn ring(&mut self, index: u32) -> Result<&mut Ring, GuestError> {
         let index = usize::try_from(index).unwrap_or(usize::MAX);
-        self.rings
+        let count = self.ring_count();
+        self.rings[..count]
             .get_mut(index)
             .ok_or(GuestError::Invalid("no such ring"))
     }
@@ -386,7 +385,7 @@ impl Guest {
             .map_err(op("lending the memory"))?;
         self.memory = memory;
         self.waits_for_memory = None;
-        for index in 0..self.rings.len() {
+        for index in 0..self.ring_count() {
             self.try_start(u32::try_from(index).unwrap_or(u32::MAX))?;
         }
         Ok(())
@@ -432,7 +431,7 @@ impl Guest {
     /// Drivers set their queues up before DRIVER_OK; how many there will be is not told. A network device has at least a pair.
     fn enough_to_begin(&self, index: u32) -> bool {
         let other = usize::try_from(index ^ 1).unwrap_or(usize::MAX);
-        self.facts.info.device_id != NET || self.rings.get(other).is_some_and(|ring| ring.running)
+        !self.is_pairs() || self.rings.get(other).is_some_and(|ring| ring.running)
     }
 
     fn notify(&mut self, index: u32) -> Result<(), GuestError> {
@@ -545,6 +544,15 @@ impl Guest {
             .call(Op::WriteConfig { offset, data })
             .map(drop)
             .map_err(op("writing the configuration"))
+    }
+
+    /// Stops the device and takes the memory back, but holds on to the device.
+    pub(super) fn suspend(&mut self) -> Result<(), GuestError> {
+        self.reset()?;
+        self.session
+            .call(Op::SetWindows(Vec::new()))
+            .map(drop)
+            .map_err(op("taking the memory back"))
     }
 
     /// The front end is gone: nothing of it stays.

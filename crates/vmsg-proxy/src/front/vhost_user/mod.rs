@@ -13,15 +13,19 @@
 //!   connection only.
 
 mod guest;
+mod listener;
 mod memory;
+mod net;
 mod news;
+mod pause;
 mod ring;
 mod server;
 mod socket;
 mod wire;
 
 pub use guest::GuestError;
+pub use listener::BindError;
 pub use memory::MemoryError;
-pub use server::{BindError, FrontStats, VhostUserFront, VhostUserOptions};
+pub use server::{FrontStats, VhostUserFront, VhostUserOptions};
 pub use socket::ConnectionError;
 pub use wire::WireError;

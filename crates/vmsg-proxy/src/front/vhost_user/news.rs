@@ -2,7 +2,7 @@
 //! News of the device, passed on to the front end.
 
 use super::guest::Guest;
-use super::wire::{id, message};
+use super::wire::{id, message, protocol};
 use crate::session::Event;
 use rustix::net::{SendFlags, send};
 use std::os::fd::OwnedFd;
@@ -16,7 +16,13 @@ impl Guest {
     /// Passes news of the device on.
     pub(super) fn news(&mut self, event: &Event) {
         match event {
-            Event::ConfigChanged => self.changed = self.config && self.backend_channel.is_some(),
+            Event::ConfigChanged => {
+                self.changed =
+                    self.protocol & protocol::CONFIG != 0 && self.backend_channel.is_some();
+                self.look_at_link = self.is_net();
+            }
+            // The device host may be another one.
+            Event::Ready { .. } => self.look_at_link = self.is_net(),
             Event::QueueUsed(queue) => {
                 if let Some(fd) = self
                     .rings

@@ -2,20 +2,19 @@
 //! The listening side: one front end after another, on a thread of its own.
 
 use super::guest::{Guest, GuestError, Reply};
+use super::listener::{BindError, Bound};
 use super::memory::MemoryError;
+use super::pause::{Patience, Pause};
 use super::socket::{Connection, ConnectionError};
 use super::wire::Request;
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
-use crate::session::OpError;
+use crate::session::{Event, Op, OpError, OtherMemory, Outcome, ResetReason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -26,28 +25,15 @@ use vmsg_mem::Doorbell;
 /// A front end sends its memory table right after its features. One that does not has none to share.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a front end must have said nothing before it is told of a link that is down. One that is in the middle of getting to know
+/// the device would take the end of the connection for a failure, and QEMU, at its start, waits until it has connected once.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// How long to wait before the socket is tried again that somebody else has taken meanwhile.
+const BIND_PAUSE: Duration = Duration::from_secs(2);
+
 /// Requests taken before news of the device have their turn.
 const BUDGET: usize = 64;
-
-/// Why a front cannot listen.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum BindError {
-    /// Another program listens there.
-    #[error("`{}` is in use: another program listens on it", .0.display())]
-    InUse(PathBuf),
-    /// There is a file that is no socket.
-    #[error("`{}` exists and is no socket", .0.display())]
-    NotASocket(PathBuf),
-    /// The system said no.
-    #[error("cannot listen on `{}`: {source}", path.display())]
-    Os {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
 
 /// How a front is to be.
 #[derive(Clone, Debug)]
@@ -102,8 +88,9 @@ impl VhostUserFront {
         session: SessionHandle,
         options: VhostUserOptions,
     ) -> Result<VhostUserFront, BindError> {
+        let socket = options.socket.clone();
         let os = |source| BindError::Os {
-            path: options.socket.clone(),
+            path: socket.clone(),
             source,
         };
         // Front ends may truncate the files of their memory while it is looked at here.
@@ -114,10 +101,13 @@ impl VhostUserFront {
         let server = Server {
             name: name.to_owned(),
             session,
-            listener,
+            listener: Some(listener),
+            pause: None,
+            patience: Patience::default(),
+            seen: false,
             stop: stop.clone(),
             counts: counts.clone(),
-            config: options.config,
+            options,
             told_remedy: false,
             limit: Arc::default(),
         };
@@ -156,70 +146,6 @@ impl Drop for VhostUserFront {
     }
 }
 
-/// A listening socket whose file goes with it.
-#[derive(Debug)]
-struct Bound {
-    listener: UnixListener,
-    path: PathBuf,
-    /// So that no other program's socket is removed.
-    inode: (u64, u64),
-}
-
-impl Bound {
-    /// Takes the place of a socket nobody listens on, and of nothing else. The file appears when it can be connected.
-    fn new(path: &Path, mode: u32) -> Result<Bound, BindError> {
-        let os = |source| BindError::Os {
-            path: path.to_owned(),
-            source,
-        };
-        match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(os(error)),
-            Ok(meta) if !meta.file_type().is_socket() => {
-                return Err(BindError::NotASocket(path.to_owned()));
-            }
-            Ok(_) => match UnixStream::connect(path) {
-                Ok(_) => return Err(BindError::InUse(path.to_owned())),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(os(error)),
-            },
-        }
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(format!(".{}", std::process::id()));
-        let aside = PathBuf::from(aside);
-        let _ = fs::remove_file(&aside);
-        let listener = UnixListener::bind(&aside).map_err(os)?;
-        let ready = || -> io::Result<(u64, u64)> {
-            listener.set_nonblocking(true)?;
-            fs::set_permissions(&aside, fs::Permissions::from_mode(mode))?;
-            let meta = fs::symlink_metadata(&aside)?;
-            fs::rename(&aside, path)?;
-            Ok((meta.dev(), meta.ino()))
-        };
-        match ready() {
-            Ok(inode) => Ok(Bound {
-                listener,
-                path: path.to_owned(),
-                inode,
-            }),
-            Err(error) => {
-                let _ = fs::remove_file(&aside);
-                Err(os(error))
-            }
-        }
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode)
-        {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Why a front end is not served any more.
 #[derive(Debug, Error)]
 enum End {
@@ -227,6 +153,10 @@ enum End {
     Connection(#[from] ConnectionError),
     #[error(transparent)]
     Guest(GuestError),
+    #[error("the link is down")]
+    LinkDown,
+    #[error("{0}")]
+    Lost(ResetReason),
     #[error("stopping")]
     Stop,
 }
@@ -234,10 +164,15 @@ enum End {
 struct Server {
     name: String,
     session: SessionHandle,
-    listener: Bound,
+    /// `None` while nobody is let in.
+    listener: Option<Bound>,
+    pause: Option<Pause>,
+    patience: Patience,
+    /// The device was there.
+    seen: bool,
     stop: Arc<Doorbell>,
     counts: Arc<Counts>,
-    config: Option<bool>,
+    options: VhostUserOptions,
     told_remedy: bool,
     /// Whoever connects can connect again and again.
     limit: Arc<LogLimit>,
@@ -245,9 +180,19 @@ struct Server {
 
 impl Server {
     fn run(mut self) {
-        tracing::info!(front = self.name, socket = %self.listener.path.display(), "listening");
+        tracing::info!(front = self.name, socket = %self.options.socket.display(), "listening");
         loop {
-            let socket = match self.listener.listener.accept() {
+            if self.pause.is_some() || self.listener.is_none() {
+                if !self.sit_out() {
+                    return;
+                }
+                continue;
+            }
+            let accepted = match &self.listener {
+                Some(listener) => listener.listener.accept(),
+                None => continue,
+            };
+            let socket = match accepted {
                 Ok((socket, _)) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if !self.wait_for_front_end(None) {
@@ -289,6 +234,15 @@ impl Server {
                     tracing::info!(front = self.name, "front end gone")
                 }
                 Err(End::Connection(ConnectionError::Closed)) => {}
+                Err(End::LinkDown) => {
+                    if told.is_some() {
+                        tracing::info!(
+                            front = self.name,
+                            "the link is down: nobody is let in until it is up"
+                        );
+                    }
+                }
+                Err(End::Guest(error)) => self.dropped(&error, told.is_some()),
                 Err(end) => {
                     self.counts.malformed.fetch_add(1, Ordering::Relaxed);
                     if told.is_some() {
@@ -301,14 +255,96 @@ impl Server {
         }
     }
 
-    /// With `pause`, only for that long and whether or not anybody comes. False: stop.
-    fn wait_for_front_end(&self, pause: Option<Duration>) -> bool {
-        let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
-        if pause.is_none() {
-            fds.push(PollFd::new(&self.listener.listener, PollFlags::IN));
+    /// A front end was sent away because of what it wanted, or could not be given.
+    fn dropped(&mut self, error: &GuestError, tell: bool) {
+        self.counts.malformed.fetch_add(1, Ordering::Relaxed);
+        if let Some(pause) = self.patience.after(error) {
+            self.pause = Some(Pause::Until(Instant::now() + pause));
+            self.listener = None;
+            if tell {
+                tracing::warn!(
+                    front = self.name,
+                    %error,
+                    "front end dropped, and nobody let in for {} s",
+                    pause.as_secs()
+                );
+            }
+        } else if tell {
+            tracing::warn!(front = self.name, end = %error, "front end dropped");
+        } else {
+            tracing::debug!(front = self.name, end = %error, "front end dropped");
         }
+    }
+
+    /// Waits while nobody is to be let in, and listens again after that. False: stop.
+    fn sit_out(&mut self) -> bool {
+        if let Some(pause) = &self.pause {
+            let news = self.session.event_fd();
+            let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
+            fds.push(PollFd::new(&news, PollFlags::IN));
+            fds.extend(pause.poll_fd());
+            let until = pause.until();
+            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let waited = poll(&mut fds, timeout.as_ref());
+            let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+            let (stop, other) = (is(0), is(2));
+            self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
+            if !matches!(waited, Ok(_) | Err(Errno::INTR)) || stop {
+                return false;
+            }
+            self.session.clear();
+            let news = self.session.take_events();
+            let over = match until {
+                Some(at) => at <= Instant::now(),
+                None => {
+                    let changed =
+                        |event: &Event| matches!(event, Event::ConfigChanged | Event::Ready { .. });
+                    other || (news.iter().any(changed) && !self.link_is_down())
+                }
+            };
+            if !over {
+                return true;
+            }
+            self.pause = None;
+        }
+        match Bound::new(&self.options.socket, self.options.mode) {
+            Ok(listener) => {
+                tracing::info!(front = self.name, "listening again");
+                self.listener = Some(listener);
+            }
+            Err(error) => {
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::error!(front = self.name, %error, unsaid, "trying again");
+                }
+                self.pause = Some(Pause::Until(Instant::now() + BIND_PAUSE));
+            }
+        }
+        true
+    }
+
+    /// Whether the device is a network device whose link is down, as far as a front end has to be told by being sent away.
+    fn link_is_down(&self) -> bool {
+        let guest = Guest::new(
+            self.session.clone(),
+            self.options.config,
+            self.limit.clone(),
+        );
+        guest
+            .and_then(|guest| guest.link_is_down())
+            .unwrap_or_default()
+    }
+
+    /// With `pause`, only for that long and whether or not anybody comes. False: stop.
+    fn wait_for_front_end(&mut self, pause: Option<Duration>) -> bool {
         let news = self.session.event_fd();
-        fds.push(PollFd::new(&news, PollFlags::IN));
+        let mut fds = vec![
+            PollFd::new(&*self.stop, PollFlags::IN),
+            PollFd::new(&news, PollFlags::IN),
+        ];
+        if let Some(bound) = self.listener.as_ref().filter(|_| pause.is_none()) {
+            fds.push(PollFd::new(&bound.listener, PollFlags::IN));
+        }
         let waited = poll(
             &mut fds,
             pause
@@ -321,22 +357,67 @@ impl Server {
         }
         // Nobody is there to hear them.
         self.session.clear();
-        drop(self.session.take_events());
+        let news = self.session.take_events();
+        let ready = |event: &Event| matches!(event, Event::Ready { .. });
+        if news.iter().any(ready) && !std::mem::replace(&mut self.seen, true) {
+            self.tell_of_holder();
+        }
         true
+    }
+
+    /// A device that another driver holds is known before anybody needs it.
+    fn tell_of_holder(&self) {
+        match self.session.call(Op::Claim) {
+            Ok(Outcome::Done) => {
+                // It was to see: others may have it until it is needed.
+                let _ = self.session.call(Op::Release);
+            }
+            Err(OpError::Held(holder)) => tracing::warn!(
+                front = self.name,
+                "the device is held by {holder}: front ends will be refused until it lets go"
+            ),
+            _ => {}
+        }
     }
 
     /// One front end, from its first request to its end.
     fn serve(&mut self, mut connection: Connection) -> Result<(), End> {
         self.session.clear();
         drop(self.session.take_events());
-        let mut guest = Guest::new(self.session.clone(), self.config, self.limit.clone())
-            .map_err(End::Guest)?;
+        let mut guest = Guest::new(
+            self.session.clone(),
+            self.options.config,
+            self.limit.clone(),
+        )
+        .map_err(End::Guest)?;
         let end = self.converse(&mut connection, &mut guest);
         let shared = guest.has_memory() || guest.waits_for_memory.is_none();
-        if let Err(End::Guest(GuestError::Memory(MemoryError::NotShared { .. }))) = &end {
-            self.tell_remedy();
-        } else if !shared && matches!(end, Err(End::Connection(_))) {
-            self.tell_remedy();
+        match &end {
+            Err(End::Guest(GuestError::Memory(MemoryError::NotShared { .. }))) => {
+                self.tell_remedy(crate::front::qemu::SHARE_REMEDY);
+            }
+            Err(End::Guest(GuestError::Op {
+                error: OpError::OtherMemory(OtherMemory::OtherFile { path, size, .. }),
+                ..
+            }))
+            | Err(End::Lost(ResetReason::OtherMemory(OtherMemory::OtherFile {
+                path, size, ..
+            }))) => self.tell_remedy(&crate::front::qemu::file_remedy(path, *size)),
+            Err(End::Connection(_)) if !shared => {
+                self.tell_remedy(crate::front::qemu::SHARE_REMEDY);
+            }
+            _ => {}
+        }
+        if matches!(end, Err(End::LinkDown)) {
+            // Before the front end knows: from then on it serves the rings itself.
+            if let Err(error) = guest.suspend()
+                && let Some(unsaid) = self.limit.admit()
+            {
+                tracing::warn!(front = self.name, %error, unsaid, "the device was not stopped properly");
+            }
+            self.pause = Some(Pause::link_down(&connection));
+            self.listener = None;
+            return end;
         }
         drop(connection);
         match guest.release() {
@@ -356,6 +437,20 @@ impl Server {
             // Those that are there now: a device host can make new ones faster than they are passed on.
             for event in self.session.take_events() {
                 guest.news(&event);
+                // Nothing the front end can do from within the connection would mend these.
+                if let Event::NeedsReset(
+                    reason @ (ResetReason::CannotResume { .. } | ResetReason::OtherMemory(_)),
+                ) = event
+                {
+                    return Err(End::Lost(reason));
+                }
+            }
+            if guest.look_at_link && guest.last_request.elapsed() >= QUIET {
+                guest.look_at_link = false;
+                // A device that cannot be asked has not told of a change.
+                if guest.link_is_down().unwrap_or_default() {
+                    return Err(End::LinkDown);
+                }
             }
             guest.tell_of_changes();
             connection.flush()?;
@@ -366,8 +461,12 @@ impl Server {
                 };
                 budget -= 1;
                 self.counts.requests.fetch_add(1, Ordering::Relaxed);
+                guest.last_request = Instant::now();
                 let (id, wants_ack) = (incoming.id, incoming.wants_ack && guest.acks());
-                let dispensable = matches!(incoming.request, Request::SetConfig { .. });
+                let dispensable = matches!(
+                    incoming.request,
+                    Request::SetConfig { .. } | Request::NetSetMtu(_)
+                );
                 match guest.handle(incoming) {
                     Ok(Reply::Number(number)) => connection.reply(id, &number.to_ne_bytes())?,
                     Ok(Reply::Bytes(bytes)) => connection.reply(id, &bytes)?,
@@ -395,7 +494,7 @@ impl Server {
                 .is_some_and(|since| since.elapsed() >= MEMORY_PATIENCE)
             {
                 guest.waits_for_memory = None;
-                self.tell_remedy();
+                self.tell_remedy(crate::front::qemu::SHARE_REMEDY);
             }
             if budget > 0 {
                 self.wait(connection, guest)?;
@@ -416,8 +515,10 @@ impl Server {
             PollFd::from_borrowed_fd(connection.as_fd(), flags),
         ];
         let memory = guest.waits_for_memory.map(|since| since + MEMORY_PATIENCE);
+        let link = guest.look_at_link.then(|| guest.last_request + QUIET);
         let patience = memory
             .into_iter()
+            .chain(link)
             .chain(guest.tells_of_changes_at())
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()));
@@ -435,10 +536,10 @@ impl Server {
         }
     }
 
-    fn tell_remedy(&mut self) {
+    fn tell_remedy(&mut self, remedy: &str) {
         if !self.told_remedy {
             self.told_remedy = true;
-            tracing::error!(front = self.name, "{}", crate::front::qemu::SHARE_REMEDY);
+            tracing::error!(front = self.name, "{remedy}");
         }
     }
 }

@@ -20,6 +20,7 @@ pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 pub(super) mod protocol {
     pub(crate) const MQ: u64 = 1 << 0;
     pub(crate) const REPLY_ACK: u64 = 1 << 3;
+    pub(crate) const NET_MTU: u64 = 1 << 4;
     pub(crate) const BACKEND_REQ: u64 = 1 << 5;
     pub(crate) const CONFIG: u64 = 1 << 9;
     pub(crate) const RESET_DEVICE: u64 = 1 << 13;
@@ -216,8 +217,8 @@ pub(super) enum Request {
     },
     /// Harmless to ignore.
     SendRarp,
-    /// Harmless to ignore: the device has its own idea of the MTU.
-    NetSetMtu,
+    /// What the guest was told.
+    NetSetMtu(u64),
     SetBackendReqFd,
     GetConfig {
         offset: u32,
@@ -328,7 +329,7 @@ impl Request {
                 _ => return Err(bad()),
             },
             id::SEND_RARP => Request::SendRarp,
-            id::NET_SET_MTU => Request::NetSetMtu,
+            id::NET_SET_MTU => Request::NetSetMtu(u64_at(0)?),
             id::SET_BACKEND_REQ_FD => match fds {
                 1 => return Ok(Request::SetBackendReqFd),
                 have => return Err(WireError::Descriptors { request, have }),
