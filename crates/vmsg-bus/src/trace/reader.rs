@@ -3,7 +3,7 @@
 
 use super::block::{self, BYTE_ORDER, FRAME, option};
 use super::{Head, LINK_TYPE, Layout, Way};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 /// Longest block that is read; those of messages are at most 65536 bytes and a little.
 const MAX_BLOCK: usize = 1 << 20;
@@ -51,8 +51,10 @@ pub struct Source {
 /// A message as it was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Captured<'a> {
-    /// Number of the interface, counted through all sections; see [`Reader::source`].
+    /// Number of the interface, counted through all sections.
     pub interface: usize,
+    /// The interface.
+    pub source: &'a Source,
     /// Nanoseconds since 1970.
     pub time: u64,
     /// Which way it went.
@@ -71,6 +73,7 @@ pub struct Captured<'a> {
 
 /// What stands in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Item<'a> {
     /// A section begins: a file was begun or continued.
     Section {
@@ -78,7 +81,12 @@ pub enum Item<'a> {
         application: &'a str,
     },
     /// An interface appears; its number.
-    Interface(usize),
+    Interface {
+        /// Its number, counted through all sections.
+        interface: usize,
+        /// What it is.
+        source: &'a Source,
+    },
     /// A message.
     Message(Captured<'a>),
     /// A packet that is no message of this kind, and why.
@@ -177,13 +185,6 @@ impl<R: Read> Reader<R> {
         (self.offset, self.buffer.len() - self.at)
     }
 
-    /// The interface of this number.
-    pub fn source(&self, interface: usize) -> Option<&Source> {
-        self.interfaces
-            .get(interface)
-            .map(|interface| &interface.source)
-    }
-
     /// The next item; `None` at the end of what is there.
     ///
     /// # Errors
@@ -208,7 +209,11 @@ impl<R: Read> Reader<R> {
                 }
                 block::INTERFACE => {
                     self.add_interface(body).map_err(corrupt)?;
-                    return Ok(Some(Item::Interface(self.interfaces.len() - 1)));
+                    let interface = self.interfaces.len() - 1;
+                    return Ok(Some(Item::Interface {
+                        interface,
+                        source: &self.interfaces[interface].source,
+                    }));
                 }
                 block::PACKET => return self.packet(body, offset).map(Some),
                 block::STATISTICS => {
@@ -404,6 +409,7 @@ impl<R: Read> Reader<R> {
         let time = interface.resolution.nanoseconds(ticks);
         Ok(Item::Message(Captured {
             interface: number,
+            source: &interface.source,
             time: time.saturating_add_signed(shift),
             way: head.way,
             layout: head.layout,
@@ -412,6 +418,18 @@ impl<R: Read> Reader<R> {
             cut_from: (original > kept).then(|| original - (kept - message.len())),
             message,
         }))
+    }
+}
+
+impl<R: Read + Seek> Reader<R> {
+    /// Forgets what was read of an unfinished block, to read it again when the file has grown: it may have been cut off and
+    /// written over by then.
+    ///
+    /// # Errors
+    /// Of the seek.
+    pub fn reread(&mut self) -> io::Result<()> {
+        self.buffer.truncate(self.at);
+        self.input.seek(SeekFrom::Start(self.offset)).map(drop)
     }
 }
 
