@@ -12,6 +12,9 @@ pub(crate) enum Bell {
     /// Nothing to wait on: for one thread that runs both sides.
     #[cfg_attr(not(feature = "loopback"), allow(dead_code))]
     Flag(Arc<AtomicBool>),
+    /// A stream socket, both ways.
+    #[cfg(feature = "linux-user")]
+    Stream(Arc<crate::linux_user::Stream>),
 }
 
 impl Bell {
@@ -31,6 +34,11 @@ impl Bell {
                 flag.store(true, Ordering::Release);
                 Ok(())
             }
+            #[cfg(feature = "linux-user")]
+            Self::Stream(stream) => {
+                stream.ring();
+                Ok(())
+            }
         }
     }
 
@@ -38,14 +46,41 @@ impl Bell {
         match self {
             Self::Fd(doorbell) => Some(doorbell.as_fd()),
             Self::Flag(_) => None,
+            #[cfg(feature = "linux-user")]
+            Self::Stream(stream) => Some(stream.as_fd()),
+        }
+    }
+
+    /// Takes what has come in, where the other side may wait for that.
+    pub(crate) fn drain(&self) {
+        #[cfg(feature = "linux-user")]
+        if let Self::Stream(stream) = self {
+            stream.drain();
+        }
+    }
+
+    /// Wakes this side after a while, where the other side does not ring when there is room.
+    pub(crate) fn wait_for_room(&self) {
+        #[cfg(feature = "linux-user")]
+        if let Self::Stream(stream) = self {
+            stream.wait_for_room();
+        }
+    }
+
+    /// There was room.
+    #[inline]
+    pub(crate) fn room_found(&self) {
+        #[cfg(feature = "linux-user")]
+        if let Self::Stream(stream) = self {
+            stream.room_found();
         }
     }
 
     /// Whether it was rung since the last time; false for eventfds, which are never read.
     pub(crate) fn take(&self) -> bool {
         match self {
-            Self::Fd(_) => false,
             Self::Flag(flag) => flag.swap(false, Ordering::AcqRel),
+            _ => false,
         }
     }
 }

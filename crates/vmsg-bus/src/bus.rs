@@ -103,13 +103,33 @@ macro_rules! end {
             link: Link,
             /// Where messages are recorded.
             trace: Option<Interface>,
+            /// The driver's memory, on buses where both sides know it from the start.
+            #[cfg(feature = "linux-user")]
+            static_ram: Option<crate::StaticRam>,
             /// Lets go of a place in a listener when the connection ends.
             _place: Option<Box<dyn Any + Send + Sync>>,
         }
 
         impl $name {
             pub(crate) fn new(parts: Parts, place: Option<Box<dyn Any + Send + Sync>>) -> Result<Self, vmsg_mem::Error> {
-                Ok(Self { link: Link::new(parts)?, trace: None, _place: place })
+                Ok(Self {
+                    link: Link::new(parts)?,
+                    trace: None,
+                    #[cfg(feature = "linux-user")]
+                    static_ram: None,
+                    _place: place,
+                })
+            }
+
+            /// Where the driver's memory is, on a bus without windows at run time on which that was said.
+            #[cfg(feature = "linux-user")]
+            pub fn static_ram(&self) -> Option<&crate::StaticRam> {
+                self.static_ram.as_ref()
+            }
+
+            #[cfg(feature = "linux-user")]
+            pub(crate) fn set_static_ram(&mut self, ram: Option<crate::StaticRam>) {
+                self.static_ram = ram;
             }
 
             /// Records all messages from now on to a trace, or to none.

@@ -17,6 +17,9 @@ pub(crate) enum Carrier {
     /// A SOCK_SEQPACKET socket.
     #[cfg(feature = "unix")]
     Socket(OwnedFd),
+    /// None but the doorbell's stream.
+    #[cfg(feature = "linux-user")]
+    Stream(std::sync::Arc<crate::linux_user::Stream>),
 }
 
 /// A message that came with descriptors.
@@ -35,6 +38,8 @@ impl Carrier {
             Self::Local(side) => side.send(message, fds),
             #[cfg(feature = "unix")]
             Self::Socket(socket) => packet::send(socket.as_fd(), message, fds),
+            #[cfg(feature = "linux-user")]
+            Self::Stream(_) => Err(std::io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -57,6 +62,8 @@ impl Carrier {
                 Ok(None) => Ok(None),
                 Err(_) => Err("the socket broke"),
             },
+            #[cfg(feature = "linux-user")]
+            Self::Stream(_) => Ok(None),
         }
     }
 
@@ -67,6 +74,8 @@ impl Carrier {
             Self::Local(side) => side.peer_is_gone(),
             #[cfg(feature = "unix")]
             Self::Socket(socket) => packet::is_hung_up(socket.as_fd()),
+            #[cfg(feature = "linux-user")]
+            Self::Stream(stream) => stream.is_over(),
         }
     }
 
@@ -80,6 +89,8 @@ impl Carrier {
                 // Fails only if the other side was first.
                 let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
             }
+            #[cfg(feature = "linux-user")]
+            Self::Stream(stream) => stream.close(),
         }
     }
 
@@ -90,6 +101,8 @@ impl Carrier {
             Self::Local(_) => None,
             #[cfg(feature = "unix")]
             Self::Socket(socket) => Some(socket.as_fd()),
+            #[cfg(feature = "linux-user")]
+            Self::Stream(_) => None,
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! * [`loopback`]: both ends in one process, also for simulation.
 //! * [`unix`]: two processes on one host, docs/bus-unix.md.
+//! * [`linux_user`]: the same, as QEMU does it, docs/bus-linux-user.md.
 //! * [`tap`] and [`fault`] wrap any end; [`trace`] records what goes over it.
 //! * [`BusSpec`] names a bus on a command line; [`keyval`] reads such lines into any serde type.
 #![forbid(unsafe_code)]
@@ -20,9 +21,15 @@ mod capabilities;
 mod carrier;
 pub mod control;
 pub mod fault;
+#[cfg(feature = "unix")]
+mod join;
 pub mod keyval;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod link;
+#[cfg(feature = "linux-user")]
+pub mod linux_user;
+#[cfg(feature = "unix")]
+mod lock;
 #[cfg(feature = "loopback")]
 pub mod loopback;
 #[cfg(any(feature = "loopback", feature = "unix"))]
@@ -36,9 +43,15 @@ pub mod unix;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 pub use bus::{Bus, Counters, DeviceBus, DriverBus, WakeFds};
 pub use capabilities::{Capabilities, Peer};
+#[cfg(feature = "unix")]
+pub use join::{Connecting, Connector, Listener, Watch};
 #[cfg(any(feature = "loopback", feature = "unix"))]
 pub use link::MAX_FDS;
+#[cfg(feature = "linux-user")]
+pub use linux_user::{LinuxUserSpec, StaticRam, StaticRamError, StaticWindow};
 pub use spec::{BusSpec, MessageSize, Mode, UnixSpec};
+#[cfg(feature = "unix")]
+pub use unix::{BindError, ConnectError};
 
 /// Longest message where nothing else is asked for: 256 bytes of configuration with its headers, rounded up to 64 bytes.
 pub const DEFAULT_MESSAGE_SIZE: usize = 320;

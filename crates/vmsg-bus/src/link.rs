@@ -23,11 +23,37 @@ pub(crate) const MARKER: [u8; 8] = [0x02, crate::control::id::MARKER, 0, 0, 0, 0
 /// Messages are published without being asked for when so many wait.
 const PUBLISH_AT_LEAST_EVERY: u32 = 64;
 
+/// Where the message queues are.
+pub(crate) enum Queues {
+    /// In fresh memory, with arm flags.
+    Fresh {
+        outgoing: Part,
+        incoming: Part,
+        slot_size: usize,
+    },
+    /// Going on from where they stand.
+    #[cfg(feature = "linux-user")]
+    Resumed {
+        tx: Producer<Part>,
+        rx: Consumer<Part>,
+        files: [std::sync::Arc<vmsg_mem::Mapping>; 2],
+    },
+}
+
+/// How long messages are in the queue.
+#[derive(Clone, Copy)]
+pub(crate) enum Framing {
+    /// As their header says.
+    Sized,
+    /// Filled up with zeros to so many bytes when they are sent; received as their header says.
+    #[cfg(feature = "linux-user")]
+    Padded(usize),
+}
+
 /// Everything an end is made of.
 pub(crate) struct Parts {
-    pub(crate) outgoing: Part,
-    pub(crate) incoming: Part,
-    pub(crate) slot_size: usize,
+    pub(crate) queues: Queues,
+    pub(crate) framing: Framing,
     /// Wakes the other side.
     pub(crate) theirs: Bell,
     /// Wakes this side.
@@ -41,6 +67,9 @@ pub(crate) struct Parts {
 pub(crate) struct Link {
     tx: Producer<Part>,
     rx: Consumer<Part>,
+    framing: Framing,
+    /// What the queues lie in, if that can shrink.
+    files: Option<[std::sync::Arc<vmsg_mem::Mapping>; 2]>,
     theirs: Bell,
     ours: Bell,
     carrier: Carrier,
@@ -58,10 +87,27 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(parts: Parts) -> Result<Self, vmsg_mem::Error> {
-        let layout = Layout::armed(parts.slot_size);
+        let (tx, rx, files) = match parts.queues {
+            Queues::Fresh {
+                outgoing,
+                incoming,
+                slot_size,
+            } => {
+                let layout = Layout::armed(slot_size);
+                (
+                    Producer::new(outgoing, layout)?,
+                    Consumer::new(incoming, layout)?,
+                    None,
+                )
+            }
+            #[cfg(feature = "linux-user")]
+            Queues::Resumed { tx, rx, files } => (tx, rx, Some(files)),
+        };
         Ok(Self {
-            tx: Producer::new(parts.outgoing, layout)?,
-            rx: Consumer::new(parts.incoming, layout)?,
+            tx,
+            rx,
+            framing: parts.framing,
+            files,
             theirs: parts.theirs,
             ours: parts.ours,
             carrier: parts.carrier,
@@ -140,10 +186,23 @@ impl Link {
     #[inline]
     fn push(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         self.alive()?;
-        match self.tx.try_push(message) {
-            Ok(()) => {}
+        let pushed = match self.framing {
+            Framing::Sized => self.tx.try_push(message),
+            #[cfg(feature = "linux-user")]
+            Framing::Padded(size) => {
+                let mut slot = [0; 64];
+                match slot.get_mut(..message.len()) {
+                    Some(start) => start.copy_from_slice(message),
+                    None => return Err(ChannelError::TooLong),
+                }
+                self.tx.try_push(&slot[..size.clamp(message.len(), 64)])
+            }
+        };
+        match pushed {
+            Ok(()) => self.ours.room_found(),
             Err(PushError::Full) => {
                 self.counters.full += 1;
+                self.ours.drain();
                 // What is in the way may not even be visible yet.
                 self.flush()?;
                 return Err(ChannelError::Full);
@@ -253,12 +312,22 @@ impl Link {
                 None => Ok(None),
             };
         };
+        if self.is_lost() {
+            return Err(self.fail("the file of a queue has shrunk"));
+        }
         self.counters.received += 1;
         self.carrier_full = false;
         if self.capabilities.passes_fds && buf.starts_with(&MARKER) {
             return self.recv_packet(buf, fds).map(Some);
         }
         Ok(Some(size))
+    }
+
+    /// Whether what this side reads and writes is not what the other one does.
+    #[inline]
+    fn is_lost(&self) -> bool {
+        let files = self.files.as_ref();
+        files.is_some_and(|files| files.iter().any(|file| file.is_lost()))
     }
 
     /// Receives the message a marker stands for.
@@ -300,10 +369,16 @@ impl Link {
         if self.over.is_some() || self.flush().is_err() {
             return false;
         }
+        // Before looking for messages: who rings has published.
+        self.ours.drain();
         if self.rx.release() && self.ring().is_err() {
             return false;
         }
         if !self.rx.arm() {
+            return false;
+        }
+        if self.is_lost() {
+            self.fail("the file of a queue has shrunk");
             return false;
         }
         if self.look_for_end() {
@@ -327,8 +402,13 @@ impl Link {
         if self.over.is_some() || self.flush().is_err() {
             return false;
         }
+        self.ours.drain();
         // A packet that did not fit waits behind others that will be answered.
-        (self.tx.arm_for_room() || self.carrier_full) && !self.look_for_end()
+        let wait = (self.tx.arm_for_room() || self.carrier_full) && !self.look_for_end();
+        if wait {
+            self.ours.wait_for_room();
+        }
+        wait
     }
 
     pub(crate) fn wake_fds(&self) -> WakeFds<'_> {
@@ -344,6 +424,10 @@ impl Link {
 
     /// One file descriptor for both of [`Self::wake_fds`].
     pub(crate) fn poll_fd(&mut self) -> io::Result<BorrowedFd<'_>> {
+        #[cfg(feature = "linux-user")]
+        if let Bell::Stream(stream) = &self.ours {
+            return Ok(stream.as_fd());
+        }
         if self.epoll.is_none() {
             let fds = self.wake_fds();
             let Some(doorbell) = fds.doorbell else {
@@ -376,7 +460,10 @@ impl Link {
 
     /// Makes [`Self::poll_fd`] unreadable until the next wake.
     pub(crate) fn clear_poll_fd(&mut self) -> io::Result<bool> {
-        self.poll_until(Some(Instant::now()))
+        let woken = self.poll_until(Some(Instant::now()));
+        // Also by who does not want to receive now.
+        self.ours.drain();
+        woken
     }
 
     fn poll_until(&mut self, deadline: Option<Instant>) -> io::Result<bool> {

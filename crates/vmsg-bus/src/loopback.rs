@@ -8,7 +8,7 @@
 
 use crate::bell::Bell;
 use crate::carrier::{Carrier, Packet};
-use crate::link::Parts;
+use crate::link::{Framing, Parts, Queues};
 use crate::memory::Part;
 use crate::{Capabilities, DeviceBus, DriverBus, Peer};
 use std::collections::VecDeque;
@@ -75,9 +75,12 @@ pub fn pair(options: &Options) -> io::Result<(DriverBus, DeviceBus)> {
     let (driver_bell, driver_waits) = bell(options.doorbells)?;
     let shared = Arc::new(Shared::default());
     let driver = Parts {
-        outgoing: to_device.clone(),
-        incoming: to_driver.clone(),
-        slot_size,
+        queues: Queues::Fresh {
+            outgoing: to_device.clone(),
+            incoming: to_driver.clone(),
+            slot_size,
+        },
+        framing: Framing::Sized,
         theirs: device_bell,
         ours: driver_waits,
         carrier: Carrier::Local(Side {
@@ -89,9 +92,12 @@ pub fn pair(options: &Options) -> io::Result<(DriverBus, DeviceBus)> {
         epoch: options.epoch,
     };
     let device = Parts {
-        outgoing: to_driver,
-        incoming: to_device,
-        slot_size,
+        queues: Queues::Fresh {
+            outgoing: to_driver,
+            incoming: to_device,
+            slot_size,
+        },
+        framing: Framing::Sized,
         theirs: driver_bell,
         ours: device_waits,
         carrier: Carrier::Local(Side {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A bus: `unix,path=b0.sock[,message-size=264]…` on the command line, or a
+/// A bus: `unix,path=b0.sock[,message-size=264]…` or `linux-user[,dir=.]…` on the command line, or a
 /// table `{ unix = { path = "b0.sock" } }` in TOML.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -15,6 +15,9 @@ use std::str::FromStr;
 pub enum BusSpec {
     /// Processes of one host: docs/bus-unix.md.
     Unix(UnixSpec),
+    /// Processes of one host as QEMU joins them: docs/bus-linux-user.md.
+    #[cfg(feature = "linux-user")]
+    LinuxUser(crate::linux_user::LinuxUserSpec),
 }
 
 /// The bus between processes of one host. The device host listens on `path`, drivers connect to it.
@@ -127,11 +130,13 @@ impl fmt::Display for BusSpec {
                 }
                 write_trace(f, unix.trace.as_deref())
             }
+            #[cfg(feature = "linux-user")]
+            Self::LinuxUser(spec) => spec.fmt(f),
         }
     }
 }
 
-fn write_trace(f: &mut fmt::Formatter<'_>, trace: Option<&Path>) -> fmt::Result {
+pub(crate) fn write_trace(f: &mut fmt::Formatter<'_>, trace: Option<&Path>) -> fmt::Result {
     match trace {
         Some(path) => write!(f, ",trace={}", keyval::escape(&path.to_string_lossy())),
         None => Ok(()),
@@ -148,6 +153,30 @@ impl UnixSpec {
             max_connections: None,
             mode: None,
             trace: None,
+        }
+    }
+}
+
+#[cfg(feature = "unix")]
+impl BusSpec {
+    /// Listens on it as a device host called `name`.
+    ///
+    /// # Errors
+    /// [`BindError`](crate::BindError).
+    pub fn listen(&self, name: &str) -> Result<crate::Listener, crate::BindError> {
+        match self {
+            Self::Unix(unix) => unix.listen(name).map(crate::Listener::Unix),
+            #[cfg(feature = "linux-user")]
+            Self::LinuxUser(spec) => spec.listen(name).map(crate::Listener::LinuxUser),
+        }
+    }
+
+    /// Connects to it as a program called `name`.
+    pub fn connector(&self, name: &str) -> crate::Connector {
+        match self {
+            Self::Unix(unix) => crate::Connector::Unix(unix.connector(name)),
+            #[cfg(feature = "linux-user")]
+            Self::LinuxUser(spec) => crate::Connector::LinuxUser(spec.connector(name)),
         }
     }
 }

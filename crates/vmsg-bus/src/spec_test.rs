@@ -2,15 +2,20 @@
 
 use super::*;
 
+fn unix(spec: &str) -> UnixSpec {
+    match spec.parse() {
+        Ok(BusSpec::Unix(unix)) => unix,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn refused(spec: &str) -> String {
     spec.parse::<BusSpec>().unwrap_err().to_string()
 }
 
 #[test]
 fn a_bus_is_named_as_in_the_documentation() {
-    let BusSpec::Unix(unix) = "unix,path=b0.sock,message-size=264,mode=0660"
-        .parse()
-        .unwrap();
+    let unix = unix("unix,path=b0.sock,message-size=264,mode=0660");
     assert_eq!(unix.path, PathBuf::from("b0.sock"));
     assert_eq!(unix.message_size.map(MessageSize::get), Some(264));
     assert_eq!(unix.mode, Some(Mode(0o660)));
@@ -54,11 +59,11 @@ fn mistakes_are_named() {
     assert_eq!(refused("unix"), "`path=…` is missing");
     assert_eq!(
         refused("path=b0.sock"),
-        "the first item must be one of `unix`"
+        "the first item must be one of `unix`, `linux-user`"
     );
     assert_eq!(
         refused("tcp,path=b0.sock"),
-        "unknown name `tcp`, known: `unix`"
+        "unknown name `tcp`, known: `unix`, `linux-user`"
     );
     assert_eq!(
         refused("unix,path=x,message-size=40"),
@@ -74,9 +79,7 @@ fn mistakes_are_named() {
 #[cfg(feature = "unix")]
 #[test]
 fn the_options_of_a_listener_come_from_the_spec() {
-    let BusSpec::Unix(unix) = "unix,path=x,message-size=64,slots=9,max-connections=3,mode=0666"
-        .parse()
-        .unwrap();
+    let unix = unix("unix,path=x,message-size=64,slots=9,max-connections=3,mode=0666");
     let options = unix.listener_options("host");
     assert_eq!(options.capabilities.max_message_size, 64);
     assert_eq!(

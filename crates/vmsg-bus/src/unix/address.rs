@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The socket file of a listener and who may have it: docs/bus-unix.md §1.
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use crate::lock::{FileLock, LockError};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -47,6 +47,18 @@ pub enum BindError {
     /// An option is out of range.
     #[error("{0}")]
     BadOption(&'static str),
+    /// Another device host has the bus.
+    #[error("{bus} is served by {holder} already; end that process first, or use another name=")]
+    Held {
+        /// The bus.
+        bus: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// The queues cannot be used.
+    #[cfg(feature = "linux-user")]
+    #[error(transparent)]
+    Queue(#[from] crate::linux_user::QueueError),
     /// Messages cannot be recorded.
     #[error(transparent)]
     Trace(#[from] crate::trace::OpenError),
@@ -81,24 +93,26 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// A listening socket with its file and the lock on it. Dropping removes both files.
-pub(super) struct Address {
+#[derive(Debug)]
+pub(crate) struct Address {
     socket: OwnedFd,
     path: PathBuf,
     /// Device and inode of the socket file, to remove no other.
     identity: (u64, u64),
     /// Let go of last.
-    _lock: Lock,
+    _lock: FileLock,
 }
 
 impl Address {
-    pub(super) fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+    /// Takes the path and listens there, with a socket of type `kind`.
+    pub(crate) fn bind(path: &Path, mode: u32, kind: SocketType) -> Result<Self, BindError> {
         if path.as_os_str().as_bytes().len() > MAX_PATH {
             return Err(BindError::PathTooLong {
                 path: path.to_owned(),
             });
         }
-        let lock = Lock::take(path)?;
-        make_way(path)?;
+        let lock = take_lock(path)?;
+        make_way(path, kind)?;
         // Under another name first, so that the path is never there without being connectable.
         let new = with_suffix(path, ".new");
         match fs::remove_file(&new) {
@@ -108,7 +122,7 @@ impl Address {
             _ => {}
         }
         let socket =
-            seqpacket(SocketFlags::NONBLOCK).map_err(|e| os("make a socket for", path, e))?;
+            socket(kind, SocketFlags::NONBLOCK).map_err(|e| os("make a socket for", path, e))?;
         let address = SocketAddrUnix::new(&new).map_err(|e| os("use the path", path, e))?;
         rustix::net::bind(&socket, &address).map_err(|e| os("create the socket", path, e))?;
         let listen = || -> io::Result<(u64, u64)> {
@@ -132,7 +146,8 @@ impl Address {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Where it listens.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -154,7 +169,7 @@ impl Drop for Address {
 
 /// Refuses to go on where somebody listens without our lock, or where a file is in the way.
 /// A socket file that nobody answers on stays, to be renamed over.
-fn make_way(path: &Path) -> Result<(), BindError> {
+fn make_way(path: &Path, kind: SocketType) -> Result<(), BindError> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
             return Err(BindError::NotASocket {
@@ -165,7 +180,8 @@ fn make_way(path: &Path) -> Result<(), BindError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(os("look at", path, error)),
     }
-    let socket = seqpacket(SocketFlags::NONBLOCK).map_err(|e| os("make a socket for", path, e))?;
+    let socket =
+        socket(kind, SocketFlags::NONBLOCK).map_err(|e| os("make a socket for", path, e))?;
     let address = SocketAddrUnix::new(path).map_err(|e| os("use the path", path, e))?;
     match rustix::net::connect(&socket, &address) {
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
@@ -185,67 +201,30 @@ fn make_way(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// A socket for this bus.
+/// A socket of the `unix` bus.
 pub(super) fn seqpacket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
+    socket(SocketType::SEQPACKET, flags)
+}
+
+/// A Unix socket.
+pub(crate) fn socket(kind: SocketType, flags: SocketFlags) -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(
         AddressFamily::UNIX,
-        SocketType::SEQPACKET,
+        kind,
         flags | SocketFlags::CLOEXEC,
         None,
     )
 }
 
-/// The exclusive lock on `PATH.lock`.
-struct Lock {
-    path: PathBuf,
-    _file: fs::File,
-}
-
-impl Lock {
-    fn take(socket: &Path) -> Result<Self, BindError> {
-        let path = with_suffix(socket, ".lock");
-        loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-                .map_err(|e| os("open the lock file", &path, e))?;
-            let mut file = fs::File::from(fd);
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(BindError::InUse {
-                        path: socket.to_owned(),
-                        pid: pid_in(&mut file),
-                    });
-                }
-                Err(error) => return Err(os("lock", &path, error)),
-            }
-            // Who held it before may have removed the file that we opened: then it locks nothing.
-            let locked = file.metadata().map_err(|e| os("look at", &path, e))?;
-            match fs::symlink_metadata(&path) {
-                Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {}
-                Ok(_) => continue,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(os("look at", &path, error)),
-            }
-            let write = || -> io::Result<()> {
-                file.set_len(0)?;
-                writeln!(&file, "{}", process::id())
-            };
-            write().map_err(|e| os("write", &path, e))?;
-            return Ok(Self { path, _file: file });
+/// Takes the exclusive lock on `PATH.lock`.
+fn take_lock(socket: &Path) -> Result<FileLock, BindError> {
+    FileLock::take(&with_suffix(socket, ".lock"), &process::id().to_string()).map_err(|error| {
+        match error {
+            LockError::Held(text) => BindError::InUse {
+                path: socket.to_owned(),
+                pid: text.trim().parse().ok(),
+            },
+            LockError::Os { what, path, source } => BindError::Os { what, path, source },
         }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Still locked: nobody else can take a lock for its own on this file now.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn pid_in(file: &mut fs::File) -> Option<u32> {
-    let mut text = String::new();
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    })
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The driver's side of connecting: docs/bus-unix.md §2.
 
-use super::address::seqpacket;
+use super::address::{BindError, seqpacket};
 use super::frame::{Answer, Hello, MAX_FRAME, RefuseReason, VERSION, Welcome};
 use super::packet;
 use crate::bell::Bell;
 use crate::carrier::Carrier;
-use crate::link::Parts;
+use crate::link::{Framing, Parts, Queues};
 use crate::memory::Part;
 use crate::trace::{OpenError, Side, Trace};
 use crate::{Capabilities, DriverBus, Peer};
@@ -37,6 +37,27 @@ pub enum ConnectError {
         /// The path.
         path: PathBuf,
     },
+    /// This side listens, and no device host has connected yet.
+    #[error("no device host has connected to `{}`", path.display())]
+    NotYet {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another driver has the bus, and there can be one at a time.
+    #[error("{bus} is in use by {holder}, and has one driver at a time; end that process first")]
+    Held {
+        /// The bus.
+        bus: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// This side listens, and cannot.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The queues cannot be used.
+    #[cfg(feature = "linux-user")]
+    #[error(transparent)]
+    Queue(#[from] crate::linux_user::QueueError),
     /// The host has no time to accept connections.
     #[error("the device host on `{}` is busy", path.display())]
     Busy {
@@ -92,12 +113,18 @@ impl ConnectError {
             }
             // A host that is killed in mid-handshake.
             Self::Handshake { why, .. } => *why == GONE,
-            Self::Os { .. } => false,
+            Self::NotYet { .. } => true,
+            _ => false,
         }
+    }
+
+    /// Whether there is nobody at the other end, and a watch tells when that changes.
+    pub fn is_not_there(&self) -> bool {
+        matches!(self, Self::NotThere { .. } | Self::NotYet { .. })
     }
 }
 
-const GONE: &str = "it closed the connection";
+pub(crate) const GONE: &str = "it closed the connection";
 
 /// Connects to a device host.
 #[derive(Clone, Debug)]
@@ -322,9 +349,12 @@ impl Connecting {
             path: self.path.clone(),
         })?;
         let parts = Parts {
-            outgoing,
-            incoming,
-            slot_size: welcome.slot_size,
+            queues: Queues::Fresh {
+                outgoing,
+                incoming,
+                slot_size: welcome.slot_size,
+            },
+            framing: Framing::Sized,
             theirs,
             ours,
             carrier: Carrier::Socket(socket),

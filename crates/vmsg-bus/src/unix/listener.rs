@@ -6,7 +6,7 @@ use super::frame::{Hello, MAX_FILE, MAX_FRAME, Refuse, RefuseReason, VERSION, We
 use super::packet;
 use crate::bell::Bell;
 use crate::carrier::Carrier;
-use crate::link::Parts;
+use crate::link::{Framing, Parts, Queues};
 use crate::memory::Part;
 use crate::trace::{Side, Trace};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{SocketFlags, SocketType};
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
@@ -149,7 +149,7 @@ impl Listener {
                 .map_err(os("draw an epoch for"))?;
             options.epoch = u64::from_ne_bytes(random);
         }
-        let address = Address::bind(path, options.mode)?;
+        let address = Address::bind(path, options.mode, SocketType::SEQPACKET)?;
         // A trace that cannot be written is told before anybody is let in.
         if let Some(trace) = &options.trace {
             trace.open()?;
@@ -448,9 +448,12 @@ impl Listener {
         }
         // The driver may use its words of the queues already; ours it does not touch.
         Ok(Some(move |socket| Parts {
-            outgoing,
-            incoming,
-            slot_size,
+            queues: Queues::Fresh {
+                outgoing,
+                incoming,
+                slot_size,
+            },
+            framing: Framing::Sized,
             theirs: Bell::Fd(driver_bell),
             ours: Bell::Fd(device_bell),
             carrier: Carrier::Socket(socket),

@@ -4,8 +4,8 @@
 //! The device host has a [`Listener`], a driver a [`Connector`]; [`Watch`] tells
 //! a driver when it is worth trying (again).
 
-mod address;
-mod connector;
+pub(crate) mod address;
+pub(crate) mod connector;
 mod frame;
 mod listener;
 pub(crate) mod packet;

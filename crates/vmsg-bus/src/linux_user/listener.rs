@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The device host's side: one driver after another.
+
+use super::door::Door;
+use super::queues::Queues;
+use super::stream::Stream;
+use super::{LinuxUserSpec, Role, Site, holder, peer};
+use crate::bell::Bell;
+use crate::carrier::Carrier;
+use crate::link::Parts;
+use crate::lock::{FileLock, LockError};
+use crate::trace::Side;
+use crate::unix::BindError;
+use crate::{DeviceBus, StaticRam};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vmsg_mem::Doorbell;
+
+/// From the end of a connection to the next attempt to connect, and after trouble with files.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Waits for a driver, and for the next one when that is gone. All is done in
+/// [`accept`](Listener::accept), which never waits.
+#[derive(Debug)]
+pub struct Listener {
+    site: Site,
+    /// The same for all connections: what a driver does to devices ends with its connection.
+    epoch: u64,
+    /// Holds the bell, and the door while there is no connection.
+    epoll: OwnedFd,
+    door: Door,
+    /// Ready for a driver, and open while waiting for one: then nobody else begins them anew.
+    queues: Option<Queues>,
+    ends: Arc<Ends>,
+    /// A connection was given out, and its end was not seen yet.
+    connected: bool,
+    /// Nothing is tried before that, after trouble.
+    paused_until: Option<Instant>,
+    /// Let go of last.
+    _lock: FileLock,
+}
+
+/// How a connection tells its end.
+#[derive(Debug)]
+struct Ends {
+    bell: Doorbell,
+    over: AtomicBool,
+}
+
+/// Lives as long as a connection.
+struct Place(Arc<Ends>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Release);
+        let _ = self.0.bell.ring();
+    }
+}
+
+impl Listener {
+    /// Takes the bus for a program called `name`, and begins to listen or to look for who does.
+    ///
+    /// # Errors
+    /// [`BindError`]: another device host has it, somebody else listens on the socket, or the
+    /// files cannot be used.
+    pub fn bind(spec: &LinuxUserSpec, name: &str) -> Result<Self, BindError> {
+        let site = Site::new(spec, Role::Device);
+        let os = |what| {
+            let path = site.socket.clone();
+            move |source: io::Error| BindError::Os { what, path, source }
+        };
+        let lock = site
+            .take_role(Role::Device, name)
+            .map_err(|error| match error {
+                LockError::Held(text) => BindError::Held {
+                    bus: site.to_string(),
+                    holder: holder(&text),
+                },
+                LockError::Os { what, path, source } => BindError::Os { what, path, source },
+            })?;
+        if let Some(trace) = &site.trace {
+            trace.open()?;
+        }
+        let queues = Queues::open(&site)?;
+        let door = Door::new(&site.socket, site.server)?;
+        let ends = Arc::new(Ends {
+            bell: Doorbell::new().map_err(os("make a doorbell for"))?,
+            over: AtomicBool::new(false),
+        });
+        let watch = |epoll: &OwnedFd, fd: BorrowedFd<'_>| {
+            epoll::add(epoll, fd, EventData::new_u64(0), EventFlags::IN)
+                .map_err(|error| os("watch")(error.into()))
+        };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|error| os("watch")(error.into()))?;
+        watch(&epoll, ends.bell.as_fd())?;
+        watch(&epoll, door.as_fd())?;
+        let epoch = super::random().map_err(os("draw an epoch for"))?;
+        Ok(Self {
+            site,
+            epoch,
+            epoll,
+            door,
+            queues: Some(queues),
+            ends,
+            connected: false,
+            paused_until: None,
+            _lock: lock,
+        })
+    }
+
+    /// The socket where both sides meet.
+    pub fn path(&self) -> &Path {
+        &self.site.socket
+    }
+
+    /// The driver's memory, if it is said where that is.
+    pub fn static_ram(&self) -> Option<&StaticRam> {
+        self.site.ram.as_ref()
+    }
+
+    /// When [`Self::accept`] must be called even if nothing is readable.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.connected {
+            return None;
+        }
+        self.paused_until.or_else(|| self.door.next_deadline())
+    }
+
+    /// The connection of a driver. Call it when the listener is readable ([`AsFd`];
+    /// level-triggered) and at [`Self::next_deadline`], until it returns `None`.
+    ///
+    /// # Errors
+    /// Local trouble only; the listener can be used on, and pauses for a moment.
+    pub fn accept(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
+        if self.ends.over.swap(false, Ordering::AcqRel) {
+            // Ours alone, and what it said has been heard.
+            let _ = self.ends.bell.drain();
+            self.connected = false;
+            self.door.again(now + PAUSE);
+            let fd = self.door.as_fd();
+            epoll::add(&self.epoll, fd, EventData::new_u64(0), EventFlags::IN)?;
+        }
+        if self.connected || self.paused_until.is_some_and(|until| until > now) {
+            return Ok(None);
+        }
+        self.paused_until = None;
+        let result = self.take_in(now);
+        if result.is_err() {
+            self.paused_until = Some(now + PAUSE);
+        }
+        result
+    }
+
+    fn take_in(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
+        // At once after the end of a connection: the next driver may come without a word and find
+        // what the last one has left.
+        if !self.queues.as_ref().is_some_and(Queues::are_current) {
+            self.queues = None;
+            let queues = Queues::open(&self.site).map_err(io::Error::other)?;
+            self.queues = Some(queues);
+        }
+        let Some(socket) = self.door.join(now)? else {
+            return Ok(None);
+        };
+        let bus = match self.open(socket) {
+            Ok(bus) => bus,
+            Err(error) => {
+                self.door.again(now + PAUSE);
+                return Err(io::Error::other(error));
+            }
+        };
+        epoll::delete(&self.epoll, self.door.as_fd())?;
+        self.connected = true;
+        Ok(Some(bus))
+    }
+
+    /// Makes the connection an end of the bus.
+    fn open(
+        &mut self,
+        socket: OwnedFd,
+    ) -> Result<DeviceBus, Box<dyn std::error::Error + Send + Sync>> {
+        let queues = match self.queues.take() {
+            // The files may have been removed since, as is advised before QEMU is started.
+            Some(queues) if queues.are_current() => queues,
+            old => {
+                drop(old);
+                Queues::open(&self.site)?
+            }
+        };
+        let driver = super::holder_of(&self.site, Role::Driver)?;
+        let rx = match driver {
+            // A driver of ours is silent until the bell rings: what is there was said by another one.
+            Some(_) => queues.emptied(Role::Device)?.0,
+            // QEMU may have asked already.
+            None => queues.consumer(Role::Device)?,
+        };
+        let tx = queues.producer(Role::Device)?;
+        let stream = Arc::new(Stream::new(socket)?);
+        stream.ignore_reads()?;
+        let peer = peer(stream.socket(), driver.as_deref());
+        let parts = Parts {
+            queues: crate::link::Queues::Resumed {
+                tx,
+                rx,
+                files: queues.mappings(),
+            },
+            framing: self.site.framing(),
+            theirs: Bell::Stream(Arc::clone(&stream)),
+            ours: Bell::Stream(Arc::clone(&stream)),
+            carrier: Carrier::Stream(Arc::clone(&stream)),
+            capabilities: self.site.capabilities(),
+            peer,
+            epoch: self.epoch,
+        };
+        let place = Box::new(Place(Arc::clone(&self.ends)));
+        let mut bus = DeviceBus::new(parts, Some(place))?;
+        bus.set_static_ram(self.site.ram.clone());
+        if let Some(trace) = &self.site.trace {
+            bus.set_trace(trace.interface(Side::Device, bus.peer(), bus.capabilities()));
+        }
+        // Tells a driver of ours that it may begin.
+        stream.ring();
+        Ok(bus)
+    }
+}
+
+impl AsFd for Listener {
+    /// Readable when there is something to do for [`Listener::accept`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
