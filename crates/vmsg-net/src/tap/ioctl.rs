@@ -54,8 +54,6 @@ pub(super) enum Value {
     LittleEndian,
     /// `TUNSETCARRIER` (Linux 5.0).
     Carrier,
-    /// `TUNSETSNDBUF`: bytes that may be on their way from us to the network.
-    SendBuffer,
 }
 
 const _: () = assert!(size_of::<libc::c_int>() == size_of::<i32>());
@@ -128,7 +126,6 @@ pub(super) fn set(fd: BorrowedFd<'_>, what: Value, value: i32) -> io::Result<()>
         Value::HeaderSize => libc::TUNSETVNETHDRSZ,
         Value::LittleEndian => libc::TUNSETVNETLE,
         Value::Carrier => libc::TUNSETCARRIER,
-        Value::SendBuffer => libc::TUNSETSNDBUF,
     };
     // SAFETY: all of these read one int, and `value` is one.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), number, &raw const value) })

@@ -38,7 +38,7 @@ mod attribute {
     pub(super) const INFO_DATA: u16 = 2;
     pub(super) const TUN_OWNER: u16 = 1;
     pub(super) const TUN_TYPE: u16 = 3;
-    pub(super) const TUN_MULTI_QUEUE: u16 = 8;
+    pub(super) const TUN_MULTI_QUEUE: u16 = 7;
     pub(super) const ADDRESS: u16 = 1;
     pub(super) const LOCAL: u16 = 2;
 }

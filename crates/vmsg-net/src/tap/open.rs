@@ -38,9 +38,6 @@ pub struct TapConfig {
     pub mtu: Option<u16>,
     /// Whether frames may be large or lack a checksum, if the kernel and the guest can do it.
     pub offloads: bool,
-    /// Bytes sent by the guest that may be on their way at a time (`TUNSETSNDBUF`); `None`: any
-    /// number.
-    pub sndbuf: Option<u32>,
 }
 
 impl Default for TapConfig {
@@ -53,7 +50,6 @@ impl Default for TapConfig {
             addresses: Vec::new(),
             mtu: None,
             offloads: true,
-            sndbuf: None,
         }
     }
 }
@@ -295,10 +291,6 @@ impl TapConfig {
                 if let Err(error) = result {
                     return Err(header(error));
                 }
-            }
-            if let Some(bytes) = self.sndbuf {
-                let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
-                ioctl::set(fd, Value::SendBuffer, bytes).map_err(os("setting sndbuf="))?;
             }
         }
         let Some(first) = opened.queues.first() else {

@@ -263,3 +263,7 @@ fn allow(mut header: VnetHeader, allowed: &Offloads) -> Option<VnetHeader> {
     };
     (good && (!ecn || allowed.guest_ecn)).then_some(header)
 }
+
+#[cfg(test)]
+#[path = "queue_test.rs"]
+mod tests;
