@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The Internet checksum (RFC 1071) over bytes here and in guest memory.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use vmsg_mem::Pieces;
 
@@ -10,11 +10,15 @@ use vmsg_mem::Pieces;
 pub(crate) struct Sum(u64);
 
 impl Sum {
-    /// The pseudo-header of TCP, UDP over IPv4.
-    pub(crate) fn pseudo(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: usize) -> Self {
+    /// The pseudo-header of TCP, UDP and ICMPv6.
+    pub(crate) fn pseudo(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Self {
         let mut sum = Self::default();
-        sum.add(&src.octets());
-        sum.add(&dst.octets());
+        for addr in [src, dst] {
+            match addr {
+                IpAddr::V4(addr) => sum.add(&addr.octets()),
+                IpAddr::V6(addr) => sum.add(&addr.octets()),
+            }
+        }
         sum.0 += u64::from(protocol) + len as u64;
         sum
     }

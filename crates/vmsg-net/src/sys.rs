@@ -90,3 +90,20 @@ pub(crate) fn set_peek_offset(fd: BorrowedFd<'_>, offset: u32) -> io::Result<()>
     } as isize)?;
     Ok(())
 }
+
+/// Sets `UDP_SEGMENT`: what is sent at once leaves in datagrams of so many bytes; 0 for one
+/// datagram as long as it is. Linux has it since 4.18.
+pub(crate) fn set_udp_segment(fd: BorrowedFd<'_>, bytes: u16) -> io::Result<()> {
+    let value = libc::c_int::from(bytes);
+    // SAFETY: the kernel reads one int of the given size from `value`.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw const value).cast(),
+            INT,
+        )
+    } as isize)?;
+    Ok(())
+}

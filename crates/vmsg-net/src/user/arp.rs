@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! ARP: who has the gateway's address, and which addresses the guests have.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 use vmsg_mem::Pieces;
 
+use super::ndp;
 use super::net::Net;
-use super::packet::{ETHERNET, emit_ethernet};
+use super::packet::{ETHERNET, ETHERTYPE_ARP, emit_ethernet};
 
 const PACKET: usize = 28;
 
 fn frame(net: &Net, dst: EthernetAddress, repr: &ArpRepr) -> Vec<u8> {
     let mut frame = vec![0; ETHERNET + PACKET];
-    emit_ethernet(&mut frame, net.mac, dst, 0x0806);
+    emit_ethernet(&mut frame, net.mac, dst, ETHERTYPE_ARP);
     repr.emit(&mut ArpPacket::new_unchecked(&mut frame[ETHERNET..]));
     frame
 }
@@ -36,8 +37,8 @@ pub(super) fn receive(net: &mut Net, packet: Pieces<'_>) {
         return;
     };
     // A probe for a duplicate address has no source address yet; it is answered all the same.
-    net.learn(addr, mac);
-    let ours = target == net.addresses.host || target == net.addresses.dns;
+    net.learn(addr.into(), mac);
+    let ours = net.addresses.is_ours(target.into());
     if operation == ArpOperation::Request && ours && mac.is_unicast() {
         let reply = frame(
             net,
@@ -54,8 +55,15 @@ pub(super) fn receive(net: &mut Net, packet: Pieces<'_>) {
     }
 }
 
-/// Asks who has `addr`.
-pub(super) fn ask(net: &mut Net, addr: Ipv4Addr) {
+/// Asks who has `addr`, of whichever version.
+pub(super) fn ask(net: &mut Net, addr: IpAddr) {
+    match addr {
+        IpAddr::V4(addr) => ask4(net, addr),
+        IpAddr::V6(addr) => ndp::ask(net, addr),
+    }
+}
+
+fn ask4(net: &mut Net, addr: Ipv4Addr) {
     let request = frame(
         net,
         EthernetAddress::BROADCAST,

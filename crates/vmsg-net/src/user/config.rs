@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What can be set about the user-mode stack.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+
+use smoltcp::wire::EthernetAddress;
+
+use super::packet::link_local;
 
 /// A protocol that ports belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,8 +25,9 @@ pub struct HostForward {
     /// Where the host listens. Port 0 lets the system choose: see
     /// [`User::forward_addresses`](super::User::forward_addresses).
     pub host: SocketAddr,
-    /// Address of the guest; `None` for [`UserConfig::dhcp_start`].
-    pub guest_addr: Option<Ipv4Addr>,
+    /// Address of the guest; `None` for [`UserConfig::dhcp_start`]. `::` is whichever IPv6 address
+    /// a guest used last.
+    pub guest_addr: Option<IpAddr>,
     /// Port in the guest.
     pub guest_port: u16,
 }
@@ -35,7 +40,8 @@ pub struct Limits {
     pub tcp_flows: usize,
     /// TCP connections that are being made, at a time, within `tcp_flows`.
     pub tcp_half_open: usize,
-    /// UDP and ICMP conversations at a time; the one that rested longest makes way.
+    /// UDP and ICMP conversations at a time, each with a file descriptor; the one that rested
+    /// longest makes way.
     pub datagram_flows: usize,
     /// Bytes that a TCP connection may have on the way to the guest, unacknowledged.
     pub tcp_in_flight: u32,
@@ -56,15 +62,16 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 768 TCP connections (256 half open), 192 datagram conversations (under the usual limit of
-    /// 1024 descriptors), 4 MiB in flight, 64 KiB a turn, 64 neighbours; 2 h 4 min
+    /// 4096 TCP connections (512 half open) and 1024 datagram conversations, which together need
+    /// a limit of more than 5120 descriptors (without them, new ones are refused); 4 MiB in
+    /// flight, 64 KiB a turn, 64 neighbours; 2 h 4 min
     /// (RFC 5382 wants no less, so that probes for liveness every two hours help), 5 min, 75 s,
     /// 180 s and 15 s.
     fn default() -> Self {
         Self {
-            tcp_flows: 768,
-            tcp_half_open: 256,
-            datagram_flows: 192,
+            tcp_flows: 4096,
+            tcp_half_open: 512,
+            datagram_flows: 1024,
             tcp_in_flight: 4 << 20,
             turn_bytes: 64 << 10,
             neighbours: 64,
@@ -88,6 +95,15 @@ pub struct UserConfig {
     pub dhcp_start: Option<Ipv4Addr>,
     /// `dns=`: the name server as the guest sees it; `None` is the third address, 10.0.2.3.
     pub dns: Option<Ipv4Addr>,
+    /// `ipv6=`: whether there is IPv6, too. Not with an MTU below 1280 (RFC 8200).
+    pub ipv6: bool,
+    /// `ipv6-net=`: the prefix that guests make their addresses from, and its length, which must
+    /// be 64 (RFC 4862); fd00:10:0:2::/64.
+    pub net6: (Ipv6Addr, u8),
+    /// `ipv6-host=`: the gateway, which stands for the host; `None` is number 2 of the prefix.
+    pub host6: Option<Ipv6Addr>,
+    /// `ipv6-dns=`: the name server as the guest sees it; `None` is number 3 of the prefix.
+    pub dns6: Option<Ipv6Addr>,
     /// `hostname=`: what DHCP calls the guest, up to 255 bytes.
     pub hostname: Option<String>,
     /// `domainname=`: the domain that DHCP tells, up to 255 bytes.
@@ -103,7 +119,7 @@ pub struct UserConfig {
     /// Hardware address of the gateway and name server; 52:55:0a:00:02:02.
     pub mac: [u8; 6],
     /// Largest IP packet to and from the guest in bytes, 576 to 65520; 1500. Other values are
-    /// announced by DHCP.
+    /// announced by DHCP; router advertisements always tell.
     pub mtu: u16,
     /// How much the guest may use.
     pub limits: Limits,
@@ -116,6 +132,10 @@ impl Default for UserConfig {
             host: None,
             dhcp_start: None,
             dns: None,
+            ipv6: true,
+            net6: (Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 0), 64),
+            host6: None,
+            dns6: None,
             hostname: None,
             domain: None,
             restrict: false,
@@ -147,15 +167,26 @@ pub enum UserError {
         /// Which setting.
         key: &'static str,
         /// The address.
-        addr: Ipv4Addr,
+        addr: IpAddr,
         /// The network.
-        net: Ipv4Addr,
+        net: IpAddr,
         /// Its prefix length.
         prefix: u8,
     },
-    /// Two of `host=`, `dns=` and `dhcpstart=` are the same.
-    #[error("host=, dns= and dhcpstart= must be different addresses")]
+    /// Two of `host=`, `dns=` and `dhcpstart=` are the same, or `ipv6-host=` and `ipv6-dns=` are.
+    #[error("host=, dns= and dhcpstart= must be different addresses, ipv6-host= and ipv6-dns= too")]
     SameAddress,
+    /// The IPv6 prefix is not one that guests can make addresses from.
+    #[error("ipv6-net={addr}/{prefix}: must be a unicast prefix of 64 bits, not a link-local one")]
+    Prefix6 {
+        /// The network.
+        addr: Ipv6Addr,
+        /// The length.
+        prefix: u8,
+    },
+    /// A port leads to an IPv6 address, but there is no IPv6.
+    #[error("hostfwd: {0} cannot be reached without IPv6")]
+    NoIpv6(IpAddr),
     /// The MTU is not from 576 to 65520.
     #[error("mtu={0}: must be from 576 to 65520")]
     Mtu(u16),
@@ -191,7 +222,21 @@ pub(super) struct Addresses {
     pub(super) host: Ipv4Addr,
     pub(super) dns: Ipv4Addr,
     pub(super) dhcp_start: Ipv4Addr,
+    pub(super) v6: Option<Addresses6>,
 }
+
+/// The same for IPv6.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses6 {
+    pub(super) net: Ipv6Addr,
+    pub(super) host: Ipv6Addr,
+    pub(super) dns: Ipv6Addr,
+    /// The gateway as routers call themselves.
+    pub(super) link_local: Ipv6Addr,
+}
+
+/// Bits of an IPv6 prefix.
+pub(super) const PREFIX6: u8 = 64;
 
 impl Addresses {
     pub(super) fn new(config: &UserConfig) -> Result<Self, UserError> {
@@ -203,6 +248,9 @@ impl Addresses {
         let nth = |n: u32| Ipv4Addr::from_bits(net.to_bits() | n);
         // The 15th address lies outside of small networks: then the last one.
         let last = (u32::MAX >> prefix) - 1;
+        if !(576..=65520).contains(&config.mtu) {
+            return Err(UserError::Mtu(config.mtu));
+        }
         let this = Self {
             net,
             prefix,
@@ -211,6 +259,9 @@ impl Addresses {
             dhcp_start: config
                 .dhcp_start
                 .unwrap_or_else(|| nth(if last >= 15 { 15 } else { 4 })),
+            v6: (config.ipv6 && config.mtu >= 1280)
+                .then(|| Addresses6::new(config))
+                .transpose()?,
         };
         for (key, addr) in [
             ("host", this.host),
@@ -220,17 +271,14 @@ impl Addresses {
             if !this.is_host(addr) {
                 return Err(UserError::OutsideNet {
                     key,
-                    addr,
-                    net,
+                    addr: addr.into(),
+                    net: net.into(),
                     prefix,
                 });
             }
         }
         if this.host == this.dns || this.host == this.dhcp_start || this.dns == this.dhcp_start {
             return Err(UserError::SameAddress);
-        }
-        if !(576..=65520).contains(&config.mtu) {
-            return Err(UserError::Mtu(config.mtu));
         }
         for (key, name) in [
             ("hostname=", &config.hostname),
@@ -243,27 +291,34 @@ impl Addresses {
                 return Err(UserError::Name(key));
             }
         }
-        if let Some(addr) = config
-            .forwards
-            .iter()
-            .filter_map(|forward| forward.guest_addr)
-            .find(|addr| !this.is_guest(*addr))
-        {
-            return Err(UserError::OutsideNet {
-                key: "hostfwd=",
-                addr,
-                net,
-                prefix,
-            });
-        }
-        if config
-            .forwards
-            .iter()
-            .any(|forward| forward.guest_port == 0)
-        {
-            return Err(UserError::ForwardPort);
+        for forward in &config.forwards {
+            this.check_forward(forward)?;
         }
         Ok(this)
+    }
+
+    fn check_forward(&self, forward: &HostForward) -> Result<(), UserError> {
+        if forward.guest_port == 0 {
+            return Err(UserError::ForwardPort);
+        }
+        let Some(addr) = forward.guest_addr else {
+            return Ok(());
+        };
+        let (net, prefix) = match (addr, self.v6) {
+            (IpAddr::V4(_), _) => (self.net.into(), self.prefix),
+            (IpAddr::V6(_), Some(v6)) => (v6.net.into(), PREFIX6),
+            (IpAddr::V6(_), None) => return Err(UserError::NoIpv6(addr)),
+        };
+        let any = addr.is_ipv6() && addr.is_unspecified();
+        if any || self.is_guest(addr) {
+            return Ok(());
+        }
+        Err(UserError::OutsideNet {
+            key: "hostfwd=",
+            addr,
+            net,
+            prefix,
+        })
     }
 
     pub(super) const fn mask(&self) -> Ipv4Addr {
@@ -274,25 +329,113 @@ impl Addresses {
         Ipv4Addr::from_bits(self.net.to_bits() | (u32::MAX >> self.prefix))
     }
 
-    pub(super) const fn contains(&self, addr: Ipv4Addr) -> bool {
-        addr.to_bits() & self.mask().to_bits() == self.net.to_bits()
+    /// True for addresses of the guest's network, whoever has them.
+    pub(super) fn contains(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(addr) => addr.to_bits() & self.mask().to_bits() == self.net.to_bits(),
+            IpAddr::V6(addr) => self.v6.is_some_and(|v6| v6.contains(addr)),
+        }
     }
 
-    /// True for addresses in the network that are not the network's own two.
-    pub(super) fn is_host(&self, addr: Ipv4Addr) -> bool {
-        self.contains(addr) && addr != self.net && addr != self.broadcast()
+    /// True for IPv4 addresses in the network that are not the network's own two.
+    fn is_host(&self, addr: Ipv4Addr) -> bool {
+        self.contains(addr.into()) && addr != self.net && addr != self.broadcast()
     }
 
-    /// True for addresses that a guest may have.
-    pub(super) fn is_guest(&self, addr: Ipv4Addr) -> bool {
-        self.is_host(addr) && addr != self.host && addr != self.dns
+    /// True for addresses that are the gateway's or the name server's.
+    pub(super) fn is_ours(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(addr) => addr == self.host || addr == self.dns,
+            IpAddr::V6(addr) => self
+                .v6
+                .is_some_and(|v6| addr == v6.host || addr == v6.dns || addr == v6.link_local),
+        }
+    }
+
+    /// True for addresses that a guest may have and reach others with.
+    pub(super) fn is_guest(&self, addr: IpAddr) -> bool {
+        !self.is_ours(addr)
+            && match addr {
+                IpAddr::V4(addr) => self.is_host(addr),
+                IpAddr::V6(addr) => self
+                    .v6
+                    // The first one stands for any router (RFC 4291, 2.6.1).
+                    .is_some_and(|v6| v6.contains(addr) && addr != v6.net),
+            }
+    }
+
+    /// True for addresses that a guest may have, those that nobody else knows included.
+    pub(super) fn is_neighbour(&self, addr: IpAddr) -> bool {
+        let local = matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        self.is_guest(addr) || (local && self.v6.is_some() && !self.is_ours(addr))
+    }
+
+    /// The gateway, in the version of `like`.
+    pub(super) fn gateway(&self, like: IpAddr) -> IpAddr {
+        match (like, self.v6) {
+            (IpAddr::V6(_), Some(v6)) => v6.host.into(),
+            _ => self.host.into(),
+        }
+    }
+
+    /// True for the name server.
+    pub(super) fn is_dns(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(addr) => addr == self.dns,
+            IpAddr::V6(addr) => self.v6.is_some_and(|v6| addr == v6.dns),
+        }
+    }
+
+    /// True for the gateway.
+    pub(super) fn is_gateway(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(addr) => addr == self.host,
+            IpAddr::V6(addr) => self.v6.is_some_and(|v6| addr == v6.host),
+        }
     }
 
     /// The guest's end of a forwarding.
-    pub(super) fn forward_guest(&self, forward: &HostForward) -> SocketAddrV4 {
-        SocketAddrV4::new(
-            forward.guest_addr.unwrap_or(self.dhcp_start),
+    pub(super) fn forward_guest(&self, forward: &HostForward) -> SocketAddr {
+        SocketAddr::new(
+            forward.guest_addr.unwrap_or(self.dhcp_start.into()),
             forward.guest_port,
         )
+    }
+}
+
+impl Addresses6 {
+    fn new(config: &UserConfig) -> Result<Self, UserError> {
+        let (addr, prefix) = config.net6;
+        let net = Ipv6Addr::from_bits(addr.to_bits() & (u128::MAX << 64));
+        // Neither what has a meaning of its own (RFC 4291, 2.4) nor what IPv4 addresses hide in.
+        let special = addr.is_multicast() || addr.is_unicast_link_local() || addr.octets()[0] == 0;
+        if prefix != PREFIX6 || special {
+            return Err(UserError::Prefix6 { addr, prefix });
+        }
+        let nth = |n: u128| Ipv6Addr::from_bits(net.to_bits() | n);
+        let this = Self {
+            net,
+            host: config.host6.unwrap_or_else(|| nth(2)),
+            dns: config.dns6.unwrap_or_else(|| nth(3)),
+            link_local: link_local(EthernetAddress(config.mac)),
+        };
+        for (key, addr) in [("ipv6-host", this.host), ("ipv6-dns", this.dns)] {
+            if !this.contains(addr) || addr == net {
+                return Err(UserError::OutsideNet {
+                    key,
+                    addr: addr.into(),
+                    net: net.into(),
+                    prefix,
+                });
+            }
+        }
+        if this.host == this.dns {
+            return Err(UserError::SameAddress);
+        }
+        Ok(this)
+    }
+
+    const fn contains(&self, addr: Ipv6Addr) -> bool {
+        addr.to_bits() >> 64 == self.net.to_bits() >> 64
     }
 }

@@ -2,7 +2,7 @@
 //! Conversations by datagrams: UDP, DNS, echo requests. Each has a connected socket of the host.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -10,19 +10,25 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send,
-    socket_with,
+    socket_with, sockopt,
 };
 
-use super::icmp::{self, ECHO, Echo, Unreachable};
+use super::icmp::{self, ECHO, Echo, Quoted, Unreachable};
+use super::line::{Place, Slot};
+use super::lru::Lru;
 use super::net::{Net, Source};
-use super::packet::{ICMP, Ipv4Out, MAX_PACKET, UDP};
+use super::packet::{IpOut, MAX_PACKET, UDP, ip_header};
 use super::resolver::MAX_SERVERS;
 use super::slab::{Key, Slab};
+use super::udp::Datagram;
 use super::{DNS_PORT, Turn, udp};
-use crate::{RxSink, Target};
+use crate::{RxSink, sys};
 
 /// Datagrams that one conversation sends to the guest in a turn.
 const TURN_DATAGRAMS: usize = 32;
+/// Told to a guest whose datagram is too long for a way that does not say how long one may be:
+/// what every way of IPv6 takes.
+const SMALL_MTU: u16 = 1280;
 /// A name server that has said nothing for so long is not asked again: guests repeat a question
 /// after seconds.
 const SILENT: Duration = Duration::from_secs(1);
@@ -38,8 +44,15 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Ends {
     kind: Kind,
-    guest: SocketAddrV4,
-    peer: SocketAddrV4,
+    guest: SocketAddr,
+    peer: SocketAddr,
+}
+
+/// What a guest sends.
+#[derive(Clone, Copy)]
+enum Payload<'a> {
+    Udp(&'a Datagram<'a>),
+    Echo(&'a [u8]),
 }
 
 #[derive(Debug)]
@@ -51,7 +64,13 @@ struct Conversation {
     query: bool,
     /// Since when there is no answer.
     unanswered: Option<Instant>,
-    queued: bool,
+    place: Place,
+    /// Bytes sent to the guest beyond the share of the turns so far.
+    debt: usize,
+    /// The guest's queue pair that it is on.
+    pair: u16,
+    /// `UDP_SEGMENT` of the socket; 0: none.
+    segment: u16,
     last: Instant,
     timer: Option<Instant>,
 }
@@ -72,6 +91,8 @@ impl Conversation {
 pub(super) struct Datagrams {
     all: Slab<Conversation>,
     by_ends: HashMap<Ends, Key>,
+    /// In the order of use.
+    lru: Lru,
 }
 
 fn open(kind: Kind, to: SocketAddr) -> Result<OwnedFd, Errno> {
@@ -79,9 +100,10 @@ fn open(kind: Kind, to: SocketAddr) -> Result<OwnedFd, Errno> {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
-    let protocol = match kind {
-        Kind::Udp => ipproto::UDP,
-        Kind::Echo => ipproto::ICMP,
+    let protocol = match (kind, to) {
+        (Kind::Udp, _) => ipproto::UDP,
+        (Kind::Echo, SocketAddr::V4(_)) => ipproto::ICMP,
+        (Kind::Echo, SocketAddr::V6(_)) => ipproto::ICMPV6,
     };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
@@ -94,6 +116,7 @@ impl Datagrams {
         Self {
             all: Slab::new(limit),
             by_ends: HashMap::new(),
+            lru: Lru::default(),
         }
     }
 
@@ -105,19 +128,13 @@ impl Datagrams {
     pub(super) fn waits(&mut self, key: Key) -> bool {
         self.all
             .get_mut(key)
-            .is_some_and(|conversation| conversation.queued)
+            .is_some_and(|conversation| conversation.place != Place::Out)
     }
 
     /// A UDP datagram of a guest that is for nobody nearer.
-    pub(super) fn send_udp(
-        &mut self,
-        net: &mut Net,
-        now: Instant,
-        guest: SocketAddrV4,
-        peer: SocketAddrV4,
-        payload: &[u8],
-    ) {
-        let dns = *peer.ip() == net.addresses.dns && peer.port() == DNS_PORT;
+    pub(super) fn send_udp(&mut self, net: &mut Net, now: Instant, datagram: &Datagram<'_>) {
+        let (guest, peer) = (datagram.guest, datagram.peer);
+        let dns = net.addresses.is_dns(peer.ip()) && peer.port() == DNS_PORT;
         let ends = Ends {
             kind: Kind::Udp,
             guest,
@@ -129,7 +146,7 @@ impl Datagrams {
         } else {
             net.outside(peer)
         };
-        self.send(net, now, ends, to, dns, payload);
+        self.send(net, now, ends, to, dns, Payload::Udp(datagram));
     }
 
     /// A guest asks once more: not the server that did not answer, if there is another.
@@ -158,18 +175,18 @@ impl Datagrams {
         &mut self,
         net: &mut Net,
         now: Instant,
-        guest: Ipv4Addr,
-        peer: Ipv4Addr,
+        guest: IpAddr,
+        peer: IpAddr,
         echo: &Echo,
     ) {
         // Port 7 stands for echo: a port of 0 would not be let through.
-        let to = net.outside(SocketAddrV4::new(peer, 7));
+        let to = net.outside(SocketAddr::new(peer, 7));
         let ends = Ends {
             kind: Kind::Echo,
-            guest: SocketAddrV4::new(guest, echo.ident),
-            peer: SocketAddrV4::new(peer, 0),
+            guest: SocketAddr::new(guest, echo.ident),
+            peer: SocketAddr::new(peer, 0),
         };
-        self.send(net, now, ends, to, true, &echo.message);
+        self.send(net, now, ends, to, true, Payload::Echo(&echo.message));
     }
 
     fn send(
@@ -179,7 +196,7 @@ impl Datagrams {
         ends: Ends,
         to: Option<SocketAddr>,
         query: bool,
-        payload: &[u8],
+        payload: Payload<'_>,
     ) {
         let Some(to) = to else {
             net.counters.refused += 1;
@@ -193,9 +210,10 @@ impl Datagrams {
             return;
         };
         conversation.last = now;
+        conversation.pair = net.pair;
+        self.lru.touch(key.slot);
         conversation.unanswered.get_or_insert(now);
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let mut result = send(&conversation.socket, payload, flags);
+        let mut result = conversation.send(payload);
         if matches!(
             result,
             Err(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH)
@@ -205,10 +223,10 @@ impl Datagrams {
             let Some(conversation) = self.all.get_mut(key) else {
                 return;
             };
-            result = send(&conversation.socket, payload, flags);
+            result = conversation.send(payload);
         }
         match result {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(Errno::AGAIN | Errno::NOBUFS) => net.counters.limited += 1,
             Err(_) => self.failed(net, key, result),
         }
@@ -223,11 +241,7 @@ impl Datagrams {
         query: bool,
     ) -> Option<Key> {
         if self.all.is_full()
-            && let Some(oldest) = self
-                .all
-                .iter()
-                .min_by_key(|(_, conversation)| conversation.last)
-                .map(|(key, _)| key)
+            && let Some(oldest) = self.lru.oldest().and_then(|slot| self.all.key_at(slot))
         {
             self.close(net, oldest);
         }
@@ -268,7 +282,10 @@ impl Datagrams {
             to,
             query,
             unanswered: None,
-            queued: false,
+            place: Place::Out,
+            debt: 0,
+            pair: net.pair,
+            segment: 0,
             last: now,
             timer: None,
         })?;
@@ -286,16 +303,22 @@ impl Datagrams {
         net.timers
             .set(Source::Datagram(key), &mut conversation.timer, at);
         self.by_ends.insert(ends, key);
+        self.lru.touch(key.slot);
         net.counters.datagram_flows += 1;
         Some(key)
     }
 
     /// The host could not deliver something.
-    fn failed(&mut self, net: &mut Net, key: Key, result: Result<usize, Errno>) {
+    fn failed(&mut self, net: &mut Net, key: Key, result: Result<(), Errno>) {
         let (Some(conversation), Err(error)) = (self.all.get_mut(key), result) else {
             return;
         };
         let ends = conversation.ends;
+        if error == Errno::MSGSIZE {
+            let mtu = conversation.mtu();
+            icmp::unreachable(net, Unreachable::TooBig(mtu), &ends.quoted());
+            return;
+        }
         if conversation.query && ends.kind == Kind::Udp {
             net.resolvers.fail(conversation.to);
             self.close(net, key);
@@ -309,15 +332,13 @@ impl Datagrams {
             net.timers
                 .clear(Source::Datagram(key), &mut conversation.timer);
             self.by_ends.remove(&conversation.ends);
+            self.lru.remove(key.slot);
         }
     }
 
     pub(super) fn event(&mut self, net: &mut Net, key: Key) {
-        if let Some(conversation) = self.all.get_mut(key)
-            && !conversation.queued
-        {
-            conversation.queued = true;
-            net.ready.push_back(Source::Datagram(key));
+        if let Some(conversation) = self.all.get_mut(key) {
+            net.join(Source::Datagram(key), &mut conversation.place);
         }
     }
 
@@ -344,22 +365,33 @@ impl Datagrams {
         &mut self,
         net: &mut Net,
         now: Instant,
+        slot: Slot,
         key: Key,
         sink: &mut dyn RxSink,
     ) -> Turn {
+        let Some(conversation) = self.all.get_mut(key) else {
+            return Turn::Done;
+        };
+        if conversation.place == Place::Resting {
+            conversation.place = Place::Out;
+            return Turn::Done;
+        }
+        let full = net.config.limits.turn_bytes;
+        let Some(mut budget) = slot.budget(full, &mut conversation.debt) else {
+            return Turn::Debt;
+        };
         for _ in 0..TURN_DATAGRAMS {
             let Some(conversation) = self.all.get_mut(key) else {
                 return Turn::Done;
             };
-            conversation.queued = true;
-            let ends = conversation.ends;
+            if budget == 0 {
+                return Turn::Again;
+            }
+            let (ends, pair) = (conversation.ends, conversation.pair);
             // The length of the next one; an error or an empty datagram has none.
             let waiting = ioctl_fionread(&conversation.socket).unwrap_or(0);
             let waiting = usize::try_from(waiting).unwrap_or(0).min(MAX_PACKET);
-            if sink
-                .offer(Target::Pair(0), udp::first_frame(net, waiting))
-                .is_none()
-            {
+            if !ends.has_room(net, pair, waiting, sink) {
                 return Turn::NoRoom;
             }
             let head = match ends.kind {
@@ -367,65 +399,150 @@ impl Datagrams {
                 Kind::Echo => 0,
             };
             let mut scratch = std::mem::take(&mut net.scratch);
-            scratch.resize(MAX_PACKET, 0);
+            scratch.resize(scratch.len().max(MAX_PACKET), 0);
             let result = recv(
                 &conversation.socket,
-                &mut scratch[head..],
+                &mut scratch[head..MAX_PACKET],
                 RecvFlags::DONTWAIT,
             );
-            let again = match result {
+            let mut again = true;
+            match result {
                 Ok((n, _)) => {
                     conversation.last = now;
                     conversation.unanswered = None;
+                    self.lru.touch(key.slot);
                     let message = &mut scratch[..head + n];
-                    deliver(net, sink, ends, message);
-                    true
+                    let sent = deliver(net, sink, ends, pair, message);
+                    conversation.debt += sent.saturating_sub(budget);
+                    budget = budget.saturating_sub(sent);
                 }
-                Err(Errno::AGAIN) => {
-                    conversation.queued = false;
-                    false
-                }
-                Err(error) => {
-                    conversation.queued = false;
-                    self.failed(net, key, Err(error));
-                    // The error is gone; there may be datagrams.
-                    true
-                }
-            };
+                Err(Errno::AGAIN) => again = false,
+                // The error is gone then; there may be datagrams.
+                Err(error) => self.failed(net, key, Err(error)),
+            }
             net.scratch = scratch;
             if !again {
-                return Turn::Done;
+                let Some(conversation) = self.all.get_mut(key) else {
+                    return Turn::Done;
+                };
+                return if slot.done(&net.line, &mut conversation.place) {
+                    Turn::Again
+                } else {
+                    Turn::Done
+                };
             }
         }
         Turn::Again
     }
 }
 
-/// Hands what the host received to the guest.
-fn deliver(net: &mut Net, sink: &mut dyn RxSink, ends: Ends, message: &mut [u8]) {
-    let protocol = match ends.kind {
-        Kind::Udp => {
-            udp::seal(message, ends.peer, ends.guest);
-            UDP
+impl Conversation {
+    /// Sends to the host.
+    fn send(&mut self, payload: Payload<'_>) -> Result<(), Errno> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let datagram = match payload {
+            Payload::Echo(message) => return send(&self.socket, message, flags).map(drop),
+            Payload::Udp(datagram) => datagram,
+        };
+        if let Some(segment) = datagram.segment
+            && self.set_segment(segment)
+        {
+            match crate::io::send(self.socket.as_fd(), datagram.payload) {
+                Ok(_) => return Ok(()),
+                // The way takes no such segments, or not so many: one by one.
+                Err(Errno::INVAL | Errno::MSGSIZE | Errno::IO | Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
         }
+        for payload in datagram.payloads() {
+            // A segment size is no matter to what is not longer.
+            if payload.len() > usize::from(self.segment) {
+                self.set_segment(0);
+            }
+            crate::io::send(self.socket.as_fd(), payload)?;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel cut what is sent into datagrams of this length, or not with 0.
+    fn set_segment(&mut self, segment: u16) -> bool {
+        let set =
+            segment == self.segment || sys::set_udp_segment(self.socket.as_fd(), segment).is_ok();
+        if set {
+            self.segment = segment;
+        }
+        set
+    }
+
+    /// The longest packet that goes where the socket leads.
+    fn mtu(&self) -> u16 {
+        let mtu = match self.to {
+            SocketAddr::V4(_) => sockopt::ip_mtu(&self.socket),
+            SocketAddr::V6(_) => sockopt::ipv6_mtu(&self.socket),
+        };
+        mtu.ok()
+            .and_then(|mtu| u16::try_from(mtu).ok())
+            .unwrap_or(SMALL_MTU)
+    }
+}
+
+impl Ends {
+    /// A packet of the guest, as errors quote it.
+    fn quoted(&self) -> Quoted {
+        match self.kind {
+            Kind::Udp => Quoted::ports(self.guest, self.peer, None),
+            Kind::Echo => Quoted::echo(self.guest.ip(), self.peer.ip(), self.guest.port()),
+        }
+    }
+
+    const fn ip(&self) -> IpOut {
+        let protocol = match self.kind {
+            Kind::Udp => UDP,
+            Kind::Echo => icmp::protocol(self.guest.ip()),
+        };
+        IpOut::new(self.peer.ip(), self.guest.ip(), protocol)
+    }
+
+    /// True if the guest has a buffer for the first frame of a message of `len` bytes.
+    fn has_room(&self, net: &Net, pair: u16, len: usize, sink: &mut dyn RxSink) -> bool {
+        let (head, len) = match self.kind {
+            Kind::Udp => {
+                let ports = [self.peer.port(), self.guest.port()];
+                (udp::head(net, &self.ip(), ports), len + udp::HEADER)
+            }
+            Kind::Echo => (udp::head(net, &self.ip(), [0, 0]), len),
+        };
+        let head = &head[..udp::head_len(self.guest.ip())];
+        let len = udp::first_frame(net, self.guest.ip(), len);
+        sink.offer(net.target(pair, head), len).is_some()
+    }
+}
+
+/// Hands what the host received to the guest; returns the bytes of its frames.
+fn deliver(
+    net: &mut Net,
+    sink: &mut dyn RxSink,
+    ends: Ends,
+    pair: u16,
+    message: &mut [u8],
+) -> usize {
+    let ip = ends.ip();
+    if message.len() > MAX_PACKET - ip_header(ip.dst) {
+        // Longer than what the guest's version of IP can say.
+        net.counters.limited += 1;
+        return message.len();
+    }
+    match ends.kind {
+        Kind::Udp => udp::seal(message, ends.peer, ends.guest),
         Kind::Echo => {
             if message.len() < ECHO {
-                return;
+                return 0;
             }
             // The host has put its own identifier in.
-            message[4..6].copy_from_slice(&ends.guest.port().to_be_bytes());
-            icmp::seal(message);
-            ICMP
+            icmp::seal_echo_reply(ip.src, ip.dst, ends.guest.port(), message);
         }
-    };
-    let ip = Ipv4Out {
-        src: *ends.peer.ip(),
-        dst: *ends.guest.ip(),
-        protocol,
-        ident: 0,
-        fragment: 0,
-    };
-    udp::send(net, sink, ip, message);
+    }
+    udp::send(net, sink, pair, ip, message)
 }
 
 /// Tells the guest that the peer does not get what it sends.
@@ -440,12 +557,5 @@ fn tell(net: &mut Net, ends: Ends, error: Errno) {
             return;
         }
     };
-    let (protocol, first) = match ends.kind {
-        Kind::Udp => (UDP, icmp::first_eight(ends.guest, ends.peer, 8 << 16)),
-        Kind::Echo => {
-            let [a, b] = ends.guest.port().to_be_bytes();
-            (ICMP, [8, 0, 0, 0, a, b, 0, 0])
-        }
-    };
-    icmp::unreachable(net, why, *ends.guest.ip(), *ends.peer.ip(), protocol, first);
+    icmp::unreachable(net, why, &ends.quoted());
 }

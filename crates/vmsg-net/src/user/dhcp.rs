@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A DHCP server for the few guests behind one device (RFC 2131).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use smoltcp::wire::{
-    DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress, UdpPacket,
-};
+use smoltcp::wire::{DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress};
 
 use super::net::Net;
-use super::packet::{ETHERNET, HEADERS, Ipv4Out, UDP, count, emit_ethernet};
-use crate::checksum::Sum;
+use super::packet::{IpOut, UDP, count};
+use super::udp;
 
 pub(super) const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
@@ -78,7 +76,8 @@ impl Leases {
         }
         let start = net.addresses.dhcp_start.to_bits();
         let free = |addr: &Ipv4Addr| {
-            net.addresses.is_guest(*addr) && !self.leases.iter().any(|(_, taken)| taken == addr)
+            net.addresses.is_guest((*addr).into())
+                && !self.leases.iter().any(|(_, taken)| taken == addr)
         };
         let in_pool = |addr: &Ipv4Addr| {
             addr.to_bits()
@@ -96,8 +95,7 @@ impl Leases {
     }
 
     /// Takes the UDP payload of what a guest sent to the server's port.
-    pub(super) fn receive(&mut self, net: &mut Net, payload: &[u8]) {
-        let mut payload = payload.to_vec();
+    pub(super) fn receive(&mut self, net: &mut Net, mut payload: Vec<u8>) {
         let client_id = take_client_id(&mut payload);
         let Ok(packet) = DhcpPacket::new_checked(&payload[..]) else {
             net.counters.malformed += 1;
@@ -135,7 +133,7 @@ impl Leases {
                 let addr = self.give(net, mac, wish);
                 match (addr, wish) {
                     (Some(addr), Some(wish)) if addr == wish => {
-                        net.learn(addr, mac);
+                        net.learn(addr.into(), mac);
                         answer(net, &request, client_id, DhcpMessageType::Ack, addr);
                     }
                     _ => answer(
@@ -234,9 +232,9 @@ fn answer(
     };
     // Clients may expect the 300 bytes that BOOTP had (RFC 1542, 2.1).
     let len = reply.buffer_len().max(300);
-    let mut frame = vec![0; HEADERS + 8 + len];
+    let mut message = vec![0; udp::HEADER + len];
     if reply
-        .emit(&mut DhcpPacket::new_unchecked(&mut frame[HEADERS + 8..]))
+        .emit(&mut DhcpPacket::new_unchecked(&mut message[udp::HEADER..]))
         .is_err()
     {
         net.counters.limited += 1;
@@ -249,26 +247,12 @@ fn answer(
     } else {
         (request.client_ip, request.client_hardware_address)
     };
-    let ip = Ipv4Out {
-        src: net.addresses.host,
-        dst,
-        protocol: UDP,
-        ident: (net.random() & 0xffff) as u16,
-        fragment: 0,
-    };
-    emit_ethernet(&mut frame, net.mac, mac, 0x0800);
-    ip.emit(&mut frame[ETHERNET..], 8 + len);
-    let udp_len = 8 + len;
-    {
-        let mut udp = UdpPacket::new_unchecked(&mut frame[HEADERS..]);
-        udp.set_src_port(SERVER_PORT);
-        udp.set_dst_port(CLIENT_PORT);
-        udp.set_len(u16::try_from(udp_len).unwrap_or(u16::MAX));
-        udp.set_checksum(0);
-    }
-    let mut sum = Sum::pseudo(ip.src, ip.dst, UDP, udp_len);
-    sum.add(&frame[HEADERS..]);
-    let sum = sum.finish();
-    frame[HEADERS + 6..HEADERS + 8].copy_from_slice(&sum.to_be_bytes());
-    net.reply(frame);
+    let src = net.addresses.host.into();
+    let dst = dst.into();
+    udp::seal(
+        &mut message,
+        SocketAddr::new(src, SERVER_PORT),
+        SocketAddr::new(dst, CLIENT_PORT),
+    );
+    net.reply_ip_to(mac, IpOut::new(src, dst, UDP), &message);
 }

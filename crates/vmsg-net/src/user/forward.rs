@@ -2,7 +2,7 @@
 //! Ports of the host that lead into the guest (`hostfwd=`).
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,15 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 
 use super::arp;
 use super::config::{HostForward, Protocol, UserError};
+use super::line::{Place, Slot};
 use super::net::{Net, Source};
-use super::packet::{Ipv4Out, MAX_PACKET, UDP};
+use super::packet::{IpOut, MAX_PACKET, UDP, ip_header};
 use super::tcp::Tcp;
+use super::udp::Datagram;
 use super::{Turn, udp};
 use crate::{RxSink, Target};
 
+const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 /// Clients taken at one go.
 const ACCEPTS: usize = 16;
 /// Datagrams that one forwarding sends to the guest in a turn.
@@ -40,7 +43,9 @@ enum Socket {
 #[derive(Clone, Copy, Debug)]
 struct Client {
     real: SocketAddr,
-    seen: SocketAddrV4,
+    seen: SocketAddr,
+    /// The guest's queue pair that it answers on.
+    pair: u16,
     last: Instant,
 }
 
@@ -48,8 +53,13 @@ struct Client {
 #[derive(Debug)]
 struct Forward {
     socket: Socket,
-    guest: SocketAddrV4,
-    queued: bool,
+    /// An address of `::` is that of whichever guest spoke IPv6 last.
+    guest: SocketAddr,
+    /// The guest that the last client was led to.
+    led_to: Option<SocketAddr>,
+    place: Place,
+    /// Bytes sent to the guest beyond the share of the turns so far.
+    debt: usize,
     timer: Option<Instant>,
 }
 
@@ -101,14 +111,12 @@ impl Forwards {
         let forward = Forward {
             socket,
             guest: net.addresses.forward_guest(config),
-            queued: false,
+            led_to: None,
+            place: Place::Out,
+            debt: 0,
             timer: None,
         };
-        net.watch(
-            forward.fd(),
-            Source::Forward(index),
-            EventFlags::IN | EventFlags::ET,
-        )?;
+        net.watch(forward.fd(), Source::Forward(index), EVENTS)?;
         Ok(forward)
     }
 
@@ -133,26 +141,31 @@ impl Forwards {
             return;
         };
         let source = Source::Forward(index);
+        let guest = forward.guest(net);
         match &forward.socket {
-            Socket::Udp { .. } => {
-                if !forward.queued {
-                    forward.queued = true;
-                    net.ready.push_back(source);
-                }
-            }
+            Socket::Udp { .. } => net.join(source, &mut forward.place),
             Socket::Tcp(socket) => {
-                for _ in 0..ACCEPTS {
+                let mut taken = 0;
+                while taken < ACCEPTS {
                     match socket.accept() {
                         Ok((stream, client)) => {
+                            taken += 1;
                             // One that cannot be served is closed here.
-                            if stream.set_nonblocking(true).is_ok() {
-                                tcp.call(net, now, stream.into(), client, forward.guest);
+                            if let Some(guest) = guest
+                                && stream.set_nonblocking(true).is_ok()
+                            {
+                                tcp.call(net, now, stream.into(), client, guest);
                             }
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                         // Interrupted, the client has gone, or descriptors are short.
                         Err(_) => break,
                     }
+                }
+                if taken == ACCEPTS {
+                    // Others first; the listener has its event once more.
+                    net.watch_again(forward.fd(), source, EVENTS);
+                    return;
                 }
                 let mut noted = forward.timer;
                 net.timers.set(source, &mut noted, now + RETRY);
@@ -169,23 +182,26 @@ impl Forwards {
     }
 
     /// A UDP datagram of a guest: true if it answers a client of a forwarding.
-    pub(super) fn send(
-        &mut self,
-        now: Instant,
-        guest: SocketAddrV4,
-        peer: SocketAddrV4,
-        payload: &[u8],
-    ) -> bool {
+    pub(super) fn send(&mut self, net: &mut Net, now: Instant, datagram: &Datagram<'_>) -> bool {
         for forward in &mut self.all {
-            if forward.guest != guest {
+            if forward.led_to != Some(datagram.guest) {
                 continue;
             }
             if let Socket::Udp { socket, clients } = &mut forward.socket
-                && let Some(client) = clients.iter_mut().find(|client| client.seen == peer)
+                && let Some(client) = clients
+                    .iter_mut()
+                    .find(|client| client.seen == datagram.peer)
             {
                 client.last = now;
-                // What the host cannot deliver is lost, as datagrams are.
-                let _ = socket.send_to(payload, client.real);
+                client.pair = net.pair;
+                let mut scratch = std::mem::take(&mut net.scratch);
+                for payload in datagram.payloads() {
+                    scratch.resize(scratch.len().max(payload.len()), 0);
+                    let n = payload.read(&mut scratch);
+                    // What the host cannot deliver is lost, as datagrams are.
+                    let _ = socket.send_to(&scratch[..n.min(payload.len())], client.real);
+                }
+                net.scratch = scratch;
                 return true;
             }
         }
@@ -197,48 +213,68 @@ impl Forwards {
         &mut self,
         net: &mut Net,
         now: Instant,
+        slot: Slot,
         index: u32,
         sink: &mut dyn RxSink,
     ) -> Turn {
         let Some(forward) = self.all.get_mut(index as usize) else {
             return Turn::Done;
         };
-        let guest = forward.guest;
+        if forward.place == Place::Resting {
+            forward.place = Place::Out;
+            return Turn::Done;
+        }
+        let full = net.config.limits.turn_bytes;
+        let Some(mut budget) = slot.budget(full, &mut forward.debt) else {
+            return Turn::Debt;
+        };
+        let guest = forward.guest(net);
+        if forward.led_to != guest {
+            forward.led_to = guest;
+            if let Socket::Udp { clients, .. } = &mut forward.socket {
+                clients.clear();
+            }
+        }
         let Socket::Udp { socket, clients } = &mut forward.socket else {
             return Turn::Done;
         };
-        if net.neighbour(*guest.ip()).is_none() {
-            arp::ask(net, *guest.ip());
+        if let Some(guest) = guest
+            && net.neighbour(guest.ip()).is_none()
+        {
+            arp::ask(net, guest.ip());
         }
         for _ in 0..TURN_DATAGRAMS {
-            let waiting = ioctl_fionread(&*socket).unwrap_or(0);
-            let waiting = usize::try_from(waiting).unwrap_or(0).min(MAX_PACKET);
-            if sink
-                .offer(Target::Pair(0), udp::first_frame(net, waiting))
-                .is_none()
+            if budget == 0 {
+                return Turn::Again;
+            }
+            if let Some(guest) = guest
+                && !has_room(net, socket, clients, guest, now, sink)
             {
                 return Turn::NoRoom;
             }
             let mut scratch = std::mem::take(&mut net.scratch);
-            scratch.resize(MAX_PACKET, 0);
-            let received = socket.recv_from(&mut scratch[udp::HEADER..]);
-            if let Ok((n, real)) = received {
-                let peer = remember(net, clients, real, now);
+            scratch.resize(scratch.len().max(MAX_PACKET), 0);
+            let received = socket.recv_from(&mut scratch[udp::HEADER..MAX_PACKET]);
+            if let (Ok((n, real)), Some(guest)) = (&received, guest) {
+                let seen = remember(net, clients, *real, guest.ip(), now);
                 let message = &mut scratch[..udp::HEADER + n];
-                udp::seal(message, peer, guest);
-                let ip = Ipv4Out {
-                    src: *peer.ip(),
-                    dst: *guest.ip(),
-                    protocol: UDP,
-                    ident: 0,
-                    fragment: 0,
-                };
-                udp::send(net, sink, ip, message);
+                if message.len() <= MAX_PACKET - ip_header(guest.ip()) {
+                    udp::seal(message, seen.addr, guest);
+                    let ip = IpOut::new(seen.addr.ip(), guest.ip(), UDP);
+                    let sent = udp::send(net, sink, seen.pair, ip, message);
+                    forward.debt += sent.saturating_sub(budget);
+                    budget = budget.saturating_sub(sent);
+                } else {
+                    net.counters.limited += 1;
+                }
             }
             net.scratch = scratch;
             if received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-                forward.queued = false;
-                return Turn::Done;
+                return if slot.done(&net.line, &mut forward.place) {
+                    Turn::Again
+                } else {
+                    Turn::Done
+                };
             }
         }
         Turn::Again
@@ -253,6 +289,15 @@ impl Forwards {
 }
 
 impl Forward {
+    /// Where it leads now.
+    fn guest(&self, net: &Net) -> Option<SocketAddr> {
+        let addr = match self.guest.ip() {
+            IpAddr::V6(addr) if addr.is_unspecified() => net.last_guest6()?,
+            addr => addr,
+        };
+        Some(SocketAddr::new(addr, self.guest.port()))
+    }
+
     fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
         match &self.socket {
             Socket::Tcp(socket) => socket.as_fd(),
@@ -261,30 +306,72 @@ impl Forward {
     }
 }
 
+/// True if the guest has a buffer for the first frame of the next datagram. Where it is to lie may
+/// depend on whom it comes from.
+fn has_room(
+    net: &mut Net,
+    socket: &UdpSocket,
+    clients: &mut Vec<Client>,
+    guest: SocketAddr,
+    now: Instant,
+    sink: &mut dyn RxSink,
+) -> bool {
+    let waiting = ioctl_fionread(socket).unwrap_or(0);
+    let waiting = usize::try_from(waiting).unwrap_or(0).min(MAX_PACKET);
+    let len = udp::first_frame(net, guest.ip(), udp::HEADER + waiting);
+    if !net.heads && net.pairs == 1 {
+        return sink.offer(Target::Pair(0), len).is_some();
+    }
+    // Without a datagram there is an error, or nothing, which takes no room.
+    let Ok((_, real)) = socket.peek_from(&mut []) else {
+        return true;
+    };
+    let seen = remember(net, clients, real, guest.ip(), now);
+    let ip = IpOut::new(seen.addr.ip(), guest.ip(), UDP);
+    let head = udp::head(net, &ip, [seen.addr.port(), guest.port()]);
+    let to = net.target(seen.pair, &head[..udp::head_len(guest.ip())]);
+    sink.offer(to, len).is_some()
+}
+
+/// How the guest sees a client, and where it speaks of it.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    addr: SocketAddr,
+    pair: u16,
+}
+
 /// How the guest sees a client. Clients that would look alike get other ports.
 fn remember(
     net: &mut Net,
     clients: &mut Vec<Client>,
     real: SocketAddr,
+    guest: IpAddr,
     now: Instant,
-) -> SocketAddrV4 {
+) -> Seen {
     if let Some(client) = clients.iter_mut().find(|client| client.real == real) {
         client.last = now;
-        return client.seen;
+        return Seen {
+            addr: client.seen,
+            pair: client.pair,
+        };
     }
     if clients.len() >= MAX_CLIENTS
         && let Some(oldest) = (0..clients.len()).min_by_key(|index| clients[*index].last)
     {
         clients.swap_remove(oldest);
     }
-    let mut seen = net.inside(real);
+    let mut seen = net.inside(real, guest);
     while clients.iter().any(|client| client.seen == seen) {
         seen.set_port(49152 | (net.random() & 0x3fff) as u16);
     }
     clients.push(Client {
         real,
         seen,
+        pair: 0,
         last: now,
     });
-    seen
+    Seen {
+        addr: seen,
+        pair: 0,
+    }
 }

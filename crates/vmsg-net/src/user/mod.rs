@@ -4,22 +4,31 @@
 //!
 //! The guest sees a network of its own (10.0.2.0/24) with a gateway at 10.0.2.2, which stands for
 //! the host's loopback address, and a name server at 10.0.2.3, which passes on to those of the
-//! host. DHCP gives it 10.0.2.15. TCP and UDP end here and go on in sockets of the host; echo
-//! requests go on if the host lets this process send them. IPv6 is not there yet.
+//! host. DHCP gives it 10.0.2.15. The same in IPv6 is fd00:10:0:2::/64 with ::2 and ::3 in it;
+//! router advertisements tell the prefix, from which the guest makes its address, and the name
+//! server, which stateless DHCPv6 tells, too. Programs prefer IPv4 where both lead, as the prefix
+//! is a local one (RFC 6724). TCP and UDP end here and go on in sockets of the host; echo requests
+//! go on if the host lets this process send them.
 //!
 //! A guest may send what it likes: every length and number is checked, tables are bounded
-//! ([`Limits`]), flows take turns, and nothing blocks. TCP connections can outlive the process:
-//! see [`FlowStore`].
+//! ([`Limits`]), flows take turns (deficit round robin, newcomers first), and nothing blocks. No
+//! payload is kept but fragments: what a guest does not take stays in the host's sockets, and so
+//! with their senders. TCP connections can outlive the process: see [`FlowStore`].
 
 mod arp;
 mod config;
 mod datagram;
 mod dhcp;
+mod dhcp6;
 mod forward;
 mod fragments;
 mod icmp;
+mod line;
+mod lru;
+mod ndp;
 mod net;
 mod packet;
+mod packet6;
 mod resolver;
 mod slab;
 mod tcp;
@@ -27,14 +36,13 @@ mod timers;
 mod udp;
 
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use smoltcp::wire::EthernetAddress;
-use vmsg_mem::Pieces;
 
 pub use self::config::{HostForward, Limits, Protocol, UserConfig, UserError};
 pub use self::net::Counters;
@@ -44,13 +52,24 @@ use self::datagram::Datagrams;
 use self::dhcp::Leases;
 use self::forward::Forwards;
 use self::fragments::Fragments;
+use self::icmp::{Message, Quoted, Unreachable};
+use self::line::Slot;
+use self::ndp::Router;
 use self::net::{Net, Source};
-use self::packet::{ETHERNET, ICMP, Ipv4In, TCP, UDP};
+use self::packet::{
+    ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, ICMP6, IpIn, TCP, UDP, Unfit,
+};
 use self::tcp::Tcp;
 use self::udp::Datagram;
-use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
+use crate::{Backend, Guest, Offloads, RxSink, TxFrame, VnetHeader};
 
 const DNS_PORT: u16 = 53;
+
+/// Queue pairs of a guest: what it sends of a flow on one of them comes back on the same.
+const QUEUE_PAIRS: u16 = 64;
+
+/// All DHCPv6 servers (RFC 8415, 7.1).
+const DHCP6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 /// Events and timers looked at in one [`Backend::poll`].
 const POLL_BATCHES: usize = 8;
@@ -65,10 +84,12 @@ const STALE: usize = 64;
 /// How somebody's turn to send to the guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// There is nothing more.
+    /// There is nothing more: out of the line.
     Done,
-    /// There is more, but others wait.
+    /// There is more, but others wait; or it keeps its place.
     Again,
+    /// It sends nothing now, as it has had more than its share.
+    Debt,
     /// The guest has no buffer.
     NoRoom,
 }
@@ -81,6 +102,9 @@ pub struct User {
     forwards: Forwards,
     leases: Leases,
     fragments: Fragments,
+    router: Router,
+    /// Those that found no room, during a call; here for its memory.
+    blocked: Vec<Slot>,
     /// Bad frames have been spoken of.
     complained: bool,
 }
@@ -100,6 +124,8 @@ impl User {
             datagrams: Datagrams::new(limits.datagram_flows.max(1)),
             leases: Leases::default(),
             fragments: Fragments::default(),
+            router: Router::default(),
+            blocked: Vec::new(),
             complained: false,
             net,
         })
@@ -155,77 +181,194 @@ impl User {
         }
         let packet = frame.payload.skip(ETHERNET);
         match u16::from_be_bytes([header[12], header[13]]) {
-            0x0806 => {
+            ETHERTYPE_ARP => {
                 arp::receive(&mut self.net, packet);
                 if let Some(guest) = packet.skip(14).read_array::<4>() {
                     self.tcp.neighbour_found(&mut self.net, guest.into());
                 }
             }
-            0x0800 => self.ipv4(now, packet, &frame.header, mac),
+            ETHERTYPE_IPV4 => self.ip(now, IpIn::parse4(packet), &frame.header, mac),
+            ETHERTYPE_IPV6 if self.net.addresses.v6.is_some() => {
+                self.router.wake(&mut self.net, now);
+                self.ip(now, IpIn::parse6(packet), &frame.header, mac);
+            }
             _ => self.net.counters.unsupported += 1,
         }
     }
 
-    fn ipv4(&mut self, now: Instant, packet: Pieces<'_>, vnet: &VnetHeader, mac: EthernetAddress) {
-        let Some(packet) = Ipv4In::parse(packet) else {
-            self.net.counters.malformed += 1;
-            return;
+    fn ip(
+        &mut self,
+        now: Instant,
+        packet: Result<IpIn<'_>, Unfit>,
+        vnet: &VnetHeader,
+        mac: EthernetAddress,
+    ) {
+        let packet = match packet {
+            Ok(packet) => packet,
+            Err(unfit) => return self.unfit(unfit),
         };
-        let dhcp = packet.src.is_unspecified() && packet.protocol == UDP;
-        if !dhcp {
-            if !self.net.addresses.is_guest(packet.src) {
+        // Whoever asks for an address has none.
+        let nameless = packet.src.is_unspecified()
+            && packet.protocol == if packet.src.is_ipv4() { UDP } else { ICMP6 };
+        if !nameless {
+            if !self.net.addresses.is_neighbour(packet.src) {
                 self.net.counters.spoofed += 1;
                 return;
             }
             self.net.learn(packet.src, mac);
         }
-        let whole = !packet.is_fragment();
-        match packet.protocol {
-            TCP if whole => self.tcp.receive(&mut self.net, now, &packet, vnet, mac),
-            ICMP if whole => self.icmp(now, &packet),
-            UDP => {
-                let verify = !vnet.needs_csum();
-                if whole {
-                    let mut bytes = vec![0; packet.payload.len()];
-                    packet.payload.read(&mut bytes);
-                    self.udp(now, &packet, &bytes, verify);
-                } else if let Some(bytes) = self.fragments.receive(&mut self.net, now, &packet) {
-                    self.udp(now, &packet, &bytes, true);
+        if packet.fragment.is_none() {
+            return self.whole(now, &packet, vnet, mac, false);
+        }
+        if nameless {
+            self.net.counters.spoofed += 1;
+            return;
+        }
+        if let Some(partial) = self.fragments.receive(&mut self.net, now, &packet) {
+            let memory = partial.memory();
+            let packet = partial.packet(&memory);
+            let packet = match packet.src {
+                IpAddr::V4(_) => Ok(packet),
+                IpAddr::V6(_) => packet6::extensions(packet),
+            };
+            match packet {
+                Ok(packet) if packet.fragment.is_none() => {
+                    self.whole(now, &packet, &VnetHeader::default(), mac, true);
                 }
+                Ok(_) => self.unfit(Unfit::Malformed),
+                Err(unfit) => self.unfit(unfit),
+            }
+        }
+    }
+
+    fn unfit(&mut self, unfit: Unfit) {
+        match unfit {
+            Unfit::Malformed => self.net.counters.malformed += 1,
+            Unfit::Unsupported => self.net.counters.unsupported += 1,
+        }
+    }
+
+    /// Takes a packet that is no fragment, or no longer one.
+    fn whole(
+        &mut self,
+        now: Instant,
+        packet: &IpIn<'_>,
+        vnet: &VnetHeader,
+        mac: EthernetAddress,
+        reassembled: bool,
+    ) {
+        if self.runs_out(packet) {
+            icmp::unreachable(&mut self.net, Unreachable::HopLimit, &Quoted::of(packet));
+            return;
+        }
+        match (packet.protocol, packet.src) {
+            (TCP, src) => {
+                if self.net.addresses.is_guest(src) {
+                    self.tcp.receive(&mut self.net, now, packet, vnet, mac);
+                } else {
+                    self.net.counters.refused += 1;
+                }
+            }
+            (UDP, _) => self.udp(now, packet, vnet),
+            (ICMP, IpAddr::V4(_)) | (ICMP6, IpAddr::V6(_)) => {
+                self.icmp(now, packet, mac, reassembled);
             }
             _ => self.net.counters.unsupported += 1,
         }
     }
 
-    fn icmp(&mut self, now: Instant, packet: &Ipv4In<'_>) {
-        if let Some(echo) = icmp::receive(&mut self.net, packet) {
-            self.datagrams
-                .send_echo(&mut self.net, now, packet.src, packet.dst, &echo);
-        }
+    /// True if the gateway would have to pass the packet on, and may not.
+    fn runs_out(&self, packet: &IpIn<'_>) -> bool {
+        let group = match packet.dst {
+            IpAddr::V4(dst) => dst.is_broadcast() || dst.is_multicast(),
+            IpAddr::V6(dst) => dst.is_multicast() || dst.is_unicast_link_local(),
+        };
+        packet.hop_limit <= 1
+            && !group
+            && !self.net.addresses.contains(packet.dst)
+            && self.net.addresses.is_guest(packet.src)
     }
 
-    fn udp(&mut self, now: Instant, packet: &Ipv4In<'_>, bytes: &[u8], verify: bool) {
-        let Some(datagram) = Datagram::parse(packet.src, packet.dst, bytes, verify) else {
+    fn icmp(&mut self, now: Instant, packet: &IpIn<'_>, mac: EthernetAddress, reassembled: bool) {
+        let mut message = vec![0; packet.payload.len()];
+        packet.payload.read(&mut message);
+        if !icmp::is_valid(packet.src, packet.dst, &message) {
             self.net.counters.malformed += 1;
             return;
-        };
-        let addresses = self.net.addresses;
-        let for_us = packet.dst == addresses.host
-            || packet.dst.is_broadcast()
-            || packet.dst == addresses.broadcast();
-        if datagram.dst_port == dhcp::SERVER_PORT && for_us {
-            self.leases.receive(&mut self.net, datagram.payload);
+        }
+        if packet.src.is_ipv6() && ndp::is_for(&message) {
+            // Not in fragments (RFC 6980).
+            if reassembled {
+                self.net.counters.malformed += 1;
+                return;
+            }
+            let net = &mut self.net;
+            if let ndp::Found::Neighbour(addr) =
+                self.router.receive(net, now, packet, &message, mac)
+            {
+                self.tcp.neighbour_found(net, addr);
+            }
             return;
         }
         if packet.src.is_unspecified() {
             self.net.counters.spoofed += 1;
             return;
         }
-        let guest = SocketAddrV4::new(packet.src, datagram.src_port);
-        let peer = SocketAddrV4::new(packet.dst, datagram.dst_port);
-        if !self.forwards.send(now, guest, peer, datagram.payload) {
-            self.datagrams
-                .send_udp(&mut self.net, now, guest, peer, datagram.payload);
+        match icmp::receive(&mut self.net, packet, message) {
+            Some(Message::Echo(echo)) if self.net.addresses.is_guest(packet.src) => {
+                self.datagrams
+                    .send_echo(&mut self.net, now, packet.src, packet.dst, &echo);
+            }
+            Some(Message::Echo(_)) => self.net.counters.refused += 1,
+            Some(Message::TooBig(too_big)) if too_big.guest.ip() == packet.src => {
+                self.tcp.too_big(&mut self.net, &too_big);
+            }
+            // A router behind the guest speaks for itself.
+            Some(Message::TooBig(too_big)) => self.tcp.too_big(&mut self.net, &too_big),
+            None => {}
+        }
+    }
+
+    fn udp(&mut self, now: Instant, packet: &IpIn<'_>, vnet: &VnetHeader) {
+        let Some(datagram) = Datagram::parse(packet, vnet) else {
+            self.net.counters.malformed += 1;
+            return;
+        };
+        if self.is_dhcp(packet.dst, datagram.peer.port()) {
+            if packet.dst.is_ipv6() {
+                dhcp6::receive(&mut self.net, packet, &datagram);
+            } else {
+                let mut message = vec![0; datagram.payload.len()];
+                datagram.payload.read(&mut message);
+                self.leases.receive(&mut self.net, message);
+            }
+            return;
+        }
+        if !self.net.addresses.is_guest(packet.src) {
+            if packet.src.is_unspecified() {
+                self.net.counters.spoofed += 1;
+            } else {
+                self.net.counters.refused += 1;
+            }
+            return;
+        }
+        if !self.forwards.send(&mut self.net, now, &datagram) {
+            self.datagrams.send_udp(&mut self.net, now, &datagram);
+        }
+    }
+
+    /// True for what the DHCP servers of either version listen to.
+    fn is_dhcp(&self, dst: IpAddr, port: u16) -> bool {
+        let addresses = &self.net.addresses;
+        match dst {
+            IpAddr::V4(dst) => {
+                port == dhcp::SERVER_PORT
+                    && (dst == addresses.host || dst.is_broadcast() || dst == addresses.broadcast())
+            }
+            IpAddr::V6(dst) => {
+                port == dhcp6::SERVER_PORT
+                    && (dst == DHCP6_SERVERS || addresses.is_ours(dst.into()))
+            }
         }
     }
 
@@ -240,48 +383,67 @@ impl User {
             ..
         } = self;
         let live = tcp.len() + datagrams.len() + forwards.len();
-        if net.ready.len() > 2 * live + STALE {
-            net.ready.retain(|source| match *source {
+        if net.line.len() > 2 * live + STALE {
+            net.line.retain(|source| match source {
                 Source::Tcp(key) => tcp.waits(key),
                 Source::Datagram(key) => datagrams.waits(key),
                 Source::Forward(_) => true,
+                Source::Router => false,
             });
         }
     }
 
     /// Frames that belong to no flow; false if the guest has no buffer.
     fn send_replies(&mut self, sink: &mut dyn RxSink) -> bool {
-        while let Some(frame) = self.net.replies.front() {
-            let head = &frame[..frame.len().min(Target::HEAD)];
-            let Some(room) = sink.offer(Target::Head(head), frame.len()) else {
+        while let Some(reply) = self.net.first_reply() {
+            let len = reply.frame.len();
+            let Some(room) = sink.offer(self.net.target(reply.pair, &reply.frame), len) else {
                 return false;
             };
-            room.write(frame);
-            sink.commit(&VnetHeader::default(), frame.len());
+            room.write(&reply.frame);
+            sink.commit(&VnetHeader::default(), len);
             self.net.counters.frames_to_guest += 1;
-            self.net.replies.pop_front();
+            self.net.pop_reply();
         }
         true
+    }
+
+    fn turn(&mut self, now: Instant, slot: Slot, sink: &mut dyn RxSink) -> Turn {
+        let net = &mut self.net;
+        match slot.source {
+            Source::Tcp(key) => self.tcp.turn(net, now, slot, key, sink),
+            Source::Datagram(key) => self.datagrams.turn(net, now, slot, key, sink),
+            Source::Forward(index) => self.forwards.turn(net, now, slot, index, sink),
+            Source::Router => Turn::Done,
+        }
     }
 }
 
 impl Backend for User {
+    fn queue_pairs(&self) -> u16 {
+        QUEUE_PAIRS
+    }
+
     fn offloads(&self) -> Offloads {
+        let v6 = self.net.addresses.v6.is_some();
         Offloads {
             csum: true,
             tso4: true,
+            tso6: v6,
             ecn: true,
+            ufo: true,
+            uso: true,
             guest_csum: true,
             guest_tso4: true,
+            guest_tso6: v6,
             mtu: self.net.config.mtu,
             ..Offloads::NONE
         }
     }
 
     fn set_guest(&mut self, guest: &Guest) {
-        let mut offloads = self.offloads().intersection(guest.offloads);
-        offloads.mtu = offloads.mtu.max(576);
-        self.net.offloads = offloads;
+        let offered = self.offloads();
+        self.net.set_guest(guest, offered);
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -312,7 +474,7 @@ impl Backend for User {
                         self.forwards
                             .event(&mut self.net, now, index, &mut self.tcp);
                     }
-                    None => {}
+                    Some(Source::Router) | None => {}
                 }
             }
             if events.len() < EVENTS {
@@ -328,12 +490,14 @@ impl Backend for User {
                     self.forwards
                         .expire(&mut self.net, now, index, &mut self.tcp);
                 }
+                Source::Router => self.router.expire(&mut self.net, now),
             }
         }
         self.forget_stale();
     }
 
-    fn transmit(&mut self, now: Instant, _: u16, frames: &[TxFrame<'_>]) -> usize {
+    fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize {
+        self.net.pair = pair;
         for frame in frames {
             self.frame(now, frame);
         }
@@ -352,36 +516,46 @@ impl Backend for User {
 
     fn receive(&mut self, now: Instant, sink: &mut dyn RxSink) -> usize {
         let before = self.net.counters.frames_to_guest;
+        // Without room for one flow there may be some for another, on another pair.
+        let many = self.net.pairs > 1;
+        let mut blocked = std::mem::take(&mut self.blocked);
         let mut turns = 0;
-        while self.send_replies(sink) && turns < RECEIVE_TURNS {
-            let Some(source) = self.net.ready.pop_front() else {
+        let mut replies = self.send_replies(sink);
+        while turns < RECEIVE_TURNS && (replies || many) {
+            let Some(slot) = self.net.line.next() else {
                 break;
             };
-            turns += 1;
-            let turn = match source {
-                Source::Tcp(key) => self.tcp.turn(&mut self.net, now, key, sink),
-                Source::Datagram(key) => self.datagrams.turn(&mut self.net, now, key, sink),
-                Source::Forward(index) => self.forwards.turn(&mut self.net, now, index, sink),
-            };
-            match turn {
+            match self.turn(now, slot, sink) {
                 Turn::Done => {}
-                Turn::Again => self.net.ready.push_back(source),
+                Turn::Again => {
+                    turns += 1;
+                    self.net.line.again(slot);
+                }
+                // Not for ever: each turn pays some of it.
+                Turn::Debt => self.net.line.again(slot),
+                Turn::NoRoom if many => blocked.push(slot),
                 Turn::NoRoom => {
-                    self.net.ready.push_front(source);
+                    self.net.line.back(slot);
                     break;
                 }
             }
+            replies = replies && self.send_replies(sink);
         }
+        while let Some(slot) = blocked.pop() {
+            self.net.line.back(slot);
+        }
+        self.blocked = blocked;
         usize::try_from(self.net.counters.frames_to_guest - before).unwrap_or(usize::MAX)
     }
 
     fn has_frames(&self) -> bool {
-        !self.net.replies.is_empty() || !self.net.ready.is_empty()
+        self.net.first_reply().is_some() || !self.net.line.is_empty()
     }
 
     fn shutdown(&mut self) {
         self.tcp.shutdown(&mut self.net, Instant::now());
         self.forwards.shutdown(&mut self.net);
+        self.router.shutdown(&mut self.net);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -11,15 +11,19 @@ use rustix::io::Errno;
 use smoltcp::wire::EthernetAddress;
 
 use super::config::{Addresses, UserConfig, UserError};
-use super::packet::{ETHERNET, HEADERS, IPV4, Ipv4Out, emit_ethernet};
+use super::line::{Line, Place};
+use super::packet::{
+    ETHERNET, Fragment, IpOut, MAX_PACKET, emit_ethernet, headers, ip_header, multicast_mac,
+};
 use super::resolver::Resolvers;
 use super::slab::Key;
 use super::timers::Timers;
-use crate::{Offloads, sys};
+use crate::{Guest, Offloads, Target, sys};
 
-/// Frames that wait for the guest without having a flow: answers to ARP, DHCP, echo requests, and
-/// resets. More than this many are dropped, as a full wire would.
+/// Frames, and bytes of them, that wait for the guest without having a flow: answers to ARP, DHCP,
+/// echo requests, and resets. More than that is dropped, as a full wire would.
 const MAX_REPLIES: usize = 256;
+const MAX_REPLY_BYTES: usize = 512 << 10;
 
 /// Who has an event, a timer or something for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,20 +31,21 @@ pub(super) enum Source {
     Tcp(Key),
     Datagram(Key),
     Forward(u32),
+    /// The router that tells of itself.
+    Router,
 }
 
 impl Source {
     fn to_event(self) -> EventData {
+        let number = |slot| Key {
+            slot,
+            generation: 0,
+        };
         let (kind, key) = match self {
             Self::Tcp(key) => (0u64, key),
             Self::Datagram(key) => (1, key),
-            Self::Forward(slot) => (
-                2,
-                Key {
-                    slot,
-                    generation: 0,
-                },
-            ),
+            Self::Forward(slot) => (2, number(slot)),
+            Self::Router => (3, number(0)),
         };
         EventData::new_u64(kind << 60 | u64::from(key.generation) << 32 | u64::from(key.slot))
     }
@@ -55,6 +60,7 @@ impl Source {
             0 => Some(Self::Tcp(key)),
             1 => Some(Self::Datagram(key)),
             2 => Some(Self::Forward(key.slot)),
+            3 => Some(Self::Router),
             _ => None,
         }
     }
@@ -89,9 +95,17 @@ pub struct Counters {
 /// A neighbour whose hardware address is known.
 #[derive(Clone, Copy, Debug)]
 struct Neighbour {
-    addr: Ipv4Addr,
+    addr: IpAddr,
     mac: EthernetAddress,
     used: u64,
+}
+
+/// A frame that belongs to no flow.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// The guest's queue pair that it answers.
+    pub(super) pair: u16,
+    pub(super) frame: Vec<u8>,
 }
 
 /// Shared by all protocols; each gets it as `&mut` beside its own tables.
@@ -101,13 +115,21 @@ pub(super) struct Net {
     pub(super) mac: EthernetAddress,
     /// What the guest has negotiated, within what we can do.
     pub(super) offloads: Offloads,
+    /// The guest's queue pairs in use.
+    pub(super) pairs: u16,
+    /// The device chooses the pair of each frame by its beginning.
+    pub(super) heads: bool,
+    /// The pair that the frames come from that are being looked at: the guest wants to hear of a
+    /// flow where it speaks of it.
+    pub(super) pair: u16,
     pub(super) epoll: OwnedFd,
     pub(super) counters: Counters,
     pub(super) timers: Timers,
     pub(super) resolvers: Resolvers,
     /// Who has something for the guest, in order; each at most once.
-    pub(super) ready: VecDeque<Source>,
-    pub(super) replies: VecDeque<Vec<u8>>,
+    pub(super) line: Line,
+    replies: VecDeque<Reply>,
+    reply_bytes: usize,
     /// The kernel has `SO_PEEK_OFF` for TCP.
     pub(super) peek_offsets: bool,
     /// For copies that cannot be avoided.
@@ -131,12 +153,16 @@ impl Net {
                 mtu: config.mtu,
                 ..Offloads::NONE
             },
+            pairs: 1,
+            heads: false,
+            pair: 0,
             epoll,
             counters: Counters::default(),
             timers: Timers::default(),
             resolvers: Resolvers::new(&config),
-            ready: VecDeque::new(),
+            line: Line::default(),
             replies: VecDeque::new(),
+            reply_bytes: 0,
             peek_offsets: has_peek_offsets(),
             scratch: Vec::new(),
             neighbours: Vec::new(),
@@ -173,8 +199,41 @@ impl Net {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    pub(super) fn learn(&mut self, addr: Ipv4Addr, mac: EthernetAddress) {
-        if !mac.is_unicast() || !self.addresses.is_guest(addr) {
+    /// Notes what the guest has negotiated.
+    pub(super) fn set_guest(&mut self, guest: &Guest, offered: Offloads) {
+        self.offloads = offered.intersection(guest.offloads);
+        self.offloads.mtu = self.offloads.mtu.max(576);
+        self.pairs = guest.pairs.max(1);
+        self.heads = guest.heads;
+    }
+
+    /// Where a frame of a flow that the guest speaks of on `pair` goes.
+    pub(super) fn target<'h>(&self, pair: u16, head: &'h [u8]) -> Target<'h> {
+        if self.heads {
+            Target::Head(&head[..head.len().min(Target::HEAD)])
+        } else {
+            Target::Pair(pair)
+        }
+    }
+
+    /// Largest packet for `addr` in one frame. IPv6 has a least one (RFC 8200, 5), which the
+    /// settings allow.
+    pub(super) fn mtu(&self, addr: IpAddr) -> usize {
+        let mtu = usize::from(self.offloads.mtu);
+        match addr {
+            IpAddr::V4(_) => mtu,
+            IpAddr::V6(_) => mtu.max(1280),
+        }
+    }
+
+    /// Gets in line for the guest.
+    pub(super) fn join(&mut self, source: Source, place: &mut Place) {
+        self.line.join(source, place);
+    }
+
+    /// Notes who has `addr`.
+    pub(super) fn learn(&mut self, addr: IpAddr, mac: EthernetAddress) {
+        if !mac.is_unicast() || !self.addresses.is_neighbour(addr) {
             return;
         }
         self.ticks += 1;
@@ -193,90 +252,188 @@ impl Net {
     }
 
     /// The hardware address of a guest.
-    pub(super) fn neighbour(&self, addr: Ipv4Addr) -> Option<EthernetAddress> {
+    pub(super) fn neighbour(&self, addr: IpAddr) -> Option<EthernetAddress> {
         self.neighbours
             .iter()
             .find(|known| known.addr == addr)
             .map(|known| known.mac)
     }
 
+    /// The IPv6 address that a guest used last, of those that reach further than its wire.
+    pub(super) fn last_guest6(&self) -> Option<IpAddr> {
+        self.neighbours
+            .iter()
+            .filter(|known| known.addr.is_ipv6() && self.addresses.is_guest(known.addr))
+            .max_by_key(|known| known.used)
+            .map(|known| known.addr)
+    }
+
     /// Queues a frame that belongs to no flow.
     pub(super) fn reply(&mut self, frame: Vec<u8>) {
-        if self.replies.len() >= MAX_REPLIES {
+        if self.replies.len() >= MAX_REPLIES || self.reply_bytes + frame.len() > MAX_REPLY_BYTES {
             self.counters.limited += 1;
             return;
         }
-        self.replies.push_back(frame);
+        self.reply_bytes += frame.len();
+        self.replies.push_back(Reply {
+            pair: self.pair,
+            frame,
+        });
     }
 
-    /// Writes both headers of an IPv4 packet to a guest.
-    pub(super) fn emit_headers(&self, out: &mut [u8], ip: &Ipv4Out, payload: usize) {
-        let mac = self.neighbour(ip.dst).unwrap_or(EthernetAddress::BROADCAST);
-        emit_ethernet(out, self.mac, mac, 0x0800);
+    /// The oldest frame that belongs to no flow.
+    pub(super) fn first_reply(&self) -> Option<&Reply> {
+        self.replies.front()
+    }
+
+    pub(super) fn pop_reply(&mut self) {
+        if let Some(reply) = self.replies.pop_front() {
+            self.reply_bytes -= reply.frame.len();
+        }
+    }
+
+    /// Whose interface a packet to `dst` goes to. Who is not known may still listen.
+    fn mac_of(&self, dst: IpAddr) -> EthernetAddress {
+        match dst {
+            IpAddr::V6(group) if group.is_multicast() => multicast_mac(group),
+            _ => self.neighbour(dst).unwrap_or(EthernetAddress::BROADCAST),
+        }
+    }
+
+    /// Writes both headers of a packet to a guest; returns their length.
+    pub(super) fn emit_headers(&self, out: &mut [u8], ip: &IpOut, payload: usize) -> usize {
+        self.emit_headers_to(self.mac_of(ip.dst), out, ip, payload)
+    }
+
+    fn emit_headers_to(
+        &self,
+        mac: EthernetAddress,
+        out: &mut [u8],
+        ip: &IpOut,
+        payload: usize,
+    ) -> usize {
+        emit_ethernet(out, self.mac, mac, ip.ethertype());
         ip.emit(&mut out[ETHERNET..], payload);
+        ETHERNET + ip.len()
     }
 
-    /// Queues an IPv4 packet that belongs to no flow.
-    pub(super) fn reply_ipv4(
+    /// Hands the parts of a packet, which fit the MTU, to `each`: one if it fits as it is.
+    /// `each` says whether to go on.
+    pub(super) fn in_parts(
         &mut self,
-        src: Ipv4Addr,
-        dst: Ipv4Addr,
-        protocol: u8,
+        mut ip: IpOut,
         payload: &[u8],
+        mut each: impl FnMut(&mut Self, &IpOut, &[u8]) -> bool,
     ) {
-        let room = usize::from(self.config.mtu) - IPV4;
-        if payload.len() > room {
+        let room = self.mtu(ip.dst) - ip_header(ip.dst);
+        if payload.len() <= room {
+            each(self, &ip, payload);
+            return;
+        }
+        let ident = self.random();
+        ip.fragment = Some(Fragment {
+            ident,
+            offset: 0,
+            more: true,
+        });
+        // Offsets count in units of eight bytes.
+        let room = (self.mtu(ip.dst) - ip.len()) / 8 * 8;
+        let mut offset = 0;
+        while offset < payload.len() {
+            let len = room.min(payload.len() - offset);
+            ip.fragment = Some(Fragment {
+                ident,
+                offset,
+                more: offset + len < payload.len(),
+            });
+            if !each(self, &ip, &payload[offset..offset + len]) {
+                return;
+            }
+            offset += len;
+        }
+    }
+
+    /// Queues a packet that belongs to no flow, in fragments if need be.
+    pub(super) fn reply_ip(&mut self, ip: IpOut, payload: &[u8]) {
+        let mac = self.mac_of(ip.dst);
+        self.reply_ip_to(mac, ip, payload);
+    }
+
+    /// The same for whoever has the hardware address.
+    pub(super) fn reply_ip_to(&mut self, mac: EthernetAddress, ip: IpOut, payload: &[u8]) {
+        if payload.len() > MAX_PACKET - headers(ip.dst) {
             self.counters.limited += 1;
             return;
         }
-        let mut frame = vec![0; HEADERS + payload.len()];
-        let ip = Ipv4Out {
-            src,
-            dst,
-            protocol,
-            ident: (self.random() & 0xffff) as u16,
-            fragment: 0,
-        };
-        self.emit_headers(&mut frame, &ip, payload.len());
-        frame[HEADERS..].copy_from_slice(payload);
-        self.reply(frame);
+        self.in_parts(ip, payload, |net, ip, part| {
+            let mut frame = vec![0; ETHERNET + ip.len() + part.len()];
+            let at = net.emit_headers_to(mac, &mut frame, ip, part.len());
+            frame[at..].copy_from_slice(part);
+            net.reply(frame);
+            true
+        });
     }
 
     /// Where on the host, or beyond, a destination of the guest lies; `None` if the guest must
     /// not go there.
-    pub(super) fn outside(&self, to: SocketAddrV4) -> Option<SocketAddr> {
-        let ip = *to.ip();
+    pub(super) fn outside(&self, to: SocketAddr) -> Option<SocketAddr> {
+        let ip = to.ip();
         if self.config.restrict || to.port() == 0 {
             return None;
         }
-        if ip == self.addresses.host {
+        if self.addresses.is_gateway(ip) {
+            let loopback: IpAddr = match ip {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
             return self
                 .config
                 .host_loopback
-                .then(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), to.port()));
+                .then(|| SocketAddr::new(loopback, to.port()));
         }
-        // The host's own loopback network must be reachable by the gateway's address only.
-        if self.addresses.contains(ip)
-            || ip.is_loopback()
-            || ip.is_multicast()
-            || ip.octets()[0] == 0
-            || ip.octets()[0] >= 240
-        {
+        if self.addresses.contains(ip) {
             return None;
         }
-        Some(SocketAddr::V4(to))
+        // The host's own loopback network must be reachable by the gateway's address only, its
+        // wires not at all but by their routers.
+        let closed = match ip {
+            IpAddr::V4(ip) => {
+                ip.is_loopback()
+                    || ip.is_multicast()
+                    || ip.octets()[0] == 0
+                    || ip.octets()[0] >= 240
+            }
+            IpAddr::V6(ip) => {
+                // With all zeros before it, an address of IPv4 would come back as one.
+                ip.is_loopback()
+                    || ip.is_multicast()
+                    || ip.is_unicast_link_local()
+                    || ip.to_ipv4().is_some()
+            }
+        };
+        (!closed).then_some(to)
     }
 
-    /// How the guest sees a client of a forwarded port.
-    pub(super) fn inside(&self, client: SocketAddr) -> SocketAddrV4 {
-        let ip = match client.ip() {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+    /// How a guest with the address `guest` sees a client of a forwarded port.
+    pub(super) fn inside(&self, client: SocketAddr, guest: IpAddr) -> SocketAddr {
+        let ip = match (client.ip().to_canonical(), guest) {
+            (IpAddr::V4(ip), IpAddr::V4(_)) if !ip.is_loopback() && !ip.is_unspecified() => {
+                Some(IpAddr::V4(ip))
+            }
+            (IpAddr::V6(ip), IpAddr::V6(_))
+                if !ip.is_loopback()
+                    && !ip.is_unspecified()
+                    && !ip.is_multicast()
+                    && !ip.is_unicast_link_local() =>
+            {
+                Some(IpAddr::V6(ip))
+            }
+            _ => None,
         };
         let ip = ip
-            .filter(|ip| !ip.is_loopback() && !self.addresses.contains(*ip) && !ip.is_unspecified())
-            .unwrap_or(self.addresses.host);
-        SocketAddrV4::new(ip, client.port())
+            .filter(|ip| !self.addresses.contains(*ip))
+            .unwrap_or_else(|| self.addresses.gateway(guest));
+        SocketAddr::new(ip, client.port())
     }
 
     pub(super) fn epoll_fd(&self) -> BorrowedFd<'_> {

@@ -5,23 +5,22 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use vmsg_mem::RamSlice;
+use vmsg_mem::{Pieces, RamSlice};
 
 use super::*;
 
 fn question(src: u16, dst: u16) -> Vec<u8> {
-    let mut frame = vec![0; packet::HEADERS + udp::HEADER];
+    let headers = ETHERNET + packet::IPV4;
+    let mut frame = vec![0; headers + udp::HEADER];
     let guest = EthernetAddress([2, 0, 0, 0, 0, 1]);
     packet::emit_ethernet(&mut frame, guest, EthernetAddress::BROADCAST, 0x0800);
-    let header = packet::Ipv4Out {
-        src: Ipv4Addr::new(10, 0, 2, 15),
-        dst: Ipv4Addr::new(10, 0, 2, 2),
-        protocol: UDP,
-        ident: 0,
-        fragment: 0,
-    };
+    let header = packet::IpOut::new(
+        Ipv4Addr::new(10, 0, 2, 15).into(),
+        Ipv4Addr::new(10, 0, 2, 2).into(),
+        UDP,
+    );
     header.emit(&mut frame[ETHERNET..], udp::HEADER);
-    let at = packet::HEADERS;
+    let at = headers;
     frame[at..at + 2].copy_from_slice(&src.to_be_bytes());
     frame[at + 2..at + 4].copy_from_slice(&dst.to_be_bytes());
     frame[at + 5] = 8;
@@ -56,7 +55,7 @@ fn those_that_are_gone_do_not_wait_for_ever() {
         let (_, from) = server.recv_from(&mut []).unwrap();
         server.send_to(b"answer", from).unwrap();
         user.poll(now);
-        most = most.max(user.net.ready.len());
+        most = most.max(user.net.line.len());
     }
     assert_eq!(user.net.counters.datagram_flows, 2000);
     assert!(most > 4, "some were gone while they waited");
@@ -67,7 +66,7 @@ fn those_that_are_gone_do_not_wait_for_ever() {
     user.poll(Instant::now() + Duration::from_millis(1));
     assert!(
         user.net
-            .ready
+            .line
             .iter()
             .any(|source| matches!(source, Source::Datagram(_)))
     );

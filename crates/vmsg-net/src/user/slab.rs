@@ -85,6 +85,15 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// The key of whoever is in `slot`.
+    pub(super) fn key_at(&self, slot: u32) -> Option<Key> {
+        let entry = self.slots.get(slot as usize)?;
+        entry.value.is_some().then_some(Key {
+            slot,
+            generation: entry.generation,
+        })
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.slots.iter().zip(0u32..).filter_map(|(slot, index)| {
             let key = Key {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! How connections begin: from the guest, from a client of the host, and again after a restart.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -10,16 +10,17 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 use smoltcp::wire::EthernetAddress;
 
-use super::super::icmp::{self, Unreachable};
+use super::super::icmp::{self, Quoted, Unreachable};
 use super::super::net::{Net, Source};
-use super::super::packet::TCP;
 use super::super::slab::Key;
 use super::super::{DNS_PORT, arp};
 use super::Tcp;
-use super::flow::{Fixed, Flow, MSS_DEFAULT, MSS_MIN, OUR_SCALE, Phase, Tuple, Verdict};
+use super::flow::{
+    Fixed, Flow, MSS_DEFAULT, MSS_DEFAULT6, MSS_MIN, OUR_SCALE, Phase, Tuple, Verdict,
+};
 use super::record::{Positions, Record, RestoreError};
 use super::rx::DUP_ACKS;
-use super::segment::{Flags, Out, Segment, Seq, refuse};
+use super::segment::{Flags, Out, Segment, Seq, largest_mss, refuse};
 use crate::sys;
 
 /// Ports tried for a client of the host whose own is taken.
@@ -53,9 +54,14 @@ fn acked_base(socket: &OwnedFd) -> u8 {
 }
 
 /// The largest payload for a guest that told `mss`.
-fn clamp_mss(net: &Net, mss: Option<u16>) -> u16 {
-    let largest = net.offloads.mtu.max(576) - 40;
-    mss.unwrap_or(MSS_DEFAULT).clamp(MSS_MIN, largest)
+fn clamp_mss(net: &Net, guest: IpAddr, mss: Option<u16>) -> u16 {
+    let default = if guest.is_ipv6() {
+        MSS_DEFAULT6
+    } else {
+        MSS_DEFAULT
+    };
+    mss.unwrap_or(default)
+        .clamp(MSS_MIN, largest_mss(net, guest))
 }
 
 /// Tells the guest that its SYN leads nowhere.
@@ -76,12 +82,13 @@ fn fail(net: &mut Net, tuple: Tuple, irs: Seq, error: Errno) {
                 window: 0,
                 options: None,
                 mss: 0,
+                pair: net.pair,
             }
             .queue(net);
         }
     };
-    let first = icmp::first_eight(tuple.guest, tuple.peer, irs.0);
-    icmp::unreachable(net, why, *tuple.guest.ip(), *tuple.peer.ip(), TCP, first);
+    let quoted = Quoted::ports(tuple.guest, tuple.peer, Some(irs.0));
+    icmp::unreachable(net, why, &quoted);
 }
 
 /// Where the socket of a connection stands that has not broken.
@@ -104,6 +111,7 @@ fn doubt(net: &mut Net, fixed: Fixed) {
         window: 0,
         options: None,
         mss: 0,
+        pair: 0,
     }
     .queue(net);
 }
@@ -142,7 +150,7 @@ impl Tcp {
     /// A SYN of the guest.
     pub(super) fn open(&mut self, net: &mut Net, now: Instant, syn: &Segment<'_>) {
         let peer = syn.tuple.peer;
-        let to = if *peer.ip() == net.addresses.dns && peer.port() == DNS_PORT {
+        let to = if net.addresses.is_dns(peer.ip()) && peer.port() == DNS_PORT {
             (!net.config.restrict).then(|| net.resolvers.current(now))
         } else {
             net.outside(peer)
@@ -164,7 +172,7 @@ impl Tcp {
                 return;
             }
             Err(error) => {
-                if *peer.ip() == net.addresses.dns {
+                if net.addresses.is_dns(peer.ip()) {
                     net.resolvers.fail(to);
                 }
                 fail(net, syn.tuple, syn.seq, error);
@@ -177,7 +185,7 @@ impl Tcp {
             irs: syn.seq,
             our_scale: if syn.scale.is_some() { OUR_SCALE } else { 0 },
             guest_scale: syn.scale.unwrap_or(0),
-            mss: clamp_mss(net, syn.mss),
+            mss: clamp_mss(net, syn.tuple.guest.ip(), syn.mss),
             acked_base: 0,
         };
         let Some(key) = self.insert(net, now, fixed, Phase::Connecting, socket) else {
@@ -187,6 +195,7 @@ impl Tcp {
         if let Some(flow) = self.flows.get_mut(key) {
             // A window in a SYN is not scaled.
             flow.snd_wnd = u32::from(syn.window);
+            flow.pair = net.pair;
             if connected {
                 flow.connected(net);
             }
@@ -213,7 +222,7 @@ impl Tcp {
             }
             Ok(Err(error)) | Err(error) => {
                 let (tuple, irs) = (flow.fixed.tuple, flow.fixed.irs);
-                if tuple.peer.ip() == &net.addresses.dns {
+                if net.addresses.is_dns(tuple.peer.ip()) {
                     let server = net.resolvers.current(now);
                     net.resolvers.fail(server);
                 }
@@ -230,11 +239,11 @@ impl Tcp {
         now: Instant,
         socket: OwnedFd,
         client: SocketAddr,
-        guest: std::net::SocketAddrV4,
+        guest: SocketAddr,
     ) -> bool {
         let mut tuple = Tuple {
             guest,
-            peer: net.inside(client),
+            peer: net.inside(client, guest.ip()),
         };
         let mut tries = 0;
         while self.by_tuple.contains_key(&tuple) {
@@ -265,9 +274,19 @@ impl Tcp {
             net.counters.limited += 1;
             return false;
         };
-        if net.neighbour(*guest.ip()).is_none() {
-            arp::ask(net, *guest.ip());
+        if net.neighbour(guest.ip()).is_none() {
+            arp::ask(net, guest.ip());
         }
+        // Those that have been answered are no longer of interest.
+        if self.calling.len() > 2 * self.half_open {
+            let flows = &mut self.flows;
+            self.calling.retain(|key| {
+                flows
+                    .get_mut(*key)
+                    .is_some_and(|flow| flow.phase == Phase::Calling)
+            });
+        }
+        self.calling.push(key);
         if let Some(flow) = self.flows.get_mut(key) {
             flow.syn_due = true;
             flow.enqueue(net);
@@ -286,8 +305,8 @@ impl Tcp {
         let record = Record::parse(record).ok_or(RestoreError::Record)?;
         let fixed = record.fixed;
         let tuple = fixed.tuple;
-        if !net.addresses.is_guest(*tuple.guest.ip()) {
-            return Err(RestoreError::Guest(*tuple.guest.ip()));
+        if !net.addresses.is_guest(tuple.guest.ip()) {
+            return Err(RestoreError::Guest(tuple.guest.ip()));
         }
         if self.by_tuple.contains_key(&tuple) {
             return Err(RestoreError::Taken {
@@ -295,7 +314,7 @@ impl Tcp {
                 peer: tuple.peer,
             });
         }
-        net.learn(*tuple.guest.ip(), record.mac);
+        net.learn(tuple.guest.ip(), record.mac);
         let at = match positions(&socket, fixed.acked_base) {
             Ok(at) => at,
             Err(error) => {
@@ -412,7 +431,8 @@ impl Flow {
                     return Verdict::Keep;
                 }
                 self.fixed.irs = segment.seq;
-                self.fixed.mss = clamp_mss(net, segment.mss);
+                self.mss = clamp_mss(net, self.fixed.tuple.guest.ip(), segment.mss);
+                self.fixed.mss = self.mss;
                 if let Some(scale) = segment.scale {
                     self.fixed.our_scale = OUR_SCALE;
                     self.fixed.guest_scale = scale;
@@ -451,7 +471,7 @@ impl Flow {
             self.srtt = Some((rtt, rtt / 2));
             self.rto = (rtt * 3).clamp(super::flow::RTO_MIN, super::flow::RTO_MAX);
         }
-        net.learn(*self.fixed.tuple.guest.ip(), mac);
+        net.learn(self.fixed.tuple.guest.ip(), mac);
         // The window in the SYN-ACK was a guess.
         self.ack_due = true;
         self.enqueue(net);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What is known about one TCP connection: no payload.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 
 use super::super::config::Limits;
+use super::super::line::Place;
 use super::super::net::{Net, Source};
 use super::segment::{Flags, Out, Seq};
 use crate::sys;
@@ -15,15 +16,15 @@ use crate::sys;
 /// Both ends of a connection as the guest sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Tuple {
-    pub(super) guest: SocketAddrV4,
-    pub(super) peer: SocketAddrV4,
+    pub(super) guest: SocketAddr,
+    pub(super) peer: SocketAddr,
 }
 
 impl Tuple {
-    pub(super) const fn new(guest: Ipv4Addr, gport: u16, peer: Ipv4Addr, pport: u16) -> Self {
+    pub(super) const fn new(guest: IpAddr, gport: u16, peer: IpAddr, pport: u16) -> Self {
         Self {
-            guest: SocketAddrV4::new(guest, gport),
-            peer: SocketAddrV4::new(peer, pport),
+            guest: SocketAddr::new(guest, gport),
+            peer: SocketAddr::new(peer, pport),
         }
     }
 }
@@ -87,6 +88,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 pub(super) const OUR_SCALE: u8 = 8;
 /// MSS of a guest that does not tell (RFC 9293, 3.7.1), and the smallest we put up with.
 pub(super) const MSS_DEFAULT: u16 = 536;
+pub(super) const MSS_DEFAULT6: u16 = 1220;
 pub(super) const MSS_MIN: u16 = 64;
 
 /// One connection.
@@ -146,8 +148,15 @@ pub(super) struct Flow {
 
     /// A SYN or SYN-ACK is to be sent.
     pub(super) syn_due: bool,
-    /// In the list of who has something for the guest.
-    pub(super) queued: bool,
+    /// Where it is in the line of who has something for the guest.
+    pub(super) place: Place,
+    /// Bytes sent to the guest beyond the share of the turns so far.
+    pub(super) debt: usize,
+    /// The guest's queue pair that it is on.
+    pub(super) pair: u16,
+    /// Payload of the largest segment that gets through to the guest; less than what it takes
+    /// where a router behind it has said so.
+    pub(super) mss: u16,
 
     // Time.
     pub(super) rto: Duration,
@@ -198,7 +207,10 @@ impl Flow {
             dropped_to: None,
             awaits_room: false,
             syn_due: false,
-            queued: false,
+            place: Place::Out,
+            debt: 0,
+            pair: 0,
+            mss: fixed.mss,
             rto: RTO_FIRST,
             srtt: None,
             timed: None,
@@ -221,10 +233,7 @@ impl Flow {
 
     /// Gets in line for the guest.
     pub(super) fn enqueue(&mut self, net: &mut Net) {
-        if !self.queued {
-            self.queued = true;
-            net.ready.push_back(self.source);
-        }
+        net.join(self.source, &mut self.place);
     }
 
     /// The guest has acknowledged our FIN.
@@ -246,7 +255,8 @@ impl Flow {
             flags,
             window: self.window_field(),
             options: None,
-            mss: self.fixed.mss,
+            mss: self.mss,
+            pair: self.pair,
         }
     }
 

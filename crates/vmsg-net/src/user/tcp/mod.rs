@@ -15,7 +15,8 @@ mod segment;
 mod timer;
 mod tx;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
@@ -27,11 +28,13 @@ pub use self::record::{FlowStore, RECORD_LEN, RestoreError};
 use self::flow::{Flow, Phase, Tuple, Verdict};
 use self::record::Record;
 use self::rx::DUP_ACKS;
-use self::segment::{Flags, Segment, refuse};
+use self::segment::{Flags, Segment, Seq, refuse};
 use super::Turn;
 use super::config::Limits;
+use super::icmp::TooBig;
+use super::line::{Place, Slot};
 use super::net::Net;
-use super::packet::Ipv4In;
+use super::packet::{IpIn, ip_header};
 use super::slab::{Key, Slab};
 use crate::{RxSink, VnetHeader};
 
@@ -40,6 +43,10 @@ pub(super) struct Tcp {
     flows: Slab<Flow>,
     by_tuple: HashMap<Tuple, Key>,
     half_open: usize,
+    /// Those that may wait for a guest that is not there yet.
+    calling: Vec<Key>,
+    /// Those that are over, the oldest first, and stale ones.
+    lingering: VecDeque<Key>,
     store: Option<Box<dyn FlowStore>>,
     next_key: u64,
 }
@@ -50,6 +57,8 @@ impl Tcp {
             flows: Slab::new(limits.tcp_flows),
             by_tuple: HashMap::new(),
             half_open: 0,
+            calling: Vec::new(),
+            lingering: VecDeque::new(),
             store: None,
             next_key: 1,
         }
@@ -65,7 +74,9 @@ impl Tcp {
 
     /// True if the flow is there and in line for the guest.
     pub(super) fn waits(&mut self, key: Key) -> bool {
-        self.flows.get_mut(key).is_some_and(|flow| flow.queued)
+        self.flows
+            .get_mut(key)
+            .is_some_and(|flow| flow.place != Place::Out)
     }
 
     /// Takes a TCP segment of a guest.
@@ -73,7 +84,7 @@ impl Tcp {
         &mut self,
         net: &mut Net,
         now: Instant,
-        packet: &Ipv4In<'_>,
+        packet: &IpIn<'_>,
         vnet: &VnetHeader,
         mac: EthernetAddress,
     ) {
@@ -91,6 +102,7 @@ impl Tcp {
             }
             return;
         };
+        flow.pair = net.pair;
         let verdict = match flow.phase {
             Phase::Lingering if syn || segment.flags.rst => {
                 self.close(net, key);
@@ -133,7 +145,7 @@ impl Tcp {
                 // What came while the guest was not ready had its event then.
                 flow.readable = true;
                 let mac = net
-                    .neighbour(*flow.fixed.tuple.guest.ip())
+                    .neighbour(flow.fixed.tuple.guest.ip())
                     .unwrap_or(EthernetAddress::BROADCAST);
                 if let (Some(store), Some(fd)) = (&mut self.store, &flow.socket) {
                     flow.key = self.next_key;
@@ -143,7 +155,11 @@ impl Tcp {
                         fixed: flow.fixed,
                         mac,
                     };
-                    store.put(flow.key, &record.emit(), std::os::fd::AsFd::as_fd(fd));
+                    store.put(
+                        flow.key,
+                        record.emit().as_slice(),
+                        std::os::fd::AsFd::as_fd(fd),
+                    );
                 }
             }
             Verdict::Finished => {
@@ -152,6 +168,7 @@ impl Tcp {
                 flow.idle_since = now;
                 flow.arm(net);
                 self.let_go(net, key, false);
+                self.lingers(key);
             }
             Verdict::ResetHost => {
                 self.let_go(net, key, true);
@@ -206,17 +223,22 @@ impl Tcp {
         }
     }
 
-    /// Makes sure that one more flow fits; connections that are over give way.
+    /// Remembers who gives way first. Each is there once, so that forgetting stale ones now and
+    /// then takes no time on the whole.
+    fn lingers(&mut self, key: Key) {
+        if self.lingering.len() > 2 * self.flows.len() + 64 {
+            let flows = &mut self.flows;
+            self.lingering.retain(|key| flows.get_mut(*key).is_some());
+        }
+        self.lingering.push_back(key);
+    }
+
+    /// Makes sure that one more flow fits; connections that are over give way, the oldest first.
     fn make_room(&mut self, net: &mut Net) -> bool {
-        if self.flows.is_full() {
-            let over = self
-                .flows
-                .iter()
-                .find(|(_, flow)| flow.phase == Phase::Lingering)
-                .map(|(key, _)| key);
-            if let Some(key) = over {
-                self.close(net, key);
-            }
+        while self.flows.is_full()
+            && let Some(key) = self.lingering.pop_front()
+        {
+            self.close(net, key);
         }
         !self.flows.is_full()
     }
@@ -278,34 +300,82 @@ impl Tcp {
         &mut self,
         net: &mut Net,
         now: Instant,
+        slot: Slot,
         key: Key,
         sink: &mut dyn RxSink,
     ) -> Turn {
         let Some(flow) = self.flows.get_mut(key) else {
             return Turn::Done;
         };
-        flow.queued = false;
-        let (turn, verdict) = flow.turn(net, now, sink);
-        if turn != Turn::Done {
-            flow.queued = true;
+        if flow.place == Place::Resting {
+            flow.place = Place::Out;
+            return Turn::Done;
         }
-        self.settle(net, now, key, verdict);
+        let full = net.config.limits.turn_bytes;
+        let Some(budget) = slot.budget(full, &mut flow.debt) else {
+            return Turn::Debt;
+        };
+        let (turn, verdict) = flow.turn(net, now, budget, sink);
+        let turn = if turn == Turn::Done && slot.done(&net.line, &mut flow.place) {
+            Turn::Again
+        } else {
+            turn
+        };
+        if verdict != Verdict::Keep {
+            self.settle(net, now, key, verdict);
+        }
         turn
     }
 
     /// The hardware address of a guest has become known: SYNs that went to nobody go again.
-    pub(super) fn neighbour_found(&mut self, net: &mut Net, guest: std::net::Ipv4Addr) {
-        if self.half_open == 0 {
-            return;
-        }
-        for key in self.flows.keys() {
-            if let Some(flow) = self.flows.get_mut(key)
-                && flow.phase == Phase::Calling
-                && *flow.fixed.tuple.guest.ip() == guest
-            {
+    pub(super) fn neighbour_found(&mut self, net: &mut Net, guest: IpAddr) {
+        let flows = &mut self.flows;
+        self.calling.retain(|key| {
+            let Some(flow) = flows.get_mut(*key) else {
+                return false;
+            };
+            if flow.phase != Phase::Calling {
+                return false;
+            }
+            if flow.fixed.tuple.guest.ip() == guest {
                 flow.syn_due = true;
                 flow.enqueue(net);
             }
+            true
+        });
+    }
+
+    /// A router behind a guest, or the guest, takes no packets as long as the one it quotes
+    /// (RFC 1191, RFC 8201).
+    pub(super) fn too_big(&mut self, net: &mut Net, message: &TooBig) {
+        let tuple = Tuple {
+            guest: message.guest,
+            peer: message.peer,
+        };
+        let Some(flow) = self
+            .by_tuple
+            .get(&tuple)
+            .copied()
+            .and_then(|key| self.flows.get_mut(key))
+        else {
+            net.counters.refused += 1;
+            return;
+        };
+        let guest = message.guest.ip();
+        // Less than what all must take would only do harm.
+        let least = if guest.is_ipv6() { 1280 } else { 576 };
+        let mss = message.mtu.max(least) - ip_header(guest) - segment::HEADER;
+        let seq = Seq(message.seq);
+        // Only what is on the way can have been too long (RFC 5927).
+        let known = flow.phase == Phase::Open
+            && seq.since(flow.snd_una) >= 0
+            && seq.since(flow.snd_max) < 0;
+        match u16::try_from(mss) {
+            Ok(mss) if known && mss < flow.mss => {
+                flow.mss = mss;
+                flow.send_again(net);
+            }
+            _ => net.counters.refused += 1,
         }
     }
 

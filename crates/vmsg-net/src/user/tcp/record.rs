@@ -6,7 +6,7 @@
 //! beginning are enough; where a connection stands is what the kernel counts.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use rustix::io::ioctl_fionread;
@@ -29,11 +29,22 @@ pub trait FlowStore: Send {
     fn remove(&mut self, key: u64);
 }
 
-/// Bytes of a record.
-pub const RECORD_LEN: usize = 42;
+/// Most bytes of a record.
+pub const RECORD_LEN: usize = 66;
 
-/// Layout of records; others are refused.
-const VERSION: u8 = 1;
+/// Layouts of records, by their first byte; others are refused. All numbers are big-endian: 1
+/// byte each of version, `acked_base`, `our_scale`, `guest_scale`; 2 of `mss`, 8 of the key, 4 of
+/// `iss`, 4 of `irs`; address and port of the guest and of the peer; 6 of hardware address, 2 of a
+/// sum.
+mod version {
+    /// Addresses of 4 bytes: 42 bytes in all.
+    pub(super) const IPV4: u8 = 1;
+    /// Addresses of 16 bytes: 66 bytes in all. Stacks without IPv6 do not know it.
+    pub(super) const IPV6: u8 = 2;
+}
+
+/// Where the addresses begin.
+const ADDRESSES: usize = 22;
 
 /// Why a kept connection cannot be taken up again.
 #[derive(Debug, thiserror::Error)]
@@ -44,14 +55,14 @@ pub enum RestoreError {
     Record,
     /// The guest's address is not one of the network, as now configured.
     #[error("the guest at {0} is outside of the network")]
-    Guest(Ipv4Addr),
+    Guest(IpAddr),
     /// There is such a connection already.
     #[error("there is a connection between {guest} and {peer} already")]
     Taken {
         /// The guest's end.
-        guest: SocketAddrV4,
+        guest: SocketAddr,
         /// The other end.
-        peer: SocketAddrV4,
+        peer: SocketAddr,
     },
     /// There are as many connections as allowed.
     #[error("too many connections")]
@@ -69,52 +80,96 @@ pub(super) struct Record {
     pub(super) mac: EthernetAddress,
 }
 
-impl Record {
-    pub(super) fn emit(&self) -> [u8; RECORD_LEN] {
-        let fixed = &self.fixed;
-        let mut out = [0; RECORD_LEN];
-        out[0] = VERSION;
-        out[1] = fixed.acked_base;
-        out[2] = fixed.our_scale;
-        out[3] = fixed.guest_scale;
-        out[4..6].copy_from_slice(&fixed.mss.to_be_bytes());
-        out[6..14].copy_from_slice(&self.key.to_be_bytes());
-        out[14..18].copy_from_slice(&fixed.iss.0.to_be_bytes());
-        out[18..22].copy_from_slice(&fixed.irs.0.to_be_bytes());
-        for (end, at) in [(fixed.tuple.guest, 22), (fixed.tuple.peer, 28)] {
-            out[at..at + 4].copy_from_slice(&end.ip().octets());
-            out[at + 4..at + 6].copy_from_slice(&end.port().to_be_bytes());
+/// The bytes of a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordBytes {
+    bytes: [u8; RECORD_LEN],
+    len: usize,
+}
+
+impl RecordBytes {
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    fn push_end(&mut self, end: SocketAddr) {
+        match end.ip() {
+            IpAddr::V4(addr) => self.push(&addr.octets()),
+            IpAddr::V6(addr) => self.push(&addr.octets()),
         }
-        out[34..40].copy_from_slice(self.mac.as_bytes());
-        let sum = out[..40].iter().fold(1u16, |sum, byte| {
+        self.push(&end.port().to_be_bytes());
+    }
+}
+
+impl Record {
+    pub(super) fn emit(&self) -> RecordBytes {
+        let fixed = &self.fixed;
+        let mut out = RecordBytes {
+            bytes: [0; RECORD_LEN],
+            len: 0,
+        };
+        let version = match fixed.tuple.guest {
+            SocketAddr::V4(_) => version::IPV4,
+            SocketAddr::V6(_) => version::IPV6,
+        };
+        out.push(&[
+            version,
+            fixed.acked_base,
+            fixed.our_scale,
+            fixed.guest_scale,
+        ]);
+        out.push(&fixed.mss.to_be_bytes());
+        out.push(&self.key.to_be_bytes());
+        out.push(&fixed.iss.0.to_be_bytes());
+        out.push(&fixed.irs.0.to_be_bytes());
+        debug_assert_eq!(out.len, ADDRESSES);
+        out.push_end(fixed.tuple.guest);
+        out.push_end(fixed.tuple.peer);
+        out.push(self.mac.as_bytes());
+        let sum = out.as_slice().iter().fold(1u16, |sum, byte| {
             sum.wrapping_mul(31).wrapping_add(u16::from(*byte))
         });
-        out[40..42].copy_from_slice(&sum.to_be_bytes());
+        out.push(&sum.to_be_bytes());
         out
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; RECORD_LEN] = bytes.try_into().ok()?;
-        let word = |at: usize| {
-            u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        let word = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+        let half = |at: usize| Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+        let end = |at: usize| -> Option<(SocketAddr, usize)> {
+            let (addr, at): (IpAddr, usize) = match *bytes.first()? {
+                version::IPV4 => {
+                    let octets: [u8; 4] = *bytes.get(at..)?.first_chunk()?;
+                    (Ipv4Addr::from_octets(octets).into(), at + 4)
+                }
+                version::IPV6 => {
+                    let octets: [u8; 16] = *bytes.get(at..)?.first_chunk()?;
+                    (Ipv6Addr::from_octets(octets).into(), at + 16)
+                }
+                _ => return None,
+            };
+            Some((SocketAddr::new(addr, half(at)?), at + 2))
         };
-        let half = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        let end = |at: usize| SocketAddrV4::new(Ipv4Addr::from_bits(word(at)), half(at + 4));
+        let (guest, at) = end(ADDRESSES)?;
+        let (peer, at) = end(at)?;
+        let mac: [u8; 6] = *bytes.get(at..)?.first_chunk()?;
         let this = Self {
-            key: u64::from(word(6)) << 32 | u64::from(word(10)),
+            key: u64::from(word(6)?) << 32 | u64::from(word(10)?),
             fixed: Fixed {
-                tuple: Tuple {
-                    guest: end(22),
-                    peer: end(28),
-                },
-                iss: Seq(word(14)),
-                irs: Seq(word(18)),
-                our_scale: bytes[2],
-                guest_scale: bytes[3],
-                mss: half(4),
-                acked_base: bytes[1],
+                tuple: Tuple { guest, peer },
+                iss: Seq(word(14)?),
+                irs: Seq(word(18)?),
+                our_scale: *bytes.get(2)?,
+                guest_scale: *bytes.get(3)?,
+                mss: half(4)?,
+                acked_base: *bytes.get(1)?,
             },
-            mac: EthernetAddress::from_bytes(&bytes[34..40]),
+            mac: EthernetAddress(mac),
         };
         let sane = this.fixed.our_scale <= 14
             && this.fixed.guest_scale <= 14
@@ -122,7 +177,7 @@ impl Record {
             && this.fixed.acked_base <= 1
             && (1..u64::MAX).contains(&this.key);
         // Emitting it again must give the same bytes, version and sum included.
-        (sane && this.emit() == *bytes).then_some(this)
+        (sane && this.emit().as_slice() == bytes).then_some(this)
     }
 }
 
@@ -200,17 +255,11 @@ impl Positions {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_record_survives_its_bytes_and_damage_is_noticed() {
-        let record = Record {
+    fn record(guest: &str, peer: &str) -> Record {
+        Record {
             key: 0x0102_0304_0506_0708,
             fixed: Fixed {
-                tuple: Tuple::new(
-                    Ipv4Addr::new(10, 0, 2, 15),
-                    4000,
-                    Ipv4Addr::new(1, 2, 3, 4),
-                    80,
-                ),
+                tuple: Tuple::new(guest.parse().unwrap(), 4000, peer.parse().unwrap(), 80),
                 iss: Seq(0xfedc_ba98),
                 irs: Seq(0x7654_3210),
                 our_scale: 8,
@@ -219,14 +268,40 @@ mod tests {
                 acked_base: 1,
             },
             mac: EthernetAddress([2, 0, 0, 0, 0, 1]),
-        };
-        let bytes = record.emit();
-        assert_eq!(Record::parse(&bytes), Some(record));
-        assert_eq!(Record::parse(&bytes[1..]), None);
-        for at in 0..bytes.len() {
-            let mut bad = bytes;
-            bad[at] ^= 0x40;
-            assert_eq!(Record::parse(&bad), None, "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_record_survives_its_bytes_and_damage_is_noticed() {
+        for (guest, peer, len) in [
+            ("10.0.2.15", "1.2.3.4", 42),
+            ("fd00:10:0:2::15", "2001:db8::1", 66),
+        ] {
+            let record = record(guest, peer);
+            let bytes = record.emit();
+            let bytes = bytes.as_slice();
+            assert_eq!(bytes.len(), len);
+            assert_eq!(Record::parse(bytes), Some(record));
+            for n in 0..len {
+                assert_eq!(Record::parse(&bytes[..n]), None, "{n} bytes");
+            }
+            for at in 0..len {
+                let mut bad = bytes.to_vec();
+                bad[at] ^= 0x40;
+                assert_eq!(Record::parse(&bad), None, "byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn records_of_stacks_without_ipv6_are_understood() {
+        let old = [
+            1, 1, 8, 7, 5, 180, 1, 2, 3, 4, 5, 6, 7, 8, 254, 220, 186, 152, 118, 84, 50, 16, 10, 0,
+            2, 15, 15, 160, 1, 2, 3, 4, 0, 80, 2, 0, 0, 0, 0, 1, 0, 0,
+        ];
+        let record = record("10.0.2.15", "1.2.3.4");
+        let bytes = record.emit();
+        // All but the sum, which is the same function of what precedes it.
+        assert_eq!(bytes.as_slice()[..40], old[..40]);
     }
 }

@@ -2,25 +2,25 @@
 //! TCP segments: reading those of the guest, writing ours.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use smoltcp::wire::{TcpOption, TcpPacket};
 use vmsg_mem::Pieces;
 
 use super::super::net::Net;
-use super::super::packet::{HEADERS, IPV4, Ipv4In, Ipv4Out, TCP, count};
+use super::super::packet::{
+    IPV4, IpIn, IpOut, MAX_HEADERS, MAX_PACKET, TCP, count, headers, ip_header,
+};
 use super::flow::Tuple;
 use crate::checksum::Sum;
-use crate::{RxSink, Target, VnetHeader};
+use crate::{RxSink, VnetHeader};
 
 /// Bytes of a TCP header without options.
 pub(super) const HEADER: usize = 20;
-/// Bytes of all headers of a segment without options.
-pub(super) const ALL_HEADERS: usize = HEADERS + HEADER;
-/// [`HEADERS`] in the width of a vnet header.
-const CSUM_START: u16 = 34;
-const _: () = assert!(CSUM_START as usize == HEADERS && HEADER == 20);
 /// Longest options that we send.
 const OPTIONS: usize = 8;
+/// Room for all headers of a segment.
+const ROOM: usize = MAX_HEADERS + HEADER + OPTIONS;
 
 /// A sequence number; comparisons are by the shorter way round.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub(super) struct Segment<'a> {
 
 impl<'a> Segment<'a> {
     /// Reads a segment; `None` if it is malformed.
-    pub(super) fn parse(packet: &Ipv4In<'a>, vnet: &VnetHeader) -> Option<Self> {
+    pub(super) fn parse(packet: &IpIn<'a>, vnet: &VnetHeader) -> Option<Self> {
         let mut bytes = [0; 60];
         let have = packet.payload.read(&mut bytes);
         let tcp = TcpPacket::new_checked(&bytes[..have]).ok()?;
@@ -166,32 +166,30 @@ pub(super) struct Out {
     pub(super) options: Option<(u16, Option<u8>)>,
     /// The guest's MSS, by which large segments are to be cut.
     pub(super) mss: u16,
+    /// The guest's queue pair that it goes to.
+    pub(super) pair: u16,
 }
 
 impl Out {
-    /// Writes all headers into `bytes`; returns their length and what is to be said about the
-    /// frame. `payload` lies in the guest's memory already.
-    fn emit(
-        &self,
-        net: &mut Net,
-        bytes: &mut [u8; ALL_HEADERS + OPTIONS],
-        payload: Pieces<'_>,
-    ) -> (usize, VnetHeader) {
-        let options = match self.options {
+    fn options_len(&self) -> usize {
+        match self.options {
             None => 0,
             Some((_, None)) => 4,
             Some((_, Some(_))) => 8,
-        };
-        let tcp_len = HEADER + options + payload.len();
-        let ip = Ipv4Out {
-            src: *self.tuple.peer.ip(),
-            dst: *self.tuple.guest.ip(),
-            protocol: TCP,
-            ident: 0,
-            fragment: Ipv4Out::DONT_FRAGMENT,
-        };
-        net.emit_headers(bytes, &ip, tcp_len);
-        let tcp = &mut bytes[HEADERS..];
+        }
+    }
+
+    /// Bytes of all headers.
+    fn headers_len(&self) -> usize {
+        headers(self.tuple.guest.ip()) + HEADER + self.options_len()
+    }
+
+    /// Writes all headers into `bytes`, without the checksum of TCP, for `payload` bytes.
+    fn emit_head(&self, net: &Net, bytes: &mut [u8; ROOM], payload: usize) {
+        let options = self.options_len();
+        let ip = IpOut::new(self.tuple.peer.ip(), self.tuple.guest.ip(), TCP);
+        let at = net.emit_headers(bytes, &ip, HEADER + options + payload);
+        let tcp = &mut bytes[at..];
         tcp[0..2].copy_from_slice(&self.tuple.peer.port().to_be_bytes());
         tcp[2..4].copy_from_slice(&self.tuple.guest.port().to_be_bytes());
         tcp[4..8].copy_from_slice(&self.seq.0.to_be_bytes());
@@ -211,37 +209,52 @@ impl Out {
                 tcp[24..28].copy_from_slice(&[1, 3, 3, scale]);
             }
         }
+    }
+
+    /// Writes all headers into `bytes`; returns their length and what is to be said about the
+    /// frame. `payload` lies in the guest's memory already.
+    fn emit(&self, net: &Net, bytes: &mut [u8; ROOM], payload: Pieces<'_>) -> (usize, VnetHeader) {
+        self.emit_head(net, bytes, payload.len());
+        let (peer, guest) = (self.tuple.peer.ip(), self.tuple.guest.ip());
+        let at = headers(guest);
+        let end = self.headers_len();
         let mut vnet = VnetHeader::default();
-        let mut sum = Sum::pseudo(ip.src, ip.dst, TCP, tcp_len);
+        let mut sum = Sum::pseudo(peer, guest, TCP, end - at + payload.len());
         let checksum = if net.offloads.guest_csum {
+            // Less than a hundred bytes.
+            let narrow = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
             vnet.flags = VnetHeader::NEEDS_CSUM;
-            vnet.csum_start = CSUM_START;
+            vnet.csum_start = narrow(at);
             vnet.csum_offset = 16;
             if payload.len() > usize::from(self.mss) {
-                vnet.gso_type = VnetHeader::GSO_TCPV4;
+                vnet.gso_type = if guest.is_ipv6() {
+                    VnetHeader::GSO_TCPV6
+                } else {
+                    VnetHeader::GSO_TCPV4
+                };
                 vnet.gso_size = self.mss;
-                vnet.hdr_len = CSUM_START + 20;
+                vnet.hdr_len = narrow(end);
             }
             sum.folded()
         } else {
-            sum.add(&tcp[..HEADER + options]);
+            sum.add(&bytes[at..end]);
             sum.add_pieces(payload);
             sum.finish()
         };
-        tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
-        net.counters.frames_to_guest += 1;
-        (HEADERS + HEADER + options, vnet)
+        bytes[at + 16..at + 18].copy_from_slice(&checksum.to_be_bytes());
+        (end, vnet)
     }
 
     /// Hands a segment without payload to the guest; false if it has no buffer.
     pub(super) fn send(&self, net: &mut Net, sink: &mut dyn RxSink) -> bool {
-        let Some(room) = sink.offer(Target::Pair(0), ALL_HEADERS + OPTIONS) else {
+        let mut bytes = [0; ROOM];
+        let (len, vnet) = self.emit(net, &mut bytes, Pieces::EMPTY);
+        let Some(room) = sink.offer(net.target(self.pair, &bytes[..len]), len) else {
             return false;
         };
-        let mut bytes = [0; ALL_HEADERS + OPTIONS];
-        let (len, vnet) = self.emit(net, &mut bytes, Pieces::EMPTY);
         room.write(&bytes[..len]);
         sink.commit(&vnet, len);
+        net.counters.frames_to_guest += 1;
         true
     }
 
@@ -254,31 +267,36 @@ impl Out {
         len: usize,
         fill: impl FnOnce(&mut Net, Pieces<'_>) -> Result<usize, E>,
     ) -> Result<Option<usize>, E> {
-        let Some(room) = sink.offer(Target::Pair(0), ALL_HEADERS + len) else {
+        let mut bytes = [0; ROOM];
+        let headers = self.headers_len();
+        if net.heads {
+            self.emit_head(net, &mut bytes, len);
+        }
+        let to = net.target(self.pair, &bytes[..headers]);
+        let Some(room) = sink.offer(to, headers + len) else {
             return Ok(None);
         };
-        let (head, body) = room.split_at(ALL_HEADERS);
+        let (head, body) = room.split_at(headers);
         let body = body.take(len);
         let n = fill(net, body)?.min(body.len());
         if n == 0 {
             return Ok(Some(0));
         }
-        let mut bytes = [0; ALL_HEADERS + OPTIONS];
         let (_, vnet) = self.emit(net, &mut bytes, body.take(n));
-        head.write(&bytes[..ALL_HEADERS]);
-        sink.commit(&vnet, ALL_HEADERS + n);
+        head.write(&bytes[..headers]);
+        sink.commit(&vnet, headers + n);
+        net.counters.frames_to_guest += 1;
         Ok(Some(n))
     }
 
     /// The segment as a frame that belongs to no flow.
     pub(super) fn queue(&self, net: &mut Net) {
-        let mut bytes = [0; ALL_HEADERS + OPTIONS];
+        let mut bytes = [0; ROOM];
         let csum = net.offloads.guest_csum;
         // Such frames go without a vnet header.
         net.offloads.guest_csum = false;
         let (len, _) = self.emit(net, &mut bytes, Pieces::EMPTY);
         net.offloads.guest_csum = csum;
-        net.counters.frames_to_guest -= 1;
         net.reply(bytes[..len].to_vec());
     }
 }
@@ -309,15 +327,25 @@ pub(super) fn refuse(net: &mut Net, segment: &Segment<'_>) {
         window: 0,
         options: None,
         mss: 0,
+        pair: net.pair,
     }
     .queue(net);
 }
 
+/// The largest payload of a segment to `guest` that fits the MTU.
+pub(super) fn largest_mss(net: &Net, guest: IpAddr) -> u16 {
+    let mss = net.mtu(guest) - ip_header(guest) - HEADER;
+    u16::try_from(mss).unwrap_or(u16::MAX)
+}
+
 /// Longest payload for one segment to the guest.
-pub(super) fn max_payload(net: &Net, mss: u16) -> usize {
+pub(super) fn max_payload(net: &Net, guest: IpAddr, mss: u16) -> usize {
     let mss = usize::from(mss);
-    if net.offloads.guest_tso4 && net.offloads.guest_csum {
-        let most = super::super::packet::MAX_PACKET - IPV4 - HEADER;
+    let (large, most) = match guest {
+        IpAddr::V4(_) => (net.offloads.guest_tso4, MAX_PACKET - IPV4 - HEADER),
+        IpAddr::V6(_) => (net.offloads.guest_tso6, MAX_PACKET - HEADER),
+    };
+    if large && net.offloads.guest_csum {
         (most / mss * mss).max(mss)
     } else {
         mss

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::super::arp;
+use super::super::line::Place;
 use super::super::net::Net;
 use super::flow::{Flow, Phase, RETRIES, RTO_MAX, Verdict};
 
@@ -20,7 +21,7 @@ impl Flow {
             return Verdict::ResetBoth;
         }
         self.rto_at = None;
-        if self.queued {
+        if self.place == Place::Waiting {
             // Still waiting for a buffer of the guest: nothing was sent in vain.
             self.rto_at = Some(now + self.rto);
             self.arm(net);
@@ -35,7 +36,7 @@ impl Flow {
         match self.phase {
             Phase::Connecting | Phase::Lingering => {}
             Phase::Answering | Phase::Calling => {
-                let guest = *self.fixed.tuple.guest.ip();
+                let guest = self.fixed.tuple.guest.ip();
                 if net.neighbour(guest).is_none() {
                     arp::ask(net, guest);
                 }
@@ -43,14 +44,8 @@ impl Flow {
                 self.enqueue(net);
             }
             Phase::Open if self.in_flight() > 0 => {
-                net.counters.tcp_retransmits += 1;
-                self.snd_nxt = self.snd_una;
-                self.recover = None;
-                self.resend = false;
-                self.dup_acks = 0;
-                self.readable = true;
-                self.cwnd = 2 * u32::from(self.fixed.mss);
-                self.enqueue(net);
+                self.cwnd = 2 * u32::from(self.mss);
+                self.send_again(net);
             }
             Phase::Open => {
                 if self.readable || self.fin_at.is_some() {
@@ -62,5 +57,16 @@ impl Flow {
         }
         self.arm(net);
         Verdict::Keep
+    }
+
+    /// Sends everything once more that the guest has not acknowledged.
+    pub(super) fn send_again(&mut self, net: &mut Net) {
+        net.counters.tcp_retransmits += 1;
+        self.snd_nxt = self.snd_una;
+        self.recover = None;
+        self.resend = false;
+        self.dup_acks = 0;
+        self.readable = true;
+        self.enqueue(net);
     }
 }

@@ -9,7 +9,7 @@ use super::super::Turn;
 use super::super::net::Net;
 use super::super::packet::count;
 use super::flow::{Flow, OUR_SCALE, Phase, Verdict};
-use super::segment::{Flags, Seq, max_payload};
+use super::segment::{Flags, Seq, largest_mss, max_payload};
 use crate::{RxSink, io, sys};
 
 /// Small segments that go in one turn at most.
@@ -22,13 +22,14 @@ impl Flow {
         &mut self,
         net: &mut Net,
         now: Instant,
+        budget: usize,
         sink: &mut dyn RxSink,
     ) -> (Turn, Verdict) {
         let turn = match self.phase {
             Phase::Connecting => Ok(Turn::Done),
             Phase::Answering | Phase::Calling => Ok(self.send_syn(net, now, sink)),
             Phase::Lingering => Ok(self.send_acks(net, sink)),
-            Phase::Open => self.send(net, now, sink),
+            Phase::Open => self.send(net, now, budget, sink),
         };
         match turn {
             Ok(turn) => {
@@ -52,7 +53,7 @@ impl Flow {
         let mut out = self.out(self.fixed.iss, flags);
         // A window in a SYN is not scaled.
         out.window = u16::MAX;
-        let mss = net.offloads.mtu.saturating_sub(40);
+        let mss = largest_mss(net, self.fixed.tuple.guest.ip());
         let scale = if calling {
             Some(OUR_SCALE)
         } else {
@@ -99,11 +100,17 @@ impl Flow {
         Turn::Done
     }
 
-    fn send(&mut self, net: &mut Net, now: Instant, sink: &mut dyn RxSink) -> Result<Turn, Errno> {
+    fn send(
+        &mut self,
+        net: &mut Net,
+        now: Instant,
+        budget: usize,
+        sink: &mut dyn RxSink,
+    ) -> Result<Turn, Errno> {
         if self.ack_due {
             self.open_window(net);
         }
-        let turn = self.send_data(net, now, sink)?;
+        let turn = self.send_data(net, now, budget, sink)?;
         if turn == Turn::NoRoom {
             return Ok(turn);
         }
@@ -117,10 +124,10 @@ impl Flow {
         &mut self,
         net: &mut Net,
         now: Instant,
+        mut budget: usize,
         sink: &mut dyn RxSink,
     ) -> Result<Turn, Errno> {
-        let max = max_payload(net, self.fixed.mss);
-        let mut budget = net.config.limits.turn_bytes.max(1);
+        let max = max_payload(net, self.fixed.tuple.guest.ip(), self.mss);
         let mut segments = TURN_SEGMENTS;
         if self.resend && self.in_flight() > 0 {
             let end = self.fin_at.unwrap_or(self.snd_nxt);
@@ -140,6 +147,7 @@ impl Flow {
             }
             net.counters.tcp_retransmits += 1;
             self.timed = None;
+            self.debt += len.saturating_sub(budget);
             budget = budget.saturating_sub(len);
         }
         self.resend = false;
@@ -175,7 +183,7 @@ impl Flow {
             let room = window.saturating_sub(self.in_flight()) as usize;
             let len = left.min(room).min(max);
             // Not in crumbs while the guest is going to tell more.
-            let crumbs = len < left && len < usize::from(self.fixed.mss) && self.in_flight() > 0;
+            let crumbs = len < left && len < usize::from(self.mss) && self.in_flight() > 0;
             if room == 0 || crumbs {
                 if self.in_flight() == 0 && self.rto_at.is_none() {
                     self.rto_at = Some(now + self.rto);
@@ -195,6 +203,7 @@ impl Flow {
                     return Ok(Turn::Done);
                 }
                 Some(n) => {
+                    self.debt += n.saturating_sub(budget);
                     budget = budget.saturating_sub(n);
                     segments -= 1;
                     self.snd_nxt = seq.plus(count(n));
@@ -227,7 +236,7 @@ impl Flow {
             ..Flags::ACK
         };
         let out = self.out(seq, flags);
-        let mss = usize::from(self.fixed.mss);
+        let mss = usize::from(self.mss);
         let mut sent = None;
         // A guest with few or small buffers may have room for a small segment only.
         for len in [len, len.min(mss)] {

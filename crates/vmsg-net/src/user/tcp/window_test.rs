@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
 use rustix::event::Timespec;
@@ -47,7 +47,7 @@ fn no_fill_of_a_sockets_buffer_keeps_the_stack_awake() {
         socket.set_nonblocking(true).unwrap();
         let mut net = Net::new(UserConfig::default()).unwrap();
         let mut tcp = Tcp::new(&Limits::default());
-        let guest = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 15), 80);
+        let guest = SocketAddr::new(Ipv4Addr::new(10, 0, 2, 15).into(), 80);
         let client = listener.local_addr().unwrap();
         let flows = socket.as_fd().try_clone_to_owned().unwrap();
         assert!(tcp.call(&mut net, Instant::now(), flows, client, guest));
