@@ -4,7 +4,7 @@
 //! One serde structure for each thing that can be configured; `vmsg_bus::keyval`
 //! reads it from the command line.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -51,6 +51,18 @@ pub struct NetSpec {
     pub dhcpstart: Option<Ipv4Addr>,
     /// `user`: the name server as the guest sees it.
     pub dns: Option<Ipv4Addr>,
+    /// `user`: whether there is IPv6, too; on by default.
+    pub ipv6: Option<bool>,
+    /// `user`: the prefix that guests make their addresses from, as in `fd00:10:0:2::/64`.
+    pub ipv6_net: Option<String>,
+    /// `user`: the gateway in it, which stands for the host.
+    pub ipv6_host: Option<Ipv6Addr>,
+    /// `user`: the name server in it.
+    pub ipv6_dns: Option<Ipv6Addr>,
+    /// `user`: TCP connections at a time.
+    pub tcp_flows: Option<usize>,
+    /// `user`: UDP and ICMP conversations at a time.
+    pub udp_flows: Option<usize>,
     /// `user`: name servers of the host to ask, as `ADDRESS` or `ADDRESS:PORT`; those of /etc/resolv.conf by default.
     pub resolver: Vec<String>,
     /// `user`: the name that DHCP gives the guest.
@@ -154,6 +166,15 @@ impl NetSpec {
         if let Some(net) = &self.net {
             config.net = parse_net(net)?;
         }
+        config.ipv6 = self.ipv6.unwrap_or(config.ipv6);
+        if let Some(net) = &self.ipv6_net {
+            config.net6 = parse_net6(net)?;
+        }
+        config.host6 = self.ipv6_host;
+        config.dns6 = self.ipv6_dns;
+        let limits = &mut config.limits;
+        limits.tcp_flows = self.tcp_flows.unwrap_or(limits.tcp_flows).max(1);
+        limits.datagram_flows = self.udp_flows.unwrap_or(limits.datagram_flows).max(1);
         if let Some(loopback) = self.host_loopback {
             config.host_loopback = loopback;
         }
@@ -180,6 +201,12 @@ impl NetSpec {
             host,
             dhcpstart,
             dns,
+            ipv6,
+            ipv6_net,
+            ipv6_host,
+            ipv6_dns,
+            tcp_flows,
+            udp_flows,
             resolver,
             hostname,
             restrict,
@@ -192,6 +219,12 @@ impl NetSpec {
             ("host", host.is_some()),
             ("dhcpstart", dhcpstart.is_some()),
             ("dns", dns.is_some()),
+            ("ipv6", ipv6.is_some()),
+            ("ipv6-net", ipv6_net.is_some()),
+            ("ipv6-host", ipv6_host.is_some()),
+            ("ipv6-dns", ipv6_dns.is_some()),
+            ("tcp-flows", tcp_flows.is_some()),
+            ("udp-flows", udp_flows.is_some()),
             ("resolver", !resolver.is_empty()),
             ("hostname", hostname.is_some()),
             ("restrict", *restrict),
@@ -207,6 +240,12 @@ fn parse_net(text: &str) -> Result<(Ipv4Addr, u8), Usage> {
     text.split_once('/')
         .and_then(|(addr, prefix)| Some((addr.parse().ok()?, prefix.parse().ok()?)))
         .ok_or_else(|| Usage(format!("net={text}: write it as 10.0.2.0/24")))
+}
+
+fn parse_net6(text: &str) -> Result<(Ipv6Addr, u8), Usage> {
+    text.split_once('/')
+        .and_then(|(addr, prefix)| Some((addr.parse().ok()?, prefix.parse().ok()?)))
+        .ok_or_else(|| Usage(format!("ipv6-net={text}: write it as fd00:10:0:2::/64")))
 }
 
 fn parse_resolver(text: &str) -> Result<SocketAddr, Usage> {
@@ -242,7 +281,7 @@ fn parse_forward(text: &str) -> Result<HostForward, Usage> {
     };
     let guest_addr = match guest_addr {
         "" => None,
-        addr => Some(addr.parse().map_err(|_| bad())?),
+        addr => Some(addr.trim_matches(['[', ']']).parse().map_err(|_| bad())?),
     };
     Ok(HostForward {
         protocol,

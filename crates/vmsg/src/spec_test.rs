@@ -45,7 +45,7 @@ fn forwards_are_read_as_qemu_writes_them() {
     assert_eq!(config.forwards[1].protocol, Protocol::Udp);
     assert_eq!(
         config.forwards[1].guest_addr,
-        Some(Ipv4Addr::new(10, 0, 2, 20))
+        Some(Ipv4Addr::new(10, 0, 2, 20).into())
     );
     for bad in ["8080-:80", "sctp::1-:2", "tcp::x-:2", "tcp::1"] {
         let error = net(&format!("net,hostfwd={bad}"))
@@ -84,4 +84,23 @@ fn keys_of_another_back_end_are_named() {
         net("net,backend=none,mac=52:54:00:12:34:56").foreign_key(),
         None
     );
+}
+
+#[test]
+fn ipv6_has_keys_of_its_own() {
+    let spec = net(
+        "net,ipv6-net=fd12:3::/64,ipv6-host=fd12:3::1,ipv6-dns=fd12:3::53,tcp-flows=7,\
+         hostfwd=tcp:[::1]:8080-[fd12:3::9]:80,hostfwd=udp::53-[::]:53",
+    );
+    let config = spec.user_config().unwrap();
+    assert!(config.ipv6);
+    assert_eq!(config.net6, ("fd12:3::".parse().unwrap(), 64));
+    assert_eq!(config.host6, "fd12:3::1".parse().ok());
+    assert_eq!(config.dns6, "fd12:3::53".parse().ok());
+    assert_eq!(config.limits.tcp_flows, 7);
+    assert_eq!(config.forwards[0].host, "[::1]:8080".parse().unwrap());
+    assert_eq!(config.forwards[0].guest_addr, "fd12:3::9".parse().ok());
+    assert_eq!(config.forwards[1].guest_addr, "::".parse().ok());
+    assert!(!net("net,ipv6=off").user_config().unwrap().ipv6);
+    assert!(net("net,ipv6-net=fd12:3::").user_config().is_err());
 }
