@@ -41,6 +41,11 @@ net, backend=user:
   net=ADDR/LENGTH              the guest's network; 10.0.2.0/24 by default
   host=ADDR, dns=ADDR          gateway and name server as the guest sees them: .2 and .3 in it
   dhcpstart=ADDR               the guest's address: .15 in it
+  ipv6=on|off                  whether there is IPv6, too; on by default
+  ipv6-net=PREFIX/64           the network in IPv6; fd00:10:0:2::/64 by default
+  ipv6-host=ADDR, ipv6-dns=ADDR
+                               gateway and name server: ::2 and ::3 in it
+  tcp-flows=N, udp-flows=N     connections and conversations at a time; 4096 and 1024 by default
   hostname=NAME                which DHCP tells the guest
   resolver=ADDR[:PORT]         name server to ask; those of /etc/resolv.conf by default;
                                may be repeated
