@@ -37,6 +37,13 @@ fn requests() -> Vec<Request> {
             release: true,
         },
         Request::DeviceName(DevNum(6)),
+        Request::QueueInflight(QueueInflight {
+            dev: DevNum(7),
+            queue: QueueIndex(2),
+            resume: true,
+            offset: 0x4000,
+            len: 0x4010,
+        }),
     ]
 }
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a device is to the host, and what it may touch.
 
+use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_msg::{FeatureSet, feature};
-use vmsg_mem::AddressSpace;
-use vmsg_queue::{ChainStorage, DeviceQueue, QueueError};
+use vmsg_mem::{AddressSpace, Mapping};
+use vmsg_queue::{Batch, ChainHead, ChainStorage, DeviceQueue, QueueError, RecordedQueue};
 
 use crate::worker::Notice;
 
@@ -25,6 +27,14 @@ pub trait Device: Send {
     /// Largest size of each queue, in entries.
     fn queue_sizes(&self) -> Vec<u16>;
 
+    /// Whether the chains of `queue` are always used in the order in which they were made available. Where they are
+    /// not, a record of what is in flight is kept, as far as the driver's side lends memory for it; without one such a
+    /// queue cannot go on after the device's process ended with requests in flight.
+    fn in_order(&self, queue: usize) -> bool {
+        let _ = queue;
+        true
+    }
+
     /// The configuration space as it is now.
     fn config(&self) -> Vec<u8> {
         Vec::new()
@@ -40,12 +50,44 @@ pub trait Device: Send {
         Err(ReadOnly)
     }
 
+    /// Whether the device can work with the `features` that the driver wants (FEATURES_OK); all of
+    /// them were offered.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot, for the log; the driver sees that FEATURES_OK is not set.
+    fn check_features(&self, features: &FeatureSet) -> Result<(), String> {
+        let _ = features;
+        Ok(())
+    }
+
     /// The driver is ready (DRIVER_OK); `features` are the negotiated ones.
     fn activate(&mut self, features: &FeatureSet);
 
     /// Back to the state after creation; requests in flight, and what the driver
     /// has changed in the configuration, are forgotten.
     fn reset(&mut self);
+
+    /// The driver has set up queues since the last call, or taken them away. `resumed`: at least
+    /// one of them was in use before this device was there.
+    fn queues_changed(&mut self, io: &mut Io<'_>, resumed: bool) {
+        let _ = (io, resumed);
+    }
+
+    /// Does what the operator wants.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be.
+    fn operate(&mut self, operation: Operation, io: &mut Io<'_>) -> Result<(), String> {
+        let _ = (operation, io);
+        Err("the device has nothing of the kind".to_owned())
+    }
+
+    /// Where other threads see how the device does.
+    fn monitor(&self) -> Option<Arc<dyn Monitor>> {
+        None
+    }
 
     /// Works on `queue`, at most about `budget` chains of it.
     ///
@@ -79,6 +121,41 @@ pub trait Device: Send {
         let _ = io;
         Ok(())
     }
+}
+
+/// What an operator may want of a running device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Put the cable in (true) or take it out.
+    SetLink(bool),
+    /// Have the driver announce its addresses to the network.
+    Announce,
+}
+
+/// How a device does, for other threads; never blocks and costs the device nothing.
+pub trait Monitor: fmt::Debug + Send + Sync {
+    /// The state now. The numbers need not be of the very same moment.
+    fn snapshot(&self) -> Snapshot;
+}
+
+/// The state of a device's cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The operator has it in.
+    pub up: bool,
+    /// It leads somewhere.
+    pub carrier: bool,
+}
+
+/// What [`Monitor::snapshot`] sees. Counters have names and begin with the device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The cable, if there is one.
+    pub link: Option<Link>,
+    /// Counters of the whole device.
+    pub counters: Vec<(&'static str, u64)>,
+    /// Counters of each queue pair.
+    pub pairs: Vec<Vec<(&'static str, u64)>>,
 }
 
 /// Who a device is.
@@ -145,11 +222,22 @@ pub enum DeviceError {
 /// A queue that the driver has set up, with the way to notify the driver.
 #[derive(Debug)]
 pub struct ActiveQueue {
-    pub(crate) ring: DeviceQueue,
+    ring: Ring,
     pub(crate) call: Option<vmsg_mem::Doorbell>,
 }
 
+/// A ring, and what is in flight in it where that must be known after a restart.
+#[derive(Debug)]
+pub(crate) enum Ring {
+    Plain(DeviceQueue),
+    Recorded(RecordedQueue, Arc<Mapping>),
+}
+
 impl ActiveQueue {
+    pub(crate) fn new(ring: Ring, call: Option<vmsg_mem::Doorbell>) -> Self {
+        Self { ring, call }
+    }
+
     /// Tells the driver that something was used.
     pub(crate) fn interrupt(&mut self, queue: usize, notices: &mut Vec<Notice>) {
         let Some(call) = &self.call else {
@@ -166,9 +254,98 @@ impl ActiveQueue {
         }
     }
 
-    /// The ring itself.
+    /// The ring itself. A device that does not use it [in order](Device::in_order) takes, gives back, completes and
+    /// publishes by the methods here, which keep the record of what is in flight.
     pub fn ring(&mut self) -> &mut DeviceQueue {
-        &mut self.ring
+        match &mut self.ring {
+            Ring::Plain(ring) => ring,
+            Ring::Recorded(ring, _) => ring.queue(),
+        }
+    }
+
+    /// As [`DeviceQueue::pop`]; what a process before has left in flight comes first.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn pop<'b>(
+        &mut self,
+        space: AddressSpace<'b>,
+        storage: &'b mut ChainStorage,
+        max: usize,
+    ) -> Result<Batch<'b>, QueueError> {
+        match &mut self.ring {
+            Ring::Plain(ring) => ring.pop(space, storage, max),
+            Ring::Recorded(ring, record) => ring.pop(space, record.ram(), storage, max),
+        }
+    }
+
+    /// As [`DeviceQueue::rewind`].
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::BadRecord`].
+    ///
+    /// # Panics
+    ///
+    /// If the last `pop` returned fewer chains.
+    pub fn rewind(&mut self, n: usize) -> Result<(), QueueError> {
+        match &mut self.ring {
+            Ring::Plain(ring) => {
+                ring.rewind(n);
+                Ok(())
+            }
+            Ring::Recorded(ring, record) => ring.rewind(record.ram(), n),
+        }
+    }
+
+    /// As [`DeviceQueue::complete`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn complete(
+        &mut self,
+        space: AddressSpace<'_>,
+        head: ChainHead,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        match &mut self.ring {
+            Ring::Plain(ring) => ring.complete(space, head, written),
+            Ring::Recorded(ring, record) => ring.complete(space, record.ram(), head, written),
+        }
+    }
+
+    /// As [`DeviceQueue::publish`]; [`Io::publish`] also interrupts the driver.
+    fn publish(&mut self, space: AddressSpace<'_>) -> Result<bool, QueueError> {
+        match &mut self.ring {
+            Ring::Plain(ring) => ring.publish(space),
+            Ring::Recorded(ring, record) => ring.publish(space, record.ram()),
+        }
+    }
+
+    /// [`Io::publish`] for this queue, whose index is `queue`.
+    pub(crate) fn publish_and_notify(
+        &mut self,
+        queue: usize,
+        space: AddressSpace<'_>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), DeviceError> {
+        let notify = self
+            .publish(space)
+            .map_err(|source| DeviceError::Queue { queue, source })?;
+        if notify {
+            self.interrupt(queue, notices);
+        }
+        Ok(())
+    }
+
+    /// Chains that a process before has left in flight and that [`pop`](Self::pop) has still to return.
+    pub(crate) fn recovered(&self) -> usize {
+        match &self.ring {
+            Ring::Plain(_) => 0,
+            Ring::Recorded(ring, _) => ring.recovered(),
+        }
     }
 }
 
@@ -222,16 +399,8 @@ pub(crate) fn publish(
     space: AddressSpace<'_>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), DeviceError> {
-    let Some(Some(active)) = queues.get_mut(queue) else {
-        return Ok(());
-    };
-    if !active
-        .ring
-        .publish(space)
-        .map_err(|source| DeviceError::Queue { queue, source })?
-    {
-        return Ok(());
+    match queues.get_mut(queue) {
+        Some(Some(active)) => active.publish_and_notify(queue, space, notices),
+        _ => Ok(()),
     }
-    active.interrupt(queue, notices);
-    Ok(())
 }

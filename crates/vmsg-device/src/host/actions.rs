@@ -21,15 +21,20 @@ impl Core {
         match action {
             Action::Reset => {
                 entry.resumes.clear();
+                entry.records.clear();
                 self.order_for(num, machine, Command::Reset);
             }
-            Action::FeaturesOk(_) | Action::Failed => entry.complete(ActionResult::Done),
+            Action::Failed => entry.complete(ActionResult::Done),
+            Action::FeaturesOk(features) => {
+                self.order_for(num, machine, Command::CheckFeatures(features));
+            }
             Action::DriverOk => {
                 let features = entry.machine.features();
                 self.order_for(num, machine, Command::DriverOk(features));
             }
             Action::SetQueue(_, queue) => {
                 let resume = entry.resumes.remove(&queue.index.0);
+                let record = entry.records.remove(&queue.index.0);
                 let features = entry.machine.features();
                 match queue_config(&queue) {
                     Some(config) => {
@@ -39,6 +44,7 @@ impl Core {
                             config,
                             features,
                             resume,
+                            record,
                         };
                         self.order_for(num, machine, Command::StartQueue(start));
                     }

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Messages about the bus itself: who is there, what is lent, who holds what.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use virtio_msg::{DevNum, DeviceBitmap, Frame, HEADER_SIZE, Instant, Message, Token};
-use vmsg_bus::control::{self, QueueNotify, Request, Response, Status, WindowAdd};
-use vmsg_mem::Doorbell;
+use vmsg_bus::control::{self, QueueInflight, QueueNotify, Request, Response, Status, WindowAdd};
+use vmsg_mem::{Access, Doorbell, Mapping};
+use vmsg_queue::Inflight;
 
 use super::connection::{ConnId, Connection};
 use super::core::{Answer, Core, Waiter};
 use super::entry::Holder;
 use super::windows::{Description, Refusal};
-use crate::worker::{Command, Resume};
+use crate::worker::{Command, Record, Resume};
 
 /// Device numbers in one answer to GET_DEVICES at most, so that it fits any message.
 const MAX_NUMBERS: u16 = 256;
+
+/// Bytes of the longest record of what is in flight in a queue: one of 32,768 entries.
+const MAX_RECORD: u64 = Inflight::bytes_for(1 << 15) as u64;
 
 /// CLAIM requests of one driver that may wait for a device that is just being reset.
 const MAX_CLAIMS: usize = 4;
@@ -155,6 +159,7 @@ impl Core {
                 Some(_) => Some(Status::DENIED),
                 None => Some(Status::NOT_FOUND),
             },
+            Request::QueueInflight(inflight) => Some(self.set_record(conn, inflight, fds)),
             Request::Claim {
                 dev,
                 release: false,
@@ -412,6 +417,43 @@ impl Core {
         };
         self.order_for(notify.dev.0, Waiter::Driver(answer), command);
         None
+    }
+
+    /// Keeps the record of a queue for its next set-up, if the device has use for it.
+    fn set_record(&mut self, conn: ConnId, inflight: QueueInflight, fds: Vec<OwnedFd>) -> Status {
+        let Some(entry) = self.entries.get_mut(&inflight.dev.0) else {
+            return Status::NOT_FOUND;
+        };
+        if !entry.is_held_by(conn) {
+            return Status::DENIED;
+        }
+        if inflight.queue.0 >= entry.machine.queue_count() {
+            return Status::NOT_FOUND;
+        }
+        let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Status::BAD_FD;
+        };
+        if !entry.unordered.contains(&inflight.queue.0) {
+            return Status::OK;
+        }
+        if inflight.len > MAX_RECORD {
+            return Status::TOO_MANY;
+        }
+        if inflight.len == 0 || inflight.offset % 8 != 0 {
+            return Status::MALFORMED;
+        }
+        let mapping = vmsg_mem::check_backing(fd.as_fd()).and_then(|()| {
+            Mapping::of_fd(fd.as_fd(), inflight.offset, inflight.len, Access::ReadWrite)
+        });
+        let Ok(mapping) = mapping else {
+            return Status::BAD_FD;
+        };
+        let record = Record {
+            memory: Arc::new(mapping),
+            resume: inflight.resume,
+        };
+        entry.records.insert(inflight.queue.0, record);
+        Status::OK
     }
 
     /// One of the workers that an answer waits for is done.

@@ -168,9 +168,19 @@ impl Core {
             device.config().into_boxed_slice(),
             Options::new(self.max_message),
         );
+        let unordered = (0..machine.queue_count())
+            .filter(|queue| !device.in_order(QueueIndex(*queue).to_usize()))
+            .collect();
         self.entries.insert(
             num,
-            Entry::new(name.to_owned(), DevNum(num), worker, slot, machine),
+            Entry::new(
+                name.to_owned(),
+                DevNum(num),
+                worker,
+                slot,
+                machine,
+                unordered,
+            ),
         );
         self.by_slot.insert((worker, slot), num);
         self.order(num, 0, Command::Add(device));

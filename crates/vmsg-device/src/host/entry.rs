@@ -11,7 +11,7 @@ use virtio_msg::{
 
 use super::connection::ConnId;
 use super::log_limit::LogLimit;
-use crate::worker::{Pending, Resume, Slot};
+use crate::worker::{Pending, Record, Resume, Slot};
 
 pub(super) type Machine = DeviceMachine<Box<[QueueSlot]>, Box<[u8]>>;
 
@@ -51,6 +51,10 @@ pub(super) struct Entry {
     waiting: VecDeque<(ConnId, Vec<u8>)>,
     /// Positions for the next SET_VQUEUE of a queue.
     pub(super) resumes: HashMap<u32, Resume>,
+    /// Queues that are not used in order.
+    pub(super) unordered: Vec<u32>,
+    /// Records of what is in flight in them, for the next SET_VQUEUE.
+    pub(super) records: HashMap<u32, Record>,
     /// CLAIM requests that wait until the device was reset, with their answers' tokens.
     pub(super) claims: VecDeque<(ConnId, Token)>,
     /// Who has released the device and hears when it was reset.
@@ -72,6 +76,7 @@ impl Entry {
         worker: usize,
         slot: Slot,
         machine: Machine,
+        unordered: Vec<u32>,
     ) -> Self {
         let kicks = (0..machine.queue_count()).map(|_| Arc::default()).collect();
         Self {
@@ -84,6 +89,8 @@ impl Entry {
             asker: None,
             waiting: VecDeque::new(),
             resumes: HashMap::new(),
+            unordered,
+            records: HashMap::new(),
             claims: VecDeque::new(),
             release: None,
             memory_of: None,
@@ -267,6 +274,7 @@ impl Entry {
     pub(super) fn leave(&mut self, now: Instant) {
         self.holder = Holder::Leaving;
         self.resumes.clear();
+        self.records.clear();
         self.leave_when_idle = self.machine.is_busy();
         if self.leave_when_idle {
             return;

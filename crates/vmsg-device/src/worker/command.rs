@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Doorbell, WindowTable};
+use vmsg_mem::{Doorbell, Mapping, WindowTable};
 use vmsg_queue::QueueConfig;
 
-use crate::device::Device;
+use crate::device::{Device, Operation};
 
 /// Place of a device in its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +40,17 @@ pub struct QueueStart {
     pub features: FeatureSet,
     /// Where to go on; `None` is the beginning.
     pub resume: Option<Resume>,
+    /// Where to keep what is in flight, for a queue that is not used in order.
+    pub record: Option<Record>,
+}
+
+/// The record of what is in flight in a queue (QUEUE_INFLIGHT).
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its memory.
+    pub memory: Arc<Mapping>,
+    /// Go on with what is in it.
+    pub resume: bool,
 }
 
 /// Whether a kick is on its way to a worker, so that a driver that kicks faster
@@ -80,6 +91,8 @@ pub enum Command {
         /// Rung to interrupt the driver; `None`: EVENT_USED messages.
         call: Option<Doorbell>,
     },
+    /// Say whether the device can work with these features (FEATURES_OK).
+    CheckFeatures(FeatureSet),
     /// The driver is ready; queues start, and are looked at once without a kick.
     DriverOk(FeatureSet),
     /// Stop one queue and forget it.
@@ -93,6 +106,8 @@ pub enum Command {
         /// What.
         data: Vec<u8>,
     },
+    /// Do what the operator wants.
+    Operate(Operation),
     /// The driver has kicked a queue by message. Not answered.
     Kick {
         /// Which queue.
@@ -110,10 +125,12 @@ impl fmt::Debug for Command {
             Self::SetMemory(_) => "SetMemory",
             Self::StartQueue(_) => "StartQueue",
             Self::SetNotify { .. } => "SetNotify",
+            Self::CheckFeatures(_) => "CheckFeatures",
             Self::DriverOk(_) => "DriverOk",
             Self::ResetQueue(_) => "ResetQueue",
             Self::Reset => "Reset",
             Self::WriteConfig { .. } => "WriteConfig",
+            Self::Operate(_) => "Operate",
             Self::Kick { .. } => "Kick",
         })
     }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use vmsg_mem::{Doorbell, WindowTable};
-use vmsg_queue::{ChainStorage, DeviceQueue, QueueFeatures};
+use vmsg_queue::{ChainStorage, DeviceQueue, QueueFeatures, RecordedQueue};
 
 use super::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
 use super::ready::Ready;
-use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress};
+use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress, Ring};
 
 /// Chains of one queue that are worked on before another queue has its turn.
 const BUDGET: usize = 64;
@@ -40,7 +40,7 @@ struct QueueSlot {
     kick: Option<Doorbell>,
     call: Option<Doorbell>,
     /// Set up, but the driver is not ready yet.
-    waiting: Option<DeviceQueue>,
+    waiting: Option<Ring>,
     /// It was in use before: an interrupt may have been lost in between.
     resumed: bool,
 }
@@ -285,7 +285,8 @@ impl Core {
             Command::SetMemory(table) => entry.memory = table,
             Command::StartQueue(start) => {
                 entry.start_queue(&start)?;
-                entry.start_waiting(&mut self.notices);
+                let started = entry.start_waiting(&mut self.notices);
+                self.queues_changed(slot, started);
                 self.kick(slot, start.queue);
             }
             Command::SetNotify { queue, kick, call } => {
@@ -293,11 +294,14 @@ impl Core {
                 // A kick may have been written before the descriptor was watched.
                 self.kick(slot, queue);
             }
+            Command::CheckFeatures(features) => entry.device.check_features(&features)?,
             Command::DriverOk(features) => {
                 entry.device.activate(&features);
                 entry.running = true;
-                entry.start_waiting(&mut self.notices);
-                for queue in 0..entry.active.len() {
+                let queues = entry.active.len();
+                let started = entry.start_waiting(&mut self.notices);
+                self.queues_changed(slot, started);
+                for queue in 0..queues {
                     self.kick(slot, queue);
                 }
             }
@@ -306,12 +310,16 @@ impl Core {
                     .slots
                     .get_mut(queue)
                     .map(|slot| (slot, &mut entry.active[queue]));
+                let at = slot;
                 let (slot, active) = queue.ok_or("no such queue")?;
                 slot.waiting = None;
                 // Descriptors outlive the queue: only the driver, or a reset, takes them away.
-                if let Some(stopped) = active.take() {
+                let stopped = active.take();
+                let changed = stopped.is_some().then_some(false);
+                if let Some(stopped) = stopped {
                     slot.call = stopped.call;
                 }
+                self.queues_changed(at, changed);
             }
             Command::Reset => {
                 if entry.reset(fds) {
@@ -328,8 +336,28 @@ impl Core {
                     .write_config(offset, &data)
                     .map_err(|error| error.to_string())?;
             }
+            Command::Operate(operation) => {
+                let broken = "the device is out of order until its driver resets it";
+                let mut result = Err(broken.to_owned());
+                self.with_device(slot, Instant::now(), |device, io| {
+                    result = device.operate(operation, io);
+                    Ok(None)
+                });
+                result?;
+            }
         }
         Ok(())
+    }
+
+    /// Tells a device that queues have come or gone; `resumed` of [`Device::queues_changed`], or
+    /// `None` if there are the same as before.
+    fn queues_changed(&mut self, slot: Slot, resumed: Option<bool>) {
+        if let Some(resumed) = resumed {
+            self.with_device(slot, Instant::now(), |device, io| {
+                device.queues_changed(io, resumed);
+                Ok(None)
+            });
+        }
     }
 
     fn process(&mut self, slot: Slot, queue: usize, now: Instant) {
@@ -338,7 +366,7 @@ impl Core {
                 return Ok(None);
             };
             active
-                .ring
+                .ring()
                 .disable_notifications(io.space)
                 .map_err(|source| queue_error(queue, source))?;
             let progress = device.process(queue, BUDGET, io)?;
@@ -346,10 +374,13 @@ impl Core {
                 Progress::More => true,
                 Progress::Blocked => false,
                 Progress::Idle => match io.queues.get_mut(queue) {
-                    Some(Some(active)) => active
-                        .ring
-                        .enable_notifications(io.space)
-                        .map_err(|source| queue_error(queue, source))?,
+                    Some(Some(active)) => {
+                        active
+                            .ring()
+                            .enable_notifications(io.space)
+                            .map_err(|source| queue_error(queue, source))?
+                            || active.recovered() > 0
+                    }
                     _ => false,
                 },
             };
@@ -425,6 +456,19 @@ impl Entry {
         let space = self.memory.space();
         let features = QueueFeatures::from_bits(start.features.low_u64());
         let failed = |error: vmsg_queue::QueueError| error.to_string();
+        let in_order = self.device.in_order(start.queue);
+        if let Some(record) = start.record.as_ref().filter(|_| !in_order) {
+            let (config, memory) = (start.config, record.memory.ram());
+            let ring = if record.resume {
+                RecordedQueue::resume(config, features, space, memory)
+            } else {
+                RecordedQueue::new(config, features, space, memory)
+            };
+            let memory = Arc::clone(&record.memory);
+            slot.waiting = Some(Ring::Recorded(ring.map_err(failed)?, memory));
+            slot.resumed = record.resume;
+            return Ok(());
+        }
         let (avail, used) = match start.resume {
             None => (0, 0),
             Some(Resume::At { avail, used }) => (avail, used),
@@ -433,9 +477,13 @@ impl Entry {
                 (used, used)
             }
         };
-        let ring =
+        let mut ring =
             DeviceQueue::resume(start.config, features, space, avail, used).map_err(failed)?;
-        slot.waiting = Some(ring);
+        if !in_order && start.resume.is_some() && ring.available(space).map_err(failed)? > 0 {
+            // Some of what is available may be done, and nobody knows which.
+            return Err("requests may be in flight, and there is no record of them".to_owned());
+        }
+        slot.waiting = Some(Ring::Plain(ring));
         slot.resumed = start.resume.is_some();
         Ok(())
     }
@@ -453,22 +501,27 @@ impl Entry {
         None
     }
 
-    /// Puts the queues that are set up to work, if the driver is ready.
-    fn start_waiting(&mut self, notices: &mut Vec<Notice>) {
+    /// Puts the queues that are set up to work, if the driver is ready. `None` if there are none;
+    /// otherwise whether any of them was in use before.
+    fn start_waiting(&mut self, notices: &mut Vec<Notice>) -> Option<bool> {
         if !self.running {
-            return;
+            return None;
         }
+        let mut started = None;
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Some(ring) = slot.waiting.take() else {
                 continue;
             };
             let call = slot.call.take();
-            let active = self.active[index].insert(ActiveQueue { ring, call });
-            if std::mem::take(&mut slot.resumed) {
+            let active = self.active[index].insert(ActiveQueue::new(ring, call));
+            let resumed = std::mem::take(&mut slot.resumed);
+            started = Some(started.unwrap_or(false) || resumed);
+            if resumed {
                 // Whoever served the queue before may have died between using a chain and saying so.
                 active.interrupt(index, notices);
             }
         }
+        started
     }
 
     fn set_notify(

@@ -88,6 +88,7 @@ fn start(config: vmsg_queue::QueueConfig, resume: Option<Resume>) -> Command {
         config,
         features: FeatureSet::EMPTY,
         resume,
+        record: None,
     })
 }
 

@@ -11,6 +11,9 @@ mod outbox;
 mod ready;
 pub mod thread;
 
-pub use self::command::{Command, Notice, Pending, QueueStart, Reply, Resume, Slot};
+pub use self::command::{Command, Notice, Pending, QueueStart, Record, Reply, Resume, Slot};
 pub use self::core::{Core, Fds};
 pub use self::outbox::Outbox;
+
+#[cfg(test)]
+mod inflight_test;
