@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The bus `linux-user`: two queue files, a doorbell socket and the guest's memory in a file.
 
-Written from the byte formats alone. Atomicity: indices are aligned 32-bit words that are stored through a memoryview, which on x86
-is one store, and x86 keeps stores in order; a slot is written before its head is.
+Written from the byte formats alone. Atomicity: indices are aligned 32-bit words that are stored
+through a memoryview, which on x86 is one store, and x86 keeps stores in order; a slot is written
+before its head is.
 """
 
 import errno
@@ -138,7 +139,10 @@ class Bus:
             self.sock = None
 
     def ring(self):
-        """Rings once, as each message must. A full socket is as good as a ring, unless we are to act as QEMU."""
+        """Rings once, as each message must.
+
+        A full socket is as good as a ring, unless we are to act as QEMU.
+        """
         while True:
             try:
                 self.sock.send(BELL)

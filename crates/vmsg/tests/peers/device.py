@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A device side in the role of a test: an entropy device and a disk on the bus `linux-user`, with the habits of QEMU on request.
+"""A device side in the role of a test: an entropy device and a disk on the bus `linux-user`, with
+the habits of QEMU on request.
 
-`device.py --dir FOLDER [--quirk NAME]…`; prints "ready" once a driver can connect. Requests are written to `--log FILE`, one a line.
+`device.py --dir FOLDER [--quirk NAME]…`; prints "ready" once a driver can connect. Requests are
+written to `--log FILE`, one a line.
 """
 
 import argparse
@@ -19,7 +21,7 @@ VENDOR = int.from_bytes(b"QEMU", "little")
 QUIRKS = {
     "silent": "absent devices do not answer either",
     "no-shm": "GET_SHM is never answered",
-    "get-devices": "GET_DEVICES has token 0 in its answer, and the next offset is never 0; from 32 on the count is",
+    "get-devices": "GET_DEVICES is answered with token 0, and the next offset is never 0",
     "same-offset": "GET_DEVICES always names the offset that was asked for as the next one",
     "last-number": "the entropy device is number 31",
     "platform": "ACCESS_PLATFORM is offered, and must be accepted",
@@ -170,7 +172,8 @@ class Host:
         if message is None:
             self.note(f"malformed {slot.hex()}")
             return
-        self.note(f"{'bus' if message.bus else 'dev'} {message.id:#04x} {message.dev} {message.payload.hex()}")
+        space = "bus" if message.bus else "dev"
+        self.note(f"{space} {message.id:#04x} {message.dev} {message.payload.hex()}")
         if message.response:
             return
         if not message.bus and message.id == rev1.EVENT_AVAIL:

@@ -20,7 +20,7 @@ const RING: usize = 4096;
 const QUEUE: QueueIndex = QueueIndex(0);
 
 /// A client of the peer that listens in `place`.
-pub fn client(place: &Place, timeout: Duration) -> BusClient {
+pub(crate) fn client(place: &Place, timeout: Duration) -> BusClient {
     let spec: BusSpec = place.bus(Listens::Theirs).parse().expect("a bus");
     let bus: DriverBus = spec
         .connector("peers-test")
@@ -33,7 +33,7 @@ pub fn client(place: &Place, timeout: Duration) -> BusClient {
 }
 
 /// Brings up entropy device `number`, takes `len` bytes from it, and resets it.
-pub fn fetch(
+pub(crate) fn fetch(
     place: &Place,
     client: &mut BusClient,
     number: DevNum,
@@ -83,7 +83,7 @@ pub fn fetch(
 }
 
 /// All 16-byte blocks are different, and none is zero.
-pub fn assert_random(data: &[u8]) {
+pub(crate) fn assert_random(data: &[u8]) {
     let mut blocks: Vec<&[u8]> = data.chunks_exact(16).collect();
     let count = blocks.len();
     blocks.sort_unstable();

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Scenarios of driver.py in which the driver breaks the rules or their spirit. After each the device side works as before."""
+"""Scenarios of driver.py in which the driver breaks the rules or their spirit. After each the
+device side works as before.
+"""
 
 import struct
 import time
@@ -145,7 +147,10 @@ def bad_queues(setting):
 
 
 def full_queue(setting):
-    """Requests until nothing moves any more, all answers after that: none is lost, and each device's are in order."""
+    """Requests until nothing moves any more, all answers after that.
+
+    None is lost, and those of each device are in order.
+    """
     driver, bus = setting.driver, setting.bus
     devices = driver.present()
     requests = [
@@ -234,7 +239,10 @@ def strange_doorbells(setting):
 
 
 def wild_index(setting):
-    """Our head jumps out of the queue: the device side hangs up, lives, and serves us once we are sane again."""
+    """Our head jumps out of the queue: the device side hangs up and lives.
+
+    It serves us once we are sane again.
+    """
     bus = setting.bus
     check_random(Entropy(setting).fetch(4096))
     for index in (CAPACITY, 0x7FFF_FFFF, 0xFFFF_FFFF):

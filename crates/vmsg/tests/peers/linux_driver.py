@@ -172,7 +172,10 @@ def old_feature_bits(setting):
 
 @as_driver(Old)
 def old_reset_of_queues(setting):
-    """RESET_VQUEUE at removal although RING_RESET was not negotiated: it must be answered, as the driver waits for that."""
+    """RESET_VQUEUE at removal although RING_RESET was not negotiated.
+
+    It must be answered, as the driver waits for that.
+    """
     for _ in range(3):
         run_entropy(setting, bits=rev1.VERSION_1)
         driver, dev = setting.driver, setting.find(ENTROPY)

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The network device's address in all tests.
-pub const MAC: &str = "52:54:00:12:34:56";
+pub(crate) const MAC: &str = "52:54:00:12:34:56";
 
 /// The guest's memory: 16 MiB, the second half behind a hole.
 const RAM: u64 = 16 << 20;
@@ -24,13 +24,13 @@ const HOLE: &str = "0x40000000";
 
 /// Message formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Revision {
+pub(crate) enum Revision {
     One,
     R1,
 }
 
 impl Revision {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::One => "1",
             Self::R1 => "r1",
@@ -40,13 +40,13 @@ impl Revision {
 
 /// Which side of the bus makes the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listens {
+pub(crate) enum Listens {
     Ours,
     Theirs,
 }
 
 /// Whether the programs in Python can run here. Without Python a test is left out, unless `VMSG_REQUIRE_TOOLS=1`.
-pub fn python() -> bool {
+pub(crate) fn python() -> bool {
     let probe = "import sys; sys.exit(sys.version_info < (3, 10))";
     let found = Command::new("python3")
         .args(["-c", probe])
@@ -65,33 +65,33 @@ pub fn python() -> bool {
 }
 
 /// A folder with a bus in it and the memory of a guest.
-pub struct Place {
+pub(crate) struct Place {
     folder: TempDir,
-    pub revision: Revision,
+    pub(crate) revision: Revision,
 }
 
 impl Place {
-    pub fn new(revision: Revision) -> Self {
+    pub(crate) fn new(revision: Revision) -> Self {
         let folder = TempDir::new().expect("a folder");
         let ram = File::create(folder.path().join("ram")).expect("a file");
         ram.set_len(RAM).expect("room for it");
         Self { folder, revision }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }
 
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.file(name)).expect("text")
     }
 
     /// The bus as our programs name it.
-    pub fn bus(&self, listens: Listens) -> String {
+    pub(crate) fn bus(&self, listens: Listens) -> String {
         let folder = self.path().display();
         let revision = self.revision.name();
         let server = match listens {
@@ -105,7 +105,7 @@ impl Place {
     }
 
     /// Starts `vmsg serve` with a network device and an entropy device, and waits until it is ready.
-    pub fn serve(&self, listens: Listens, net: &str) -> Party {
+    pub(crate) fn serve(&self, listens: Listens, net: &str) -> Party {
         let net = format!("net,id=net0,mac={MAC},{net}");
         let bus = self.bus(listens);
         let args = ["serve", "--bus", &bus, "--device", &net, "--device", "rng"];
@@ -115,20 +115,20 @@ impl Place {
     }
 
     /// Runs `vmsg` with a bus on which a peer listens, to its end.
-    pub fn vmsg(&self, command: &str, rest: &[&str]) -> Output {
+    pub(crate) fn vmsg(&self, command: &str, rest: &[&str]) -> Output {
         let bus = self.bus(Listens::Theirs);
         self.vmsg_on(&bus, command, rest)
     }
 
     /// Runs `vmsg` to its end.
-    pub fn vmsg_on(&self, bus: &str, command: &str, rest: &[&str]) -> Output {
+    pub(crate) fn vmsg_on(&self, bus: &str, command: &str, rest: &[&str]) -> Output {
         let mut run = vmsg(self.path());
         run.args([command, "--bus", bus]).args(rest);
         Party::start("vmsg", &mut run).output()
     }
 
     /// Starts one of the programs in Python.
-    pub fn python(&self, program: &str, listens: Listens, rest: &[&str]) -> Party {
+    pub(crate) fn python(&self, program: &str, listens: Listens, rest: &[&str]) -> Party {
         let script = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/peers")
             .join(program);
@@ -155,7 +155,7 @@ fn vmsg(folder: &Path) -> Command {
 }
 
 /// A running process; killed if a test leaves it behind.
-pub struct Party {
+pub(crate) struct Party {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
@@ -205,7 +205,7 @@ impl Party {
     }
 
     /// Waits for a line of stdout that begins so; gives it.
-    pub fn expect(&mut self, beginning: &str) -> String {
+    pub(crate) fn expect(&mut self, beginning: &str) -> String {
         let deadline = Instant::now() + LIMIT;
         loop {
             let rest = deadline.saturating_duration_since(Instant::now());
@@ -223,23 +223,23 @@ impl Party {
     }
 
     /// Writes a line to its stdin.
-    pub fn tell(&mut self, line: &str) {
+    pub(crate) fn tell(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("piped");
         writeln!(stdin, "{line}").expect("it reads");
     }
 
     /// Kills it as the OOM killer does.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("a child");
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_none()
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.stdin = None;
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -263,13 +263,13 @@ impl Party {
     }
 
     /// Waits for an end without an error.
-    pub fn succeed(&mut self) {
+    pub(crate) fn succeed(&mut self) {
         let status = self.wait();
         assert!(status.success(), "{}: {status}", self.name);
     }
 
     /// Ends it as ^C does, and wants it to end well.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         assert!(self.is_running(), "{} has ended before", self.name);
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status();
@@ -278,7 +278,7 @@ impl Party {
     }
 
     /// All that it said so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -313,7 +313,7 @@ fn note(log: &Mutex<String>, line: &str) {
 }
 
 /// What a program printed.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let mut text = String::new();
     let mut bytes = bytes;
     bytes.read_to_string(&mut text).expect("text");

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Messages of revision 1: header of 8 bytes, at most 48 in all on this bus, and a driver's calls on top."""
+"""Messages of revision 1: header of 8 bytes, at most 48 in all on this bus, and a driver's calls on
+top.
+"""
 
 import os
 import struct

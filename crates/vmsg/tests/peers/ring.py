@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The split virtqueue, driver side and device side, in plain loads and stores on the guest's memory."""
+"""The split virtqueue, driver side and device side, in plain loads and stores on the guest's
+memory.
+"""
 
 import struct
 import threading
@@ -41,7 +43,10 @@ class DriverRing:
         self.avail_idx = self.told = self.used_idx = 0
 
     def add(self, readable, writable, indirect=None):
-        """Offers a chain of (address, length); gives its head, None without room. `publish` makes it visible."""
+        """Offers a chain of (address, length); gives its head, None without room.
+
+        `publish` makes it visible.
+        """
         parts = [(a, n, 0) for a, n in readable] + [(a, n, WRITE) for a, n in writable]
         use_table = self.indirect if indirect is None else indirect
         needed = 1 if use_table else len(parts)
@@ -116,7 +121,7 @@ class DeviceRing:
         self.avail_idx = self.used_idx = self.told = ram.load16(device + 2)
 
     def pop(self):
-        """The next chain: (head, readable, writable), both lists of (address, length); None if there is none."""
+        """The next chain: (head, readable, writable), both lists of (address, length); or None."""
         if self.event_idx:
             self.ram.store16(self.used + 4 + 8 * self.size, self.avail_idx)
             fence()
