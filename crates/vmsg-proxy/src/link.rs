@@ -15,7 +15,7 @@ use handle::{Command, News};
 
 use crate::log_limit::LogLimit;
 use crate::pace::Pace;
-use crate::session::{Event, OpError, OpId, Outcome, Outgoing, Session};
+use crate::session::{CommonMemory, Event, OpError, OpId, Outcome, Outgoing, Session};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
@@ -46,6 +46,8 @@ pub enum Source {
     Unix(Connector),
     /// A connection there is; when it ends there is no other.
     Given(Box<DriverBus>),
+    /// The same, on a bus that has this memory in common.
+    GivenWith(Box<DriverBus>, Vec<CommonMemory>),
 }
 
 /// A running link. Dropping it stops the thread; operations under way end with [`OpError::Ended`].
@@ -61,7 +63,7 @@ impl Link {
     ///
     /// # Errors
     /// Of `eventfd` and of starting a thread.
-    pub fn start(name: &str, session: Session, source: Source) -> io::Result<Link> {
+    pub fn start(name: &str, mut session: Session, source: Source) -> io::Result<Link> {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(Doorbell::new()?);
         let stop = Arc::new(Doorbell::new()?);
@@ -89,6 +91,13 @@ impl Link {
                 connector: None,
                 phase: Phase::Connected(bus),
             },
+            Source::GivenWith(bus, common) => {
+                session.set_common_memory(common);
+                State {
+                    connector: None,
+                    phase: Phase::Connected(bus),
+                }
+            }
         };
         let runner = Runner {
             name: name.to_owned(),

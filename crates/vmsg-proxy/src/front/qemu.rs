@@ -12,7 +12,7 @@ Start QEMU with `-object memory-backend-memfd,id=mem,size=…,share=on -machine 
 
 /// What to do about a guest whose memory is not the file `path` of `size` bytes that the bus has in common.
 pub fn file_remedy(path: &str, size: u64) -> String {
-    let size = if size % (1 << 20) == 0 {
+    let size = if size.is_multiple_of(1 << 20) {
         format!("{}M", size >> 20)
     } else {
         size.to_string()

@@ -97,9 +97,8 @@ impl Session {
                     setup.device,
                 );
                 // Foreign device hosts need not say where the queue is.
-                let mute = !self.caps.runtime_windows
-                    && !(self.is_ours() && self.caps.enumerates)
-                    && (info.descriptor, info.driver, info.device) == (0, 0, 0);
+                let says = self.caps.runtime_windows || (self.is_ours() && self.caps.enumerates);
+                let mute = !says && (info.descriptor, info.driver, info.device) == (0, 0, 0);
                 if there != wanted && !mute {
                     return Err(Failure::Refused {
                         what: "SET_VQUEUE",

@@ -24,7 +24,7 @@ use vmsg_bus::{Capabilities, DeviceBus, loopback};
 use vmsg_mem::Mapping;
 use vmsg_proxy::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use vmsg_proxy::link::{Link, Source};
-use vmsg_proxy::session::{Options, Session, Target};
+use vmsg_proxy::session::{CommonMemory, FileId, Options, Session, Target};
 
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 pub const FEATURES: u64 = 1 << 32 | 1 << 29;
@@ -82,8 +82,58 @@ pub fn serve(shared: &Shared, mut bus: DeviceBus) {
     }
 }
 
+/// How a stage is to be.
+pub struct Setting {
+    pub options: loopback::Options,
+    /// What the bus has in common, if it lends nothing.
+    pub common: Vec<CommonMemory>,
+    /// Of the front.
+    pub config: Option<bool>,
+}
+
+impl Default for Setting {
+    fn default() -> Setting {
+        Setting {
+            options: loopback::Options {
+                capabilities: Capabilities::all(MAX),
+                ..loopback::Options::default()
+            },
+            common: Vec::new(),
+            config: None,
+        }
+    }
+}
+
+impl Setting {
+    /// A bus of messages of 48 bytes and nothing else, that has the guest's memory in common.
+    pub fn bare(memory: &OwnedFd) -> Setting {
+        let stat = rustix::fs::fstat(memory).unwrap();
+        Setting {
+            options: loopback::Options {
+                capabilities: Capabilities::from_bits(0, 48),
+                ..loopback::Options::default()
+            },
+            common: vec![CommonMemory {
+                base: GUEST,
+                len: RAM,
+                file_offset: OFFSET,
+                file: FileId {
+                    device: stat.st_dev,
+                    inode: stat.st_ino,
+                },
+                path: "/dev/shm/guest".into(),
+            }],
+            config: None,
+        }
+    }
+}
+
 impl Stage {
     pub fn new(host: Host) -> Stage {
+        Stage::with(host, Setting::default())
+    }
+
+    pub fn with(host: Host, setting: Setting) -> Stage {
         let number = host.number;
         let shared = Arc::new(Shared {
             host: Mutex::new(host),
@@ -91,22 +141,23 @@ impl Stage {
             events: Mutex::default(),
             stop: AtomicBool::new(false),
         });
-        let options = loopback::Options {
-            capabilities: Capabilities::all(MAX),
-            ..loopback::Options::default()
-        };
-        let (driver, device) = loopback::pair(&options).unwrap();
+        let (driver, device) = loopback::pair(&setting.options).unwrap();
         let thread = std::thread::spawn({
             let shared = shared.clone();
             move || serve(&shared, device)
         });
         let session = Session::new(Target::Number(number), Options::default());
-        let link = Link::start("test", session, Source::Given(Box::new(driver))).unwrap();
+        let link = Link::start(
+            "test",
+            session,
+            Source::GivenWith(Box::new(driver), setting.common),
+        )
+        .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let options = VhostUserOptions {
             socket: dir.path().join("vu.sock"),
             mode: 0o600,
-            config: None,
+            config: setting.config,
         };
         let front = VhostUserFront::start("test", link.handle(), options).unwrap();
         Stage {
@@ -187,11 +238,26 @@ impl Vmm {
         Vmm::over(UnixStream::connect(stage.socket()).unwrap())
     }
 
+    /// In place of another one.
+    pub fn connect_after(before: Vmm, stage: &Stage) -> Vmm {
+        drop(before);
+        Vmm::connect(stage)
+    }
+
     /// Over a connection there is.
     pub fn over(socket: UnixStream) -> Vmm {
-        let (ram, file) = Mapping::memfd("guest", OFFSET + RAM, false).unwrap();
+        let (ram, file) = Vmm::memory();
+        Vmm::of(socket, ram, file)
+    }
+
+    pub fn memory() -> (Mapping, OwnedFd) {
+        Mapping::memfd("guest", OFFSET + RAM, false).unwrap()
+    }
+
+    /// With memory there is.
+    pub fn of(socket: UnixStream, ram: Mapping, file: OwnedFd) -> Vmm {
         Vmm {
-            front: Frontend::from_stream(socket.try_clone().unwrap(), 2),
+            front: Frontend::from_stream(socket.try_clone().unwrap(), 8),
             socket,
             ram,
             file,
@@ -261,7 +327,11 @@ impl Vmm {
     }
 
     pub fn start(stage: &Stage, rings: usize) -> Vmm {
-        let mut vmm = Vmm::connect(stage);
+        Vmm::connect(stage).started(stage, rings)
+    }
+
+    pub fn started(self, stage: &Stage, rings: usize) -> Vmm {
+        let mut vmm = self;
         vmm.init();
         vmm.features_and_memory();
         for index in 0..rings {
