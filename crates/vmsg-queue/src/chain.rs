@@ -233,7 +233,8 @@ pub struct Batch<'b> {
 }
 
 impl<'b> Batch<'b> {
-    pub(crate) const EMPTY: Batch<'static> = Batch {
+    /// No chains.
+    pub const EMPTY: Batch<'static> = Batch {
         pieces: &[],
         chains: &[],
     };

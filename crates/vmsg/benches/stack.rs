@@ -219,10 +219,7 @@ impl Running {
         let bus = host
             .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener))
             .expect("a bus");
-        let settings = Settings {
-            mac: Mac(guest_tcp::MAC),
-            mtu: None,
-        };
+        let settings = Settings::new(Mac(guest_tcp::MAC));
         let user = User::new(UserConfig::default()).expect("a stack");
         let net = Net::new(&settings, Box::new(user));
         host.add_device(bus, "rng0", Some(RNG.0), None, Box::new(Rng::new()))

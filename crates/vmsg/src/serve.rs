@@ -193,8 +193,8 @@ fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Bo
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
         DeviceSpec::Net(spec) => {
             let settings = Settings {
-                mac: spec.mac(&device.id)?,
                 mtu: spec.mtu,
+                ..Settings::new(spec.mac(&device.id)?)
             };
             let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
             let backend = make_backend(spec, &device.id, keeper)?;

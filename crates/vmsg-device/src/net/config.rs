@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Settings;
+use super::hash;
+use super::steering::Indirection;
 
 /// A MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,37 +67,42 @@ impl FromStr for Mac {
 
 const STATUS: usize = 6;
 const LINK_UP: u16 = 1;
-const SIZE: usize = 12;
+const ANNOUNCE: u16 = 2;
+const SIZE: usize = 24;
 
-/// The bytes: mac 6, status u16, max_virtqueue_pairs u16, mtu u16.
+/// The bytes: mac 6, status u16, max_virtqueue_pairs u16, mtu u16, speed u32, duplex u8,
+/// rss_max_key_size u8, rss_max_indirection_table_length u16, supported_hash_types u32.
 #[derive(Debug)]
 pub(super) struct NetConfig {
     bytes: [u8; SIZE],
     /// The address before any driver has set another.
     original: Mac,
-    mtu: bool,
 }
 
 impl NetConfig {
-    pub(super) fn new(settings: &Settings) -> Self {
+    /// The space of a device with `pairs` queue pairs whose link is down.
+    pub(super) fn new(settings: &Settings, pairs: u16) -> Self {
         let mut bytes = [0; SIZE];
         bytes[..6].copy_from_slice(&settings.mac.0);
-        bytes[STATUS..STATUS + 2].copy_from_slice(&LINK_UP.to_le_bytes());
-        bytes[8..10].copy_from_slice(&1u16.to_le_bytes());
+        bytes[8..10].copy_from_slice(&pairs.to_le_bytes());
         bytes[10..12].copy_from_slice(&settings.mtu.unwrap_or(0).to_le_bytes());
+        let (speed, duplex) = match settings.speed {
+            Some(speed) => (speed, u8::from(!settings.half_duplex)),
+            None => (u32::MAX, u8::MAX),
+        };
+        bytes[12..16].copy_from_slice(&speed.to_le_bytes());
+        bytes[16] = duplex;
+        bytes[17] = u8::try_from(hash::KEY_LEN).expect("forty");
+        bytes[18..20].copy_from_slice(&Indirection::LONGEST.to_le_bytes());
+        bytes[20..24].copy_from_slice(&hash::SUPPORTED.to_le_bytes());
         Self {
             bytes,
             original: settings.mac,
-            mtu: settings.mtu.is_some(),
         }
     }
 
     pub(super) fn bytes(&self) -> &[u8; SIZE] {
         &self.bytes
-    }
-
-    pub(super) fn has_mtu(&self) -> bool {
-        self.mtu
     }
 
     pub(super) fn mac(&self) -> Mac {
@@ -106,19 +113,35 @@ impl NetConfig {
     /// Forgets what a driver has set; the link stays as it is.
     pub(super) fn reset(&mut self) {
         self.set_mac(self.original);
+        self.set_status(ANNOUNCE, false);
     }
 
     pub(super) fn set_mac(&mut self, mac: Mac) {
         self.bytes[..6].copy_from_slice(&mac.0);
     }
 
+    pub(super) fn link_is_up(&self) -> bool {
+        self.status() & LINK_UP != 0
+    }
+
     /// Sets the link status; returns what changed, if anything.
     pub(super) fn set_link(&mut self, up: bool) -> Option<(usize, [u8; 2])> {
-        let status = if up { LINK_UP } else { 0 }.to_le_bytes();
-        if self.bytes[STATUS..STATUS + 2] == status {
-            return None;
-        }
-        self.bytes[STATUS..STATUS + 2].copy_from_slice(&status);
-        Some((STATUS, status))
+        self.set_status(LINK_UP, up)
+    }
+
+    /// Sets or clears the request to announce; returns what changed, if anything.
+    pub(super) fn set_announce(&mut self, wanted: bool) -> Option<(usize, [u8; 2])> {
+        self.set_status(ANNOUNCE, wanted)
+    }
+
+    fn status(&self) -> u16 {
+        u16::from_le_bytes([self.bytes[STATUS], self.bytes[STATUS + 1]])
+    }
+
+    fn set_status(&mut self, bit: u16, on: bool) -> Option<(usize, [u8; 2])> {
+        let before = self.status();
+        let status = if on { before | bit } else { before & !bit };
+        self.bytes[STATUS..STATUS + 2].copy_from_slice(&status.to_le_bytes());
+        (status != before).then(|| (STATUS, status.to_le_bytes()))
     }
 }

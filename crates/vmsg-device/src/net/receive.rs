@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From the back end to the driver.
 
-use std::cell::OnceCell;
-use std::sync::atomic::AtomicU64;
+use vmsg_mem::AddressSpace;
+use vmsg_queue::{ChainStorage, QueueError};
 
-use vmsg_mem::{AddressSpace, Pieces, RamSlice};
-use vmsg_net::{RxSink, Target, VnetHeader};
-use vmsg_queue::{Batch, DeviceQueue, QueueError};
-
-use super::{Counters, HEADER, Net, RECEIVE};
-use crate::device::{DeviceError, Io, publish};
-
-/// Receive buffers looked at in one go. A 64 KiB frame fills 44 buffers of
-/// 1,536 bytes, so a batch holds two of the largest.
-const BATCH: usize = 96;
+use super::sink::{Buffers, Discard, Lane, Reason};
+use super::{Net, receive_queue};
+use crate::device::{DeviceError, Io};
 
 /// Batches before others have their turn.
 const ROUNDS: usize = 4;
@@ -26,176 +19,117 @@ impl Net {
             if !self.backend.has_frames() {
                 return Ok(());
             }
-            let Io {
-                queues,
-                space,
-                storage,
-                now,
-                notices,
-                ..
-            } = io;
-            let failed = |source| DeviceError::Queue {
-                queue: RECEIVE,
-                source,
+            let delivered = match self.destination(io) {
+                Destination::Driver => self.deliver(io)?,
+                Destination::Nowhere(reason) => Some(self.discard(io, reason)),
+                Destination::Later => return Ok(()),
             };
-            let Some(Some(active)) = queues.get_mut(RECEIVE) else {
-                return Ok(());
-            };
-            let ring = active.ring();
-            let batch = ring.pop(*space, *storage, BATCH).map_err(failed)?;
-            let count = batch.len();
-            let all_at_hand = count >= BATCH.min(usize::from(ring.config().size));
-            let mut sink = Buffers {
-                ring,
-                space: *space,
-                batch,
-                next: 0,
-                chains: 0,
-                room: Vec::with_capacity(4),
-                scratch: &self.scratch,
-                dropping: false,
-                mergeable: self.mergeable,
-                all_at_hand,
-                counters: &mut self.counters,
-                error: None,
-            };
-            let delivered = self.backend.receive(*now, &mut sink);
-            let Buffers { next, error, .. } = sink;
-            if let Some(source) = error {
-                return Err(failed(source));
-            }
-            ring.rewind(count - next);
-            // The driver has to say when it has more buffers than those that do not suffice.
-            let starved = delivered == 0 && self.backend.has_frames();
-            let enough = u16::try_from(count).unwrap_or(u16::MAX);
-            let refilled = starved
-                && ring
-                    .enable_notifications_beyond(*space, enough)
-                    .map_err(failed)?;
-            publish(queues, RECEIVE, *space, notices)?;
-            if delivered == 0 && !refilled {
-                return Ok(());
+            match delivered {
+                Some(frames) if frames > 0 => {}
+                Some(_) => return Ok(()),
+                // Buffers came just now.
+                None => {}
             }
         }
-        io.again(RECEIVE);
+        // Whoever it is: each queue's turn ends here.
+        if let Some(queue) = io.queues.iter().position(Option::is_some) {
+            io.again(queue);
+        }
         Ok(())
     }
-}
 
-/// The driver's receive buffers, as the back end sees them.
-struct Buffers<'a, 'm: 'a> {
-    ring: &'a mut DeviceQueue,
-    space: AddressSpace<'m>,
-    batch: Batch<'m>,
-    /// The first chain that holds no frame yet.
-    next: usize,
-    /// How many chains from there the present offer spans.
-    chains: usize,
-    /// Their memory, vnet header included.
-    room: Vec<RamSlice<'a>>,
-    /// Where a frame goes that no buffer can ever hold.
-    scratch: &'a Scratch,
-    /// The present offer is the scratch memory.
-    dropping: bool,
-    mergeable: bool,
-    /// Waiting cannot bring more buffers than the batch holds.
-    all_at_hand: bool,
-    counters: &'a mut Counters,
-    error: Option<QueueError>,
-}
-
-impl RxSink for Buffers<'_, '_> {
-    fn offer(&mut self, to: Target<'_>, len: usize) -> Option<Pieces<'_>> {
-        self.offer_between(to, len, len)
+    fn destination(&mut self, io: &Io<'_>) -> Destination {
+        if !self.config.link_is_up() {
+            return Destination::Nowhere(Reason::LinkDown);
+        }
+        let pairs = self.session.receiving_pairs();
+        if (0..pairs).any(|pair| matches!(io.queues.get(receive_queue(pair)), Some(Some(_)))) {
+            self.session.has_received = true;
+            return Destination::Driver;
+        }
+        if self.session.has_received {
+            // All receive queues are being reset (VIRTIO 1.3, 5.1.6.5.6.2).
+            Destination::Nowhere(Reason::NoQueue)
+        } else {
+            Destination::Later
+        }
     }
 
-    fn offer_between(&mut self, _: Target<'_>, least: usize, most: usize) -> Option<Pieces<'_>> {
-        if self.error.is_some() {
-            return None;
+    /// One round of frames into the driver's buffers; how many there were, or
+    /// `None` if there were none and the driver has new buffers.
+    fn deliver(&mut self, io: &mut Io<'_>) -> Result<Option<usize>, DeviceError> {
+        let Io {
+            queues,
+            space,
+            storage,
+            now,
+            notices,
+            ..
+        } = io;
+        let space: AddressSpace<'_> = *space;
+        let pairs = self.session.receiving_pairs();
+        let mut storages = std::iter::once::<&mut ChainStorage>(storage).chain(&mut self.storages);
+        let lanes: Vec<Option<Lane<'_>>> = queues
+            .chunks_mut(2)
+            .take(pairs)
+            .enumerate()
+            .map(|(pair, queues)| {
+                let storage = storages.next()?;
+                let active = queues.first_mut()?.as_mut()?;
+                Some(Lane::new(pair, active, storage))
+            })
+            .collect();
+        let mut sink = Buffers {
+            lanes,
+            space,
+            room: Vec::with_capacity(4),
+            present: None,
+            scratch: &self.scratch,
+            session: &self.session,
+            own: self.config.mac(),
+            counters: &self.counters,
+            error: None,
+        };
+        let delivered = self.backend.receive(*now, &mut sink);
+        let Buffers { lanes, error, .. } = sink;
+        if let Some((pair, source)) = error {
+            return Err(failed(pair, source));
         }
-        let need = least.saturating_add(HEADER);
-        let enough = most.saturating_add(HEADER);
-        let limit = if self.mergeable { usize::MAX } else { 1 };
-        self.room.clear();
-        self.chains = 0;
-        let mut have = 0;
-        while have < enough && self.chains < limit {
-            let Some(chain) = self.batch.get(self.next + self.chains) else {
-                break;
-            };
-            let writable = chain.writable();
-            self.room.extend(writable.iter());
-            have += writable.len();
-            self.chains += 1;
+        // The driver has to say when it has more buffers than those that do not suffice.
+        let starved = delivered == 0 && self.backend.has_frames();
+        let nobody_refused = !lanes.iter().flatten().any(Lane::has_refused);
+        let mut refilled = false;
+        for lane in lanes.into_iter().flatten() {
+            let pair = lane.pair;
+            let refused = lane.has_refused();
+            let active = lane
+                .finish(space, starved && (refused || nobody_refused), &mut refilled)
+                .map_err(|source| failed(pair, source))?;
+            active.publish_and_notify(receive_queue(pair), space, notices)?;
         }
-        self.dropping = have < need;
-        if self.dropping {
-            let hopeless = !self.mergeable || (self.next == 0 && self.all_at_hand);
-            if self.chains == 0 || !hopeless {
-                return None;
-            }
-            // No buffer of this driver can ever hold the frame. It is taken and dropped, so that
-            // it does not hold up what comes after it; the buffers stay available.
-            self.room.clear();
-            self.room.push(self.scratch.room(need)?);
-        }
-        Some(Pieces::new(&self.room).skip(HEADER))
+        Ok((delivered > 0 || !refilled).then_some(delivered))
     }
 
-    fn commit(&mut self, header: &VnetHeader, len: usize) {
-        if std::mem::take(&mut self.dropping) {
-            self.counters.rx_too_big += 1;
-            return;
-        }
-        self.counters.rx_frames += 1;
-        let room = Pieces::new(&self.room);
-        let mut left = len.saturating_add(HEADER).min(room.len());
-        room.write(&header.to_bytes());
-        // A frame may need fewer buffers than were offered; only those it fills are used.
-        let mut chains = 0;
-        let mut capacity = 0;
-        while capacity < left {
-            let Some(chain) = self.batch.get(self.next + chains) else {
-                break;
-            };
-            capacity += chain.writable().len();
-            chains += 1;
-        }
-        let count = u16::try_from(chains).unwrap_or(u16::MAX);
-        room.skip(VnetHeader::LEN).write(&count.to_le_bytes());
-        for index in self.next..self.next + chains {
-            let Some(chain) = self.batch.get(index) else {
-                break;
-            };
-            let bytes = left.min(chain.writable().len());
-            left -= bytes;
-            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            if let Err(error) = self.ring.complete(self.space, chain.head(), bytes) {
-                self.error = Some(error);
-                break;
-            }
-        }
-        self.next += chains;
-        self.chains = 0;
+    /// Takes a round of frames and drops them; returns how many.
+    fn discard(&mut self, io: &Io<'_>, reason: Reason) -> usize {
+        let mut sink = Discard::new(&self.scratch, &self.counters.device, reason);
+        self.backend.receive(io.now, &mut sink)
     }
 }
 
-/// Memory for frames that are dropped, made when the first one is.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    words: OnceCell<Box<[AtomicU64]>>,
+/// What becomes of the back end's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Destination {
+    Driver,
+    /// They are dropped.
+    Nowhere(Reason),
+    /// The back end keeps them: the driver has not come so far yet.
+    Later,
 }
 
-impl Scratch {
-    /// The largest frame with all offloads, and its headers.
-    const BYTES: usize = 80 * 1024;
-
-    fn room(&self, len: usize) -> Option<RamSlice<'_>> {
-        let words = self.words.get_or_init(|| {
-            (0..Self::BYTES / size_of::<AtomicU64>())
-                .map(|_| AtomicU64::new(0))
-                .collect()
-        });
-        RamSlice::from_atomics(words).get(0, len)
+fn failed(pair: usize, source: QueueError) -> DeviceError {
+    DeviceError::Queue {
+        queue: receive_queue(pair),
+        source,
     }
 }

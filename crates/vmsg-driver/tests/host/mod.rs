@@ -96,8 +96,8 @@ impl Drop for Running {
 
 fn with_devices(host: &mut Host, bus: usize) {
     let settings = Settings {
-        mac: Mac(MAC),
         mtu: Some(MTU),
+        ..Settings::new(Mac(MAC))
     };
     let net = Net::new(&settings, Box::new(Echo::default()));
     assert_eq!(
