@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The two ends of a bus.
 
-use crate::link::{Link, Parts};
-use crate::tap::Direction;
+use crate::line::Line;
+use crate::link::Parts;
 use crate::trace::Interface;
 use crate::{Capabilities, Peer};
 use std::any::Any;
@@ -100,9 +100,7 @@ macro_rules! end {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         pub struct $name {
-            link: Link,
-            /// Where messages are recorded.
-            trace: Option<Interface>,
+            line: Line,
             /// The driver's memory, on buses where both sides know it from the start.
             #[cfg(feature = "linux-user")]
             static_ram: Option<crate::StaticRam>,
@@ -113,8 +111,7 @@ macro_rules! end {
         impl $name {
             pub(crate) fn new(parts: Parts, place: Option<Box<dyn Any + Send + Sync>>) -> Result<Self, vmsg_mem::Error> {
                 Ok(Self {
-                    link: Link::new(parts)?,
-                    trace: None,
+                    line: Line::new(parts)?,
                     #[cfg(feature = "linux-user")]
                     static_ram: None,
                     _place: place,
@@ -132,43 +129,20 @@ macro_rules! end {
                 self.static_ram = ram;
             }
 
+            /// Speaks the 40-byte messages on the wire.
+            #[cfg(feature = "linux-user")]
+            pub(crate) fn translate(&mut self, translation: crate::translation::Translation) {
+                self.line.translate(translation);
+            }
+
             /// Records all messages from now on to a trace, or to none.
             pub fn set_trace(&mut self, trace: Option<Interface>) {
-                self.trace = trace;
-            }
-
-            #[inline]
-            fn send(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-                if fds.is_empty() {
-                    self.link.try_send(message)?;
-                } else {
-                    self.link.try_send_with_fds(message, fds)?;
-                }
-                if let Some(trace) = &mut self.trace {
-                    trace.record(Direction::Sent, message, fds.len());
-                }
-                Ok(())
-            }
-
-            #[inline]
-            fn receive(
-                &mut self,
-                buf: &mut [u8],
-                fds: Option<&mut Vec<OwnedFd>>,
-            ) -> Result<Option<usize>, ChannelError> {
-                let before = self.link.counters().fds_received;
-                let received = self.link.try_recv(buf, fds)?;
-                if let (Some(trace), Some(len)) = (&mut self.trace, received) {
-                    // Also those that were closed as they are not wanted.
-                    let fds = self.link.counters().fds_received - before;
-                    trace.record(Direction::Received, &buf[..len], usize::try_from(fds).unwrap_or(usize::MAX));
-                }
-                Ok(received)
+                self.line.set_trace(trace);
             }
 
             /// What the bus can do.
             pub fn capabilities(&self) -> &Capabilities {
-                self.link.capabilities()
+                self.line.link.capabilities()
             }
 
             /// See [`Bus::try_send_with_fds`].
@@ -176,7 +150,7 @@ macro_rules! end {
             /// # Errors
             /// As there.
             pub fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-                self.send(message, fds)
+                self.line.try_send(message, fds)
             }
 
             /// See [`Bus::try_recv_with_fds`].
@@ -189,28 +163,28 @@ macro_rules! end {
                 fds: &mut Vec<OwnedFd>,
             ) -> Result<Option<usize>, ChannelError> {
                 fds.clear();
-                self.receive(buf, Some(fds))
+                self.line.try_recv(buf, Some(fds))
             }
 
             /// See [`Bus::arm`].
             pub fn arm(&mut self) -> bool {
-                self.link.arm()
+                self.line.arm()
             }
 
             /// See [`Bus::arm_for_room`].
             pub fn arm_for_room(&mut self) -> bool {
-                self.link.arm_for_room()
+                self.line.arm_for_room()
             }
 
             /// See [`Bus::wake_fds`].
             pub fn wake_fds(&self) -> WakeFds<'_> {
-                self.link.wake_fds()
+                self.line.link.wake_fds()
             }
 
             /// Whether this end was rung since the last call; only on a loopback without
             /// doorbells, elsewhere always false.
             pub fn take_wake(&self) -> bool {
-                self.link.take_wake()
+                self.line.link.take_wake()
             }
 
             /// One file descriptor in place of the two of [`Self::wake_fds`]: readable after
@@ -219,7 +193,7 @@ macro_rules! end {
             /// # Errors
             /// Of `epoll_create1` and `epoll_ctl`; `Unsupported` on a loopback without doorbells.
             pub fn poll_fd(&mut self) -> io::Result<BorrowedFd<'_>> {
-                self.link.poll_fd()
+                self.line.link.poll_fd()
             }
 
             /// Makes [`Self::poll_fd`] unreadable until the next wake; tells whether it was readable.
@@ -227,7 +201,7 @@ macro_rules! end {
             /// # Errors
             /// As [`Self::poll_fd`].
             pub fn clear_poll_fd(&mut self) -> io::Result<bool> {
-                self.link.clear_poll_fd()
+                self.line.link.clear_poll_fd()
             }
 
             /// Arms and sleeps until there may be a message, room or an end to
@@ -236,38 +210,38 @@ macro_rules! end {
             /// # Errors
             /// As [`Self::poll_fd`].
             pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-                self.link.wait(timeout)
+                self.line.link.wait(timeout)
             }
 
             /// Whether the connection is known to be over.
             pub fn is_closed(&self) -> bool {
-                self.link.is_closed()
+                self.line.link.is_closed()
             }
 
             /// Flushes and ends the connection; dropping does the same.
             pub fn close(&mut self) {
-                self.link.close();
+                self.line.link.close();
             }
 
             /// Who is at the other end.
             pub fn peer(&self) -> &Peer {
-                self.link.peer()
+                self.line.link.peer()
             }
 
             /// Name of the program at the other end, as it calls itself.
             pub fn peer_name(&self) -> &str {
-                &self.link.peer().name
+                &self.line.link.peer().name
             }
 
             /// Another value each time the device side starts: after a reconnect, another epoch means that
             /// all device state is gone.
             pub fn epoch(&self) -> u64 {
-                self.link.epoch()
+                self.line.link.epoch()
             }
 
             /// What went over this end.
             pub fn counters(&self) -> &Counters {
-                self.link.counters()
+                self.line.link.counters()
             }
         }
 
@@ -283,32 +257,32 @@ macro_rules! end {
 
         impl Channel for $name {
             fn max_message_size(&self) -> usize {
-                self.link.capabilities().max_message_size
+                self.line.link.capabilities().max_message_size
             }
 
             #[inline]
             fn try_send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
-                self.send(message, &[])
+                self.line.try_send(message, &[])
             }
 
             #[inline]
             fn try_recv(&mut self, buf: &mut [u8]) -> Result<Option<usize>, ChannelError> {
-                self.receive(buf, None)
+                self.line.try_recv(buf, None)
             }
 
             #[inline]
             fn flush(&mut self) -> Result<(), ChannelError> {
-                self.link.flush()
+                self.line.flush()
             }
         }
 
         impl Bus for $name {
             fn capabilities(&self) -> &Capabilities {
-                self.link.capabilities()
+                self.line.link.capabilities()
             }
 
             fn try_send_with_fds(&mut self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-                self.send(message, fds)
+                self.line.try_send(message, fds)
             }
 
             fn try_recv_with_fds(
@@ -320,23 +294,23 @@ macro_rules! end {
             }
 
             fn arm(&mut self) -> bool {
-                self.link.arm()
+                self.line.arm()
             }
 
             fn arm_for_room(&mut self) -> bool {
-                self.link.arm_for_room()
+                self.line.arm_for_room()
             }
 
             fn wake_fds(&self) -> WakeFds<'_> {
-                self.link.wake_fds()
+                self.line.link.wake_fds()
             }
 
             fn is_closed(&self) -> bool {
-                self.link.is_closed()
+                self.line.link.is_closed()
             }
 
             fn peer(&self) -> &Peer {
-                self.link.peer()
+                self.line.link.peer()
             }
         }
     };

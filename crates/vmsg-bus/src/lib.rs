@@ -25,6 +25,8 @@ pub mod fault;
 mod join;
 pub mod keyval;
 #[cfg(any(feature = "loopback", feature = "unix"))]
+mod line;
+#[cfg(any(feature = "loopback", feature = "unix"))]
 mod link;
 #[cfg(feature = "linux-user")]
 pub mod linux_user;
@@ -37,6 +39,8 @@ mod memory;
 mod spec;
 pub mod tap;
 pub mod trace;
+#[cfg(feature = "linux-user")]
+mod translation;
 #[cfg(feature = "unix")]
 pub mod unix;
 

@@ -48,6 +48,21 @@ pub(crate) enum Framing {
     /// Filled up with zeros to so many bytes when they are sent; received as their header says.
     #[cfg(feature = "linux-user")]
     Padded(usize),
+    /// All alike.
+    #[cfg(feature = "linux-user")]
+    Fixed(usize),
+}
+
+impl Framing {
+    /// Bytes of every message, if they are all alike.
+    #[inline]
+    fn fixed(self) -> Option<usize> {
+        match self {
+            #[cfg(feature = "linux-user")]
+            Self::Fixed(size) => Some(size),
+            _ => None,
+        }
+    }
 }
 
 /// Everything an end is made of.
@@ -189,6 +204,8 @@ impl Link {
         let pushed = match self.framing {
             Framing::Sized => self.tx.try_push(message),
             #[cfg(feature = "linux-user")]
+            Framing::Fixed(_) => self.tx.try_push(message),
+            #[cfg(feature = "linux-user")]
             Framing::Padded(size) => {
                 let mut slot = [0; 64];
                 match slot.get_mut(..message.len()) {
@@ -294,7 +311,11 @@ impl Link {
             return Err(error);
         }
         // A size that cannot be is for the decoder to refuse and to count.
+        let fixed = self.framing.fixed();
         let size_of = |header: &[u8; 8]| {
+            if let Some(size) = fixed {
+                return size;
+            }
             let size = usize::from(u16::from_le_bytes([header[6], header[7]]));
             if (8..=max).contains(&size) { size } else { max }
         };
@@ -415,6 +436,14 @@ impl Link {
         WakeFds {
             doorbell: self.ours.as_fd(),
             hangup: self.carrier.hangup_fd(),
+        }
+    }
+
+    /// Wakes this side: there is something to receive that did not come over the queue just now.
+    #[cfg(feature = "linux-user")]
+    pub(crate) fn wake_self(&self) {
+        if let Bell::Stream(stream) = &self.ours {
+            stream.start_timer(Duration::from_nanos(1));
         }
     }
 

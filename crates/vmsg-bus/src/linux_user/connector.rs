@@ -4,12 +4,13 @@
 use super::door::{Attempts, Dialed, Listening, dial};
 use super::queues::Queues;
 use super::stream::Stream;
-use super::{LinuxUserSpec, Role, Site, holder, peer};
+use super::{LinuxUserSpec, Revision, Role, Site, holder, peer};
 use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
 use crate::lock::{FileLock, LockError};
 use crate::trace::{OpenError, Side};
+use crate::translation::Translation;
 use crate::unix::connector::GONE;
 use crate::unix::{ConnectError, Watch};
 use crate::{DriverBus, StaticRam};
@@ -360,6 +361,9 @@ impl Connector {
             why: "queues that cannot be used",
         })?;
         bus.set_static_ram(self.site.ram.clone());
+        if self.site.revision == Revision::R1 {
+            bus.translate(Translation::for_driver());
+        }
         if let Some(trace) = &self.site.trace {
             bus.set_trace(trace.interface(Side::Driver, bus.peer(), bus.capabilities()));
         }

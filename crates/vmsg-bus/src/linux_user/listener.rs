@@ -4,12 +4,13 @@
 use super::door::Door;
 use super::queues::Queues;
 use super::stream::Stream;
-use super::{LinuxUserSpec, Role, Site, holder, peer};
+use super::{LinuxUserSpec, Revision, Role, Site, holder, peer};
 use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
 use crate::lock::{FileLock, LockError};
 use crate::trace::Side;
+use crate::translation::Translation;
 use crate::unix::BindError;
 use crate::{DeviceBus, StaticRam};
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -221,6 +222,9 @@ impl Listener {
         let place = Box::new(Place(Arc::clone(&self.ends)));
         let mut bus = DeviceBus::new(parts, Some(place))?;
         bus.set_static_ram(self.site.ram.clone());
+        if self.site.revision == Revision::R1 {
+            bus.translate(Translation::for_device());
+        }
         if let Some(trace) = &self.site.trace {
             bus.set_trace(trace.interface(Side::Device, bus.peer(), bus.capabilities()));
         }

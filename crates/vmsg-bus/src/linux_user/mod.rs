@@ -120,7 +120,10 @@ impl Site {
     }
 
     fn framing(&self) -> Framing {
-        Framing::Padded(MESSAGE_SIZE)
+        match self.revision {
+            Revision::One => Framing::Padded(MESSAGE_SIZE),
+            Revision::R1 => Framing::Fixed(virtio_msg::r1::SIZE),
+        }
     }
 }
 

@@ -109,7 +109,7 @@ impl Stream {
     }
 
     /// Wakes this side once after `time`.
-    pub(super) fn start_timer(&self, time: Duration) {
+    pub(crate) fn start_timer(&self, time: Duration) {
         let zero = Timespec::default();
         let timer = Itimerspec {
             it_interval: zero,
