@@ -9,6 +9,25 @@ use anyhow::{Context, Result, bail};
 
 use crate::sources::Sources;
 
+/// Which packages a private apt sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// Those of the release that this machine has.
+    Own,
+    /// Those of Debian 13 with its backports preferred, from the same archive.
+    TrixieBackports,
+}
+
+impl Release {
+    /// The name in the cache.
+    pub(crate) fn name(self, debian: &Debian) -> &str {
+        match self {
+            Self::Own => &debian.codename,
+            Self::TrixieBackports => "trixie-backports",
+        }
+    }
+}
+
 /// A Debian machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Debian {
@@ -82,7 +101,20 @@ pub(crate) struct PrivateApt {
 impl PrivateApt {
     /// Sets it up in `dir` and fetches the package lists.
     pub(crate) fn new(dir: &Path, debian: &Debian, architecture: &str) -> Result<Self> {
-        let sources = Sources::read(Path::new("/etc/apt"), &debian.codename)?;
+        Self::with_release(dir, debian, Release::Own, architecture)
+    }
+
+    /// The same with the packages of `release`.
+    pub(crate) fn with_release(
+        dir: &Path,
+        debian: &Debian,
+        release: Release,
+        architecture: &str,
+    ) -> Result<Self> {
+        let mut sources = Sources::read(Path::new("/etc/apt"), &debian.codename)?;
+        if release == Release::TrixieBackports {
+            sources = sources.of_trixie_with_backports();
+        }
         if sources.is_empty() {
             bail!(
                 "no apt source of the Debian archive for {} in /etc/apt: add one, or name a kernel with --kernel and a \
@@ -100,6 +132,10 @@ impl PrivateApt {
             fs::create_dir_all(dir.join(sub))
                 .with_context(|| format!("cannot create {root}/{sub}"))?;
         }
+        let preferred = match release {
+            Release::Own => "",
+            Release::TrixieBackports => "APT::Default-Release \"trixie-backports\";\n",
+        };
         // The system's configuration stays in force (proxies, keys); hooks on its package cache are dropped.
         let config = format!(
             "Dir::State \"{root}/state\";\n\
@@ -121,6 +157,7 @@ impl PrivateApt {
              #clear APT::Update::Post-Invoke-Success;\n\
              #clear APT::NeverAutoRemove;\n\
              APT::Sandbox::User \"root\";\n\
+             {preferred}\
              Acquire::Languages \"none\";\n\
              Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";\n",
         );
@@ -167,6 +204,30 @@ impl PrivateApt {
             let mut command = Command::new("dpkg-deb");
             command.arg("-x").arg(entry?.path()).arg(into);
             finish(command).with_context(|| format!("cannot unpack {package}"))?;
+        }
+        Ok(())
+    }
+
+    /// Fetches `packages` with all that they depend on, down to the C library, and unpacks them into `into`.
+    pub(crate) fn unpack_all(&self, packages: &[&str], into: &Path) -> Result<()> {
+        let mut arguments = vec![
+            "-y",
+            "--no-install-recommends",
+            "--download-only",
+            "install",
+        ];
+        arguments.extend(packages);
+        let names = packages.join(", ");
+        self.run("apt-get", &arguments)
+            .with_context(|| format!("cannot fetch the Debian packages {names}"))?;
+        let debs = self.dir.join("cache/archives");
+        for entry in fs::read_dir(&debs)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "deb") {
+                let mut command = Command::new("dpkg-deb");
+                command.arg("-x").arg(&path).arg(into);
+                finish(command).with_context(|| format!("cannot unpack {}", path.display()))?;
+            }
         }
         Ok(())
     }

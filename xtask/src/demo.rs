@@ -118,7 +118,7 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>) -> Result<String> {
         SCRIPT,
         &settings,
     )?;
-    tell(scene, &format!("QEMU started: {}", kit.qemu.display()));
+    tell(scene, &format!("QEMU started: {}", kit.qemu));
     let kernel = guest.booted(scene)?;
     tell(scene, &format!("guest runs Linux {kernel}"));
 

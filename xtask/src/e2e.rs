@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
+mod nic;
+mod socket;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -77,7 +80,7 @@ struct Test {
     play: fn(&mut Stage, &mut Report) -> Result<()>,
 }
 
-const TESTS: [Test; 7] = [
+const TESTS: [Test; 10] = [
     Test {
         name: "checks",
         reference: true,
@@ -107,6 +110,21 @@ const TESTS: [Test; 7] = [
         name: "printed-arguments",
         reference: false,
         play: printed_arguments,
+    },
+    Test {
+        name: "nic-generic",
+        reference: false,
+        play: nic::generic,
+    },
+    Test {
+        name: "nic-vhost-user",
+        reference: false,
+        play: nic::vhost_user,
+    },
+    Test {
+        name: "socket-stream",
+        reference: false,
+        play: socket::stream,
     },
     Test {
         name: "memory-not-shared",

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use crate::cpio::Cpio;
 use crate::kit::Kit;
 use crate::modules;
+use crate::tree::Files;
 
 /// First script of every guest; runs `/script` and powers the guest off.
 const INIT: &str = include_str!("guest/init.sh");
@@ -30,14 +31,22 @@ pub(crate) fn build(kit: &Kit, script: &str, settings: &[(&str, String)]) -> Res
     cpio.symlink("bin/sh", "busybox");
     let mut load = String::new();
     if let Some(dir) = &kit.modules {
-        for module in modules::resolve(
-            dir,
-            &[kit.machine.transport_module(), "virtio_net", "virtio_rng"],
-        )? {
+        let mut wanted = vec![kit.machine.transport_module(), "virtio_net", "virtio_rng"];
+        if kit.tools.is_some() {
+            wanted.push("8021q");
+        }
+        for module in modules::resolve(dir, &wanted)? {
             let path = format!("modules/{}.ko", module.name);
             cpio.file(&path, 0o644, &module.object);
             load.push_str(&format!("/{path}\n"));
         }
+    }
+    if let Some(tools) = &kit.tools {
+        let mut files = Files::default();
+        for program in ["ethtool", "iperf3", "ip"] {
+            tools.add_to(&mut files, program)?;
+        }
+        files.write(&mut cpio, &["bin", "modules"]);
     }
     cpio.file("modules/order", 0o644, load.as_bytes());
     let mut variables = String::new();

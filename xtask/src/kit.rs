@@ -5,16 +5,19 @@
 //! into the cache folder, for any architecture, without touching the system. Elsewhere they are named by the user.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::debian::{self, Debian, PrivateApt};
 use crate::dirs;
 use crate::machine::Machine;
+use crate::tree::{self, Tree};
 
 /// Where parts of a guest come from when not from Debian; options shared by all commands that boot guests.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -35,6 +38,9 @@ pub(crate) struct Options {
     /// Run this QEMU instead of the one in PATH
     #[arg(long, value_name = "FILE")]
     pub(crate) qemu: Option<PathBuf>,
+    /// Run QEMU 11.1 or later, from Debian 13's backports, not installed but unpacked in the cache
+    #[arg(long, conflicts_with = "qemu")]
+    pub(crate) new_qemu: bool,
 }
 
 /// Everything a guest of one machine type is made of.
@@ -43,13 +49,71 @@ pub(crate) struct Kit {
     /// The machine type.
     pub(crate) machine: Machine,
     /// The QEMU program.
-    pub(crate) qemu: PathBuf,
+    pub(crate) qemu: Qemu,
     /// The kernel image.
     pub(crate) kernel: PathBuf,
     /// The kernel's modules, a folder as `/lib/modules/VERSION`; none if all that is needed is built in.
     pub(crate) modules: Option<PathBuf>,
     /// A static busybox for the guest's architecture.
     pub(crate) busybox: PathBuf,
+    /// `ethtool`, `ip` and `iperf3` for the guest, if it gets them.
+    pub(crate) tools: Option<Tree>,
+}
+
+impl Kit {
+    /// The same with the tools of network tests in the guest.
+    pub(crate) fn with_tools(&self) -> Result<Self> {
+        Ok(Self {
+            tools: Some(tree::net_tools(self.machine).fetch()?),
+            ..self.clone()
+        })
+    }
+
+    /// The same with QEMU 11.1 or later, unless the user has named one that is as new.
+    pub(crate) fn with_new_qemu(&self) -> Result<Self> {
+        if crate::qemu::version(self)? >= (11, 1) {
+            return Ok(self.clone());
+        }
+        Ok(Self {
+            qemu: Qemu::Tree(tree::new_qemu().fetch()?, self.machine.qemu_program()),
+            ..self.clone()
+        })
+    }
+}
+
+/// A QEMU for one machine.
+#[derive(Debug, Clone)]
+pub(crate) enum Qemu {
+    /// A program that is installed, or that the user has named.
+    Program(PathBuf),
+    /// A program of packages that are only unpacked.
+    Tree(Tree, &'static str),
+}
+
+impl Qemu {
+    /// A command that runs it.
+    pub(crate) fn command(&self) -> Result<Command> {
+        match self {
+            Self::Program(path) => Ok(Command::new(path)),
+            Self::Tree(tree, program) => {
+                let mut command = tree.command(program)?;
+                command.arg("-L").arg(tree.data("share/qemu"));
+                Ok(command)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Qemu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program(path) => path.display().fmt(f),
+            Self::Tree(tree, program) => match tree.program(program) {
+                Ok(path) => path.display().fmt(f),
+                Err(_) => f.write_str(program),
+            },
+        }
+    }
 }
 
 /// Gathers a kit for each machine, asking once for all that must be installed or fetched.
@@ -86,10 +150,13 @@ pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>
         }
         fetch_all(&fetches, &cache, debian)?;
     }
-    machines
+    let kits = machines
         .iter()
-        .map(|&m| kit(m, options, &cache, Some(debian)))
-        .collect()
+        .map(|&m| kit(m, options, &cache, Some(debian)));
+    if options.new_qemu {
+        return kits.map(|kit| kit?.with_new_qemu()).collect();
+    }
+    kits.collect()
 }
 
 fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian>) -> Result<Kit> {
@@ -122,10 +189,11 @@ fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian
     };
     Ok(Kit {
         machine,
-        qemu,
+        qemu: Qemu::Program(qemu),
         kernel,
         modules,
         busybox: place(Part::Busybox)?,
+        tools: None,
     })
 }
 

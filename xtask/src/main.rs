@@ -21,6 +21,7 @@ mod report;
 mod scene;
 mod sources;
 mod tftp;
+mod tree;
 mod vmsg;
 
 use std::process::ExitCode;

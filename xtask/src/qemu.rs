@@ -18,6 +18,18 @@ pub(crate) enum Backend {
     Qemu,
     /// A vhost-user back end listening on this socket.
     VhostUser(String),
+    /// The same behind QEMU's generic vhost-user device (QEMU 11.1), which hands everything on as it is: the
+    /// configuration space and the control queue too. Only as a network device.
+    Generic {
+        /// The socket.
+        socket: String,
+        /// Virtqueues that the device has.
+        queues: u32,
+        /// Bytes of its configuration space.
+        config_size: u32,
+    },
+    /// What these arguments describe; `net` is the name of the `-netdev`.
+    Netdev(Vec<String>),
 }
 
 /// The hardware of a guest.
@@ -35,6 +47,12 @@ pub(crate) struct Board {
     pub(crate) rng: Backend,
     /// QEMU connects again when a vhost-user back end goes away.
     pub(crate) reconnect: bool,
+    /// The address of the network device under test.
+    pub(crate) net_mac: &'static str,
+    /// Queue pairs of the network device.
+    pub(crate) pairs: u32,
+    /// The MTU that the guest is told, unless it is the usual one.
+    pub(crate) mtu: Option<u32>,
 }
 
 impl Board {
@@ -47,6 +65,9 @@ impl Board {
             net,
             rng,
             reconnect: true,
+            net_mac: TEST_MAC,
+            pairs: 1,
+            mtu: None,
         }
     }
 }
@@ -61,8 +82,10 @@ pub(crate) const TEST_MAC: &str = "52:54:00:76:6d:01";
 /// # Errors
 /// It cannot be run, or is too old.
 pub(crate) fn version(kit: &Kit) -> Result<(u32, u32)> {
-    let qemu = kit.qemu.display();
-    let output = Command::new(&kit.qemu)
+    let qemu = &kit.qemu;
+    let output = kit
+        .qemu
+        .command()?
         .arg("--version")
         .output()
         .with_context(|| format!("cannot run {qemu}"))?;
@@ -104,8 +127,8 @@ pub(crate) fn command(
     version: (u32, u32),
     hardware: Hardware<'_>,
     initrd: &str,
-) -> Command {
-    let mut qemu = Command::new(&kit.qemu);
+) -> Result<Command> {
+    let mut qemu = kit.qemu.command()?;
     qemu.args([
         "-nodefaults",
         "-no-user-config",
@@ -138,7 +161,7 @@ pub(crate) fn command(
             qemu.args(arguments);
         }
     }
-    qemu
+    Ok(qemu)
 }
 
 /// A network device. It has no boot ROM: the kernel is given.
@@ -174,6 +197,10 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
     if machine == Machine::Arm64 {
         qemu.args(["-global", "virtio-mmio.force-legacy=false"]);
     }
+    let pairs = match board.pairs {
+        1 => String::new(),
+        n => format!(",queues={n}"),
+    };
     match &board.net {
         Backend::Qemu => qemu.args(["-netdev", "user,id=net"]),
         Backend::VhostUser(socket) => qemu
@@ -181,16 +208,51 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
                 "-chardev",
                 &chardev("netsock", socket, version, board.reconnect),
             ])
-            .args(["-netdev", "vhost-user,id=net,chardev=netsock"]),
+            .args([
+                "-netdev",
+                &format!("vhost-user,id=net,chardev=netsock{pairs}"),
+            ]),
+        Backend::Generic {
+            socket,
+            queues,
+            config_size,
+        } => {
+            let device = match machine {
+                Machine::X86 => "vhost-user-test-device-pci",
+                Machine::Arm64 => "vhost-user-test-device",
+            };
+            qemu.args(["-chardev", &chardev("netsock", socket, version, false)])
+                .args([
+                    "-device",
+                    &format!(
+                        "{device},chardev=netsock,virtio-id=1,num_vqs={queues},vq_size=1024,\
+                         config_size={config_size}"
+                    ),
+                ])
+        }
+        Backend::Netdev(arguments) => qemu.args(arguments),
     };
     // QEMU 7.2 without KVM takes the irqfds of a vhost-user network device with MSI-X for granted and crashes
     // (seen in 7.2.22, where the driver sets DRIVER_OK): the device has to do with INTx there.
-    let intx = machine == Machine::X86 && board.net != Backend::Qemu && version < (8, 0);
-    let vectors = if intx { ",vectors=0" } else { "" };
-    qemu.args([
-        "-device",
-        &format!("{}{vectors}", net_device(machine, "net", TEST_MAC)),
-    ]);
+    let intx =
+        machine == Machine::X86 && matches!(board.net, Backend::VhostUser(_)) && version < (8, 0);
+    let mut more = match (machine, board.pairs) {
+        _ if intx => ",vectors=0".to_owned(),
+        (Machine::X86, n) if n > 1 => format!(",vectors={}", 2 * n + 2),
+        _ => String::new(),
+    };
+    if board.pairs > 1 {
+        more.push_str(",mq=on");
+    }
+    if let Some(mtu) = board.mtu {
+        more.push_str(&format!(",host_mtu={mtu}"));
+    }
+    if !matches!(board.net, Backend::Generic { .. }) {
+        qemu.args([
+            "-device",
+            &format!("{}{more}", net_device(machine, "net", board.net_mac)),
+        ]);
+    }
     match (&board.rng, machine) {
         (Backend::Qemu, Machine::X86) => qemu.args(["-device", "virtio-rng-pci"]),
         (Backend::Qemu, Machine::Arm64) => qemu.args(["-device", "virtio-rng-device"]),
@@ -201,6 +263,9 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
             };
             qemu.args(["-chardev", &chardev("rngsock", socket, version, false)])
                 .args(["-device", &format!("{device},chardev=rngsock")])
+        }
+        (Backend::Generic { .. } | Backend::Netdev(_), _) => {
+            unreachable!("only a network device is plugged in so")
         }
     };
 }

@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use super::{Backend, Board, Hardware, chardev, command, parse_version};
-use crate::kit::Kit;
+use crate::kit::{Kit, Qemu};
 use crate::machine::Machine;
 
 #[test]
@@ -38,7 +38,8 @@ fn each_machine_gets_its_transport() {
         let none = PathBuf::from("none");
         let kit = Kit {
             machine,
-            qemu: none.clone(),
+            qemu: Qemu::Program(none.clone()),
+            tools: None,
             kernel: none.clone(),
             modules: None,
             busybox: none,
@@ -49,6 +50,7 @@ fn each_machine_gets_its_transport() {
         );
         let command = command(&kit, (7, 2), Hardware::Board(&board), "initrd");
         let line = command
+            .expect("a command")
             .get_args()
             .map(|a| a.to_string_lossy())
             .collect::<Vec<_>>()

@@ -50,6 +50,41 @@ impl Sources {
         Ok(sources)
     }
 
+    /// The archive of the release's own suite, with the suites of Debian 13 and its backports in place of it.
+    pub(crate) fn of_trixie_with_backports(&self) -> Self {
+        const SUITES: &str = "trixie trixie-updates trixie-backports";
+        let mut sources = Self::default();
+        // One entry of each archive: suites of updates lie in the same one, that of security does not.
+        let mut seen = Vec::new();
+        for line in self.list.lines() {
+            let Some((head, suite)) = line
+                .strip_suffix(" main")
+                .and_then(|line| line.rsplit_once(' '))
+            else {
+                continue;
+            };
+            if !suite.contains(['-', '/']) && !seen.contains(&head) {
+                seen.push(head);
+                for suite in SUITES.split(' ') {
+                    sources.list.push_str(&format!("{head} {suite} main\n"));
+                }
+            }
+        }
+        for stanza in self.stanzas.split("\n\n") {
+            let own = |line: &&str| {
+                line.strip_prefix("Suites: ")
+                    .is_some_and(|s| s.split(' ').any(|s| !s.contains(['-', '/'])))
+            };
+            if let Some(suites) = stanza.lines().find(own) {
+                let stanza = stanza.replace(suites, &format!("Suites: {SUITES}"));
+                sources
+                    .stanzas
+                    .push_str(&format!("{}\n\n", stanza.trim_end()));
+            }
+        }
+        sources
+    }
+
     /// Whether there is no entry at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty() && self.stanzas.is_empty()

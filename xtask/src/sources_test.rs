@@ -62,3 +62,26 @@ fn a_folder_with_both_formats_is_read() {
     assert_eq!(sources.stanzas.matches("b.example").count(), 1);
     assert!(!sources.is_empty());
 }
+
+#[test]
+fn the_same_archive_has_debian_13_and_its_backports() {
+    let own = Sources {
+        list: "deb [signed-by=/k.gpg] http://mirror.example/debian bookworm main\n\
+               deb http://mirror.example/debian-security bookworm-security main\n"
+            .to_owned(),
+        stanzas: "Types: deb\nComponents: main\nURIs: http://a.example\nSuites: bookworm bookworm-updates\nSigned-By:\n .\n x\n\n\
+                  Types: deb\nComponents: main\nURIs: http://b.example\nSuites: bookworm-security\n\n"
+            .to_owned(),
+    };
+    let other = own.of_trixie_with_backports();
+    assert_eq!(
+        other.list,
+        "deb [signed-by=/k.gpg] http://mirror.example/debian trixie main\n\
+         deb [signed-by=/k.gpg] http://mirror.example/debian trixie-updates main\n\
+         deb [signed-by=/k.gpg] http://mirror.example/debian trixie-backports main\n"
+    );
+    assert_eq!(
+        other.stanzas,
+        "Types: deb\nComponents: main\nURIs: http://a.example\nSuites: trixie trixie-updates trixie-backports\nSigned-By:\n .\n x\n\n"
+    );
+}

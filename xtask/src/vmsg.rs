@@ -110,6 +110,33 @@ impl Vmsg {
         Ok(text.split_whitespace().map(str::to_owned).collect())
     }
 
+    /// Starts `vmsg subcommand` with `options` and waits for as many `ready` lines as it is to print.
+    pub(crate) fn run(
+        &self,
+        scene: &mut Scene,
+        name: &str,
+        subcommand: &str,
+        options: &[(&str, &str)],
+        ready: usize,
+    ) -> Result<Id> {
+        self.start(
+            scene,
+            name,
+            self.command(subcommand, options),
+            &vec![""; ready],
+        )
+    }
+
+    /// Runs `vmsg ctl` on the control socket `path` to its end.
+    pub(crate) fn control(&self, dir: &Path, path: &str, words: &[&str]) -> Result<Output> {
+        Command::new(&self.program)
+            .args(["ctl", path])
+            .args(words)
+            .current_dir(dir)
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))
+    }
+
     /// Starts a process and waits for one `ready` line for each entry of `ready`, in any order.
     fn start(&self, scene: &mut Scene, name: &str, command: Command, ready: &[&str]) -> Result<Id> {
         let id = scene.start(name, &command)?;

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A network device with everything it has, in guests with `ethtool` and `iperf3`.
+//!
+//! QEMU's vhost-user network device keeps the control queue and the configuration to itself; its generic vhost-user
+//! device (QEMU 11.1) hands on everything. So what a guest asks of the device itself is seen with the latter.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{ALL_CHECKS, STEP, Stage};
+use crate::guest::Guest;
+use crate::kit::{Kit, in_path};
+use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
+use crate::report::Report;
+use crate::scene::{Scene, Stream};
+use crate::tree;
+use crate::vmsg::{self, NET_SOCKET};
+
+const NIC: &str = include_str!("../guest/nic.sh");
+
+/// Queue pairs of the device under test.
+const PAIRS: u32 = 2;
+/// The largest packet that its guest is told.
+const MTU: u32 = 9000;
+/// Bytes of the configuration space of a network device, up to the hash types.
+const CONFIG_SIZE: u32 = 24;
+const CONTROL: &str = "control.sock";
+
+/// The device as the device host offers it.
+fn device(backend: &str) -> String {
+    format!("net,id=net0,{backend},queues={PAIRS},mtu={MTU},mac={TEST_MAC},pcap=net.pcap")
+}
+
+/// Everything, through QEMU's generic vhost-user device.
+pub(super) fn generic(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let kit = stage.kit.with_new_qemu()?.with_tools()?;
+    let net = Backend::Generic {
+        socket: NET_SOCKET.to_owned(),
+        queues: 2 * PAIRS + 1,
+        config_size: CONFIG_SIZE,
+    };
+    play(stage, report, &kit, "generic", net)
+}
+
+/// The same through QEMU's vhost-user network device, which is what most have.
+pub(super) fn vhost_user(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let kit = stage.kit.with_tools()?;
+    let net = Backend::VhostUser(NET_SOCKET.to_owned());
+    play(stage, report, &kit, "vhost-user", net)
+}
+
+fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, via: &str, net: Backend) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let device = device("backend=user");
+    vmsg.run(
+        &mut stage.scene,
+        "serve",
+        "serve",
+        &[
+            ("--bus", vmsg::BUS),
+            ("--device", &device),
+            ("--control", CONTROL),
+        ],
+        1,
+    )?;
+    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+    vmsg.run(
+        &mut stage.scene,
+        "proxy",
+        "proxy",
+        &[("--bus", vmsg::BUS), ("--front", &front)],
+        1,
+    )?;
+    let port = traffic_server(&mut stage.scene)?;
+    let board = Board {
+        ram_mib: 512,
+        pairs: PAIRS,
+        mtu: Some(MTU),
+        cpus: 2,
+        ..Board::new(net, Backend::Qemu)
+    };
+    let settings = [
+        ("OWN_MAC", OWN_MAC.to_owned()),
+        ("TEST_MAC", TEST_MAC.to_owned()),
+        ("VIA", via.to_owned()),
+        ("PAIRS", PAIRS.to_string()),
+        ("MTU", MTU.to_string()),
+        ("TRAFFIC", format!("10.0.2.2 {port}")),
+        ("GATEWAY", "10.0.2.2".to_owned()),
+        ("GATEWAY6", GATEWAY6.to_owned()),
+        ("STATIC", String::new()),
+        ("LINK", "host".to_owned()),
+        ("OFFLOADS", "on".to_owned()),
+    ];
+    let guest = Guest::start(
+        &mut stage.scene,
+        "nic",
+        kit,
+        Hardware::Board(&board),
+        NIC,
+        &settings,
+    )?;
+    guest.booted(&mut stage.scene)?;
+    for (mark, word) in [("link-down", "down"), ("link-up", "up")] {
+        guest.mark(&mut stage.scene, mark, ALL_CHECKS)?;
+        let output = vmsg.control(stage.scene.dir(), CONTROL, &["link", "net0", word])?;
+        ensure!(
+            output.status.success(),
+            "vmsg ctl link net0 {word}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let id = guest.id;
+    stage.finish(guest, report)?;
+    for line in stage.scene.lines(id, Stream::Out) {
+        if let Some((_, figures)) = line.text.split_once("MARK traffic ") {
+            println!("      {figures}");
+        }
+    }
+    capture(stage, report)
+}
+
+/// The gateway of `backend=user`, as its guests know it.
+const GATEWAY6: &str = "fd00::2";
+
+/// Starts `iperf3 -s` on a free port of the loopback.
+pub(super) fn traffic_server(scene: &mut Scene) -> Result<u16> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port();
+    let mut command = tree::host_net_tools().fetch()?.command("iperf3")?;
+    command.args(["-s", "--forceflush", "-p", &port.to_string()]);
+    let id = scene.start("iperf3", &command)?;
+    scene.expect((id, Stream::Out), "its listening", STEP, |line| {
+        line.text.contains("Server listening").then_some(())
+    })?;
+    Ok(port)
+}
+
+/// What was captured is read back by Wireshark: nothing malformed, and the tagged frames are there.
+fn capture(stage: &Stage, report: &mut Report) -> Result<()> {
+    let machine = stage.kit.machine.name();
+    if in_path("tshark").is_none() {
+        ensure!(
+            std::env::var_os("VMSG_REQUIRE_TOOLS").is_none(),
+            "tshark is missing: apt-get install tshark"
+        );
+        println!("skip  {machine}/nic/capture: needs tshark");
+        return Ok(());
+    }
+    let count = |filter: &str| -> Result<usize> {
+        let output = Command::new("tshark")
+            .args([
+                "-r",
+                "net.pcap",
+                "-Y",
+                filter,
+                "-T",
+                "fields",
+                "-e",
+                "frame.number",
+            ])
+            .current_dir(stage.scene.dir())
+            .output()
+            .context("cannot run tshark")?;
+        ensure!(
+            output.status.success(),
+            "tshark: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).lines().count())
+    };
+    let malformed = count("_ws.malformed")?;
+    report.check(
+        &format!("{machine}/nic/capture-well-formed"),
+        malformed == 0,
+        || format!("{malformed} malformed frames in net.pcap"),
+    );
+    let tagged = count("vlan.id == 5")?;
+    report.check(&format!("{machine}/nic/capture-vlan"), tagged > 0, || {
+        "no frame with VLAN 5 in net.pcap".to_owned()
+    });
+    Ok(())
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `backend=socket`: a guest behind vmsg, and a guest of a QEMU that knows nothing of it, joined by QEMU's own framing.
+
+use anyhow::Result;
+
+use super::{ALL_CHECKS, Stage};
+use crate::guest::Guest;
+use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
+use crate::report::Report;
+use crate::vmsg::{self, NET_SOCKET};
+
+const NIC: &str = include_str!("../guest/nic.sh");
+const PEER: &str = include_str!("../guest/peer.sh");
+
+/// The address of the other guest's network device.
+const PEER_MAC: &str = "52:54:00:76:6d:02";
+
+/// Over a stream socket on which the device host listens.
+pub(super) fn stream(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let kit = stage.kit.with_tools()?;
+    let device =
+        format!("net,id=net0,backend=socket,mode=stream,path=wire.sock,server=on,mac={TEST_MAC}");
+    vmsg.run(
+        &mut stage.scene,
+        "serve",
+        "serve",
+        &[("--bus", vmsg::BUS), ("--device", &device)],
+        1,
+    )?;
+    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+    vmsg.run(
+        &mut stage.scene,
+        "proxy",
+        "proxy",
+        &[("--bus", vmsg::BUS), ("--front", &front)],
+        1,
+    )?;
+    let stock = Board {
+        ram_shared: false,
+        net_mac: PEER_MAC,
+        ..Board::new(
+            Backend::Netdev(vec![
+                "-netdev".to_owned(),
+                "stream,id=net,server=off,addr.type=unix,addr.path=wire.sock".to_owned(),
+            ]),
+            Backend::Qemu,
+        )
+    };
+    let peer = Guest::start(
+        &mut stage.scene,
+        "peer",
+        &kit,
+        Hardware::Board(&stock),
+        PEER,
+        &[
+            ("OWN_MAC", OWN_MAC.to_owned()),
+            ("TEST_MAC", PEER_MAC.to_owned()),
+            ("STATIC", "192.168.7.2/24".to_owned()),
+        ],
+    )?;
+    peer.booted(&mut stage.scene)?;
+    peer.mark(&mut stage.scene, "serving", ALL_CHECKS)?;
+    let board = Board::new(Backend::VhostUser(NET_SOCKET.to_owned()), Backend::Qemu);
+    let settings = [
+        ("OWN_MAC", OWN_MAC.to_owned()),
+        ("TEST_MAC", TEST_MAC.to_owned()),
+        ("VIA", "vhost-user".to_owned()),
+        ("PAIRS", "1".to_owned()),
+        ("MTU", "1500".to_owned()),
+        ("TRAFFIC", "192.168.7.2 5201".to_owned()),
+        ("GATEWAY", "192.168.7.2".to_owned()),
+        ("GATEWAY6", String::new()),
+        ("STATIC", "192.168.7.1/24".to_owned()),
+        ("LINK", String::new()),
+        // The other end takes nothing that is left to it.
+        ("OFFLOADS", "off".to_owned()),
+    ];
+    let guest = Guest::start(
+        &mut stage.scene,
+        "nic",
+        &kit,
+        Hardware::Board(&board),
+        NIC,
+        &settings,
+    )?;
+    guest.booted(&mut stage.scene)?;
+    stage.finish(guest, report)?;
+    peer.tell(&mut stage.scene, "that is all")?;
+    stage.finish(peer, report)
+}
