@@ -117,6 +117,7 @@ scenarios! {
     full_queues_lose_nothing_and_keep_the_order: One Ours "driver.py" "backend=none" "full_queue";
     a_driver_that_reads_no_doorbell_is_served: One Ours "driver.py" "backend=none" "unread_doorbell";
     a_driver_that_reads_no_doorbell_is_served_r1: R1 Ours "driver.py" "backend=none" "unread_doorbell";
+    a_driver_with_an_iommu_is_served_r1: R1 Ours "driver.py" "backend=none" "iommu";
     any_byte_rings_the_doorbell: One Ours "driver.py" "backend=none" "strange_doorbells";
     any_byte_rings_the_doorbell_r1: R1 Ours "driver.py" "backend=none" "strange_doorbells";
     an_index_out_of_the_queue_ends_the_connection: One Ours "driver.py" "backend=none" "wild_index";
@@ -146,6 +147,29 @@ scenarios! {
     linux_2026_wants_generations_that_never_go_back: One Ours "linux_driver.py" "backend=none" "new_config_events";
     linux_2026_sets_bits_that_were_not_offered: One Ours "linux_driver.py" "backend=none" "new_bits_not_offered";
     linux_2026_takes_all_transport_bits: One Ours "linux_driver.py" "backend=none" "new_all_transport_bits";
+}
+
+/// A change at run time: an event each time, and never a generation twice.
+#[test]
+fn a_link_that_goes_down_and_up_reaches_the_driver() {
+    for revision in [Revision::One, Revision::R1] {
+        if !python() {
+            return;
+        }
+        let place = Place::new(revision);
+        let control = ["--control", "ctl"];
+        let mut serve = place.serve_with(Listens::Ours, "backend=none", &control);
+        let mut driver = place.python("driver.py", Listens::Ours, &["link"]);
+        for _ in 0..3 {
+            driver.expect("want down");
+            place.set_link("down");
+            driver.expect("want up");
+            place.set_link("up");
+        }
+        driver.expect("link");
+        driver.succeed();
+        serve.end();
+    }
 }
 
 /// The socket exists for a while before anybody can connect, and no event tells of the change.

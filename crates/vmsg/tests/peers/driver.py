@@ -20,7 +20,7 @@ from rev1 import ACCESS_PLATFORM, ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, V
 from ring import EVENT_IDX, INDIRECT_DESC, DriverRing, gather
 
 NET, BLOCK, ENTROPY = 1, 2, 4
-NET_F_MAC = 1 << 5
+NET_F_MAC, NET_F_STATUS = 1 << 5, 1 << 16
 CANARY = 0xA5
 
 
@@ -320,6 +320,50 @@ def avail_flood(setting):
     say("avail_flood")
 
 
+def link(setting):
+    """The link goes down and up while the device works: an event each time, and the configuration says so.
+
+    Whoever runs us changes the link when we ask for it.
+    """
+    driver, dev = setting.driver, setting.find(NET)
+    features = negotiate(driver, dev, NET_F_MAC | NET_F_STATUS)
+    check(features & NET_F_STATUS, "no link status")
+    for index in (0, 1):
+        driver.set_queue(dev, index, DriverRing(setting.ram, 16, features))
+    start(driver, dev)
+    check(driver.config(dev, 6, 2) == b"\1\0", "the link is up at first")
+    config_event = rev1.EVENT_CONFIG if setting.revision1 else r1.EVENT_CONFIG
+    newest = 0
+    for state in (b"\0\0", b"\1\0") * 3:
+        say("want", "up" if state[0] else "down")
+        while driver.config(dev, 6, 2) != state or not driver.events:
+            check(driver.wait_event(), "no event of the change")
+        for event in driver.events:
+            check((event.id, event.dev) == (config_event, dev), event)
+            check(event.u32() == 0x0F, "status in", event)
+            if setting.revision1:
+                generation, offset, length = struct.unpack_from("<III", event.payload, 4)
+                check(len(event.payload) == 16 + length, event)
+                check(length == 0 or (offset, length) == (6, 2), event)
+                check(length == 0 or event.payload[16:] == state, event)
+                check(generation > newest, f"generation {generation} after {newest}")
+                newest = generation
+        driver.events.clear()
+    if setting.revision1:
+        check(driver.config_with_generation(dev, 0, 0)[0] == newest, "generation")
+    say("link")
+
+
+def iommu(setting):
+    """The driver has an IOMMU whose addresses are the memory's own, and says so first."""
+    driver, dev = setting.driver, setting.find(ENTROPY)
+    driver.start(r1.IOMMU_ENABLE, dev, b"\1")
+    check_random(Entropy(setting).fetch(16_384))
+    driver.start(r1.IOMMU_ENABLE, dev, b"\0")
+    check_random(Entropy(setting).fetch(16_384))
+    say("iommu")
+
+
 def restart(setting):
     """Fetches until the device side is gone, joins the next one and begins anew; `--rounds` times."""
     for number in range(1, setting.args.rounds + 1):
@@ -389,7 +433,7 @@ def last(setting):
 
 
 HERE = [rng, net_config, resets, bus_messages, scan, dhcp_offer, avail_flood]
-HERE += [restart, hold, second, disk, last]
+HERE += [link, iommu, restart, hold, second, disk, last]
 
 
 def main():

@@ -106,10 +106,15 @@ impl Place {
 
     /// Starts `vmsg serve` with a network device and an entropy device, and waits until it is ready.
     pub(crate) fn serve(&self, listens: Listens, net: &str) -> Party {
+        self.serve_with(listens, net, &[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn serve_with(&self, listens: Listens, net: &str, rest: &[&str]) -> Party {
         let net = format!("net,id=net0,mac={MAC},{net}");
         let bus = self.bus(listens);
         let args = ["serve", "--bus", &bus, "--device", &net, "--device", "rng"];
-        let mut serve = Party::start("serve", vmsg(self.path()).args(args));
+        let mut serve = Party::start("serve", vmsg(self.path()).args(args).args(rest));
         serve.expect("ready ");
         serve
     }
@@ -125,6 +130,13 @@ impl Place {
         let mut run = vmsg(self.path());
         run.args([command, "--bus", bus]).args(rest);
         Party::start("vmsg", &mut run).output()
+    }
+
+    /// Sets the link of the network device of a `serve --control ctl`.
+    pub(crate) fn set_link(&self, state: &str) {
+        let mut run = vmsg(self.path());
+        run.args(["ctl", "ctl", "link", "net0", state]);
+        Party::start("ctl", &mut run).succeed();
     }
 
     /// Starts one of the programs in Python.

@@ -65,8 +65,13 @@ class Driver:
         return None if slot is None else Message(slot)
 
     def event(self, message):
+        """Keeps an event for later; a page that is asked for lies where it seems to lie."""
         if not message.response and message.id in EVENTS:
             self.events.append(message)
+        elif not message.response and message.id == IOMMU_TRANSLATE:
+            address, wanted = struct.unpack_from("<QB", message.payload)
+            answer = struct.pack("<QQB", address, address & ~0xFFF, wanted)
+            self.bus.send(encode(RESPONSE, IOMMU_TRANSLATE, message.dev, answer))
         else:
             self.strays.append(message)
 
