@@ -22,6 +22,7 @@ fn name(request: &Request) -> &'static str {
         Request::QueueResume { .. } => "QUEUE_RESUME",
         Request::Claim { .. } => "CLAIM",
         Request::DeviceName(_) => "DEVICE_NAME",
+        Request::QueueInflight(_) => "QUEUE_INFLIGHT",
     }
 }
 
