@@ -46,17 +46,10 @@ pub(crate) fn decode(bytes: &[u8], max: usize) -> Result<Frame<'_>, DecodeError>
         msg_size,
     } = header;
     let unknown = DecodeError::Unknown { msg_type, msg_id };
-    let parsed = match (header.is_bus(), header.is_response()) {
-        _ if header.is_event() && header.is_response() => return Err(unknown),
-        (false, false) => transport_request(msg_id, payload),
-        (false, true) => transport_response(msg_id, payload),
-        (true, response) if msg_id >= bus_id::IMPLEMENTATION => Some(Some(Message::BusSpecific {
-            id: msg_id,
-            response,
-            payload,
-        })),
-        (true, false) => bus_request(msg_id, payload),
-        (true, true) => bus_response(msg_id, payload),
+    let parsed = if header.is_bus() {
+        bus(msg_id, header.is_response(), payload)
+    } else {
+        transport(msg_id, header.is_response(), payload)
     };
     let message = parsed.ok_or(unknown)?.ok_or(DecodeError::WrongSize {
         msg_type,
@@ -72,6 +65,29 @@ pub(crate) fn decode(bytes: &[u8], max: usize) -> Result<Frame<'_>, DecodeError>
 
 /// `None`: unknown id; `Some(None)`: wrong size.
 type Parsed<'a> = Option<Option<Message<'a>>>;
+
+/// A message about a device. Nothing answers an event.
+pub(crate) fn transport(msg_id: u8, response: bool, p: &[u8]) -> Parsed<'_> {
+    match response {
+        true if is_event_id(msg_id) => None,
+        true => transport_response(msg_id, p),
+        false => transport_request(msg_id, p),
+    }
+}
+
+/// A message about the bus. Nothing answers an event.
+pub(crate) fn bus(msg_id: u8, response: bool, p: &[u8]) -> Parsed<'_> {
+    match response {
+        true if is_event_id(msg_id) => None,
+        _ if msg_id >= bus_id::IMPLEMENTATION => Some(Some(Message::BusSpecific {
+            id: msg_id,
+            response,
+            payload: p,
+        })),
+        true => bus_response(msg_id, p),
+        false => bus_request(msg_id, p),
+    }
+}
 
 fn transport_request(msg_id: u8, p: &[u8]) -> Parsed<'_> {
     Some(match msg_id {

@@ -10,7 +10,8 @@
 //! * [`driver::Requester`] is the driver side of a bus; [`driver::Bringup`], [`driver::Enumeration`] and others run on top of it.
 //! * [`bus`] answers the bus messages.
 //! * [`feature`] names the feature bits.
-//! * [`r1`] has the 40-byte messages from before revision 1, and adapters to revision 1.
+//! * [`r1`] has the 40-byte messages from before revision 1, and adapters to revision 1; [`short`] reads
+//!   those in between.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod feature;
 mod feature_set;
 mod message;
 pub mod r1;
+pub mod short;
 mod status;
 mod types;
 pub mod wire;

@@ -46,4 +46,14 @@ proptest! {
     fn a_driver_takes_any_answer(bytes in vec(any::<u8>(), 0..600)) {
         exercise::driver(&bytes);
     }
+
+    #[test]
+    fn an_r1_device_may_say_anything(bytes in vec(any::<u8>(), 0..600)) {
+        exercise::r1_driver(&bytes);
+    }
+
+    #[test]
+    fn an_r1_driver_may_say_anything(bytes in vec(any::<u8>(), 0..600)) {
+        exercise::r1_device(&bytes);
+    }
 }

@@ -3,9 +3,11 @@
 
 mod device;
 mod driver;
+mod r1;
 
 pub(crate) use device::device;
 pub(crate) use driver::driver;
+pub(crate) use r1::{r1_device, r1_driver};
 
 use virtio_msg::{
     ConfigData, ConfigEvent, DevNum, DeviceBitmap, DeviceInfo, DeviceState, DeviceStatus,
