@@ -38,7 +38,7 @@ impl DeviceHost {
         let listener = UnixSpec::new(bus).listen("test host").unwrap();
         let mut host = Host::new(1).unwrap();
         let bus = host
-            .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener))
+            .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener.into()))
             .unwrap();
         host.add_device(bus, "rng0", Some(1), None, Box::new(Rng::new()))
             .unwrap();

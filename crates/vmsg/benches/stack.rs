@@ -217,7 +217,7 @@ impl Running {
         let listener = Listener::bind(&path, ListenerOptions::default()).expect("a socket");
         let mut host = Host::new(1).expect("a host");
         let bus = host
-            .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener))
+            .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener.into()))
             .expect("a bus");
         let settings = Settings::new(Mac(guest_tcp::MAC));
         let user = User::new(UserConfig::default()).expect("a stack");

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Buses as the command line names them.
 
-use vmsg_bus::{BusSpec, UnixSpec};
+use std::path::PathBuf;
+
+use vmsg_bus::BusSpec;
 
 use crate::Usage;
 
@@ -9,43 +11,48 @@ use crate::Usage;
 #[derive(Clone, Debug)]
 pub(crate) struct NamedBus {
     pub(crate) name: String,
-    pub(crate) unix: UnixSpec,
+    pub(crate) spec: BusSpec,
 }
 
-/// Reads what stands behind one `--bus`.
-pub(crate) fn parse(text: &str) -> Result<UnixSpec, Usage> {
-    let spec: BusSpec = text
-        .parse()
-        .map_err(|error| Usage(format!("--bus {text}: {error}")))?;
+/// The socket where both sides of a bus meet.
+pub(crate) fn socket(spec: &BusSpec) -> PathBuf {
     match spec {
-        BusSpec::Unix(unix) => Ok(unix),
-        other => Err(Usage(format!(
-            "--bus {other}: only a unix bus is possible here"
-        ))),
+        BusSpec::Unix(unix) => unix.path.clone(),
+        BusSpec::LinuxUser(bus) => bus.socket_path(),
+        // Not without a bus that this function does not know.
+        _ => PathBuf::from("bus"),
     }
 }
 
+/// Reads what stands behind one `--bus`.
+pub(crate) fn parse(text: &str) -> Result<BusSpec, Usage> {
+    text.parse()
+        .map_err(|error| Usage(format!("--bus {text}: {error}")))
+}
+
 /// Reads all `--bus`. A bus is called as its file, without what follows the
-/// first dot: `b0` for `/run/vmsg/b0.sock`.
+/// first dot: `b0` for `/run/vmsg/b0.sock`; one that has a name of its own, by that.
 pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
     let mut buses: Vec<NamedBus> = Vec::new();
     for text in texts {
-        let unix = parse(text)?;
-        let file = unix
-            .path
-            .file_name()
-            .map(|file| file.to_string_lossy().into_owned());
-        let name = file
-            .as_deref()
-            .and_then(|file| file.split('.').find(|part| !part.is_empty()))
-            .ok_or_else(|| Usage(format!("--bus {text}: the path names no file")))?
-            .to_owned();
+        let spec = parse(text)?;
+        let name = match &spec {
+            BusSpec::LinuxUser(bus) => bus.name.as_str().to_owned(),
+            other => socket(other)
+                .file_name()
+                .and_then(|file| {
+                    let file = file.to_string_lossy();
+                    let name = file.split('.').find(|part| !part.is_empty());
+                    name.map(str::to_owned)
+                })
+                .ok_or_else(|| Usage(format!("--bus {text}: the path names no file")))?,
+        };
         if buses.iter().any(|other| other.name == name) {
             return Err(Usage(format!(
-                "--bus {text}: there is a bus `{name}` already; give the sockets different names"
+                "--bus {text}: there is a bus `{name}` already; give the sockets different names, or set name="
             )));
         }
-        buses.push(NamedBus { name, unix });
+        buses.push(NamedBus { name, spec });
     }
     Ok(buses)
 }
@@ -79,6 +86,8 @@ mod tests {
             .expect("two buses");
         assert_eq!(find(&buses, None).expect("the first"), 0);
         assert_eq!(find(&buses, Some("car")).expect("the second"), 1);
+        let named = parse_all(&texts(&["linux-user,socket=a.sock,name=q"])).expect("a bus");
+        assert_eq!(find(&named, Some("q")).expect("by its name"), 0);
         let error = find(&buses, Some("x")).expect_err("unknown").to_string();
         assert!(error.contains("b0, car"), "{error}");
     }

@@ -6,8 +6,8 @@ mod ping;
 
 use std::time::Duration;
 
-use anyhow::Context;
-use vmsg_bus::DriverBus;
+use vmsg_bus::linux_user::Revision;
+use vmsg_bus::{BusSpec, DriverBus};
 use vmsg_driver::{Client, Sleep};
 
 use crate::buses;
@@ -17,21 +17,26 @@ pub(crate) use ping::ping;
 
 type BusClient = Client<DriverBus, Sleep, Vec<u8>>;
 
+/// Whether the bus carries the messages of February 2025, which say less.
+fn is_r1(spec: &str) -> bool {
+    matches!(buses::parse(spec), Ok(BusSpec::LinuxUser(bus)) if bus.revision == Revision::R1)
+}
+
 /// Connects as somebody who only looks.
 fn connect(spec: &str, timeout: u64) -> anyhow::Result<BusClient> {
-    let unix = buses::parse(spec)?;
+    let spec = buses::parse(spec)?;
     let timeout = Duration::from_millis(timeout);
-    let bus = unix
-        .connector("vmsg")
-        .observer()
-        .timeout(timeout)
-        .connect()
-        .with_context(|| {
-            format!(
-                "cannot reach a device host at {} (start one with `vmsg serve`)",
-                unix.path.display()
-            )
-        })?;
+    let connector = spec.connector("vmsg").observer().timeout(timeout);
+    connector.open_trace()?;
+    let bus = connector.connect().map_err(|error| {
+        // Who is in the way is another matter than nobody being there.
+        let hint = match &error {
+            error if error.is_not_there() => " (start one with `vmsg serve`)",
+            _ => "",
+        };
+        let place = connector.path().display().to_string();
+        anyhow::Error::new(error).context(format!("cannot reach a device host at {place}{hint}"))
+    })?;
     let room = 2 * virtio_msg::Channel::max_message_size(&bus);
     let mut client = Client::new(bus, Sleep::new(), vec![0; room])?;
     client.set_timeout(timeout);

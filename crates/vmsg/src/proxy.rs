@@ -17,10 +17,7 @@ use crate::{Usage, descriptors};
 /// Shows devices to guests until a signal comes.
 pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let named = buses::parse_all(&args.buses)?;
-    let specs: Vec<BusSpec> = named
-        .iter()
-        .map(|bus| BusSpec::Unix(bus.unix.clone()))
-        .collect();
+    let specs: Vec<BusSpec> = named.iter().map(|bus| bus.spec.clone()).collect();
     let fronts: Vec<FrontSpec> = args
         .fronts
         .iter()

@@ -7,8 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use vmsg_bus::keyval;
-use vmsg_bus::unix::Listener;
+use vmsg_bus::{BusSpec, Listener, keyval, unix};
 use vmsg_device::device::Device;
 use vmsg_device::host::{Host, MAX_WINDOWS};
 use vmsg_device::net::{Net, Settings};
@@ -22,6 +21,9 @@ use crate::keeper::{Keeper, Kept};
 use crate::signals::Interrupt;
 use crate::spec::{DeviceSpec, NetBackend, NetSpec};
 use crate::{Usage, descriptors};
+
+/// What drivers see as the name of this program.
+const NAME: &str = "vmsg-serve";
 
 /// Runs devices until a signal comes.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -53,7 +55,10 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     // A reader that has gone away is no reason not to serve guests.
     let mut out = std::io::stdout().lock();
     for bus in &buses {
-        let _ = writeln!(out, "ready bus=unix,path={}", bus.unix.path.display());
+        let _ = match &bus.spec {
+            BusSpec::Unix(unix) => writeln!(out, "ready bus=unix,path={}", unix.path.display()),
+            other => writeln!(out, "ready bus={other}"),
+        };
     }
     let _ = out.flush();
     drop(out);
@@ -154,12 +159,16 @@ fn named_devices<'a>(args: &'a ServeArgs, buses: &[NamedBus]) -> Result<Vec<Name
 
 /// Listens on a bus; also returns its message size in bytes.
 fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
-    let mut options = bus.unix.listener_options("vmsg-serve");
-    options.max_windows = u32::try_from(MAX_WINDOWS).expect("a few thousand");
-    let max_message = options.capabilities.max_message_size;
-    let listener = Listener::bind(&bus.unix.path, options)
-        .with_context(|| format!("cannot listen at {}", bus.unix.path.display()))?;
-    Ok((listener, max_message))
+    let context = || format!("cannot serve {}", bus.spec);
+    if let BusSpec::Unix(unix) = &bus.spec {
+        let mut options = unix.listener_options(NAME);
+        options.max_windows = u32::try_from(MAX_WINDOWS).expect("a few thousand");
+        let max_message = options.capabilities.max_message_size;
+        let listener = unix::Listener::bind(&unix.path, options).with_context(context)?;
+        return Ok((listener.into(), max_message));
+    }
+    let listener = bus.spec.listen(NAME).with_context(context)?;
+    Ok((listener, vmsg_bus::linux_user::MESSAGE_SIZE))
 }
 
 /// Finds or starts the keeper, if a device has something to keep.
@@ -170,7 +179,10 @@ fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Op
     if !wanted || args.keep == 0 {
         return None;
     }
-    match Keeper::find_or_start(&keeper_path(&buses.first()?.unix.path), args.keep) {
+    match Keeper::find_or_start(
+        &keeper_path(&buses::socket(&buses.first()?.spec)),
+        args.keep,
+    ) {
         Ok((keeper, flows)) => Some(KeptFlows { keeper, flows }),
         Err(error) => {
             tracing::warn!(

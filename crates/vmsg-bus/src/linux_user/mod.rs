@@ -28,8 +28,8 @@ use crate::{Capabilities, Peer};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-/// Bytes of every message of QEMU's.
-const MESSAGE_SIZE: usize = 48;
+/// Longest message in bytes, in either revision as seen from above.
+pub const MESSAGE_SIZE: usize = 48;
 
 /// Which end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

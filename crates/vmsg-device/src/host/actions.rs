@@ -34,6 +34,16 @@ impl Core {
             }
             Action::SetQueue(_, queue) => {
                 let resume = entry.resumes.remove(&queue.index.0);
+                let resume = resume.or_else(|| self.resume_unasked(num));
+                if !self.has_memory(num) {
+                    if let Some(entry) = self.entries.get_mut(&num) {
+                        entry.complete(ActionResult::Refused);
+                    }
+                    return;
+                }
+                let Some(entry) = self.entries.get_mut(&num) else {
+                    return;
+                };
                 let record = entry.records.remove(&queue.index.0);
                 let features = entry.machine.features();
                 match queue_config(&queue) {

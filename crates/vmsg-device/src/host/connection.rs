@@ -7,6 +7,7 @@ use std::fmt;
 use virtio_msg::wire::{HEADER_SIZE, Header, transport};
 
 use super::windows::Windows;
+use vmsg_bus::StaticRam;
 
 /// Names a connection as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +50,10 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     pub(super) max_message: usize,
     pub(super) windows: Windows,
+    /// The bus lends no memory by message, and does not say where queues go on.
+    pub(super) bare: bool,
+    /// Where the driver's memory is on such a bus, if that is known.
+    pub(super) ram: Option<StaticRam>,
     /// Requests that wait for a device to finish something.
     pub(super) deferred: usize,
     out: VecDeque<Vec<u8>>,
@@ -64,6 +69,8 @@ impl Connection {
             peer,
             max_message,
             windows: Windows::new(),
+            bare: false,
+            ram: None,
             deferred: 0,
             out: VecDeque::new(),
             used: HashSet::new(),

@@ -434,6 +434,9 @@ impl Core {
         if entry.log.admit(self.now) {
             tracing::info!(device = %entry.name, holder = %connection.peer, "claimed");
         }
+        if connection.ram.is_some() {
+            return self.find_memory(num, conn);
+        }
         let table = Arc::clone(connection.windows.table());
         self.order(num, 0, Command::SetMemory(table));
     }

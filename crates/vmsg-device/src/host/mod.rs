@@ -5,6 +5,7 @@
 //! have lent; it does no I/O. [`Host`] is the thread around it.
 
 mod actions;
+mod bare;
 mod bus_messages;
 mod connection;
 mod core;

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use virtio_msg::{Channel, ChannelError, DevNum};
-use vmsg_bus::DeviceBus;
-use vmsg_bus::unix::Listener;
+use vmsg_bus::{DeviceBus, Listener};
 use vmsg_mem::Doorbell;
 
 use super::connection::{ConnId, Peer};
@@ -194,8 +193,13 @@ impl Host {
             pid: peer.pid,
         };
         let max = connection.max_message_size();
+        let bare = !connection.capabilities().runtime_windows;
+        let ram = connection.static_ram().cloned();
         let fd = connection.poll_fd().map_err(os("connection"))?;
         let conn = self.buses[bus].core.connect(peer, max);
+        if bare {
+            self.buses[bus].core.set_bare(conn, ram);
+        }
         let data = (bus as u64) << BUS_SHIFT | conn.0;
         if let Err(error) = epoll::add(&self.epoll, fd, EventData::new_u64(data), EventFlags::IN) {
             let now = self.now();

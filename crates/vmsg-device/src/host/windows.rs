@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use vmsg_bus::StaticWindow;
 use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 
 /// Windows one connection may have at a time. A guest has a handful; a
@@ -145,6 +146,25 @@ impl Windows {
         why
     }
 
+    /// Puts memory in place that was not lent by message: `windows` are all there are.
+    pub(super) fn set_static(&mut self, windows: &[StaticWindow]) -> Result<(), Refusal> {
+        let mut live = BTreeMap::new();
+        for (id, window) in (0..).zip(windows) {
+            let file = window.file.as_fd();
+            let mapping = Mapping::of_fd(file, window.file_offset, window.len, Access::ReadWrite)
+                .map_err(|error| Refusal::Descriptor(error.to_string()))?;
+            let lent = Lent {
+                base: BusAddr(window.base),
+                access: Access::ReadWrite,
+                mapping: Arc::new(mapping),
+            };
+            live.insert(id, Arc::new(lent));
+        }
+        self.staged.clear();
+        self.staged_bytes = 0;
+        self.put(live)
+    }
+
     fn apply_unless(&mut self, more: bool) -> Result<bool, Refusal> {
         if more {
             return Ok(false);
@@ -163,6 +183,10 @@ impl Windows {
                 }
             }
         }
+        self.put(live).map(|()| true)
+    }
+
+    fn put(&mut self, live: BTreeMap<u32, Arc<Lent>>) -> Result<(), Refusal> {
         let entries = live
             .values()
             .map(|lent| TableEntry {
@@ -176,7 +200,7 @@ impl Windows {
         self.table = Arc::new(WindowTable::new(entries).map_err(Refusal::Overlap)?);
         self.live_bytes = live.values().map(|lent| lent.mapping.len() as u64).sum();
         self.live = live;
-        Ok(true)
+        Ok(())
     }
 }
 

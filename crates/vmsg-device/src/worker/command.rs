@@ -27,6 +27,9 @@ pub enum Resume {
     },
     /// Where the used ring in the driver's memory says; right for a queue used in order.
     FromUsedRing,
+    /// The same where nobody has said whether the queue was in use before: at the beginning, if
+    /// what the rings say makes no sense.
+    AsFound,
 }
 
 /// A queue to set up.

@@ -7,8 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmsg_mem::{Doorbell, WindowTable};
-use vmsg_queue::{ChainStorage, DeviceQueue, QueueFeatures, RecordedQueue};
+use vmsg_mem::{AddressSpace, Doorbell, WindowTable};
+use vmsg_queue::{
+    ChainStorage, DeviceQueue, QueueConfig, QueueError, QueueFeatures, RecordedQueue,
+};
 
 use super::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
 use super::ready::Ready;
@@ -450,6 +452,19 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
+/// The used index that stands in the ring, or 0 if the driver has not made available what goes with it.
+fn used_as_found(
+    config: QueueConfig,
+    features: QueueFeatures,
+    space: AddressSpace<'_>,
+) -> Result<u16, QueueError> {
+    let used = DeviceQueue::read_used_index(config, space)?;
+    let fits = DeviceQueue::resume(config, features, space, used, used)?
+        .available(space)
+        .is_ok();
+    Ok(if fits { used } else { 0 })
+}
+
 impl Entry {
     fn start_queue(&mut self, start: &QueueStart) -> Result<(), String> {
         let slot = self.slots.get_mut(start.queue).ok_or("no such queue")?;
@@ -472,6 +487,10 @@ impl Entry {
         let (avail, used) = match start.resume {
             None => (0, 0),
             Some(Resume::At { avail, used }) => (avail, used),
+            Some(Resume::AsFound) => {
+                let used = used_as_found(start.config, features, space).map_err(failed)?;
+                (used, used)
+            }
             Some(Resume::FromUsedRing) => {
                 let used = DeviceQueue::read_used_index(start.config, space).map_err(failed)?;
                 (used, used)
@@ -479,12 +498,15 @@ impl Entry {
         };
         let mut ring =
             DeviceQueue::resume(start.config, features, space, avail, used).map_err(failed)?;
-        if !in_order && start.resume.is_some() && ring.available(space).map_err(failed)? > 0 {
+        // A queue that is found at its beginning is a new one.
+        let resumed =
+            start.resume.is_some() && (start.resume != Some(Resume::AsFound) || used != 0);
+        if !in_order && resumed && ring.available(space).map_err(failed)? > 0 {
             // Some of what is available may be done, and nobody knows which.
             return Err("requests may be in flight, and there is no record of them".to_owned());
         }
         slot.waiting = Some(Ring::Plain(ring));
-        slot.resumed = start.resume.is_some();
+        slot.resumed = resumed;
         Ok(())
     }
 

@@ -142,7 +142,7 @@ pub fn over_unix() -> Running {
     let listener = Listener::bind(&path, ListenerOptions::default()).unwrap();
     let mut host = Host::new(1).unwrap();
     let bus = host
-        .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener))
+        .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener.into()))
         .unwrap();
     with_devices(&mut host, bus);
     run(host, Some(dir), path)

@@ -6,7 +6,7 @@ use std::io::Write;
 use serde::Serialize;
 use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
 
-use super::{BusClient, connect};
+use super::{BusClient, connect, is_r1};
 use crate::cli::LsArgs;
 use crate::out::Out;
 
@@ -40,8 +40,14 @@ struct Queue {
 /// Lists the devices on a bus.
 pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
     let mut client = connect(&args.bus, args.timeout)?;
+    let mut numbers = Vec::new();
+    if client.channel().capabilities().enumerates {
+        numbers = client.devices()?;
+    } else {
+        client.scan(|number| numbers.push(number))?;
+    }
     let mut devices = Vec::new();
-    for number in client.devices()? {
+    for number in numbers {
         devices.push(look_at(&mut client, number)?);
     }
     let mut out = Out::lock();
@@ -49,6 +55,13 @@ pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&devices)?)?;
     } else {
         print(&mut out, &devices)?;
+        if is_r1(&args.bus) {
+            writeln!(
+                out,
+                "r1 has one device, number 0; it does not tell its name, current queue sizes nor how much \
+                 configuration there is: shown is what its kind can have"
+            )?;
+        }
     }
     Ok(())
 }
@@ -57,7 +70,9 @@ fn look_at(client: &mut BusClient, number: DevNum) -> anyhow::Result<Listed> {
     let info = client.device_info(number)?;
     let offered = client.device_features(number, &info)?;
     let status = client.status(number)?;
-    let id = client.device_name(number).ok();
+    // Who has no names does not answer at all, and where devices have names they are claimed by them.
+    let named = client.channel().capabilities().claims;
+    let id = named.then(|| client.device_name(number).ok()).flatten();
     let mut queues = Vec::new();
     for index in 0..info.max_queues.min(MAX_QUEUES) {
         let queue = client.queue(number, QueueIndex(index))?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use super::connect;
+use super::{connect, is_r1};
 use crate::Usage;
 use crate::cli::PingArgs;
 use crate::out::Out;
@@ -29,6 +29,9 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     let peer = client.channel().peer_name().to_owned();
     let mut out = Out::lock();
     writeln!(out, "PING {} ({peer})", args.bus)?;
+    if is_r1(&args.bus) {
+        writeln!(out, "r1 has no PING: the status of device 0 is asked")?;
+    }
     let mut times: Vec<Duration> = Vec::new();
     let (mut sent, mut lost) = (0u64, 0u64);
     let begin = Instant::now();
