@@ -5,6 +5,7 @@
 //! ([`TxFrame`]) and offers it the guest's buffers for frames in the other direction ([`RxSink`]).
 //!
 //! * [`user`]: the user-mode stack, as QEMU's `-netdev user`.
+//! * [`socket`]: frames over sockets, to another virtual machine or passt.
 //! * [`tap`]: a tap interface of the host.
 //! * [`Capture`]: writes what passes another back end to a pcap file.
 //! * [`Cable`]: two devices back to back; [`Null`]: a cable that ends nowhere.
@@ -17,6 +18,7 @@ mod checksum;
 mod frame;
 mod io;
 mod null;
+pub mod socket;
 mod sys;
 pub mod tap;
 pub mod user;
