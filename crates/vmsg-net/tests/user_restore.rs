@@ -6,13 +6,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Exchange, GATEWAY, Random, World, guest, pattern, stream};
+use common::{Exchange, GATEWAY, GATEWAY6, Random, World, guest, pattern, stream};
 use smoltcp::socket::tcp;
 use vmsg_net::user::{FlowStore, HostForward, Protocol, RestoreError, User, UserConfig};
 use vmsg_net::{Backend, Offloads};
@@ -109,15 +109,23 @@ fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
 
 /// Returns how often the process was killed.
 fn transfer(seed: u64, up: usize, down: usize, offloads: Offloads) -> u32 {
+    transfer_to(GATEWAY.into(), seed, up, down, offloads)
+}
+
+fn transfer_to(to: IpAddr, seed: u64, up: usize, down: usize, offloads: Offloads) -> u32 {
     let keeper = Keeper::default();
     let config = UserConfig::default();
     let mut world = World::with(config.clone(), offloads);
     world.random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     world.user.set_flow_store(Box::new(keeper.clone()));
-    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let listener = TcpListener::bind(match to {
+        IpAddr::V4(_) => "127.0.0.1:0",
+        IpAddr::V6(_) => "[::1]:0",
+    })
+    .expect("listen");
     let port = listener.local_addr().expect("address").port();
     let server = thread::spawn(move || peer(listener.accept().expect("accept").0, seed, down));
-    let handle = world.connect((GATEWAY, port), 40001, 32 << 10);
+    let handle = world.connect((to, port), 40001, 32 << 10);
     world.run("open", |world| world.tcp(handle).may_send());
     let mut exchange = Exchange::new(handle, seed, up);
     let mut kills = 0;
@@ -154,6 +162,20 @@ fn transfers_in_both_directions_go_on_after_a_kill() {
         kills += transfer(seed, 300_000, 400_000, offloads);
     }
     assert!(kills > 40, "{kills}");
+}
+
+#[test]
+fn transfers_over_ipv6_go_on_after_a_kill() {
+    let mut kills = 0;
+    for seed in 201..=220 {
+        let offloads = if seed % 2 == 0 {
+            World::offloads()
+        } else {
+            Offloads::NONE
+        };
+        kills += transfer_to(GATEWAY6.into(), seed, 300_000, 400_000, offloads);
+    }
+    assert!(kills > 20, "{kills}");
 }
 
 #[test]
@@ -276,6 +298,40 @@ fn records_and_descriptors_that_make_no_sense_are_refused() {
         elsewhere.restore(&record, fd()),
         Err(RestoreError::Guest(_))
     ));
+    let mut fresh6 = User::new(UserConfig {
+        ipv6: false,
+        ..UserConfig::default()
+    })
+    .expect("a stack");
+    assert!(fresh6.restore(&record, fd()).is_ok(), "needs no IPv6");
     assert!(fresh.restore(&record, fd()).is_ok());
     assert!(fresh.has_frames(), "the guest is told");
+}
+
+#[test]
+fn a_connection_over_ipv6_is_not_taken_up_without_ipv6() {
+    let keeper = Keeper::default();
+    let mut world = World::new(UserConfig::default());
+    world.user.set_flow_store(Box::new(keeper.clone()));
+    let listener = TcpListener::bind("[::1]:0").expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    let handle = world.connect((GATEWAY6, port), 40001, 4096);
+    world.run("open", |world| {
+        world.tcp(handle).may_send() && keeper.len() == 1
+    });
+    let _peer = listener.accept().expect("accept");
+    let (record, fd) = keeper.0.lock().expect("lock").pop_first().expect("kept").1;
+    assert!(record.len() <= vmsg_net::user::RECORD_LEN);
+    let mut without = User::new(UserConfig {
+        ipv6: false,
+        ..UserConfig::default()
+    })
+    .expect("a stack");
+    let again = fd.try_clone().expect("duplicate");
+    assert!(matches!(
+        without.restore(&record, again),
+        Err(RestoreError::Guest(_))
+    ));
+    let mut with = User::new(UserConfig::default()).expect("a stack");
+    assert!(with.restore(&record, fd).is_ok());
 }

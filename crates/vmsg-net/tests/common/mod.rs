@@ -7,7 +7,7 @@
 )]
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -17,7 +17,9 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as GuestInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{
+    EthernetAddress, HardwareAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv6Cidr, checksum,
+};
 use vmsg_mem::{Pieces, RamSlice};
 use vmsg_net::user::{User, UserConfig};
 use vmsg_net::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
@@ -25,6 +27,13 @@ use vmsg_net::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 0x15);
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 2);
+pub const DNS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 3);
+/// What the gateway and the guest are on the wire.
+pub const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x5055, 0x0aff, 0xfe00, 0x0202);
+pub const GUEST_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x5054, 0x00ff, 0xfe12, 0x3456);
+pub const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 0x0a, 0, 2, 2];
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
 /// How long a test may take at most.
@@ -145,11 +154,55 @@ pub fn receive(backend: &mut impl Backend) -> Vec<(VnetHeader, Vec<u8>)> {
     sink.frames
 }
 
+/// An Ethernet frame of the guest to the gateway with an IPv6 packet.
+pub fn frame6(src: Ipv6Addr, dst: Ipv6Addr, next: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frame.extend_from_slice(&GATEWAY_MAC);
+    frame.extend_from_slice(&MAC);
+    frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+    frame.extend_from_slice(&u16::try_from(payload.len()).expect("short").to_be_bytes());
+    frame.extend_from_slice(&[next, hops]);
+    frame.extend_from_slice(&src.octets());
+    frame.extend_from_slice(&dst.octets());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Puts the checksum of `protocol` in at `at`.
+pub fn sum6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, at: usize, message: &mut [u8]) {
+    message[at..at + 2].fill(0);
+    let len = u32::try_from(message.len()).expect("short");
+    let pseudo = checksum::pseudo_header_v6(&src, &dst, IpProtocol::from(protocol), len);
+    let sum = !checksum::combine(&[pseudo, checksum::data(message)]);
+    message[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// True if the checksum in `message` is right.
+pub fn is_summed6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, message: &[u8]) -> bool {
+    let len = u32::try_from(message.len()).expect("short");
+    let pseudo = checksum::pseudo_header_v6(&src, &dst, IpProtocol::from(protocol), len);
+    checksum::combine(&[pseudo, checksum::data(message)]) == 0xffff
+}
+
+/// A UDP datagram with its checksum.
+pub fn udp6(src: (Ipv6Addr, u16), dst: (Ipv6Addr, u16), payload: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    message.extend_from_slice(&src.1.to_be_bytes());
+    message.extend_from_slice(&dst.1.to_be_bytes());
+    let len = u16::try_from(8 + payload.len()).expect("short");
+    message.extend_from_slice(&len.to_be_bytes());
+    message.extend_from_slice(&[0, 0]);
+    message.extend_from_slice(payload);
+    sum6(src.0, dst.0, 17, 6, &mut message);
+    message
+}
+
 /// The guest's network device.
 pub struct Nic {
     pub rx: VecDeque<Vec<u8>>,
     pub tx: VecDeque<Vec<u8>>,
     verify: bool,
+    mtu: u16,
 }
 
 pub struct Rx(Vec<u8>);
@@ -186,7 +239,7 @@ impl Device for Nic {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
+        capabilities.max_transmission_unit = 14 + usize::from(self.mtu);
         if !self.verify {
             capabilities.checksum.tcp = Checksum::Tx;
             capabilities.checksum.udp = Checksum::Tx;
@@ -218,10 +271,12 @@ impl World {
     pub fn with(config: UserConfig, offloads: Offloads) -> Self {
         let mut user = User::new(config).expect("a stack");
         user.set_guest(&guest(offloads));
+        let mtu = offloads.mtu;
         let mut nic = Nic {
             rx: VecDeque::new(),
             tx: VecDeque::new(),
             verify: !offloads.guest_csum,
+            mtu,
         };
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
         let mut iface = Interface::new(config, &mut nic, GuestInstant::ZERO);
@@ -229,10 +284,17 @@ impl World {
             addrs
                 .push(IpCidr::Ipv4(Ipv4Cidr::new(GUEST, 24)))
                 .expect("room for an address");
+            addrs
+                .push(IpCidr::Ipv6(Ipv6Cidr::new(GUEST6, 64)))
+                .expect("room for an address");
         });
         iface
             .routes_mut()
             .add_default_ipv4_route(GATEWAY)
+            .expect("room for a route");
+        iface
+            .routes_mut()
+            .add_default_ipv6_route(GATEWAY6)
             .expect("room for a route");
         Self {
             user,
@@ -251,8 +313,10 @@ impl World {
         Offloads {
             csum: true,
             tso4: true,
+            tso6: true,
             guest_csum: true,
             guest_tso4: true,
+            guest_tso6: true,
             mtu: 1500,
             ..Offloads::NONE
         }
@@ -332,13 +396,19 @@ impl World {
     }
 
     /// Begins to connect from `port` of the guest.
-    pub fn connect(&mut self, to: (Ipv4Addr, u16), port: u16, buffer: usize) -> SocketHandle {
+    pub fn connect(
+        &mut self,
+        to: (impl Into<IpAddr>, u16),
+        port: u16,
+        buffer: usize,
+    ) -> SocketHandle {
+        let addr: IpAddr = to.0.into();
         let handle = self.tcp_socket(buffer);
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
         socket
             .connect(
                 self.iface.context(),
-                (smoltcp::wire::IpAddress::Ipv4(to.0), to.1),
+                (smoltcp::wire::IpAddress::from(addr), to.1),
                 port,
             )
             .expect("connect");
