@@ -11,7 +11,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::dirs;
+use crate::{dirs, guest_bench};
 
 /// A benchmark: it prints Markdown tables.
 struct Bench {
@@ -54,9 +54,12 @@ const NICE: i32 = -15;
 /// Options of `bench`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
-    /// Only this one
-    #[arg(value_parser = BENCHES.map(|bench| bench.name))]
+    /// Only this one; `guest` boots guests and takes minutes
+    #[arg(value_parser = BENCHES.map(|bench| bench.name).into_iter().chain(["guest"]).collect::<Vec<_>>())]
     name: Option<String>,
+    /// How often `guest` measures each
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
     /// Write the figures to docs/benchmarks.md, below its introduction
     #[arg(long, conflicts_with = "name")]
     save: bool,
@@ -64,6 +67,11 @@ pub(crate) struct Options {
 
 /// Runs benchmarks one after another and prints their figures as one Markdown document.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.name.as_deref() == Some("guest") {
+        let text = guest_bench::run(options.rounds, None)?;
+        println!("{}\n{text}", heading(false)?);
+        return Ok(());
+    }
     let wanted = |bench: &&Bench| match &options.name {
         Some(name) => bench.name == name,
         None => true,

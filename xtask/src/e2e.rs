@@ -20,6 +20,8 @@ use crate::scene::{Id, Line, Scene, Stream};
 use crate::tftp;
 use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
 
+pub(crate) use self::nic::traffic_server;
+
 /// Scripts of the guests.
 const CHECKS: &str = include_str!("guest/checks.sh");
 const NEXT: &str = include_str!("guest/next.sh");
@@ -28,7 +30,7 @@ const ENDURE: &str = include_str!("guest/endure.sh");
 /// Longest time for all checks of a guest.
 const ALL_CHECKS: Duration = Duration::from_secs(240);
 /// Longest time for one step.
-const STEP: Duration = Duration::from_secs(60);
+pub(crate) const STEP: Duration = Duration::from_secs(60);
 /// Interval of the guest's pings in `endure.sh`.
 const PING_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -46,6 +48,9 @@ pub(crate) struct Options {
     /// Use QEMU's own devices instead of vmsg: shows that the expectations hold for an ordinary machine
     #[arg(long, hide = true)]
     reference: bool,
+    /// Test this program instead of building one
+    #[arg(long, value_name = "FILE")]
+    vmsg: Option<std::path::PathBuf>,
     #[command(flatten)]
     kit: kit::Options,
 }
@@ -80,7 +85,7 @@ struct Test {
     play: fn(&mut Stage, &mut Report) -> Result<()>,
 }
 
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     Test {
         name: "checks",
         reference: true,
@@ -122,6 +127,11 @@ const TESTS: [Test; 10] = [
         play: nic::vhost_user,
     },
     Test {
+        name: "nic-tap",
+        reference: false,
+        play: nic::tap,
+    },
+    Test {
         name: "socket-stream",
         reference: false,
         play: socket::stream,
@@ -152,7 +162,10 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     let vmsg = if options.reference {
         None
     } else {
-        Some(Vmsg::build()?)
+        Some(match &options.vmsg {
+            Some(program) => Vmsg::built(program)?,
+            None => Vmsg::build()?,
+        })
     };
     for kit in &kits {
         for test in &tests {

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, waitid};
 
 use crate::kit::in_path;
+use crate::namespace::Namespace;
 
 /// How many of a process's last lines an error shows.
 const TAIL: usize = 25;
@@ -38,6 +39,7 @@ pub(crate) struct Scene {
     dir: PathBuf,
     started: Instant,
     processes: Vec<Process>,
+    namespace: Option<Namespace>,
     events: Receiver<Event>,
     sender: Sender<Event>,
 }
@@ -111,6 +113,7 @@ impl Scene {
             dir,
             started: Instant::now(),
             processes: Vec::new(),
+            namespace: None,
             events,
             sender,
         }
@@ -127,11 +130,18 @@ impl Scene {
         self.started.elapsed()
     }
 
+    /// What is started from now on runs in this network namespace.
+    pub(crate) fn enter(&mut self, namespace: Namespace) {
+        self.namespace = Some(namespace);
+    }
+
     /// Starts `command` in the run's folder. Its name must be new in this run.
     pub(crate) fn start(&mut self, name: &str, command: &Command) -> Result<Id> {
         if self.processes.iter().any(|p| p.name == name) {
             bail!("{name} was started already in this run");
         }
+        let inside = self.namespace.as_ref().map(|n| n.enter(command));
+        let command = inside.as_ref().unwrap_or(command);
         let program = command.get_program();
         let shown = std::iter::once(program)
             .chain(command.get_args())

@@ -63,6 +63,14 @@ impl Vmsg {
         Ok(Self { program })
     }
 
+    /// One that is built already.
+    pub(crate) fn built(program: &Path) -> Result<Self> {
+        let program = program
+            .canonicalize()
+            .with_context(|| format!("no program at {}", program.display()))?;
+        Ok(Self { program })
+    }
+
     fn command(&self, subcommand: &str, options: &[(&str, &str)]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(subcommand);

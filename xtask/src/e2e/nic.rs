@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::{ALL_CHECKS, STEP, Stage};
 use crate::guest::Guest;
 use crate::kit::{Kit, in_path};
+use crate::namespace::Namespace;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
 use crate::scene::{Scene, Stream};
@@ -36,24 +37,73 @@ fn device(backend: &str) -> String {
 /// Everything, through QEMU's generic vhost-user device.
 pub(super) fn generic(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let kit = stage.kit.with_new_qemu()?.with_tools()?;
-    let net = Backend::Generic {
-        socket: NET_SOCKET.to_owned(),
-        queues: 2 * PAIRS + 1,
-        config_size: CONFIG_SIZE,
-    };
-    play(stage, report, &kit, "generic", net)
+    play(stage, report, &kit, &behind_generic(USER))
 }
 
 /// The same through QEMU's vhost-user network device, which is what most have.
 pub(super) fn vhost_user(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let kit = stage.kit.with_tools()?;
-    let net = Backend::VhostUser(NET_SOCKET.to_owned());
-    play(stage, report, &kit, "vhost-user", net)
+    let behind = Behind {
+        via: "vhost-user",
+        net: Backend::VhostUser(NET_SOCKET.to_owned()),
+        ..behind_generic(USER)
+    };
+    play(stage, report, &kit, &behind)
 }
 
-fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, via: &str, net: Backend) -> Result<()> {
+/// On a tap interface of this machine, in a network namespace.
+pub(super) fn tap(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let kit = stage.kit.with_new_qemu()?.with_tools()?;
+    let namespace = Namespace::new(&mut stage.scene, TAP)?;
+    stage.scene.enter(namespace);
+    let behind = Behind {
+        address: "192.168.9.1",
+        address6: "fd09::1",
+        own: "192.168.9.2/24",
+        own6: "fd09::2/64",
+        ..behind_generic("backend=tap,ifname=tap0")
+    };
+    play(stage, report, &kit, &behind)
+}
+
+/// A tap interface with addresses, for as many queue pairs as there are.
+const TAP: &str = "ip tuntap add dev tap0 mode tap multi_queue\n\
+                   ip addr add 192.168.9.1/24 dev tap0\n\
+                   ip -6 addr add fd09::1/64 dev tap0 nodad\n\
+                   ip link set tap0 mtu 9000 up\n";
+const USER: &str = "backend=user";
+
+/// What is on the other side of the device.
+struct Behind {
+    backend: &'static str,
+    via: &'static str,
+    net: Backend,
+    address: &'static str,
+    address6: &'static str,
+    /// The guest's own addresses, where nobody gives it any.
+    own: &'static str,
+    own6: &'static str,
+}
+
+fn behind_generic(backend: &'static str) -> Behind {
+    Behind {
+        backend,
+        via: "generic",
+        net: Backend::Generic {
+            socket: NET_SOCKET.to_owned(),
+            queues: 2 * PAIRS + 1,
+            config_size: CONFIG_SIZE,
+        },
+        address: "10.0.2.2",
+        address6: GATEWAY6,
+        own: "",
+        own6: "",
+    }
+}
+
+fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> Result<()> {
     let vmsg = stage.vmsg()?;
-    let device = device("backend=user");
+    let device = device(behind.backend);
     vmsg.run(
         &mut stage.scene,
         "serve",
@@ -79,18 +129,19 @@ fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, via: &str, net: Backe
         pairs: PAIRS,
         mtu: Some(MTU),
         cpus: 2,
-        ..Board::new(net, Backend::Qemu)
+        ..Board::new(behind.net.clone(), Backend::Qemu)
     };
     let settings = [
         ("OWN_MAC", OWN_MAC.to_owned()),
         ("TEST_MAC", TEST_MAC.to_owned()),
-        ("VIA", via.to_owned()),
+        ("VIA", behind.via.to_owned()),
         ("PAIRS", PAIRS.to_string()),
         ("MTU", MTU.to_string()),
-        ("TRAFFIC", format!("10.0.2.2 {port}")),
-        ("GATEWAY", "10.0.2.2".to_owned()),
-        ("GATEWAY6", GATEWAY6.to_owned()),
-        ("STATIC", String::new()),
+        ("TRAFFIC", format!("{} {port}", behind.address)),
+        ("GATEWAY", behind.address.to_owned()),
+        ("GATEWAY6", behind.address6.to_owned()),
+        ("STATIC", behind.own.to_owned()),
+        ("STATIC6", behind.own6.to_owned()),
         ("LINK", "host".to_owned()),
         ("OFFLOADS", "on".to_owned()),
     ];
@@ -126,7 +177,7 @@ fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, via: &str, net: Backe
 const GATEWAY6: &str = "fd00::2";
 
 /// Starts `iperf3 -s` on a free port of the loopback.
-pub(super) fn traffic_server(scene: &mut Scene) -> Result<u16> {
+pub(crate) fn traffic_server(scene: &mut Scene) -> Result<u16> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port();

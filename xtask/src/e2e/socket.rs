@@ -72,6 +72,7 @@ pub(super) fn stream(stage: &mut Stage, report: &mut Report) -> Result<()> {
         ("GATEWAY", "192.168.7.2".to_owned()),
         ("GATEWAY6", String::new()),
         ("STATIC", "192.168.7.1/24".to_owned()),
+        ("STATIC6", String::new()),
         ("LINK", String::new()),
         // The other end takes nothing that is left to it.
         ("OFFLOADS", "off".to_owned()),

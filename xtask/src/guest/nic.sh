@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 # Everything a network device can do: offloads, queue pairs, large frames, VLAN, IPv6, many connections, the link.
 # Settings: VIA (generic: the control queue reaches vmsg; vhost-user: QEMU keeps it), PAIRS, MTU, TRAFFIC (address and
-# port of iperf3, or empty), OFFLOADS (on, off), GATEWAY, GATEWAY6, STATIC (address, where there is no DHCP).
+# port of iperf3, or empty), OFFLOADS (on, off), GATEWAY, GATEWAY6, STATIC and STATIC6 (addresses, where nobody
+# gives any).
 name_nic "$OWN_MAC" eth0 || fail "no network device with the address $OWN_MAC"
 name_nic "$TEST_MAC" eth1 || fail "no network device with the address $TEST_MAC"
 ip link set eth0 down
@@ -9,6 +10,7 @@ ip link set eth0 down
 holds() { case $1 in *"$2"*) ;; *) echo "$1 without $2"; return 1 ;; esac; }
 is() { [ "$1" = "$2" ] || { echo "$1 instead of $2"; return 1; }; }
 up() {
+    [ -z "$STATIC6" ] || ip -6 addr replace "$STATIC6" dev eth1 nodad
     if [ -n "$STATIC" ]; then ip link set eth1 up && ip addr replace "$STATIC" dev eth1; else lease eth1; fi
 }
 carrier() { [ "$(cat /sys/class/net/eth1/carrier 2> /dev/null)" = "$1" ]; }
