@@ -160,4 +160,4 @@ impl Hasher {
 
 #[cfg(test)]
 #[path = "hash_test.rs"]
-mod tests;
+pub(super) mod tests;
