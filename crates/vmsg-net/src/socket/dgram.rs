@@ -291,7 +291,11 @@ impl Backend for Dgram {
             let mut bytes = std::mem::take(&mut self.sending);
             bytes.resize(frame.payload.len(), 0);
             frame.payload.read(&mut bytes);
-            let result = self.send(&bytes);
+            let result = match self.send(&bytes) {
+                // What the peer's host had to say of an earlier datagram comes instead of this one.
+                Err(Errno::CONNREFUSED) => self.send(&bytes),
+                result => result,
+            };
             self.sending = bytes;
             match result {
                 Ok(_) => self.counters.sent += 1,
