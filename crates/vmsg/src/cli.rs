@@ -21,6 +21,7 @@ A bus:
   mode=OCTAL                   permissions of the socket; 0600 by default
   message-size=BYTES, slots=N  the largest message, and the slots for messages in each queue
   max-connections=N            how many drivers there may be at a time
+  trace=FILE                   record all messages, for `vmsg trace` and Wireshark
 
 All devices:
   id=NAME        net0, net1, … or rng0, rng1, … by default
@@ -69,6 +70,15 @@ vhost-user:
 What --print-qemu prints can be pasted into a shell, or used in a script:
   qemu-system-x86_64 -kernel … $(vmsg proxy … --print-qemu)";
 
+/// What `vmsg trace --help` ends with.
+const TRACES: &str = "\
+A line is: microseconds since the first message; of a response, the time since its request;
+the number of the interface, if there are several; → to the device or ← from it; the message.
+
+Example:
+  vmsg serve --bus unix,path=b0.sock,trace=b0.pcapng --device rng
+  vmsg trace b0.pcapng --follow";
+
 /// virtio for machines that can only exchange messages and share some memory.
 #[derive(Debug, Parser)]
 #[command(
@@ -98,6 +108,8 @@ pub enum Command {
     Ls(LsArgs),
     /// Measure the way to the other side of a bus and back
     Ping(PingArgs),
+    /// Show messages that were recorded with trace=FILE of a bus
+    Trace(TraceArgs),
     /// Hold the connections of `backend=user` while `serve` is away; started by `serve`
     #[command(hide = true)]
     Keeper(KeeperArgs),
@@ -178,6 +190,30 @@ pub struct PingArgs {
     /// Give up on an answer after this many milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub timeout: u64,
+}
+
+/// `vmsg trace`.
+#[derive(Debug, Args)]
+#[command(after_help = TRACES)]
+pub struct TraceArgs {
+    /// The file: pcapng, as trace=FILE of a bus makes it
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Go on with what is recorded from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only messages about this device number
+    #[arg(long, value_name = "N")]
+    pub dev: Option<u16>,
+    /// Only messages of this name, such as GET_CONFIG; may be repeated
+    #[arg(long = "type", value_name = "NAME")]
+    pub types: Vec<String>,
+    /// Date and time of day (UTC) in place of the time since the first message
+    #[arg(long)]
+    pub absolute: bool,
+    /// Print JSON, one object a line
+    #[arg(long, conflicts_with = "absolute")]
+    pub json: bool,
 }
 
 /// `vmsg keeper`.

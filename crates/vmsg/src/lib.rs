@@ -15,6 +15,7 @@ mod proxy;
 mod serve;
 mod signals;
 mod spec;
+mod trace;
 
 pub use cli::{Cli, Command};
 pub use spec::{DeviceSpec, NetBackend, NetSpec, RngSpec};
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
         Command::Proxy(args) => proxy::run(args),
         Command::Ls(args) => look::ls(args),
         Command::Ping(args) => look::ping(args),
+        Command::Trace(args) => trace::run(args),
         Command::Keeper(args) => keeper::run(args),
     };
     match result {
