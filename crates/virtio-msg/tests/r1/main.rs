@@ -7,4 +7,5 @@ mod driver;
 mod golden_device;
 mod golden_driver;
 mod recorded;
+mod recovery;
 mod stack;
