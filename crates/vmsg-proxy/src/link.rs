@@ -1,33 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The I/O around a [`Session`]: one thread that holds the connection to the bus, connects again when it is lost, keeps the session's
-//! timers, and does what fronts ask through a [`SessionHandle`].
+//! timers, and does what fronts ask through a [`SessionHandle`]. On a bus with room for one driver several sessions share a connection.
 //!
 //! The thread sleeps unless a message, an operation, a timer or the appearance of the device host's socket wakes it. Kicks and calls of
-//! a running device do not pass here.
+//! a running device do not pass here, unless the bus has no other way for them than messages.
 
 mod bells;
 mod handle;
+mod seat;
 
 pub use handle::{LinkStats, SessionHandle};
 
-use bells::Bells;
-use handle::{Command, News};
+use handle::Command;
+use seat::Seat;
 
 use crate::log_limit::LogLimit;
 use crate::pace::Pace;
-use crate::session::{CommonMemory, Event, OpError, OpId, Outcome, Outgoing, Session};
+use crate::session::{CommonMemory, FileId, Op, OtherMemory, Outgoing, Session};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use virtio_msg::{Channel, ChannelError};
-use vmsg_bus::DriverBus;
-use vmsg_bus::unix::{ConnectError, Connecting, Connector, Watch};
+use virtio_msg::{Channel, ChannelError, Frame, Kind, Message, decode};
+use vmsg_bus::{ConnectError, Connecting, Connector, DriverBus, Watch};
 use vmsg_mem::Doorbell;
 
 /// Messages taken from the bus before anything else has its turn.
@@ -42,18 +41,18 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Where a link gets its bus from.
 #[derive(Debug)]
 pub enum Source {
-    /// A device host on a Unix socket; connected to again and again.
-    Unix(Connector),
+    /// A device host; connected to again and again.
+    Bus(Connector),
     /// A connection there is; when it ends there is no other.
     Given(Box<DriverBus>),
     /// The same, on a bus that has this memory in common.
     GivenWith(Box<DriverBus>, Vec<CommonMemory>),
 }
 
-/// A running link. Dropping it stops the thread; operations under way end with [`OpError::Ended`].
+/// A running link. Dropping it stops the thread; operations under way end with [`OpError::Ended`](crate::session::OpError::Ended).
 #[derive(Debug)]
 pub struct Link {
-    handle: SessionHandle,
+    handles: Vec<SessionHandle>,
     stop: Arc<Doorbell>,
     thread: Option<JoinHandle<()>>,
 }
@@ -63,22 +62,45 @@ impl Link {
     ///
     /// # Errors
     /// Of `eventfd` and of starting a thread.
-    pub fn start(name: &str, mut session: Session, source: Source) -> io::Result<Link> {
+    pub fn start(name: &str, session: Session, source: Source) -> io::Result<Link> {
+        Link::start_shared(name, vec![(name.to_owned(), session)], source)
+    }
+
+    /// Starts the thread for several sessions, each with its own name in logs, that share a connection.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; `InvalidInput` for more than [`MAX_SESSIONS`].
+    pub fn start_shared(
+        name: &str,
+        sessions: Vec<(String, Session)>,
+        source: Source,
+    ) -> io::Result<Link> {
+        if sessions.len() > MAX_SESSIONS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(Doorbell::new()?);
         let stop = Arc::new(Doorbell::new()?);
-        let news = Arc::new(News {
-            events: Mutex::new(VecDeque::new()),
-            bell: Doorbell::new()?,
-        });
-        let handle = SessionHandle {
-            commands,
-            wake: wake.clone(),
-            news: news.clone(),
-        };
+        let limit = Arc::new(LogLimit::default());
+        let share = tokens_each(sessions.len());
+        let mut seats = Vec::new();
+        let mut handles = Vec::new();
+        for (seat, (name, mut session)) in sessions.into_iter().enumerate() {
+            let first = u16::try_from(seat).unwrap_or(0) * share + 1;
+            session.set_tokens(first..=first + (share - 1));
+            let new = Seat::new(name, session, limit.clone())?;
+            handles.push(SessionHandle {
+                seat,
+                commands: commands.clone(),
+                wake: wake.clone(),
+                news: new.news.clone(),
+            });
+            seats.push(new);
+        }
+        let mut fixed = false;
         let state = match source {
-            Source::Unix(connector) => {
-                let watch = Watch::new(connector.path());
+            Source::Bus(connector) => {
+                let watch = connector.watch();
                 if let Err(error) = &watch {
                     tracing::warn!(link = name, %error, "cannot watch for the device host, asking again and again instead");
                 }
@@ -92,7 +114,10 @@ impl Link {
                 phase: Phase::Connected(bus),
             },
             Source::GivenWith(bus, common) => {
-                session.set_common_memory(common);
+                fixed = true;
+                for seat in &mut seats {
+                    seat.session.set_common_memory(Ok(common.clone()));
+                }
                 State {
                     connector: None,
                     phase: Phase::Connected(bus),
@@ -101,37 +126,49 @@ impl Link {
         };
         let runner = Runner {
             name: name.to_owned(),
-            session,
+            seats,
+            turn: 0,
             inbox,
             wake,
             stop: stop.clone(),
-            news,
-            calls: BTreeMap::new(),
             stuck: None,
             stats: LinkStats::default(),
             begin: Instant::now(),
             last_error: String::new(),
-            absence_told: false,
-            limit: LogLimit::default(),
+            limit,
             pace: Pace::new(Instant::now()),
-            bells: Bells::new()?,
-            bells_version: (0, 0),
-            kicked: false,
+            fixed,
         };
         let thread = std::thread::Builder::new()
             .name(format!("link {name}"))
             .spawn(move || runner.run(state))?;
         Ok(Link {
-            handle,
+            handles,
             stop,
             thread: Some(thread),
         })
     }
 
     /// What fronts use.
+    ///
+    /// # Panics
+    /// If the link was started without sessions.
     pub fn handle(&self) -> SessionHandle {
-        self.handle.clone()
+        self.handles[0].clone()
     }
+
+    /// What fronts use, in the order of the sessions.
+    pub fn handles(&self) -> &[SessionHandle] {
+        &self.handles
+    }
+}
+
+/// The most sessions that can share a connection.
+pub const MAX_SESSIONS: usize = 256;
+
+/// Each session has its own tokens, so that an answer finds it.
+fn tokens_each(sessions: usize) -> u16 {
+    u16::MAX / u16::try_from(sessions.max(1)).unwrap_or(u16::MAX)
 }
 
 impl Drop for Link {
@@ -168,25 +205,22 @@ struct State {
 
 struct Runner {
     name: String,
-    session: Session,
-    inbox: Receiver<Command>,
+    seats: Vec<Seat>,
+    /// Whose messages go first.
+    turn: usize,
+    inbox: Receiver<(usize, Command)>,
     wake: Arc<Doorbell>,
     stop: Arc<Doorbell>,
-    news: Arc<News>,
-    calls: BTreeMap<OpId, SyncSender<Result<Outcome, OpError>>>,
     /// A message there was no room for.
     stuck: Option<Outgoing>,
     stats: LinkStats,
     begin: Instant,
     /// So that the same trouble is told once.
     last_error: String,
-    absence_told: bool,
-    limit: LogLimit,
+    limit: Arc<LogLimit>,
     pace: Pace,
-    bells: Bells,
-    bells_version: (u64, u64),
-    /// There may be kicks to take.
-    kicked: bool,
+    /// The memory in common was given, and does not change.
+    fixed: bool,
 }
 
 impl Runner {
@@ -195,15 +229,19 @@ impl Runner {
             self.link_up(bus);
         }
         loop {
-            while let Ok(command) = self.inbox.try_recv() {
-                self.obey(command);
+            while let Ok((seat, command)) = self.inbox.try_recv() {
+                self.obey(&state, seat, command);
             }
             let now = self.now();
-            if self.session.poll_timeout().is_some_and(|at| at <= now) {
-                self.session.handle_timeout(now);
+            for seat in &mut self.seats {
+                if seat.session.poll_timeout().is_some_and(|at| at <= now) {
+                    seat.session.handle_timeout(now);
+                }
             }
             self.advance(&mut state);
-            self.take_kicks();
+            for seat in &mut self.seats {
+                seat.take_kicks();
+            }
             let mut busy = false;
             if let Phase::Connected(bus) = &mut state.phase {
                 match self.receive(bus).and_then(|more| {
@@ -219,7 +257,6 @@ impl Runner {
                     }
                 }
             }
-            self.sync_bells();
             let fault = self
                 .deliver()
                 .filter(|_| matches!(state.phase, Phase::Connected(_)));
@@ -241,56 +278,30 @@ impl Runner {
         virtio_msg::Instant(u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Op(op, reply) => {
-                let now = self.now();
-                let id = self.session.submit(now, op);
-                self.calls.insert(id, reply);
-            }
-            Command::Kick(queue) => self.session.kick(queue),
-            Command::Stats(reply) => {
-                let stats = LinkStats {
-                    session: *self.session.counters(),
-                    ..self.stats
-                };
-                // Who asked may have given up.
-                let _ = reply.send(stats);
-            }
-        }
-    }
-
-    /// Follows what the session has; here and nowhere else bells come and go.
-    fn sync_bells(&mut self) {
-        let version = self.session.bells_version();
-        if version == self.bells_version {
+    fn obey(&mut self, state: &State, seat: usize, command: Command) {
+        let now = self.now();
+        let Some(seat) = self.seats.get_mut(seat) else {
             return;
-        }
-        self.bells_version = version;
-        let deaf = self.bells.sync(self.session.bells());
-        self.kicked = true;
-        for queue in deaf {
-            if let Some(unsaid) = self.limit.admit() {
-                tracing::warn!(
-                    link = self.name,
-                    queue = queue.0,
-                    unsaid,
-                    "the kick of the front end cannot be waited on"
-                );
-            }
-        }
-    }
-
-    fn take_kicks(&mut self) {
-        if !std::mem::take(&mut self.kicked) {
-            return;
-        }
-        let session = &mut self.session;
-        if let Err(error) = self.bells.take(|queue| session.kick(queue))
-            && let Some(unsaid) = self.limit.admit()
+        };
+        if let (Phase::Connected(bus), Command::Op(Op::SetWindows(windows), _)) =
+            (&state.phase, &command)
+            && !windows.is_empty()
+            && !self.fixed
         {
-            tracing::error!(link = self.name, %error, unsaid, "cannot look for kicks");
+            // The VMM has made the file in the meantime, or made it anew.
+            seat.session.set_common_memory(common_memory(bus));
         }
+        seat.obey(now, command, &self.stats);
+    }
+
+    /// The reason of the last session that wants another connection.
+    fn deliver(&mut self) -> Option<&'static str> {
+        let mut fault = None;
+        for seat in &mut self.seats {
+            seat.sync_bells();
+            fault = seat.deliver().or(fault);
+        }
+        fault
     }
 
     fn link_up(&mut self, bus: &DriverBus) {
@@ -306,7 +317,12 @@ impl Runner {
             );
         }
         let (now, caps) = (self.now(), *bus.capabilities());
-        self.session.handle_link_up(now, caps, bus.epoch());
+        for seat in &mut self.seats {
+            if !self.fixed {
+                seat.session.set_common_memory(common_memory(bus));
+            }
+            seat.session.handle_link_up(now, caps, bus.epoch());
+        }
     }
 
     /// The connection is over; because of a `fault` or because the other side ended it.
@@ -325,7 +341,9 @@ impl Runner {
             Some(_) => Phase::Try { at },
         };
         let now = self.now();
-        self.session.handle_link_down(now);
+        for seat in &mut self.seats {
+            seat.session.handle_link_down(now);
+        }
     }
 
     /// Goes on with connecting, as far as it goes without waiting.
@@ -377,7 +395,7 @@ impl Runner {
                 Err(error) => {
                     self.tell(&error);
                     state.phase = match error {
-                        ConnectError::NotThere { .. } if watch.is_some() => Phase::Asleep,
+                        error if error.is_not_there() && watch.is_some() => Phase::Asleep,
                         error if error.is_transient() => Phase::Try {
                             at: Some(Instant::now() + BUSY_PAUSE),
                         },
@@ -400,7 +418,7 @@ impl Runner {
         }
         if let Some(unsaid) = self.limit.admit() {
             match error {
-                ConnectError::NotThere { .. } => {
+                error if error.is_not_there() => {
                     tracing::info!(link = self.name, unsaid, "{text}; waiting for it")
                 }
                 // A host that was just killed, for example.
@@ -422,16 +440,63 @@ impl Runner {
                 None => return Ok(false),
                 Some(len) => {
                     self.stats.received += 1;
-                    let now = self.now();
-                    self.session.handle_message(now, &buf[..len.min(buf.len())]);
+                    let max = bus.max_message_size();
+                    self.dispatch(&buf[..len.min(buf.len())], max);
                 }
             }
         }
         Ok(true)
     }
 
+    /// To the session it is for.
+    fn dispatch(&mut self, bytes: &[u8], max: usize) {
+        let now = self.now();
+        if let [only] = &mut *self.seats {
+            return only.session.handle_message(now, bytes);
+        }
+        let share = tokens_each(self.seats.len());
+        let is_for = |index: usize, seat: &Seat, frame: &Frame<'_>| match frame.message {
+            Message::EventDevice { .. } => true,
+            _ => match frame.message.kind() {
+                // Some answers come without their token: whoever does not wait for one drops it.
+                Kind::Response => frame
+                    .token
+                    .0
+                    .checked_sub(1)
+                    .is_none_or(|token| usize::from(token / share) == index),
+                Kind::Event => seat
+                    .session
+                    .device()
+                    .is_some_and(|device| device.number == frame.dev_num),
+                Kind::Request => index == 0,
+            },
+        };
+        let frame = decode(bytes, max).ok();
+        for (index, seat) in self.seats.iter_mut().enumerate() {
+            // What cannot be read is counted by one of them.
+            if frame
+                .as_ref()
+                .map_or(index == 0, |frame| is_for(index, seat, frame))
+            {
+                seat.session.handle_message(now, bytes);
+            }
+        }
+    }
+
+    /// The next message, of each session in turn.
+    fn next_message(&mut self) -> Option<Outgoing> {
+        let count = self.seats.len();
+        for _ in 0..count {
+            self.turn = (self.turn + 1) % count;
+            if let Some(out) = self.seats[self.turn].poll_transmit() {
+                return Some(out);
+            }
+        }
+        None
+    }
+
     fn transmit(&mut self, bus: &mut DriverBus) -> Result<(), ChannelError> {
-        while let Some(out) = self.stuck.take().or_else(|| self.session.poll_transmit()) {
+        while let Some(out) = self.stuck.take().or_else(|| self.next_message()) {
             let sent = if out.fds.is_empty() {
                 bus.try_send(&out.bytes)
             } else {
@@ -450,92 +515,14 @@ impl Runner {
         bus.flush()
     }
 
-    /// Hands results to their callers and news to the front. Gives the reason if the session wants another connection.
-    fn deliver(&mut self) -> Option<&'static str> {
-        let mut fault = None;
-        while let Some(event) = self.session.poll_event() {
-            match event {
-                Event::Done { id, result } => {
-                    if let Some(reply) = self.calls.remove(&id) {
-                        // Who asked may have given up.
-                        let _ = reply.send(result);
-                    }
-                    continue;
-                }
-                Event::LinkFault(why) => {
-                    fault = Some(why);
-                    continue;
-                }
-                Event::Ready { replayed, new_host } => {
-                    self.absence_told = false;
-                    if replayed {
-                        // What was used before the link was lost may not have been told.
-                        self.bells.ring_all();
-                    }
-                    if let Some(unsaid) = self.limit.admit() {
-                        tracing::info!(
-                            link = self.name,
-                            replayed,
-                            new_host,
-                            unsaid,
-                            "the device is ready"
-                        );
-                    }
-                }
-                Event::DeviceAbsent => {
-                    // Whoever says that it has come, and then that it has not, can do so often.
-                    if !std::mem::replace(&mut self.absence_told, true)
-                        && let Some(unsaid) = self.limit.admit()
-                    {
-                        tracing::warn!(
-                            link = self.name,
-                            unsaid,
-                            "the device host has no {}; `vmsg ls` shows what it has; waiting for it",
-                            self.session.target()
-                        );
-                    }
-                }
-                Event::NeedsReset(ref reason) => {
-                    if let Some(unsaid) = self.limit.admit() {
-                        tracing::error!(link = self.name, %reason, unsaid, "the device needs a reset");
-                    }
-                }
-                Event::QueueUsed(queue) if self.bells.ring(queue) => continue,
-                Event::LeftOut { base, len } => {
-                    if let Some(unsaid) = self.limit.admit() {
-                        tracing::warn!(
-                            link = self.name,
-                            unsaid,
-                            "memory of the guest at {base:#x} ({len:#x} bytes) is not in common with the device host: buffers there cannot be used"
-                        );
-                    }
-                    continue;
-                }
-                Event::ConfigChanged | Event::QueueUsed(_) => {}
-            }
-            let mut events = self
-                .news
-                .events
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            // The last reason is the one that holds; so there is a bounded number of different news.
-            if matches!(event, Event::NeedsReset(_)) {
-                events.retain(|old| !matches!(old, Event::NeedsReset(_)));
-            }
-            if !events.contains(&event) {
-                events.push_back(event);
-            }
-            drop(events);
-            let _ = self.news.bell.ring();
-        }
-        fault
-    }
-
     /// Until there is something to do; not at all if that is so already (`busy`). False: the end.
     fn sleep(&mut self, state: &mut State, busy: bool) -> bool {
-        let mut until = self
-            .session
-            .poll_timeout()
+        let timeouts = self
+            .seats
+            .iter()
+            .filter_map(|seat| seat.session.poll_timeout());
+        let mut until = timeouts
+            .min()
             .map(|at| self.begin + Duration::from_nanos(at.0));
         let mut earlier = |at: Instant| until = Some(until.map_or(at, |until| until.min(at)));
         match &mut state.phase {
@@ -565,36 +552,68 @@ impl Runner {
             Phase::Connected(bus) => bus.poll_fd().ok(),
             Phase::Try { .. } | Phase::Over => None,
         };
-        let mut fds = [
-            PollFd::new(&*self.stop, PollFlags::IN),
-            PollFd::new(&*self.wake, PollFlags::IN),
-            PollFd::new(&self.bells, PollFlags::IN),
-            // Stands for nothing where there is no third.
-            PollFd::new(&*self.stop, PollFlags::IN),
-        ];
-        let mut used = 3;
-        if let Some(fd) = &third {
-            fds[3] = PollFd::new(fd, PollFlags::IN);
-            used = 4;
-        }
-        let fds = &mut fds[..used];
-        match poll(fds, timeout.as_ref()) {
+        let mut fds = Vec::with_capacity(3 + self.seats.len());
+        fds.push(PollFd::new(&*self.stop, PollFlags::IN));
+        fds.push(PollFd::new(&*self.wake, PollFlags::IN));
+        fds.extend(
+            self.seats
+                .iter()
+                .map(|seat| PollFd::new(&seat.bells, PollFlags::IN)),
+        );
+        fds.extend(third.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(link = self.name, %error, "cannot wait");
                 return false;
             }
         }
-        let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let (stopped, woken, kicked, third) = (is(0), is(1), is(2), is(3));
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let stopped = ready.next().unwrap_or_default();
+        let woken = ready.next().unwrap_or_default();
+        let kicked: Vec<bool> = ready.by_ref().take(self.seats.len()).collect();
+        let third = ready.next().unwrap_or_default();
+        for (seat, kicked) in self.seats.iter_mut().zip(kicked) {
+            seat.kicked |= kicked;
+        }
         if woken {
             let _ = self.wake.drain();
         }
-        self.kicked |= kicked;
         if third && let Phase::Connected(bus) = &mut state.phase {
             // An error shows again at the next use of the bus.
             let _ = bus.clear_poll_fd();
         }
         !stopped
     }
+}
+
+/// What the bus has in common, as it is now; nothing for buses that lend memory.
+fn common_memory(bus: &DriverBus) -> Result<Vec<CommonMemory>, OtherMemory> {
+    if bus.capabilities().runtime_windows {
+        return Ok(Vec::new());
+    }
+    let ram = bus.static_ram().ok_or(OtherMemory::NotSaid)?;
+    // QEMU may be started in another folder.
+    let path = std::path::absolute(ram.path()).unwrap_or_else(|_| ram.path().to_owned());
+    let path = path.to_string_lossy();
+    let trouble = |why: String| OtherMemory::NoFile {
+        path: path.to_string(),
+        why,
+    };
+    let windows = ram.windows().map_err(|error| trouble(error.to_string()))?;
+    let shown: Arc<str> = Arc::from(&*path);
+    let common = windows.iter().map(|window| {
+        let stat = rustix::fs::fstat(&window.file).map_err(|error| trouble(error.to_string()))?;
+        Ok(CommonMemory {
+            base: window.base,
+            len: window.len,
+            file_offset: window.file_offset,
+            file: FileId {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            },
+            path: shown.clone(),
+        })
+    });
+    common.collect()
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A proxy: several fronts on one bus, built from plain configuration.
 
-use crate::front::qemu::{QemuDevice, mac_of};
+use crate::front::qemu::{QemuDevice, mac_of, mtu_of, pairs_of};
 use crate::front::vhost_user::{BindError, FrontStats, VhostUserFront, VhostUserOptions};
 use crate::link::{Link, SessionHandle, Source};
 use crate::session::{Op, OpError, Options, Outcome, Session, Target};
 use serde::Deserialize;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 use virtio_msg::DevNum;
 use vmsg_bus::BusSpec;
@@ -53,6 +53,62 @@ impl<'de> Deserialize<'de> for DeviceRef {
     }
 }
 
+/// A bus as a user names it: by its position among the buses, from 0, or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BusRef {
+    /// Its position.
+    Index(usize),
+    /// Its name; what that is, is up to whoever reads the buses.
+    Name(String),
+}
+
+impl Default for BusRef {
+    /// The first one.
+    fn default() -> Self {
+        BusRef::Index(0)
+    }
+}
+
+impl fmt::Display for BusRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BusRef::Index(index) => write!(f, "{index}"),
+            BusRef::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BusRef {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = BusRef;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a bus, or its position from 0")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<BusRef, E> {
+                if text.is_empty() {
+                    return Err(E::custom("the name of a bus is missing"));
+                }
+                Ok(text
+                    .parse()
+                    .map_or_else(|_| BusRef::Name(text.to_owned()), BusRef::Index))
+            }
+            fn visit_u64<E: serde::de::Error>(self, index: u64) -> Result<BusRef, E> {
+                usize::try_from(index)
+                    .map(BusRef::Index)
+                    .map_err(|_| E::custom("there are not so many buses"))
+            }
+            fn visit_i64<E: serde::de::Error>(self, index: i64) -> Result<BusRef, E> {
+                self.visit_u64(
+                    u64::try_from(index).map_err(|_| E::custom("buses are counted from 0"))?,
+                )
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 /// What kinds of front there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -73,9 +129,9 @@ pub struct FrontSpec {
     pub socket: PathBuf,
     /// The device behind it.
     pub dev: DeviceRef,
-    /// Which of the proxy's buses the device is on: its position among them, from 0.
+    /// Which of the proxy's buses the device is on; otherwise the first one.
     #[serde(default)]
-    pub bus: usize,
+    pub bus: BusRef,
     /// Whether configuration space is offered; otherwise yes, except for network devices, whose configuration QEMU keeps itself.
     #[serde(default)]
     pub config: Option<bool>,
@@ -112,11 +168,11 @@ pub enum ProxyError {
         /// Which.
         front: String,
         /// The bus it names.
-        bus: usize,
+        bus: BusRef,
     },
-    /// A kind of bus that a proxy cannot use.
-    #[error("a proxy cannot use the bus {0}")]
-    Bus(String),
+    /// Two fronts are to listen on one socket.
+    #[error("two fronts have the socket `{}`", .0.display())]
+    SameSocket(PathBuf),
     /// The system said no.
     #[error("{what}: {source}")]
     Os {
@@ -130,20 +186,21 @@ pub enum ProxyError {
 #[derive(Debug)]
 struct Running {
     spec: FrontSpec,
-    // The link goes first: the front's thread may wait for it.
-    link: Link,
+    session: SessionHandle,
     front: VhostUserFront,
 }
 
-/// Fronts that run, each with a session and a connection to its bus of its own: every guest has its own windows. Dropping it stops
-/// them all, and the device hosts reset their devices.
+/// Fronts that run, each with a session of its own, and on buses with room for many drivers with a connection of its own: every guest has
+/// its own windows. Dropping it stops them all, and the device hosts reset their devices.
 #[derive(Debug)]
 pub struct Proxy {
+    // The links go first: the fronts' threads may wait for them.
+    links: Vec<Link>,
     fronts: Vec<Running>,
 }
 
 impl Proxy {
-    /// Starts all fronts. `ready` is called for each as soon as VMMs can connect to it. The device host need not be there yet.
+    /// Starts all fronts. `ready` is called for each, once VMMs can connect to all of them. The device hosts need not be there yet.
     ///
     /// # Errors
     /// [`ProxyError`]; then nothing runs any more.
@@ -157,48 +214,112 @@ impl Proxy {
             what: "SIGBUS handler",
             source,
         })?;
-        let mut fronts = Vec::new();
-        for spec in specs {
-            let name = spec.name();
-            let bus = buses.get(spec.bus).ok_or_else(|| ProxyError::NoSuchBus {
-                front: name.clone(),
-                bus: spec.bus,
-            })?;
-            let source = match bus {
-                BusSpec::Unix(unix) => Source::Unix(unix.connector(&format!("vmsg proxy {name}"))),
-                other => return Err(ProxyError::Bus(other.to_string())),
+        let mut places: Vec<PathBuf> = Vec::new();
+        let mut of_bus: Vec<Vec<usize>> = vec![Vec::new(); buses.len()];
+        for (front, spec) in specs.iter().enumerate() {
+            let place = place_of(&spec.socket);
+            if places.contains(&place) {
+                return Err(ProxyError::SameSocket(spec.socket.clone()));
+            }
+            places.push(place);
+            match &spec.bus {
+                BusRef::Index(bus) if *bus < buses.len() => of_bus[*bus].push(front),
+                other => {
+                    return Err(ProxyError::NoSuchBus {
+                        front: spec.name(),
+                        bus: other.clone(),
+                    });
+                }
+            }
+        }
+        let mut links = Vec::new();
+        let mut handles: Vec<Option<SessionHandle>> = vec![None; specs.len()];
+        for (bus, fronts) in buses.iter().zip(of_bus) {
+            let groups: Vec<Vec<usize>> = match bus {
+                // Room for one driver.
+                BusSpec::LinuxUser(_) if !fronts.is_empty() => vec![fronts],
+                _ => fronts.into_iter().map(|front| vec![front]).collect(),
             };
-            let session = Session::new(spec.dev.0.clone(), Options::default());
-            let link = Link::start(&name, session, source).map_err(|source| ProxyError::Os {
-                what: "starting a link",
-                source,
-            })?;
+            for group in groups {
+                let sessions: Vec<(String, Session)> = group
+                    .iter()
+                    .map(|&front| {
+                        let spec = &specs[front];
+                        let session = Session::new(spec.dev.0.clone(), Options::default());
+                        (spec.name(), session)
+                    })
+                    .collect();
+                let names: Vec<&str> = sessions.iter().map(|(name, _)| name.as_str()).collect();
+                let name = names.join("+");
+                let source = Source::Bus(bus.connector(&format!("vmsg proxy {name}")));
+                let link = Link::start_shared(&name, sessions, source).map_err(|source| {
+                    ProxyError::Os {
+                        what: "starting a link",
+                        source,
+                    }
+                })?;
+                for (front, handle) in group.into_iter().zip(link.handles()) {
+                    handles[front] = Some(handle.clone());
+                }
+                links.push(link);
+            }
+        }
+        let mut proxy = Proxy {
+            links,
+            fronts: Vec::new(),
+        };
+        for (spec, session) in specs.iter().zip(handles.into_iter().flatten()) {
+            let name = spec.name();
             let options = VhostUserOptions {
                 socket: spec.socket.clone(),
                 mode: spec.mode.map_or(0o600, |mode| mode.0),
                 config: spec.config,
             };
-            let front = VhostUserFront::start(&name, link.handle(), options).map_err(|source| {
-                ProxyError::Bind {
-                    front: name.clone(),
-                    source,
-                }
-            })?;
-            ready(spec);
-            fronts.push(Running {
+            let front =
+                VhostUserFront::start(&name, session.clone(), options).map_err(|source| {
+                    ProxyError::Bind {
+                        front: name.clone(),
+                        source,
+                    }
+                })?;
+            proxy.fronts.push(Running {
                 spec: spec.clone(),
-                link,
+                session,
                 front,
             });
         }
-        Ok(Proxy { fronts })
+        for spec in specs {
+            ready(spec);
+        }
+        Ok(proxy)
+    }
+
+    /// How many connections to buses there are, or would be.
+    pub fn connections(&self) -> usize {
+        self.links.len()
     }
 
     /// The fronts, with what went through each.
     pub fn fronts(&self) -> impl Iterator<Item = (&FrontSpec, SessionHandle, FrontStats)> {
-        self.fronts
-            .iter()
-            .map(|running| (&running.spec, running.link.handle(), running.front.stats()))
+        self.fronts.iter().map(|running| {
+            (
+                &running.spec,
+                running.session.clone(),
+                running.front.stats(),
+            )
+        })
+    }
+}
+
+/// One name for a file however its path is written.
+fn place_of(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(folder), Some(name)) => match folder.canonicalize() {
+            Ok(folder) => folder.join(name),
+            Err(_) => absolute,
+        },
+        _ => absolute,
     }
 }
 
@@ -215,10 +336,10 @@ pub fn print_qemu(
     let Outcome::Device(facts) = session.call(Op::Describe)? else {
         return Err(OpError::NoDevice);
     };
-    let len = facts.info.config_size.min(6);
-    let mac = match session.call(Op::ReadConfig { offset: 0, len })? {
-        Outcome::Config(config) if facts.info.device_id == 1 => mac_of(&facts.offered, &config),
-        _ => None,
+    let len = facts.info.config_size.min(12);
+    let config = match session.call(Op::ReadConfig { offset: 0, len })? {
+        Outcome::Config(config) if facts.info.device_id == 1 => config,
+        _ => Vec::new(),
     };
     let name = spec.name();
     let device = QemuDevice {
@@ -227,7 +348,13 @@ pub fn print_qemu(
         device_id: facts.info.device_id,
         queues: facts.queue_sizes.len(),
         config_size: facts.info.config_size,
-        mac,
+        mac: mac_of(&facts.offered, &config),
+        pairs: if facts.is_ours() {
+            pairs_of(&facts.offered, &config)
+        } else {
+            1
+        },
+        mtu: mtu_of(&facts.offered, &config),
     };
     Ok(crate::front::qemu::to_shell(
         &crate::front::qemu::device_args(&device, machine),
@@ -239,10 +366,7 @@ pub fn print_qemu(
 /// # Errors
 /// [`ProxyError`].
 pub fn connect(bus: &BusSpec, device: &DeviceRef, name: &str) -> Result<Link, ProxyError> {
-    let source = match bus {
-        BusSpec::Unix(unix) => Source::Unix(unix.connector(name).observer()),
-        other => return Err(ProxyError::Bus(other.to_string())),
-    };
+    let source = Source::Bus(bus.connector(name).observer());
     let session = Session::new(device.0.clone(), Options::default());
     Link::start(name, session, source).map_err(|source| ProxyError::Os {
         what: "starting a link",

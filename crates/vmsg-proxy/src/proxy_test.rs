@@ -12,8 +12,10 @@ fn fronts_are_written_as_on_a_command_line() {
         keyval::from_str("vhost-user,socket=/run/rng.sock,dev=1,config=off,mode=0660,bus=1")
             .unwrap();
     assert_eq!(spec.dev.0, Target::Number(DevNum(1)));
-    assert_eq!((spec.config, spec.bus), (Some(false), 1));
+    assert_eq!((spec.config, spec.bus), (Some(false), BusRef::Index(1)));
     assert_eq!(spec.mode.map(|m| m.0), Some(0o660));
+    let spec: FrontSpec = keyval::from_str("vhost-user,socket=a,dev=1,bus=b0").unwrap();
+    assert_eq!(spec.bus, BusRef::Name("b0".into()));
 }
 
 #[test]
@@ -31,4 +33,76 @@ fn mistakes_are_named() {
     );
     assert!(error("vhost-user,socket=a,dev=70000").contains("65535"));
     assert!(error("vhost-user,socket=a,dev=1,sokcet=b").contains("socket"));
+}
+
+fn specs(texts: &[String]) -> Vec<FrontSpec> {
+    texts
+        .iter()
+        .map(|text| keyval::from_str(text).unwrap())
+        .collect()
+}
+
+#[test]
+fn two_fronts_on_one_socket_fail_before_any_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let bus: BusSpec = format!("unix,path={at}/b0.sock").parse().unwrap();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    let fronts = specs(&[
+        format!("vhost-user,socket={at}/a.sock,dev=1"),
+        format!("vhost-user,socket={at}/sub/../a.sock,dev=2"),
+    ]);
+    let mut ready = 0;
+    let error = Proxy::start(&[bus], &fronts, |_| ready += 1).unwrap_err();
+    assert!(matches!(error, ProxyError::SameSocket(_)), "{error}");
+    assert_eq!(ready, 0);
+    assert!(!dir.path().join("a.sock").exists());
+}
+
+#[test]
+fn nothing_says_ready_if_the_last_front_cannot_listen_and_a_missing_folder_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let bus: BusSpec = format!("unix,path={at}/b0.sock").parse().unwrap();
+    let fronts = specs(&[
+        format!("vhost-user,socket={at}/a.sock,dev=1"),
+        format!("vhost-user,socket={at}/missing/b.sock,dev=2"),
+    ]);
+    let mut ready = 0;
+    let error = Proxy::start(&[bus], &fronts, |_| ready += 1).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("no folder `{at}/missing`")),
+        "{error}"
+    );
+    assert_eq!(ready, 0);
+    assert!(!dir.path().join("a.sock").exists(), "nothing stays");
+}
+
+#[test]
+fn fronts_share_the_one_connection_of_a_bus_for_one_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let buses: Vec<BusSpec> = [
+        format!("linux-user,dir={at}"),
+        format!("unix,path={at}/b0.sock"),
+    ]
+    .iter()
+    .map(|text| text.parse().unwrap())
+    .collect();
+    let fronts = specs(&[
+        format!("vhost-user,socket={at}/a.sock,dev=0"),
+        format!("vhost-user,socket={at}/b.sock,dev=1,bus=1"),
+        format!("vhost-user,socket={at}/c.sock,dev=2,bus=0"),
+        format!("vhost-user,socket={at}/d.sock,dev=3,bus=1"),
+    ]);
+    let proxy = Proxy::start(&buses, &fronts, |_| {}).unwrap();
+    assert_eq!(proxy.connections(), 3);
+    assert_eq!(proxy.fronts().count(), 4);
+    let unknown = specs(&[format!("vhost-user,socket={at}/e.sock,dev=0,bus=2")]);
+    assert!(matches!(
+        Proxy::start(&buses, &unknown, |_| {}),
+        Err(ProxyError::NoSuchBus { .. })
+    ));
 }

@@ -184,7 +184,12 @@ fn a_queue_that_is_always_full_cannot_keep_a_link_from_ending() {
         ..Options::default()
     };
     let session = Session::new(Target::Number(DevNum(3)), options);
-    let link = Link::start("test", session, Source::Unix(Connector::new(&path, "test"))).unwrap();
+    let link = Link::start(
+        "test",
+        session,
+        Source::Bus(Connector::new(&path, "test").into()),
+    )
+    .unwrap();
     let peer = rustix::net::accept(&socket).unwrap();
 
     // docs/bus-unix.md §2: WELCOME with two queues of 64-byte slots.
@@ -313,7 +318,12 @@ fn a_host_that_slams_the_door_does_not_keep_the_link_busy() {
         }
     });
     let session = Session::new(Target::Name("x".into()), Options::default());
-    let link = Link::start("test", session, Source::Unix(Connector::new(&path, "test"))).unwrap();
+    let link = Link::start(
+        "test",
+        session,
+        Source::Bus(Connector::new(&path, "test").into()),
+    )
+    .unwrap();
     let begin = Instant::now();
     std::thread::sleep(Duration::from_millis(1500));
     let took = begin.elapsed();
@@ -339,7 +349,12 @@ fn a_host_that_accepts_and_says_nothing_holds_nobody_up_for_long() {
             ..Options::default()
         },
     );
-    let link = Link::start("test", session, Source::Unix(Connector::new(&path, "test"))).unwrap();
+    let link = Link::start(
+        "test",
+        session,
+        Source::Bus(Connector::new(&path, "test").into()),
+    )
+    .unwrap();
     let handle = link.handle();
     let begin = Instant::now();
     assert!(handle.call(Op::Describe).is_err());

@@ -246,13 +246,13 @@ impl World {
             epoch: 0,
             events: Vec::new(),
         };
-        world.session.set_common_memory(vec![CommonMemory {
+        world.session.set_common_memory(Ok(vec![CommonMemory {
             base: BASE,
             len: LEN,
             file_offset: 0,
             file: RAM,
             path: "/dev/shm/ram".into(),
-        }]);
+        }]));
         world.connect();
         world
     }
@@ -586,7 +586,7 @@ fn a_bus_that_comes_back_with_other_memory_is_refused() {
     let mut world = World::new(Qemu::net());
     world.bring_up();
     world.session.handle_link_down(world.now);
-    world.session.set_common_memory(vec![CommonMemory {
+    world.session.set_common_memory(Ok(vec![CommonMemory {
         base: BASE,
         len: LEN,
         file_offset: 0,
@@ -595,7 +595,7 @@ fn a_bus_that_comes_back_with_other_memory_is_refused() {
             inode: 99,
         },
         path: "/dev/shm/new".into(),
-    }]);
+    }]));
     world.connect();
     assert!(!world.session.is_ready());
     assert!(matches!(

@@ -2,13 +2,14 @@
 //! `vmsg proxy`.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use vmsg_bus::{BusSpec, keyval};
 use vmsg_proxy::front::qemu::{Arch, Machine, machine_args, to_shell};
-use vmsg_proxy::{FrontSpec, Proxy, print_qemu};
+use vmsg_proxy::{BusRef, FrontSpec, Proxy, print_qemu};
 
-use crate::buses;
+use crate::buses::{self, NamedBus};
 use crate::cli::ProxyArgs;
 use crate::out::Out;
 use crate::signals::Interrupt;
@@ -18,19 +19,15 @@ use crate::{Usage, descriptors};
 pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let named = buses::parse_all(&args.buses)?;
     let specs: Vec<BusSpec> = named.iter().map(|bus| bus.spec.clone()).collect();
-    let fronts: Vec<FrontSpec> = args
+    let mut fronts: Vec<FrontSpec> = args
         .fronts
         .iter()
         .map(|text| {
             keyval::from_str(text).map_err(|error| Usage(format!("--front {text}: {error}")))
         })
         .collect::<Result<_, _>>()?;
-    if let Some(front) = fronts.iter().find(|front| front.bus >= specs.len()) {
-        let (bus, count) = (front.bus, specs.len());
-        return Err(Usage(format!(
-            "a front has bus={bus}, but buses are counted from 0 and {count} given"
-        ))
-        .into());
+    for front in &mut fronts {
+        front.bus = BusRef::Index(find(&named, &front.bus)?);
     }
     if args.print_qemu {
         return print(&args, &specs, &fronts);
@@ -52,6 +49,22 @@ pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The position of the bus that a front names.
+fn find(buses: &[NamedBus], bus: &BusRef) -> Result<usize, Usage> {
+    match bus {
+        // It may be a name of digits.
+        BusRef::Index(index) => match buses::find(buses, Some(&index.to_string())) {
+            Ok(index) => Ok(index),
+            Err(_) if *index < buses.len() => Ok(*index),
+            Err(_) => Err(Usage(format!(
+                "a front has bus={index}, but buses are counted from 0 and {} given",
+                buses.len()
+            ))),
+        },
+        BusRef::Name(name) => buses::find(buses, Some(name)),
+    }
+}
+
 /// Prints the QEMU arguments that fit the fronts.
 fn print(args: &ProxyArgs, buses: &[BusSpec], fronts: &[FrontSpec]) -> anyhow::Result<()> {
     let arch = match args.machine.as_str() {
@@ -63,6 +76,7 @@ fn print(args: &ProxyArgs, buses: &[BusSpec], fronts: &[FrontSpec]) -> anyhow::R
         arch,
         memory: args.memory.clone(),
         version: parse_version(&args.qemu_version)?,
+        memory_file: memory_file(buses),
     };
     let digits = args
         .memory
@@ -72,7 +86,10 @@ fn print(args: &ProxyArgs, buses: &[BusSpec], fronts: &[FrontSpec]) -> anyhow::R
     }
     let mut lines = vec![to_shell(&machine_args(&machine))];
     for front in fronts {
-        let bus = &buses[front.bus];
+        let BusRef::Index(index) = front.bus else {
+            continue;
+        };
+        let bus = &buses[index];
         let link = vmsg_proxy::connect(bus, &front.dev, "vmsg print-qemu")?;
         let text = print_qemu(front, &link.handle(), &machine)
             .with_context(|| {
@@ -88,6 +105,16 @@ fn print(args: &ProxyArgs, buses: &[BusSpec], fronts: &[FrontSpec]) -> anyhow::R
     let end = if terminal { " \\\n" } else { "\n" };
     writeln!(Out::lock(), "{}", lines.join(end).replace(" \\\n", end))?;
     Ok(())
+}
+
+/// The file that a guest's memory must be, for a bus that lends none.
+fn memory_file(buses: &[BusSpec]) -> Option<PathBuf> {
+    let ram = buses.iter().find_map(|bus| match bus {
+        BusSpec::LinuxUser(bus) => bus.ram.clone(),
+        _ => None,
+    })?;
+    // QEMU may be started in another folder.
+    Some(std::path::absolute(&ram).unwrap_or(ram))
 }
 
 /// `7.2` or `11.1.3` as major and minor version.

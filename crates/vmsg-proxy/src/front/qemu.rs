@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The QEMU arguments that fit a front.
 
+use crate::session::OtherMemory;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use virtio_msg::feature;
 use vmsg_bus::keyval::escape;
 
@@ -10,18 +11,22 @@ use vmsg_bus::keyval::escape;
 pub const SHARE_REMEDY: &str = "the guest's memory is not shared with this process, so its devices cannot work. \
 Start QEMU with `-object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem` (size= as in -m)";
 
-/// What to do about a guest whose memory is not the file `path` of `size` bytes that the bus has in common.
-pub fn file_remedy(path: &str, size: u64) -> String {
-    let size = if size.is_multiple_of(1 << 20) {
-        format!("{}M", size >> 20)
-    } else {
-        size.to_string()
+/// What to do about a guest whose memory is not the file that the bus has in common.
+pub fn memory_remedy(other: &OtherMemory) -> Option<String> {
+    let (path, size) = match other {
+        OtherMemory::OtherFile { path, size, .. } if size.is_multiple_of(1 << 20) => {
+            (path, format!("{}M", size >> 20))
+        }
+        OtherMemory::OtherFile { path, size, .. } => (path, size.to_string()),
+        OtherMemory::NoFile { path, .. } => (path, "…".to_owned()),
+        // Said well enough.
+        _ => return None,
     };
     let path = escape(path);
-    format!(
+    Some(format!(
         "the guest's memory is not the file that the bus has in common, so its devices cannot work. Start QEMU with \
 `-object memory-backend-file,id=mem,size={size},mem-path={path},share=on -machine memory-backend=mem` (size= as in -m)"
-    )
+    ))
 }
 
 /// Which machine QEMU is to be.
@@ -42,6 +47,8 @@ pub struct Machine {
     pub memory: String,
     /// QEMU's version, as far as it matters: from 9.2 on `reconnect` is called `reconnect-ms`.
     pub version: (u32, u32),
+    /// The file that is to be its memory, for a bus that has it in common; otherwise any.
+    pub memory_file: Option<PathBuf>,
 }
 
 impl Default for Machine {
@@ -51,6 +58,7 @@ impl Default for Machine {
             arch: Arch::X86,
             memory: "512M".into(),
             version: (7, 2),
+            memory_file: None,
         }
     }
 }
@@ -70,6 +78,10 @@ pub struct QemuDevice<'a> {
     pub config_size: u32,
     /// For network devices.
     pub mac: Option<[u8; 6]>,
+    /// For network devices: pairs of queues.
+    pub pairs: u16,
+    /// For network devices: the MTU that the guest is told.
+    pub mtu: Option<u16>,
 }
 
 /// The arguments for the machine itself: once, whatever the number of devices.
@@ -79,13 +91,21 @@ pub fn machine_args(machine: &Machine) -> Vec<String> {
         Arch::X86 => "q35",
         Arch::Arm64 => "virt",
     };
+    let backend = match &machine.memory_file {
+        Some(file) => {
+            let file = file.to_string_lossy();
+            let file = escape(&file);
+            format!("memory-backend-file,id=mem,size={memory},mem-path={file},share=on")
+        }
+        None => format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+    };
     let mut args = vec![
         "-machine".into(),
         format!("{name},memory-backend=mem"),
         "-m".into(),
         memory.clone(),
         "-object".into(),
-        format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+        backend,
     ];
     if machine.arch == Arch::Arm64 {
         args.extend(["-global".into(), "virtio-mmio.force-legacy=false".into()]);
@@ -115,7 +135,7 @@ pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
     let chardev = format!("chardev=vmsg-{id}");
     let spec = match device.device_id {
         1 => {
-            let pairs = (device.queues / 2).max(1);
+            let pairs = device.pairs.max(1);
             let queues = if pairs > 1 {
                 format!(",queues={pairs}")
             } else {
@@ -134,11 +154,18 @@ pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
                 let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
                 let _ = write!(spec, ",mac={}", mac.join(":"));
             }
+            if let Some(mtu) = device.mtu {
+                let _ = write!(spec, ",host_mtu={mtu}");
+            }
+            if pairs > 1 {
+                spec.push_str(",mq=on");
+            }
             if machine.arch == Arch::X86 && machine.version < (8, 0) {
                 // QEMU 7.2 without KVM crashes when the driver starts a vhost-user network device with MSI-X: INTx then.
                 spec.push_str(",vectors=0");
-            } else if pairs > 1 {
-                spec.push_str(",mq=on");
+            } else if machine.arch == Arch::X86 && pairs > 1 {
+                // One for each ring, one for the control queue, one for changes of the configuration.
+                let _ = write!(spec, ",vectors={}", 2 * u32::from(pairs) + 2);
             }
             spec
         }
@@ -181,6 +208,26 @@ pub fn to_shell(args: &[String]) -> String {
         .map(|pair| pair.iter().map(quote).collect::<Vec<_>>().join(" "))
         .collect();
     lines.join(" \\\n")
+}
+
+/// Pairs of queues that a network device has, by its configuration.
+pub fn pairs_of(offered: &virtio_msg::FeatureSet, config: &[u8]) -> u16 {
+    let pairs = config
+        .get(8..10)
+        .filter(|_| offered.bit(crate::front::vhost_user::F_MQ));
+    pairs
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(1, u16::from_le_bytes)
+        .clamp(1, 128)
+}
+
+/// The MTU that a network device has in its configuration, if it offers one.
+pub fn mtu_of(offered: &virtio_msg::FeatureSet, config: &[u8]) -> Option<u16> {
+    let mtu = config
+        .get(10..12)
+        .filter(|_| offered.bit(crate::front::vhost_user::F_MTU));
+    mtu.and_then(|bytes| bytes.try_into().ok())
+        .map(u16::from_le_bytes)
 }
 
 /// The MAC address that a network device has in its configuration, if it offers one.

@@ -10,6 +10,8 @@ fn device(device_id: u32, queues: usize) -> QemuDevice<'static> {
         queues,
         config_size: 12,
         mac: None,
+        pairs: 1,
+        mtu: None,
     }
 }
 
@@ -17,6 +19,8 @@ fn device(device_id: u32, queues: usize) -> QemuDevice<'static> {
 fn a_network_device_gets_its_address_and_its_pairs() {
     let mut net = device(1, 5);
     net.mac = Some([0x52, 0x54, 0, 0x12, 0x34, 0x0a]);
+    net.pairs = 2;
+    net.mtu = Some(9000);
     let args = device_args(&net, &Machine::default());
     assert_eq!(
         args,
@@ -26,7 +30,7 @@ fn a_network_device_gets_its_address_and_its_pairs() {
             "-netdev",
             "vhost-user,id=net-dev0,chardev=vmsg-dev0,queues=2",
             "-device",
-            "virtio-net-pci,netdev=net-dev0,mac=52:54:00:12:34:0a,vectors=0",
+            "virtio-net-pci,netdev=net-dev0,mac=52:54:00:12:34:0a,host_mtu=9000,mq=on,vectors=0",
         ]
     );
 }
@@ -37,6 +41,7 @@ fn arm_machines_have_devices_on_mmio_that_is_not_legacy() {
         arch: Arch::Arm64,
         memory: "1G".into(),
         version: (11, 1),
+        memory_file: None,
     };
     let args = device_args(&device(4, 1), &machine);
     assert_eq!(args[1], "socket,id=vmsg-dev0,path=a,,b.sock");
@@ -53,9 +58,13 @@ fn a_network_device_has_vectors_where_qemu_survives_them() {
         (
             Arch::X86,
             (7, 2),
-            "virtio-net-pci,netdev=net-dev0,vectors=0",
+            "virtio-net-pci,netdev=net-dev0,mq=on,vectors=0",
         ),
-        (Arch::X86, (8, 0), "virtio-net-pci,netdev=net-dev0,mq=on"),
+        (
+            Arch::X86,
+            (8, 0),
+            "virtio-net-pci,netdev=net-dev0,mq=on,vectors=8",
+        ),
         (
             Arch::Arm64,
             (7, 2),
@@ -67,7 +76,9 @@ fn a_network_device_has_vectors_where_qemu_survives_them() {
             version,
             ..Machine::default()
         };
-        assert_eq!(device_args(&device(1, 5), &machine)[5], wanted);
+        let mut net = device(1, 7);
+        net.pairs = 3;
+        assert_eq!(device_args(&net, &machine)[5], wanted);
     }
 }
 
@@ -112,4 +123,46 @@ fn what_is_printed_can_be_pasted_into_a_shell() {
         to_shell(&args),
         "-chardev 'socket,path=it'\\''s here' \\\n-m 1G"
     );
+}
+
+#[test]
+fn pairs_and_mtu_are_what_the_device_says_and_offers() {
+    let config = [1, 2, 3, 4, 5, 6, 1, 0, 4, 0, 0x28, 0x23];
+    let offered = |bits: &[u32]| virtio_msg::FeatureSet::from_bits(bits);
+    assert_eq!(pairs_of(&offered(&[22]), &config), 4);
+    assert_eq!(pairs_of(&offered(&[]), &config), 1);
+    assert_eq!(pairs_of(&offered(&[22]), &config[..9]), 1);
+    assert_eq!(pairs_of(&offered(&[22]), &[0xff; 12]), 128);
+    assert_eq!(pairs_of(&offered(&[22]), &[0; 12]), 1);
+    assert_eq!(mtu_of(&offered(&[3]), &config), Some(9000));
+    assert_eq!(mtu_of(&offered(&[]), &config), None);
+    assert_eq!(mtu_of(&offered(&[3]), &config[..10]), None);
+}
+
+#[test]
+fn a_bus_with_memory_in_common_names_the_file() {
+    let machine = Machine {
+        memory_file: Some("/dev/shm/a,b".into()),
+        ..Machine::default()
+    };
+    let args = machine_args(&machine).join(" ");
+    assert!(
+        args.contains("memory-backend-file,id=mem,size=512M,mem-path=/dev/shm/a,,b,share=on"),
+        "{args}"
+    );
+}
+
+#[test]
+fn the_remedy_is_a_line_to_use() {
+    let other = OtherMemory::OtherFile {
+        path: "/dev/shm/ram".into(),
+        size: 1 << 30,
+        base: 0,
+    };
+    let remedy = memory_remedy(&other).unwrap();
+    assert!(
+        remedy.contains("memory-backend-file,id=mem,size=1024M,mem-path=/dev/shm/ram,share=on"),
+        "{remedy}"
+    );
+    assert_eq!(memory_remedy(&OtherMemory::NotSaid), None);
 }

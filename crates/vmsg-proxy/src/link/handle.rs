@@ -44,7 +44,9 @@ pub(super) struct News {
 /// What a front asks its session through. Can be cloned and used from any thread.
 #[derive(Clone, Debug)]
 pub struct SessionHandle {
-    pub(super) commands: Sender<Command>,
+    /// Which of the link's sessions it is.
+    pub(super) seat: usize,
+    pub(super) commands: Sender<(usize, Command)>,
     pub(super) wake: Arc<Doorbell>,
     pub(super) news: Arc<News>,
 }
@@ -113,7 +115,9 @@ impl SessionHandle {
     }
 
     fn send(&self, command: Command) -> Result<(), OpError> {
-        self.commands.send(command).map_err(|_| OpError::Ended)?;
+        self.commands
+            .send((self.seat, command))
+            .map_err(|_| OpError::Ended)?;
         // Full means that it has been rung.
         let _ = self.wake.ring();
         Ok(())

@@ -58,6 +58,9 @@ impl Session {
         self.facts = Some(found);
         self.waited_in_vain = false;
         if !self.record.windows.is_empty() {
+            if let Some(trouble) = &self.common_trouble {
+                return Err(ResetReason::OtherMemory(trouble.clone()));
+            }
             let possible = if self.caps.runtime_windows {
                 self.caps.passes_fds
             } else {

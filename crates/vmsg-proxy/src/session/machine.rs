@@ -4,10 +4,11 @@
 use super::record::{LentWindow, Record};
 use super::script::{self, Env, Step};
 use super::types::{
-    Bell, CommonMemory, Counters, DeviceFacts, Event, Op, OpError, OpId, Options, Outcome,
-    Outgoing, ResetReason, Target, Window,
+    Bell, CommonMemory, Counters, DeviceFacts, Event, Op, OpError, OpId, Options, OtherMemory,
+    Outcome, Outgoing, ResetReason, Target, Window,
 };
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use virtio_msg::{
     DevNum, DeviceInfo, DeviceStatus, FeatureSet, Frame, Instant, Kind, MAX_BLOCKS, Message,
@@ -136,6 +137,8 @@ pub struct Session {
     pub(super) caps: Capabilities,
     /// What both sides of the bus have in common, on a bus that lends nothing.
     pub(super) common: Vec<CommonMemory>,
+    /// Why that is nothing, if it should be something.
+    pub(super) common_trouble: Option<OtherMemory>,
     pub(super) epoch: Option<u64>,
     pub(super) new_host: bool,
     pub(super) phase: Phase,
@@ -156,6 +159,7 @@ pub struct Session {
     /// Connections so far.
     links: u64,
     next_op: u64,
+    tokens: RangeInclusive<u16>,
     next_token: u16,
     pub(super) out: VecDeque<Outgoing>,
     /// Queues to be kicked when there is room for messages, each once.
@@ -176,6 +180,7 @@ impl Session {
             options,
             caps: Capabilities::from_bits(0, virtio_msg::MIN_MESSAGE_SIZE),
             common: Vec::new(),
+            common_trouble: None,
             epoch: None,
             new_host: false,
             phase: Phase::Down,
@@ -193,12 +198,18 @@ impl Session {
             waited_in_vain: false,
             links: 0,
             next_op: 0,
+            tokens: 1..=u16::MAX,
             next_token: 0,
             out: VecDeque::new(),
             kicks: Vec::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
         }
+    }
+
+    /// The tokens of its requests, where sessions share a connection. Not empty, and without 0.
+    pub fn set_tokens(&mut self, tokens: RangeInclusive<u16>) {
+        self.tokens = tokens;
     }
 
     // Operations
@@ -273,9 +284,13 @@ impl Session {
 
     // The link
 
-    /// What memory the bus has in common, if it is one that lends none by message. To be said before [`Self::handle_link_up`].
-    pub fn set_common_memory(&mut self, common: Vec<CommonMemory>) {
-        self.common = common;
+    /// What memory the bus has in common, if it is one that lends none by message. To be said before [`Self::handle_link_up`], and
+    /// before [`Op::SetWindows`] if it may have changed: the guest's VMM makes that file.
+    pub fn set_common_memory(&mut self, common: Result<Vec<CommonMemory>, OtherMemory>) {
+        (self.common, self.common_trouble) = match common {
+            Ok(common) => (common, None),
+            Err(trouble) => (Vec::new(), Some(trouble)),
+        };
     }
 
     /// The bus is connected: `caps` is what it can do, `epoch` differs each time the device host starts.
@@ -582,7 +597,10 @@ impl Session {
     }
 
     fn send(&mut self, now: Instant, step: Step) {
-        self.next_token = self.next_token.checked_add(1).unwrap_or(1);
+        let next = self.next_token.checked_add(1);
+        self.next_token = next
+            .filter(|token| self.tokens.contains(token))
+            .unwrap_or(*self.tokens.start());
         let token = Token(self.next_token);
         let out = step.encode(&self.env(token));
         if step.wants_answer() {

@@ -101,7 +101,9 @@ impl Session {
                 if windows.len() > self.options.max_windows {
                     return Err(OpError::Invalid("too many windows"));
                 }
-                if !windows.is_empty() && (online || !self.common.is_empty()) {
+                if !windows.is_empty()
+                    && (online || !self.common.is_empty() || self.common_trouble.is_some())
+                {
                     self.check_lendable(windows)?;
                 }
                 self.record.plan_windows(windows).ok_or(OpError::Invalid(
@@ -170,6 +172,9 @@ impl Session {
             } else {
                 Err(OpError::BusCannot("lend memory"))
             };
+        }
+        if let Some(trouble) = &self.common_trouble {
+            return Err(OpError::OtherMemory(trouble.clone()));
         }
         if self.common.is_empty() {
             return Err(OpError::BusCannot("lend memory"));

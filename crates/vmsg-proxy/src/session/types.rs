@@ -139,6 +139,19 @@ pub enum OtherMemory {
         /// Guest physical address.
         base: u64,
     },
+    /// The file is not there, or not what it should be.
+    #[error("{why}")]
+    NoFile {
+        /// The file that it should be.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It was not said which file it is.
+    #[error(
+        "the bus lends no memory, and it was not said which file the guest's memory is: ram=FILE of the bus is missing"
+    )]
+    NotSaid,
     /// It is that file, but at other addresses.
     #[error(
         "the guest has byte {file_offset:#x} of `{path}` at {base:#x}, the bus has it elsewhere: mem-offset=, mem-low-size= and mem-hole= must fit the guest's machine"

@@ -26,6 +26,7 @@ mod wire;
 pub use guest::GuestError;
 pub use listener::BindError;
 pub use memory::MemoryError;
+pub(crate) use net::{F_MQ, F_MTU};
 pub use server::{FrontStats, VhostUserFront, VhostUserOptions};
 pub use socket::ConnectionError;
 pub use wire::WireError;

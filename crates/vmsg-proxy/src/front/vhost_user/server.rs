@@ -9,7 +9,7 @@ use super::socket::{Connection, ConnectionError};
 use super::wire::Request;
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
-use crate::session::{Event, Op, OpError, OtherMemory, Outcome, ResetReason};
+use crate::session::{Event, Op, OpError, Outcome, ResetReason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io;
@@ -396,13 +396,17 @@ impl Server {
             Err(End::Guest(GuestError::Memory(MemoryError::NotShared { .. }))) => {
                 self.tell_remedy(crate::front::qemu::SHARE_REMEDY);
             }
-            Err(End::Guest(GuestError::Op {
-                error: OpError::OtherMemory(OtherMemory::OtherFile { path, size, .. }),
-                ..
-            }))
-            | Err(End::Lost(ResetReason::OtherMemory(OtherMemory::OtherFile {
-                path, size, ..
-            }))) => self.tell_remedy(&crate::front::qemu::file_remedy(path, *size)),
+            Err(
+                End::Guest(GuestError::Op {
+                    error: OpError::OtherMemory(other),
+                    ..
+                })
+                | End::Lost(ResetReason::OtherMemory(other)),
+            ) => {
+                if let Some(remedy) = crate::front::qemu::memory_remedy(other) {
+                    self.tell_remedy(&remedy);
+                }
+            }
             Err(End::Connection(_)) if !shared => {
                 self.tell_remedy(crate::front::qemu::SHARE_REMEDY);
             }
