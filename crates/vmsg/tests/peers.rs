@@ -70,7 +70,7 @@ fn the_python_driver_and_device_understand_each_other() {
         "platform",
     ];
     python_alone(Revision::One, &quirks, "driver.py", &["rng", "scan"]);
-    let older = ["rng", "resets", "scan", "malformed", "avail_flood"];
+    let older = ["rng", "resets", "malformed", "avail_flood"];
     python_alone(Revision::R1, &[], "driver.py", &older);
     let proxy = [
         "recorded",
@@ -115,6 +115,8 @@ scenarios! {
     thousands_of_notifications_harm_nobody: One Ours "driver.py" "backend=none" "avail_flood";
     thousands_of_notifications_harm_nobody_r1: R1 Ours "driver.py" "backend=none" "avail_flood";
     full_queues_lose_nothing_and_keep_the_order: One Ours "driver.py" "backend=none" "full_queue";
+    a_driver_that_reads_no_events_is_served: One Ours "driver.py" "backend=none" "unread_events";
+    a_driver_that_reads_no_events_is_served_r1: R1 Ours "driver.py" "backend=none" "unread_events";
     a_driver_that_reads_no_doorbell_is_served: One Ours "driver.py" "backend=none" "unread_doorbell";
     a_driver_that_reads_no_doorbell_is_served_r1: R1 Ours "driver.py" "backend=none" "unread_doorbell";
     a_driver_with_an_iommu_is_served_r1: R1 Ours "driver.py" "backend=none" "iommu";

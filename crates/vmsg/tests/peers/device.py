@@ -136,7 +136,7 @@ class Host:
         else:
             self.devices = {31 if "last-number" in self.quirks else 0: entropy, 5: disk}
         if args.net:
-            self.devices[7] = Net(ram, platform)
+            self.devices[1] = Net(ram, platform)
         self.bus = Bus(args.dir, "device", args.listen)
         self.log = open(args.log, "w", buffering=1) if args.log else None
 
@@ -355,7 +355,7 @@ def main():
     parser.add_argument("--quirk", action="append", default=[], choices=sorted(QUIRKS))
     parser.add_argument("--log")
     parser.add_argument("--once", action="store_true", help="end when the driver has gone")
-    parser.add_argument("--net", action="store_true", help="a network device as number 7")
+    parser.add_argument("--net", action="store_true", help="a network device as number 1")
     parser.add_argument("--only-disk", action="store_true", help="r1 has one device; make it the disk")
     parser.add_argument("--number", type=int, default=0, help="its number")
     args = parser.parse_args()

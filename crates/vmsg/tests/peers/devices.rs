@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use virtio_msg::{DevNum, QueueIndex};
+use virtio_msg::{DevNum, DeviceStatus, FeatureSet, QueueIndex, feature};
 use vmsg_driver::{BusClient, Error, Fault};
 
 use super::entropy::{assert_random, client, fetch};
@@ -171,17 +171,6 @@ fn qemu_has_a_device_at_number_31() {
 }
 
 #[test]
-fn qemu_r1_has_a_device_at_another_number() {
-    let Some((place, mut device)) = device(Revision::R1, &["--number", "31"]) else {
-        return;
-    };
-    let devices = listed(&place);
-    assert_eq!(devices.len(), 1, "{devices:?}");
-    assert_eq!(devices[0]["number"], 31);
-    device.succeed();
-}
-
-#[test]
 fn qemu_aborts_unless_access_platform_is_accepted() {
     for revision in [Revision::One, Revision::R1] {
         let Some((place, device)) = device(revision, &["--quirk", "platform"]) else {
@@ -273,14 +262,52 @@ fn config_of_a_disk_comes_in_words_and_bytes_r1() {
 
 #[test]
 fn qemu_crashes_by_a_reset_of_a_huge_queue() {
-    let Some((place, mut device)) = device(Revision::One, &["--quirk", "reset-crash"]) else {
+    let quirk = ["--quirk", "reset-crash"];
+    let Some((place, device)) = device(Revision::One, &quirk) else {
         return;
     };
-    let devices = listed(&place);
-    assert_eq!(devices.len(), 2);
+    let mut client = client(&place, LONG);
+    for _ in 0..2 {
+        assert_random(&fetch(&place, &mut client, ENTROPY, 4096).expect("random bytes"));
+    }
     // It would exit with 78 otherwise.
-    device.succeed();
-    assert_eq!(count(&place, "dev 0x0b"), 0, "nobody has set up a queue");
+    ended_well(client, device);
+    for line in place.read("log").lines() {
+        if let Some(payload) = line.strip_prefix("dev 0x0b 0 ") {
+            assert_eq!(payload, "00000000", "there is only this queue");
+        }
+    }
+}
+
+/// What the tests above are about is real: who does not heed it loses the device, and hears so.
+#[test]
+fn qemu_that_is_not_treated_well_is_gone() {
+    let Some((place, mut crashed)) = device(Revision::One, &["--quirk", "reset-crash"]) else {
+        return;
+    };
+    let mut crashing = client(&place, LONG);
+    let error = crashing
+        .reset_queue(ENTROPY, QueueIndex(1000))
+        .expect_err("no such queue");
+    assert_eq!(error.fault(), Fault::Gone, "{error}");
+    assert_eq!(crashed.wait().code(), Some(78));
+
+    let Some((place, mut aborted)) = device(Revision::One, &["--quirk", "platform"]) else {
+        return;
+    };
+    let mut aborting = client(&place, LONG);
+    let version_1 = FeatureSet::from_bits(&[feature::VERSION_1]);
+    let driver = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+    aborting.set_status(ENTROPY, driver).expect("a driver");
+    let info = aborting.device_info(ENTROPY).expect("a device");
+    aborting
+        .set_driver_features(ENTROPY, &info, &version_1)
+        .expect("taken");
+    let error = aborting
+        .set_status(ENTROPY, driver | DeviceStatus::FEATURES_OK)
+        .expect_err("ACCESS_PLATFORM is missing");
+    assert_eq!(error.fault(), Fault::Gone, "{error}");
+    assert_eq!(aborted.wait().code(), Some(77));
 }
 
 #[test]

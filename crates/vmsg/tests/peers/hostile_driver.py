@@ -199,6 +199,37 @@ def full_queue(setting):
     say("full_queue:", filled, "before the first answer was read")
 
 
+def unread_events(setting):
+    """We look into the ring alone and leave all events unread, until no more fit.
+
+    The device works on, and tells us again once there is room.
+    """
+    entropy = Entropy(setting)
+    driver, bus, dev = setting.driver, setting.bus, entropy.dev
+    served, deadline = 0, time.monotonic() + 30
+    while bus.rx.used() < CAPACITY - 1 or served < CAPACITY + 500:
+        check(time.monotonic() < deadline, f"stuck after {served}; {bus.rx.used()} events wait")
+        check(entropy.offer(4), "full")
+        entropy.ring.publish()
+        driver.notify(dev, 0)
+        while (done := entropy.ring.pop()) is None:
+            check(time.monotonic() < deadline, f"the device stands still after {served}")
+            # Only to take the rings away.
+            bus.wait(0.001)
+        entropy.take(done)
+        served += 1
+        if served > 4 * CAPACITY:
+            # Events may be merged, so perhaps the queue is never full.
+            break
+    waiting = bus.rx.used()
+    while bus.rx.used():
+        driver.wait_event()
+    check(driver.used_events(dev, 0) >= min(waiting, 1), "no event at all")
+    check_random(entropy.fetch(8192))
+    check(not driver.strays, driver.strays[:3])
+    say("unread_events:", served, "served,", waiting, "events were left")
+
+
 def unread_doorbell(setting):
     """We never read the doorbell socket and only look at the queue: the device side must not get stuck."""
     driver, bus = setting.driver, setting.bus
@@ -260,4 +291,4 @@ def wild_index(setting):
     say("wild_index")
 
 
-HERE = [malformed, bad_queues, full_queue, unread_doorbell, strange_doorbells, wild_index]
+HERE = [malformed, bad_queues, full_queue, unread_events, unread_doorbell, strange_doorbells, wild_index]
