@@ -76,7 +76,7 @@ impl Shared {
     }
 
     /// Writes until nobody records any more.
-    fn run(&self, sink: &mut dyn Sink) {
+    fn run(&self, mut sink: impl Sink) {
         let mut writing = Vec::new();
         loop {
             let mut state = self.lock();
@@ -94,19 +94,21 @@ impl Shared {
             std::mem::swap(&mut state.buffer, &mut writing);
             let messages = std::mem::take(&mut state.messages);
             drop(state);
-            if !self.write(sink, &writing) {
+            if !self.write(&mut sink, &writing) {
                 let more = self.lock().messages;
                 tracing::warn!(file = %self.path.display(), messages = messages + more, "the last messages could not be recorded");
                 break;
             }
             writing.clear();
         }
+        // Who waits for the end may open the file again at once.
+        drop(sink);
         self.lock().finished = true;
         self.done.notify_all();
     }
 
     /// Until it is written, or nobody records any more.
-    fn write(&self, sink: &mut dyn Sink, bytes: &[u8]) -> bool {
+    fn write(&self, sink: &mut impl Sink, bytes: &[u8]) -> bool {
         let mut told = false;
         loop {
             let Err(error) = sink.write(bytes) else {
@@ -200,7 +202,7 @@ impl Writer {
     }
 
     /// Records to `sink`; `path` is for messages to people.
-    pub(super) fn to(path: &Path, mut sink: impl Sink) -> io::Result<Self> {
+    pub(super) fn to(path: &Path, sink: impl Sink) -> io::Result<Self> {
         let mut state = State::default();
         let application = format!(
             "vmsg {} (pid {})",
@@ -221,7 +223,7 @@ impl Writer {
         });
         std::thread::Builder::new()
             .name("trace".to_owned())
-            .spawn(move || shared.run(&mut sink))?;
+            .spawn(move || shared.run(sink))?;
         Ok(Self(handle))
     }
 
