@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What holds for every bus, run for each of them.
-#![cfg(all(feature = "loopback", feature = "unix"))]
+#![cfg(all(feature = "loopback", feature = "unix", feature = "linux-user"))]
 
 #[macro_use]
 mod suite;
@@ -21,11 +21,23 @@ mod loopback {
         Made {
             driver,
             device,
+            room: want.slots - 1,
             keep: Box::new(()),
         }
     }
 
-    bus_suite!(make);
+    mod any {
+        use super::make;
+        bus_suite!(make);
+    }
+    mod shaped {
+        use super::make;
+        shaped_suite!(make);
+    }
+    mod descriptors {
+        use super::make;
+        descriptor_suite!(make);
+    }
 }
 
 mod unix {
@@ -41,18 +53,72 @@ mod unix {
             slots: want.slots,
             ..ListenerOptions::default()
         };
-        let mut listener = Listener::bind(&path, options).unwrap();
+        let mut listener = Listener::bind(&path, options).unwrap().into();
         let connector = Connector::new(&path, "test");
         let driver = std::thread::spawn(move || connector.connect().unwrap());
         let device = accept(&mut listener);
         Made {
             driver: driver.join().unwrap(),
             device,
+            room: want.slots - 1,
             keep: Box::new((listener, dir)),
         }
     }
 
-    bus_suite!(make);
+    mod any {
+        use super::make;
+        bus_suite!(make);
+    }
+    mod shaped {
+        use super::make;
+        shaped_suite!(make);
+    }
+    mod descriptors {
+        use super::make;
+        descriptor_suite!(make);
+    }
+}
+
+mod linux_user {
+    use crate::suite::{Made, Want, accept};
+    use vmsg_bus::{BusSpec, LinuxUserSpec};
+
+    /// The host listens, or the driver does.
+    fn make(driver_listens: bool) -> Made {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spec = LinuxUserSpec {
+            dir: dir.path().to_owned(),
+            server: Some(driver_listens),
+            ..LinuxUserSpec::default()
+        };
+        let connector = BusSpec::LinuxUser(spec.clone()).connector("test");
+        spec.server = Some(!driver_listens);
+        let mut listener = BusSpec::LinuxUser(spec).listen("test").unwrap();
+        let driver = std::thread::spawn(move || connector.connect().unwrap());
+        let device = accept(&mut listener);
+        Made {
+            driver: driver.join().unwrap(),
+            device,
+            room: 4095,
+            keep: Box::new((listener, dir)),
+        }
+    }
+
+    mod host_listens {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::make(false)
+        }
+        bus_suite!(make);
+    }
+
+    mod driver_listens {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::make(true)
+        }
+        bus_suite!(make);
+    }
 }
 
 /// What only the loopback without doorbells does.

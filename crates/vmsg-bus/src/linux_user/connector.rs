@@ -2,9 +2,10 @@
 //! The driver's side of connecting: docs/bus-linux-user.md §4.
 
 use super::door::{Attempts, Dialed, Listening, dial};
+use super::program::{self, Program};
 use super::queues::Queues;
 use super::stream::Stream;
-use super::{LinuxUserSpec, Revision, Role, Site, holder, peer};
+use super::{LinuxUserSpec, Revision, Role, Site};
 use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
@@ -178,11 +179,12 @@ impl Connector {
         if shared.lock.is_some() {
             return Ok(());
         }
-        let lock = self.site.take_role(Role::Driver, &self.program);
+        let this = Program::this(&self.program, None);
+        let lock = program::take_role(&self.site, Role::Driver, &this);
         shared.lock = Some(lock.map_err(|error| match error {
             LockError::Held(text) => ConnectError::Held {
                 bus: self.site.to_string(),
-                holder: holder(&text),
+                holder: Program::shown(&text),
             },
             LockError::Os { what, path, source } => ConnectError::Os { what, path, source },
         })?);
@@ -223,7 +225,7 @@ impl Connector {
     /// There is a connection; now the host must take it.
     fn meet(&self, socket: OwnedFd) -> Result<Step, ConnectError> {
         let queues = Queues::open(&self.site)?;
-        let host = super::holder_of(&self.site, Role::Device)?;
+        let host = program::at(&self.site, Role::Device, socket.as_fd())?;
         let stream =
             Stream::new(socket).map_err(|source| self.os("watch the doorbell at", source))?;
         if host.is_none() {
@@ -259,8 +261,8 @@ enum Step {
     Meet {
         stream: Arc<Stream>,
         queues: Queues,
-        /// What the host's lock says; `None` for QEMU.
-        host: Option<String>,
+        /// A host of ours; `None` for QEMU.
+        host: Option<Program>,
         met: bool,
     },
     Over,
@@ -307,9 +309,7 @@ impl Connecting {
                 // QEMU answers what another driver has left before it answers us.
                 let ready = met && (host.is_some() || queues.is_drained(Role::Driver)?);
                 if ready {
-                    return connector
-                        .finish(&stream, &queues, host.as_deref())
-                        .map(Some);
+                    return connector.finish(&stream, &queues, host.as_ref()).map(Some);
                 }
                 if met {
                     stream.start_timer(LEFT_OVER_PAUSE);
@@ -331,7 +331,7 @@ impl Connector {
         &self,
         stream: &Arc<Stream>,
         queues: &Queues,
-        host: Option<&str>,
+        host: Option<&Program>,
     ) -> Result<DriverBus, ConnectError> {
         let os = |source| self.os("watch the doorbell at", source);
         stream.ignore_reads().map_err(os)?;
@@ -340,7 +340,12 @@ impl Connector {
         if dropped > 0 {
             tracing::debug!(dropped, "messages to another driver");
         }
-        let peer = peer(stream.socket(), host);
+        // QEMU does not say whether it is the one that was there before.
+        let epoch = match host.and_then(|host| host.epoch) {
+            Some(epoch) => epoch,
+            None => super::random().map_err(os)?,
+        };
+        let peer = program::peer(stream.socket(), host);
         let parts = Parts {
             queues: crate::link::Queues::Resumed {
                 tx: queues.producer(Role::Driver)?,
@@ -353,7 +358,7 @@ impl Connector {
             carrier: Carrier::Stream(Arc::clone(stream)),
             capabilities: self.site.capabilities(),
             peer,
-            epoch: super::random().map_err(os)?,
+            epoch,
         };
         let place = Box::new(Arc::clone(&self.shared));
         let mut bus = DriverBus::new(parts, Some(place)).map_err(|_| ConnectError::Handshake {

@@ -2,9 +2,10 @@
 //! The device host's side: one driver after another.
 
 use super::door::Door;
+use super::program::{self, Program};
 use super::queues::Queues;
 use super::stream::Stream;
-use super::{LinuxUserSpec, Revision, Role, Site, holder, peer};
+use super::{LinuxUserSpec, Revision, Role, Site};
 use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
@@ -75,15 +76,15 @@ impl Listener {
             let path = site.socket.clone();
             move |source: io::Error| BindError::Os { what, path, source }
         };
-        let lock = site
-            .take_role(Role::Device, name)
-            .map_err(|error| match error {
-                LockError::Held(text) => BindError::Held {
-                    bus: site.to_string(),
-                    holder: holder(&text),
-                },
-                LockError::Os { what, path, source } => BindError::Os { what, path, source },
-            })?;
+        let epoch = super::random().map_err(os("draw an epoch for"))?;
+        let this = Program::this(name, Some(epoch));
+        let lock = program::take_role(&site, Role::Device, &this).map_err(|error| match error {
+            LockError::Held(text) => BindError::Held {
+                bus: site.to_string(),
+                holder: Program::shown(&text),
+            },
+            LockError::Os { what, path, source } => BindError::Os { what, path, source },
+        })?;
         if let Some(trace) = &site.trace {
             trace.open()?;
         }
@@ -101,7 +102,6 @@ impl Listener {
             .map_err(|error| os("watch")(error.into()))?;
         watch(&epoll, ends.bell.as_fd())?;
         watch(&epoll, door.as_fd())?;
-        let epoch = super::random().map_err(os("draw an epoch for"))?;
         Ok(Self {
             site,
             epoch,
@@ -194,7 +194,7 @@ impl Listener {
                 Queues::open(&self.site)?
             }
         };
-        let driver = super::holder_of(&self.site, Role::Driver)?;
+        let driver = program::at(&self.site, Role::Driver, socket.as_fd())?;
         let rx = match driver {
             // A driver of ours is silent until the bell rings: what is there was said by another one.
             Some(_) => queues.emptied(Role::Device)?.0,
@@ -204,7 +204,7 @@ impl Listener {
         let tx = queues.producer(Role::Device)?;
         let stream = Arc::new(Stream::new(socket)?);
         stream.ignore_reads()?;
-        let peer = peer(stream.socket(), driver.as_deref());
+        let peer = program::peer(stream.socket(), driver.as_ref());
         let parts = Parts {
             queues: crate::link::Queues::Resumed {
                 tx,

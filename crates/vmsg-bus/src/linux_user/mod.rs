@@ -8,6 +8,7 @@
 mod connector;
 mod door;
 mod listener;
+mod program;
 mod queues;
 mod ram;
 mod spec;
@@ -21,12 +22,10 @@ pub use ram::{StaticRam, StaticRamError, StaticWindow};
 pub use spec::{LinuxUserSpec, QueueName, Revision};
 pub(crate) use stream::Stream;
 
+use crate::Capabilities;
 use crate::link::Framing;
-use crate::lock::{FileLock, LockError};
 use crate::trace::Trace;
-use crate::{Capabilities, Peer};
-use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Longest message in bytes, in either revision as seen from above.
 pub const MESSAGE_SIZE: usize = 48;
@@ -100,14 +99,6 @@ impl Site {
         self.dir.join(format!("queue-{}.lock", self.name))
     }
 
-    /// Takes the lock of `role` for a program called `program`.
-    fn take_role(&self, role: Role, program: &str) -> Result<FileLock, LockError> {
-        // Others look at the lock by taking it for a moment.
-        let _no_others = FileLock::wait(&self.short_lock())?;
-        let text = format!("{program} (pid {})", std::process::id());
-        FileLock::take(&self.role_lock(role), &text)
-    }
-
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             passes_fds: false,
@@ -133,49 +124,11 @@ impl std::fmt::Display for Site {
     }
 }
 
-/// What the lock of `role` says, if a program of ours holds it.
-fn holder_of(site: &Site, role: Role) -> Result<Option<String>, QueueError> {
-    // Who takes such a lock must not find it taken by us.
-    let _no_others = FileLock::wait(&site.short_lock())?;
-    Ok(crate::lock::holder(&site.role_lock(role))?)
-}
-
 /// A number that no other start has.
 fn random() -> std::io::Result<u64> {
     let mut random = [0u8; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(random))
-}
-
-/// Who is at the other end of `socket`; a program of ours has written `text` into its lock.
-fn peer(socket: BorrowedFd<'_>, text: Option<&str>) -> Peer {
-    let (pid, uid) = crate::unix::packet::credentials(socket);
-    let name = match (text, pid) {
-        (Some(text), _) => text.lines().next().unwrap_or_default().to_owned(),
-        (None, Some(pid)) => program(pid).unwrap_or_default(),
-        (None, None) => String::new(),
-    };
-    // Said again behind the name.
-    let name = name.split(" (pid ").next().unwrap_or_default();
-    Peer {
-        pid,
-        uid,
-        ..Peer::named(name)
-    }
-}
-
-/// What the kernel calls a process.
-fn program(pid: u32) -> Option<String> {
-    let comm = Path::new("/proc").join(pid.to_string()).join("comm");
-    Some(std::fs::read_to_string(comm).ok()?.trim_end().to_owned())
-}
-
-/// The holder's words, fit for a message.
-fn holder(text: &str) -> String {
-    match crate::Peer::named(text.lines().next().unwrap_or_default()).name {
-        name if name.is_empty() => "another program".to_owned(),
-        name => name,
-    }
 }
 
 impl LinuxUserSpec {
