@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::control::LinkState;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
@@ -104,6 +105,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show devices on a bus to unmodified guests as ordinary virtio devices
     Proxy(ProxyArgs),
+    /// Look at a running `serve` and change it, over its control socket
+    Ctl(CtlArgs),
     /// List the devices on a bus
     Ls(LsArgs),
     /// Measure the way to the other side of a bus and back
@@ -128,6 +131,9 @@ pub struct ServeArgs {
     /// Threads that serve the devices' queues
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = workers())]
     pub workers: usize,
+    /// A socket on which `vmsg ctl` reaches this process; only this user may
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
     /// Seconds for which network connections outlive a killed `serve`, waiting for the next; 0: not at all
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub keep: u64,
@@ -135,6 +141,55 @@ pub struct ServeArgs {
 
 fn workers() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=256)
+}
+
+/// `vmsg ctl`.
+#[derive(Debug, Args)]
+pub struct CtlArgs {
+    /// The socket that was given to `serve --control`
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: CtlAction,
+}
+
+/// What `vmsg ctl` can do. A device is named by its id, or as BUS/ID if several buses have one of this id.
+#[derive(Debug, Subcommand)]
+pub enum CtlAction {
+    /// List the devices with their drivers, links and counters
+    List(CtlListArgs),
+    /// Put the cable of a network device in, or take it out
+    Link(CtlLinkArgs),
+    /// Have the guest announce its addresses to the network
+    Announce(CtlAnnounceArgs),
+}
+
+/// `vmsg ctl PATH list`.
+#[derive(Debug, Args)]
+pub struct CtlListArgs {
+    /// Print JSON, with all counters
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vmsg ctl PATH link`.
+#[derive(Debug, Args)]
+pub struct CtlLinkArgs {
+    /// The device: ID, or BUS/ID
+    #[arg(value_name = "ID")]
+    pub device: String,
+    /// Whether the cable is in
+    #[arg(value_name = "up|down")]
+    pub state: LinkState,
+}
+
+/// `vmsg ctl PATH announce`.
+#[derive(Debug, Args)]
+pub struct CtlAnnounceArgs {
+    /// The device: ID, or BUS/ID
+    #[arg(value_name = "ID")]
+    pub device: String,
 }
 
 /// `vmsg proxy`.

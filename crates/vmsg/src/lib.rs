@@ -7,6 +7,7 @@
 
 mod buses;
 mod cli;
+mod control;
 mod descriptors;
 mod keeper;
 mod look;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Proxy(args) => proxy::run(args),
+        Command::Ctl(args) => control::run(args),
         Command::Ls(args) => look::ls(args),
         Command::Ping(args) => look::ping(args),
         Command::Trace(args) => trace::run(args),

@@ -10,16 +10,19 @@ use anyhow::{Context, bail};
 use vmsg_bus::{BusSpec, Listener, keyval, unix};
 use vmsg_device::device::Device;
 use vmsg_device::host::{Host, MAX_WINDOWS};
-use vmsg_device::net::{Net, Settings};
+use vmsg_device::net::{MAX_PAIRS, Net, Settings};
 use vmsg_device::rng::Rng;
+use vmsg_net::socket::{Dgram, SocketError, Stream};
+use vmsg_net::tap::{Tap, TapError};
 use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
 use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
+use crate::control;
 use crate::keeper::{Keeper, Kept};
 use crate::signals::Interrupt;
-use crate::spec::{DeviceSpec, NetBackend, NetSpec};
+use crate::spec::{DeviceSpec, NetBackend, NetSpec, SocketConfig};
 use crate::{Usage, descriptors};
 
 /// What drivers see as the name of this program.
@@ -51,6 +54,15 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(kept) = &mut keeper {
         kept.forget_rest();
     }
+
+    // Ends when this function does.
+    let _control = match &args.control {
+        Some(path) => {
+            let names = buses.iter().map(|bus| bus.name.clone()).collect();
+            Some(control::Server::start(path, host.handle(), names)?)
+        }
+        None => None,
+    };
 
     // A reader that has gone away is no reason not to serve guests.
     let mut out = std::io::stdout().lock();
@@ -204,12 +216,27 @@ fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Bo
     match &device.spec {
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
         DeviceSpec::Net(spec) => {
-            let settings = Settings {
-                mtu: spec.mtu,
-                ..Settings::new(spec.mac(&device.id)?)
-            };
             let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
             let backend = make_backend(spec, &device.id, keeper)?;
+            // An interface has an MTU of its own; the guest need not be told the usual one.
+            let mtu = spec.mtu.or_else(|| match spec.backend {
+                NetBackend::Tap => Some(backend.offloads().mtu).filter(|mtu| *mtu != 1500),
+                _ => None,
+            });
+            let queue_pairs = spec.queues.unwrap_or(match spec.backend {
+                NetBackend::Tap => backend.queue_pairs(),
+                _ => 1,
+            });
+            if !(1..=MAX_PAIRS).contains(&queue_pairs) {
+                bail!(Usage(format!(
+                    "queues={queue_pairs}: 1 to {MAX_PAIRS} are possible"
+                )));
+            }
+            let settings = Settings {
+                mtu,
+                queue_pairs,
+                ..Settings::new(spec.mac(&device.id)?)
+            };
             let backend: Box<dyn Backend> = match &spec.pcap {
                 Some(path) => Box::new(capture(backend, path, goes_on)?),
                 None => backend,
@@ -239,12 +266,32 @@ fn make_backend(
     id: &str,
     keeper: Option<&mut KeptFlows>,
 ) -> anyhow::Result<Box<dyn Backend>> {
+    spec.check_keys()?;
     match spec.backend {
-        NetBackend::None => {
-            if let Some(key) = spec.foreign_key() {
-                bail!(Usage(format!("{key}= needs backend=user")));
-            }
-            Ok(Box::new(Null::default()))
+        NetBackend::None => Ok(Box::new(Null::default())),
+        NetBackend::Tap => {
+            let tap = Tap::open(&spec.tap_config()?).map_err(|error| match error {
+                TapError::Name(_) | TapError::Queues(_) | TapError::Prefix(..) => {
+                    Usage(error.to_string()).into()
+                }
+                error => anyhow::Error::new(error),
+            })?;
+            tracing::info!(device = id, interface = tap.name(), "plugged in");
+            Ok(Box::new(tap))
+        }
+        NetBackend::Socket => {
+            let opened: Result<Box<dyn Backend>, _> = match spec.socket_config()? {
+                SocketConfig::Stream(config) => {
+                    Stream::open(&config).map(|stream| Box::new(stream) as _)
+                }
+                SocketConfig::Dgram(config) => {
+                    Dgram::open(&config).map(|dgram| Box::new(dgram) as _)
+                }
+            };
+            opened.map_err(|error| match error {
+                SocketError::Addresses(_) => Usage(error.to_string()).into(),
+                error => anyhow::Error::new(error),
+            })
         }
         NetBackend::User => {
             let mut user = User::new(spec.user_config()?).map_err(|error| match error {

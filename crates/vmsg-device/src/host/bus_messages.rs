@@ -439,7 +439,7 @@ impl Core {
         if inflight.len > MAX_RECORD {
             return Status::TOO_MANY;
         }
-        if inflight.len == 0 || inflight.offset % 8 != 0 {
+        if inflight.len == 0 || !inflight.offset.is_multiple_of(8) {
             return Status::MALFORMED;
         }
         let mapping = vmsg_mem::check_backing(fd.as_fd()).and_then(|()| {

@@ -12,8 +12,9 @@ use vmsg_mem::WindowTable;
 
 use super::connection::{ConnId, Connection, Peer};
 use super::entry::{Entry, Handled, Holder, encode};
+use super::handle::Report;
 use super::log_limit::LogLimit;
-use crate::device::{Device, Identity};
+use crate::device::{Device, Identity, Operation};
 use crate::worker::{Command, Notice, Reply, Slot};
 
 /// Largest message the host makes room for: the header, the fields of
@@ -64,6 +65,8 @@ pub struct Counters {
 pub(super) enum Waiter {
     /// The state machine of a device.
     Machine(u16),
+    /// Somebody beside the bus: the operator.
+    Operator,
     /// A driver, whose answer goes out when the last of several commands is done.
     Driver(u64),
 }
@@ -88,6 +91,8 @@ pub struct Core {
     orders: VecDeque<Order>,
     waiters: HashMap<u64, Waiter>,
     pub(super) answers: HashMap<u64, Answer>,
+    /// What came of the operator's orders, by their tickets.
+    operated: VecDeque<(u64, Result<(), String>)>,
     next_ticket: u64,
     next_conn: u64,
     pub(super) counters: Counters,
@@ -111,6 +116,7 @@ impl Core {
             orders: VecDeque::new(),
             waiters: HashMap::new(),
             answers: HashMap::new(),
+            operated: VecDeque::new(),
             next_ticket: tickets,
             next_conn: 0,
             counters: Counters::default(),
@@ -171,17 +177,16 @@ impl Core {
         let unordered = (0..machine.queue_count())
             .filter(|queue| !device.in_order(QueueIndex(*queue).to_usize()))
             .collect();
-        self.entries.insert(
-            num,
-            Entry::new(
-                name.to_owned(),
-                DevNum(num),
-                worker,
-                slot,
-                machine,
-                unordered,
-            ),
+        let mut entry = Entry::new(
+            name.to_owned(),
+            DevNum(num),
+            worker,
+            slot,
+            machine,
+            unordered,
         );
+        entry.monitor = device.monitor();
+        self.entries.insert(num, entry);
         self.by_slot.insert((worker, slot), num);
         self.order(num, 0, Command::Add(device));
         Ok(DevNum(num))
@@ -196,6 +201,47 @@ impl Core {
             };
             (DevNum(*num), entry.name.as_str(), holder)
         })
+    }
+
+    /// All there is to say about the devices of this bus, whose index is `bus`.
+    pub(super) fn reports(&self, bus: usize) -> impl Iterator<Item = Report> {
+        self.entries.values().map(move |entry| Report {
+            bus,
+            number: entry.num,
+            name: entry.name.clone(),
+            device_id: entry.machine.info().device_id,
+            status: entry.machine.status(),
+            features: entry.machine.features(),
+            holder: match entry.holder {
+                Holder::Driver(conn) => self.connections.get(&conn).map(|conn| conn.peer.clone()),
+                Holder::Nobody | Holder::Leaving => None,
+            },
+            worker: entry.worker,
+            snapshot: entry.monitor.as_ref().map(|monitor| monitor.snapshot()),
+        })
+    }
+
+    /// Whether a device has this name.
+    pub(super) fn has_device(&self, name: &str) -> bool {
+        self.entries.values().any(|entry| entry.name == name)
+    }
+
+    /// Has `operation` done to a device; `None` if there is none of this name.
+    /// What came of it is told by [`poll_operated`](Self::poll_operated) with
+    /// the ticket that is returned.
+    pub fn operate(&mut self, name: &str, operation: Operation) -> Option<u64> {
+        let mut entries = self.entries.iter();
+        let (num, _) = entries.find(|(_, entry)| entry.name == name)?;
+        let num = *num;
+        let ticket = self.ticket();
+        self.waiters.insert(ticket, Waiter::Operator);
+        self.order(num, ticket, Command::Operate(operation));
+        Some(ticket)
+    }
+
+    /// What came of an operation, with its ticket.
+    pub fn poll_operated(&mut self) -> Option<(u64, Result<(), String>)> {
+        self.operated.pop_front()
     }
 
     /// True if one of this bus's devices is at `slot` of `worker`.
@@ -309,6 +355,7 @@ impl Core {
                     entry.complete(result);
                     self.pump(now, num);
                 }
+                Some(Waiter::Operator) => self.operated.push_back((ticket, result)),
                 Some(Waiter::Driver(answer)) => self.count_down(answer, result),
                 None => {}
             },

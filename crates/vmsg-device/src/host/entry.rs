@@ -11,6 +11,7 @@ use virtio_msg::{
 
 use super::connection::ConnId;
 use super::log_limit::LogLimit;
+use crate::device::Monitor;
 use crate::worker::{Pending, Record, Resume, Slot};
 
 pub(super) type Machine = DeviceMachine<Box<[QueueSlot]>, Box<[u8]>>;
@@ -63,6 +64,8 @@ pub(super) struct Entry {
     pub(super) memory_of: Option<ConnId>,
     /// For each queue, whether a kick is on its way to the worker.
     pub(super) kicks: Box<[Arc<Pending>]>,
+    /// How the device does.
+    pub(super) monitor: Option<Arc<dyn Monitor>>,
     pub(super) log: LogLimit,
     /// An action that the machine has asked for is under way.
     acting: bool,
@@ -95,6 +98,7 @@ impl Entry {
             release: None,
             memory_of: None,
             kicks,
+            monitor: None,
             log: LogLimit::new(),
             acting: false,
             leave_when_idle: false,

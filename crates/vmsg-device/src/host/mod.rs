@@ -10,11 +10,14 @@ mod bus_messages;
 mod connection;
 mod core;
 mod entry;
+mod handle;
 mod log_limit;
+mod operators;
 mod runtime;
 mod windows;
 
 pub use self::connection::{ConnId, Peer};
 pub use self::core::{AddError, Core, Counters, Order};
+pub use self::handle::{Handle, HandleError, Report};
 pub use self::runtime::{Host, HostError, Stop};
 pub use self::windows::MAX_WINDOWS;

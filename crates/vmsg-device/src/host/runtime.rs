@@ -15,6 +15,8 @@ use vmsg_mem::Doorbell;
 
 use super::connection::{ConnId, Peer};
 use super::core::{AddError, Core};
+use super::handle::Handle;
+use super::operators::Operators;
 use crate::device::Device;
 use crate::worker::thread::{StartError, Worker};
 use crate::worker::{Outbox, Reply, Slot};
@@ -87,6 +89,7 @@ pub struct Host {
     replies: Arc<Outbox>,
     bell: Arc<Doorbell>,
     stop: Arc<Doorbell>,
+    operators: Operators,
     begin: Instant,
 }
 
@@ -115,6 +118,7 @@ impl Host {
             slots: vec![0; workers.len()],
             workers,
             replies,
+            operators: Operators::new(Arc::clone(&bell)),
             bell,
             stop,
             begin: Instant::now(),
@@ -216,6 +220,11 @@ impl Host {
         Stop(Arc::clone(&self.stop))
     }
 
+    /// Something with which other threads ask things of this host while it runs.
+    pub fn handle(&self) -> Handle {
+        self.operators.handle()
+    }
+
     /// The buses' cores, in order of their indices.
     pub fn cores(&self) -> impl Iterator<Item = &Core> {
         self.buses.iter().map(|bus| &bus.core)
@@ -236,6 +245,7 @@ impl Host {
                     REPLIES => {
                         // Ours alone; an empty one just means that nothing was missed.
                         let _ = self.bell.drain();
+                        self.take_requests();
                     }
                     data if data & LISTENER != 0 => self.accept(index_of(data & !LISTENER)),
                     data => {
@@ -254,7 +264,17 @@ impl Host {
                     self.accept(bus);
                 }
                 self.serve(bus);
+                self.operators.answer(&mut self.buses[bus].core);
             }
+        }
+    }
+
+    /// Does what other threads ask for.
+    fn take_requests(&mut self) {
+        let mut cores: Vec<&mut Core> = self.buses.iter_mut().map(|bus| &mut bus.core).collect();
+        if self.operators.take_requests(&mut cores) {
+            // Full: then it is readable anyhow.
+            let _ = self.bell.ring();
         }
     }
 

@@ -191,7 +191,7 @@ impl Net {
     /// Which queue of which pair has this index.
     fn queue_at(&self, queue: usize) -> Option<(usize, Direction)> {
         let pair = queue / 2;
-        let direction = if queue % 2 == 0 {
+        let direction = if queue.is_multiple_of(2) {
             Direction::Receive
         } else {
             Direction::Transmit
