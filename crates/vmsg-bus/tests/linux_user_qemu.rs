@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The bus `linux-user` with QEMU at the other end, well-behaved and not.
+#![cfg(feature = "linux-user")]
+
+mod qemu;
+
+use qemu::{End, Qemu, Queues, SLOTS, set_word, word};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+use virtio_msg::{Channel, ChannelError};
+use vmsg_bus::linux_user::{Connector, Listener, QueueError, QueueName, Revision};
+use vmsg_bus::{BindError, ConnectError, DeviceBus, DriverBus, LinuxUserSpec};
+
+/// Longer than anything here takes; only a failing test waits so long.
+const LONG: Duration = Duration::from_secs(20);
+
+struct Place {
+    dir: tempfile::TempDir,
+    spec: LinuxUserSpec,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = LinuxUserSpec {
+            name: QueueName::new("t").unwrap(),
+            dir: dir.path().to_owned(),
+            ..LinuxUserSpec::default()
+        };
+        Self { dir, spec }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path().join("linux-user.socket")
+    }
+
+    fn host(&self) -> Listener {
+        Listener::bind(&self.spec, "host").unwrap()
+    }
+}
+
+fn wait(fd: impl AsFd, at: Option<Instant>) {
+    let left = at.map_or(LONG, |at| at.saturating_duration_since(Instant::now()));
+    let left = Timespec::try_from(left.min(LONG)).unwrap();
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)).unwrap();
+}
+
+fn accept(listener: &mut Listener) -> DeviceBus {
+    let until = Instant::now() + LONG;
+    loop {
+        if let Some(bus) = listener.accept(Instant::now()).unwrap() {
+            return bus;
+        }
+        assert!(Instant::now() < until, "nobody connected");
+        wait(&*listener, listener.next_deadline());
+    }
+}
+
+/// A message of 12 bytes with a number.
+fn message(n: u32) -> Vec<u8> {
+    let mut bytes = vec![0, 2, 0, 0, 0, 0, 12, 0];
+    bytes.extend(n.to_le_bytes());
+    bytes
+}
+
+fn number(message: &[u8]) -> u32 {
+    u32::from_le_bytes(message[8..12].try_into().unwrap())
+}
+
+/// The next message, or how the connection ends.
+fn recv(bus: &mut DeviceBus) -> Result<u32, ChannelError> {
+    let mut buf = [0; 48];
+    loop {
+        if bus.try_recv(&mut buf)?.is_some() {
+            return Ok(number(&buf));
+        }
+        assert!(bus.wait(Some(LONG)).unwrap(), "never woken");
+    }
+}
+
+fn driver_recv(bus: &mut DriverBus) -> Result<u32, ChannelError> {
+    let mut buf = [0; 48];
+    loop {
+        if bus.try_recv(&mut buf)?.is_some() {
+            return Ok(number(&buf));
+        }
+        assert!(bus.wait(Some(LONG)).unwrap(), "never woken");
+    }
+}
+
+/// Answers every message with itself until the end.
+fn echo(mut bus: DeviceBus) -> ChannelError {
+    loop {
+        match recv(&mut bus) {
+            Ok(n) => {
+                bus.try_send(&message(n)).unwrap();
+                bus.flush().unwrap();
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+/// QEMU as device host: what it does, in a thread of its own, until the driver is gone.
+fn qemu_host(mut qemu: Qemu) -> thread::JoinHandle<Qemu> {
+    thread::spawn(move || {
+        use std::io::Read;
+        let mut bytes = [0; 128];
+        while qemu.socket.read(&mut bytes).is_ok_and(|read| read > 0) {
+            while let Some(request) = qemu.queues.pop() {
+                assert!(qemu.queues.push(&request));
+                let _ = qemu.socket.write_all(&[0xed]);
+            }
+        }
+        qemu
+    })
+}
+
+#[test]
+fn a_driver_that_polls_for_answers_and_never_reads_its_socket_is_served() {
+    let place = Place::new();
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let bus = accept(&mut listener);
+    let host = thread::spawn(move || echo(bus));
+    for n in 0..2000 {
+        assert_eq!(number(&qemu.ask(&message(n))), n);
+    }
+    drop(qemu);
+    assert_eq!(host.join().unwrap(), ChannelError::Closed);
+}
+
+#[test]
+fn files_that_are_removed_before_qemu_starts_are_made_anew() {
+    let place = Place::new();
+    let mut listener = place.host();
+    for name in ["queue-t-driver", "queue-t-device"] {
+        fs::remove_file(place.path().join(name)).unwrap();
+    }
+    let mut qemu = {
+        let socket = UnixStream::connect(place.socket()).unwrap();
+        let bus = accept(&mut listener);
+        thread::spawn(move || echo(bus));
+        let queues = Queues::open(place.path(), End::Driver);
+        Qemu { queues, socket }
+    };
+    assert_eq!(number(&qemu.ask(&message(5))), 5);
+}
+
+#[test]
+fn what_qemu_asks_before_it_is_accepted_is_answered() {
+    let place = Place::new();
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    qemu.send(&message(1));
+    let mut bus = accept(&mut listener);
+    assert_eq!(recv(&mut bus), Ok(1));
+}
+
+#[test]
+fn what_a_dead_qemu_leaves_is_gone_for_the_next() {
+    let place = Place::new();
+    let mut listener = place.host();
+    for n in 0..3 {
+        let mut qemu = Qemu::connect(place.path(), End::Driver);
+        let mut bus = accept(&mut listener);
+        assert_eq!(word(&qemu.queues.tx, 0), 0, "begun anew");
+        qemu.send(&message(n));
+        assert_eq!(recv(&mut bus), Ok(n));
+        bus.try_send(&message(99)).unwrap();
+        bus.flush().unwrap();
+        drop(qemu);
+        assert_eq!(recv(&mut bus), Err(ChannelError::Closed));
+        drop(bus);
+        // Not waiting for the next driver.
+        assert!(listener.accept(Instant::now()).unwrap().is_none());
+    }
+    // A QEMU that was killed while we were away as well.
+    drop(listener);
+    let qemu = Queues::open(place.path(), End::Driver);
+    assert!(qemu.push(&message(1)));
+    drop(qemu);
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    qemu.send(&message(2));
+    assert_eq!(recv(&mut bus), Ok(2));
+}
+
+#[test]
+fn queues_go_on_where_they_are_while_qemu_lives() {
+    let place = Place::new();
+    let mut spec = place.spec.clone();
+    spec.server = Some(false);
+    // QEMU listens, and goes on when its device host comes back.
+    let socket = UnixListener::bind(place.socket()).unwrap();
+    let queues = Queues::open(place.path(), End::Driver);
+    for n in 0..3 {
+        let mut listener = Listener::bind(&spec, "host").unwrap();
+        let mut bus = accept(&mut listener);
+        let (mut stream, _) = socket.accept().unwrap();
+        assert_eq!(word(&queues.tx, 0), n);
+        assert!(queues.push(&message(n)));
+        stream.write_all(&[0xed]).unwrap();
+        assert_eq!(recv(&mut bus), Ok(n));
+        bus.try_send(&message(n)).unwrap();
+        bus.flush().unwrap();
+        assert_eq!(number(&queues.pop().unwrap()), n);
+    }
+}
+
+#[test]
+fn a_driver_of_ours_drives_qemu_over_and_over() {
+    let place = Place::new();
+    let socket = UnixListener::bind(place.socket()).unwrap();
+    let mut queues = Some(Queues::open(place.path(), End::Device));
+    for round in 0..3 {
+        let connector = Connector::new(&place.spec, "driver").timeout(LONG);
+        let driver = thread::spawn(move || connector.connect().unwrap());
+        let (stream, _) = socket.accept().unwrap();
+        let qemu = qemu_host(Qemu {
+            queues: queues.take().unwrap(),
+            socket: stream,
+        });
+        let mut driver = driver.join().unwrap();
+        for n in 0..500 {
+            driver.try_send(&message(n)).unwrap();
+            driver.flush().unwrap();
+            assert_eq!(driver_recv(&mut driver), Ok(n), "round {round}");
+        }
+        // An answer that nobody waits for any more.
+        driver.try_send(&message(77)).unwrap();
+        drop(driver);
+        queues = Some(qemu.join().unwrap().queues);
+    }
+}
+
+#[test]
+fn a_driver_says_nothing_before_qemu_has_taken_its_connection() {
+    let place = Place::new();
+    let socket = UnixListener::bind(place.socket()).unwrap();
+    let queues = Queues::open(place.path(), End::Device);
+    let connector = Connector::new(&place.spec, "driver");
+    let refused = connector
+        .clone()
+        .timeout(Duration::from_millis(100))
+        .connect();
+    assert!(matches!(refused, Err(ConnectError::TimedOut { .. })));
+    assert_eq!(word(&queues.rx, 0), 0);
+    drop(socket.accept().unwrap());
+    // What a driver before has left is taken first.
+    set_word(&queues.rx, 0, 3);
+    let driver = thread::spawn(move || connector.timeout(LONG).connect().unwrap());
+    let (stream, _) = socket.accept().unwrap();
+    let mut qemu = Qemu {
+        queues,
+        socket: stream,
+    };
+    let mut taken = 0;
+    qemu.turn(|queues, _| {
+        taken += 1;
+        assert!(queues.push(&message(1)));
+    });
+    assert_eq!(taken, 3);
+    let mut driver = driver.join().unwrap();
+    let mut buf = [0; 48];
+    assert_eq!(driver.try_recv(&mut buf), Ok(None), "meant for another one");
+}
+
+#[test]
+fn a_flood_of_doorbells_holds_up_nobody() {
+    let place = Place::new();
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    let mut flood = qemu.socket.try_clone().unwrap();
+    let flooding = thread::spawn(move || while flood.write_all(&[0; 4096]).is_ok() {});
+    for n in 0..200 {
+        assert!(qemu.queues.push(&message(n)));
+        assert_eq!(recv(&mut bus), Ok(n));
+    }
+    drop(bus);
+    flooding.join().unwrap();
+    qemu.socket.write_all(&[0xed]).unwrap_err();
+}
+
+#[test]
+fn a_side_that_does_not_want_to_receive_reads_its_socket_all_the_same() {
+    let place = Place::new();
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    for n in 0..2000 {
+        // Blocks for good when nobody reads.
+        qemu.send(&message(n));
+        assert!(bus.clear_poll_fd().unwrap());
+    }
+    assert_eq!(recv(&mut bus), Ok(0));
+}
+
+#[test]
+fn a_peer_that_takes_nothing_makes_its_sender_wait_and_then_go_on() {
+    let place = Place::new();
+    let mut listener = place.host();
+    let qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    let mut sent = 0;
+    while bus.try_send(&message(sent)).is_ok() {
+        sent += 1;
+    }
+    assert_eq!(sent, SLOTS - 1);
+    let begin = Instant::now();
+    let mut wakes = 0;
+    while begin.elapsed() < Duration::from_millis(300) {
+        assert!(bus.arm_for_room());
+        let fd = bus.poll_fd().unwrap();
+        poll(
+            &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+            Some(&Timespec::try_from(LONG).unwrap()),
+        )
+        .unwrap();
+        assert!(bus.clear_poll_fd().unwrap());
+        wakes += 1;
+    }
+    assert!(wakes < 20, "woken {wakes} times in 0.3 s for nothing");
+    assert_eq!(number(&qemu.queues.pop().unwrap()), 0);
+    while bus.arm_for_room() {
+        let fd = bus.poll_fd().unwrap();
+        wait(fd, None);
+        bus.clear_poll_fd().unwrap();
+    }
+    bus.try_send(&message(sent)).unwrap();
+    bus.flush().unwrap();
+    for n in 1..=sent {
+        assert_eq!(number(&qemu.queues.pop().unwrap()), n);
+    }
+    assert!(qemu.queues.pop().is_none());
+}
+
+#[test]
+fn damaged_files_are_begun_anew_if_nobody_has_them_and_refused_otherwise() {
+    for (at, device_queue) in [(0, false), (0x40, false), (0, true), (0x40, true)] {
+        for value in [SLOTS, u32::MAX, 0x8000_0000] {
+            let place = Place::new();
+            let damage = |queues: &Queues| {
+                let file = if device_queue { &queues.tx } else { &queues.rx };
+                set_word(file, at, value);
+            };
+            damage(&Queues::open(place.path(), End::Device));
+            let mut listener = place.host();
+            let mut qemu = Qemu::connect(place.path(), End::Driver);
+            qemu.send(&message(3));
+            assert_eq!(recv(&mut accept(&mut listener)), Ok(3));
+            drop((qemu, listener));
+            // Somebody lives and has damaged what is his.
+            let queues = Queues::open(place.path(), End::Device);
+            damage(&queues);
+            let socket = UnixListener::bind(place.socket()).unwrap();
+            let driver = Connector::new(&place.spec, "driver").timeout(LONG);
+            let begin = Instant::now();
+            let host = thread::spawn(move || {
+                let (mut stream, _) = socket.accept().unwrap();
+                std::io::Read::read(&mut stream, &mut [0; 8]).unwrap();
+                stream
+            });
+            let error = driver.connect().unwrap_err();
+            assert!(
+                matches!(error, ConnectError::Queue(QueueError::Damaged { .. })),
+                "{error}"
+            );
+            assert!(error.to_string().contains("remove it"));
+            assert!(begin.elapsed() < LONG);
+            drop(host.join().unwrap());
+        }
+    }
+}
+
+#[test]
+fn an_index_that_jumps_ends_the_connection() {
+    for (at, value) in [(0, SLOTS), (0, u32::MAX), (0x40, SLOTS), (0x40, u32::MAX)] {
+        let place = Place::new();
+        let mut listener = place.host();
+        let mut qemu = Qemu::connect(place.path(), End::Driver);
+        let mut bus = accept(&mut listener);
+        qemu.send(&message(1));
+        assert_eq!(recv(&mut bus), Ok(1));
+        let file = if at == 0 {
+            &qemu.queues.tx
+        } else {
+            &qemu.queues.rx
+        };
+        set_word(file, at, value);
+        let error = if at == 0 {
+            recv(&mut bus).unwrap_err()
+        } else {
+            // Its own index is only looked at when there seems to be no room.
+            loop {
+                if let Err(error) = bus.try_send(&message(1)) {
+                    break error;
+                }
+            }
+        };
+        assert!(matches!(error, ChannelError::Corrupt(_)), "{error}");
+        let mut byte = [0; 4096];
+        while std::io::Read::read(&mut qemu.socket, &mut byte).is_ok_and(|read| read > 0) {}
+        drop((qemu, bus));
+        // The next one is none the worse.
+        assert!(listener.accept(Instant::now()).unwrap().is_none());
+        let mut qemu = Qemu::connect(place.path(), End::Driver);
+        let mut bus = accept(&mut listener);
+        qemu.send(&message(2));
+        assert_eq!(recv(&mut bus), Ok(2));
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_ends_the_connection_and_not_the_program() {
+    for name in ["queue-t-driver", "queue-t-device"] {
+        let place = Place::new();
+        let mut listener = place.host();
+        let _qemu = Qemu::connect(place.path(), End::Driver);
+        let mut bus = accept(&mut listener);
+        let file = OpenOptions::new()
+            .write(true)
+            .open(place.path().join(name))
+            .unwrap();
+        file.set_len(0).unwrap();
+        // Until something is touched that is gone, nothing is known of it.
+        let mut buf = [0; 48];
+        let error = loop {
+            let result = bus
+                .try_send(&message(1))
+                .and_then(|()| bus.flush())
+                .and_then(|()| bus.try_recv(&mut buf).map(drop));
+            if let Err(error) = result {
+                break error;
+            }
+            bus.arm();
+        };
+        assert!(matches!(error, ChannelError::Corrupt(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_socket_on_which_somebody_listens_is_not_taken_and_a_stale_one_is() {
+    let place = Place::new();
+    let other = UnixListener::bind(place.socket()).unwrap();
+    assert!(matches!(
+        Listener::bind(&place.spec, "host"),
+        Err(BindError::InUse { .. })
+    ));
+    drop(other);
+    assert!(place.socket().exists());
+    drop(place.host());
+    let mut spec = place.spec.clone();
+    spec.server = Some(true);
+    let _other = UnixListener::bind(place.socket()).unwrap();
+    assert!(matches!(
+        Connector::new(&spec, "driver").start(),
+        Err(ConnectError::Bind(BindError::InUse { .. }))
+    ));
+}
+
+/// A request of 40 bytes: type, id, device 0.
+fn r1(id: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0, id, 0, 0];
+    bytes.extend(payload);
+    bytes.resize(40, 0);
+    bytes
+}
+
+#[test]
+fn an_r1_driver_speaks_to_a_host_that_sees_revision_1() {
+    let mut place = Place::new();
+    place.spec.revision = Revision::R1;
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    assert!(!bus.capabilities().enumerates);
+    assert_eq!(bus.capabilities().max_message_size, 48);
+    let host = thread::spawn(move || {
+        let mut asked = Vec::new();
+        let mut buf = [0; 48];
+        loop {
+            match bus.try_recv(&mut buf) {
+                Ok(Some(len)) => {
+                    asked.push(buf[1]);
+                    // A response: to GET_DEVICE_INFO an rng, to others what they said.
+                    let mut answer = buf[..len].to_vec();
+                    answer[0] |= 1;
+                    if buf[1] == 2 {
+                        answer.resize(32, 0);
+                        answer[6] = 32;
+                        answer[8..12].copy_from_slice(&4u32.to_le_bytes());
+                        answer[16..20].copy_from_slice(&64u32.to_le_bytes());
+                    }
+                    if buf[1] == 7 {
+                        answer.extend([11, 0, 0, 0]);
+                        answer[6] = 12;
+                    }
+                    bus.try_send(&answer).unwrap();
+                    bus.flush().unwrap();
+                }
+                Ok(None) => assert!(bus.wait(Some(LONG)).unwrap(), "never woken"),
+                Err(_) => return asked,
+            }
+        }
+    });
+    // SET_DEVICE_STATUS has no answer; what follows waits behind it.
+    qemu.send(&r1(0x0a, &[1, 0, 0, 0]));
+    qemu.send(&r1(0x0a, &[3, 0, 0, 0]));
+    let status = qemu.ask(&r1(0x09, &[]));
+    assert_eq!((status[0], status[1], status[4]), (1, 0x09, 11));
+    let info = qemu.ask(&r1(0x03, &[]));
+    assert_eq!((info[1], info[8]), (0x03, 4));
+    drop(qemu);
+    assert_eq!(host.join().unwrap(), [2, 8, 8, 7, 2]);
+}
+
+#[test]
+fn a_driver_of_ours_speaks_r1_to_qemu() {
+    let mut place = Place::new();
+    place.spec.revision = Revision::R1;
+    let socket = UnixListener::bind(place.socket()).unwrap();
+    let queues = Queues::open(place.path(), End::Device);
+    let connector = Connector::new(&place.spec, "driver").timeout(LONG);
+    let driver = thread::spawn(move || connector.connect().unwrap());
+    let (stream, _) = socket.accept().unwrap();
+    let qemu = thread::spawn(move || {
+        let mut qemu = Qemu {
+            queues,
+            socket: stream,
+        };
+        let mut asked = Vec::new();
+        while !asked.contains(&0x09) {
+            let mut answers = 0;
+            qemu.turn(|queues, request| {
+                asked.push(request[1]);
+                let mut answer = request;
+                answer[0] |= 1;
+                if request[1] == 0x09 {
+                    answer[4] = 3;
+                }
+                // SET_DEVICE_STATUS is not answered.
+                if request[1] != 0x0a {
+                    assert!(queues.push(&answer));
+                    answers += 1;
+                }
+            });
+            for _ in 0..answers {
+                qemu.socket.write_all(&[0xed]).unwrap();
+            }
+        }
+        asked
+    });
+    let mut driver = driver.join().unwrap();
+    // SET_DEVICE_STATUS 3 with token 9.
+    driver
+        .try_send(&[0, 8, 0, 0, 9, 0, 12, 0, 3, 0, 0, 0])
+        .unwrap();
+    driver.flush().unwrap();
+    let mut buf = [0; 48];
+    let len = loop {
+        if let Some(len) = driver.try_recv(&mut buf).unwrap() {
+            break len;
+        }
+        assert!(driver.wait(Some(LONG)).unwrap(), "never woken");
+    };
+    assert_eq!(buf[..len], [1, 8, 0, 0, 9, 0, 12, 0, 3, 0, 0, 0]);
+    assert_eq!(qemu.join().unwrap(), [0x0a, 0x09]);
+}
