@@ -4,7 +4,7 @@ use super::*;
 
 fn net(text: &str) -> NetSpec {
     match vmsg_bus::keyval::from_str(text).expect("a valid specification") {
-        DeviceSpec::Net(net) => net,
+        DeviceSpec::Net(net) => *net,
         DeviceSpec::Rng(_) => panic!("not a network device"),
     }
 }
@@ -76,14 +76,139 @@ fn a_mac_address_is_given_or_always_the_same() {
 
 #[test]
 fn keys_of_another_back_end_are_named() {
+    let refused = |text: &str| net(text).check_keys().expect_err(text).to_string();
+    let error = refused("net,backend=none,restrict=on");
+    assert!(error.contains("restrict= needs backend=user"), "{error}");
+    let error = refused("net,backend=tap,ifname=tap0,hostfwd=tcp::1-:2");
+    assert!(
+        error.contains("backend=tap knows `ifname`, `fd`"),
+        "{error}"
+    );
+    let error = refused("net,backend=tap,host=10.0.0.1");
+    assert!(error.contains("backend=user or backend=socket"), "{error}");
+    for good in [
+        "net,backend=none,mac=52:54:00:12:34:56",
+        "net,backend=socket,host=localhost,port=1234",
+        "net,backend=tap,ifname=tap0,mtu=9000,queues=4,up=off",
+    ] {
+        net(good).check_keys().expect(good);
+    }
+}
+
+#[test]
+fn tap_interfaces_are_named_or_handed_over() {
+    let config = net("net,backend=tap,ifname=vm%d,queues=4,mtu=9000,addr=10.1.0.1/24,addr=fd01::1/64,up=off,offloads=off")
+        .tap_config()
+        .expect("valid");
+    let expected = TapConfig {
+        ifname: "vm%d".to_owned(),
+        fds: Vec::new(),
+        queues: 4,
+        up: Some(false),
+        addresses: vec![
+            ("10.1.0.1".parse().unwrap(), 24),
+            ("fd01::1".parse().unwrap(), 64),
+        ],
+        mtu: Some(9000),
+        offloads: false,
+    };
+    assert_eq!(config, expected);
     assert_eq!(
-        net("net,backend=none,restrict=on").foreign_key(),
-        Some("restrict")
+        net("net,backend=tap").tap_config().expect("valid"),
+        TapConfig::default()
     );
     assert_eq!(
-        net("net,backend=none,mac=52:54:00:12:34:56").foreign_key(),
-        None
+        net("net,backend=tap,fd=7").tap_config().expect("valid").fds,
+        [7]
     );
+    assert_eq!(
+        net("net,backend=tap,fds=3:4:5")
+            .tap_config()
+            .expect("valid")
+            .fds,
+        [3, 4, 5]
+    );
+    for bad in [
+        "fd=3,fds=4",
+        "fd=3,ifname=x",
+        "fds=3-4",
+        "fds=3:4,queues=3",
+        "addr=10.0.0.1",
+    ] {
+        let text = format!("net,backend=tap,{bad}");
+        net(&text).tap_config().expect_err(bad);
+    }
+}
+
+#[test]
+fn sockets_have_two_modes_with_keys_of_their_own() {
+    let config = |text: &str| net(&format!("net,backend=socket,{text}")).socket_config();
+    let unix = StreamAddress::Unix("/run/passt".into());
+    let tcp = StreamAddress::Tcp("::1".to_owned(), 99);
+    let endpoint = |text: &str| text.parse().expect("an address");
+    for (text, expected) in [
+        (
+            "path=/run/passt",
+            SocketConfig::Stream(StreamConfig::client(unix.clone())),
+        ),
+        (
+            "mode=stream,path=/run/passt,server=on",
+            SocketConfig::Stream(StreamConfig::server(unix.clone())),
+        ),
+        (
+            "host=::1,port=99,reconnect=5",
+            SocketConfig::Stream(StreamConfig {
+                reconnect: Some(Duration::from_secs(5)),
+                ..StreamConfig::client(tcp.clone())
+            }),
+        ),
+        (
+            "host=::1,port=99,reconnect=0",
+            SocketConfig::Stream(StreamConfig {
+                reconnect: None,
+                ..StreamConfig::client(tcp)
+            }),
+        ),
+        (
+            "mode=dgram,local=./a,remote=/b",
+            SocketConfig::Dgram(DgramConfig::Unix {
+                local: "./a".into(),
+                remote: "/b".into(),
+            }),
+        ),
+        (
+            "mode=dgram,local=0.0.0.0:1,remote=10.0.0.1:2",
+            SocketConfig::Dgram(DgramConfig::Udp {
+                local: endpoint("0.0.0.0:1"),
+                remote: endpoint("10.0.0.1:2"),
+            }),
+        ),
+        (
+            "mode=dgram,mcast=230.0.0.1:1234,localaddr=127.0.0.1",
+            SocketConfig::Dgram(DgramConfig::Multicast {
+                group: "230.0.0.1:1234".parse().expect("an address"),
+                interface: Some(Ipv4Addr::LOCALHOST),
+            }),
+        ),
+    ] {
+        assert_eq!(config(text).expect(text), expected, "{text}");
+    }
+    for (text, named) in [
+        ("mode=stream", "path="),
+        ("path=a,host=b,port=1", "path="),
+        ("host=b", "port="),
+        ("path=a,server=on,reconnect=1", "reconnect="),
+        ("path=a,local=/b", "mode=dgram"),
+        ("mode=dgram,path=a", "mode=dgram knows `local`"),
+        ("mode=dgram,local=/a", "remote="),
+        ("mode=dgram,local=/a,remote=1.1.1.1:1", "both"),
+        ("mode=dgram,local=a,remote=b", "ADDRESS:PORT"),
+        ("mode=dgram,local=/a,remote=/b,localaddr=1.1.1.1", "mcast="),
+        ("mode=dgram,local=/a,remote=/b,mcast=230.0.0.1:1", "mcast="),
+    ] {
+        let error = config(text).expect_err(text).to_string();
+        assert!(error.contains(named), "{text}: {error}");
+    }
 }
 
 #[test]

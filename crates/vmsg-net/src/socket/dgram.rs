@@ -241,6 +241,11 @@ fn join(group: SocketAddrV4, interface: Ipv4Addr) -> Result<(OwnedFd, Peer), Soc
 }
 
 impl Backend for Dgram {
+    /// The device chooses among them.
+    fn queue_pairs(&self) -> u16 {
+        u16::MAX
+    }
+
     fn offloads(&self) -> Offloads {
         OFFLOADS
     }

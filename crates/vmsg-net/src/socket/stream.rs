@@ -484,6 +484,11 @@ fn listen_tcp(addresses: &[SocketAddr], shown: &StreamAddress) -> Result<OwnedFd
 }
 
 impl Backend for Stream {
+    /// The device chooses among them.
+    fn queue_pairs(&self) -> u16 {
+        u16::MAX
+    }
+
     fn offloads(&self) -> Offloads {
         OFFLOADS
     }
