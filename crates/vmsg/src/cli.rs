@@ -31,9 +31,11 @@ All devices:
   worker=N       which thread serves it, counted from 0
 
 net:
-  backend=user|none            a private network with DHCP, DNS and a way out (default), or nothing
+  backend=user|tap|socket|none a private network with DHCP, DNS and a way out (default), an interface
+                               of the host, a socket to another VM or to passt, or nothing
   mac=XX:XX:XX:XX:XX:XX        derived from the id by default
-  mtu=BYTES                    576 to 65520; 1500 by default
+  mtu=BYTES                    576 to 65520; 1500 by default, or that of the tap interface
+  queues=N                     pairs of queues, 1 to 256; 1 by default
   pcap=FILE                    record all frames, for Wireshark
 
 net, backend=user:
@@ -54,6 +56,25 @@ net, backend=user:
   host-loopback=on|off         whether the gateway's address leads to services on the host's own
                                127.0.0.1; on by default
   restrict=on|off              the guest reaches nothing but who came in by hostfwd; off by default
+
+net, backend=tap:
+  ifname=NAME                  joined, or created, for which this process needs CAP_NET_ADMIN, if it
+                               is not there (`ip tuntap add`); tap%d, the next free number, by default
+  fd=N, fds=N:N:…              instead: descriptors of an interface that were opened for vmsg
+  addr=ADDR/LENGTH             an address for the host's side; may be repeated
+  up=on|off                    set the interface up; by default if it is created here
+  offloads=on|off              large frames, checksums left to the other side; on by default
+  queues=N                     more than one needs an interface with multi_queue
+
+net, backend=socket (QEMU's -netdev stream, dgram and socket; passt):
+  mode=stream|dgram            stream by default
+  path=SOCKET                  stream: connect to a Unix socket, as of passt
+  host=NAME, port=N            stream: connect by TCP
+  server=on                    stream: listen there instead
+  reconnect=SECONDS            stream: longest pause between attempts, 1 by default; 0: no attempts
+  local=…, remote=…            dgram: both ends: paths with a `/` in them, or ADDR:PORT
+  mcast=GROUP:PORT             dgram: a multicast group instead
+  localaddr=ADDR               dgram: with mcast, the address of the interface to use
 
 Example:
   vmsg serve --bus unix,path=b0.sock --device net,id=net0,hostfwd=tcp::2222-:22 --device rng";
