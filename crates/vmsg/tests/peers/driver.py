@@ -365,13 +365,18 @@ def iommu(setting):
 
 
 def restart(setting):
-    """Fetches until the device side is gone, joins the next one and begins anew; `--rounds` times."""
-    for number in range(1, setting.args.rounds + 1):
+    """Fetches until the device side is gone, joins the next one and begins anew, `--rounds` times.
+
+    A device side that dies may take a connection yet, so there can be more hang-ups than rounds.
+    """
+    done = 0
+    while True:
         try:
             entropy = Entropy(setting)
             check_random(entropy.fetch(4096))
-            say("up", number)
-            if number == setting.args.rounds:
+            done += 1
+            say("up", done)
+            if done == setting.args.rounds:
                 break
             while True:
                 entropy.fetch(4096)
