@@ -173,6 +173,9 @@ pub enum ProxyError {
     /// Two fronts are to listen on one socket.
     #[error("two fronts have the socket `{}`", .0.display())]
     SameSocket(PathBuf),
+    /// The messages of a bus cannot be recorded.
+    #[error(transparent)]
+    Trace(#[from] vmsg_bus::trace::OpenError),
     /// The system said no.
     #[error("{what}: {source}")]
     Os {
@@ -251,7 +254,9 @@ impl Proxy {
                     .collect();
                 let names: Vec<&str> = sessions.iter().map(|(name, _)| name.as_str()).collect();
                 let name = names.join("+");
-                let source = Source::Bus(bus.connector(&format!("vmsg proxy {name}")));
+                let connector = bus.connector(&format!("vmsg proxy {name}"));
+                connector.open_trace()?;
+                let source = Source::Bus(connector);
                 let link = Link::start_shared(&name, sessions, source).map_err(|source| {
                     ProxyError::Os {
                         what: "starting a link",
@@ -366,7 +371,9 @@ pub fn print_qemu(
 /// # Errors
 /// [`ProxyError`].
 pub fn connect(bus: &BusSpec, device: &DeviceRef, name: &str) -> Result<Link, ProxyError> {
-    let source = Source::Bus(bus.connector(name).observer());
+    let connector = bus.connector(name).observer();
+    connector.open_trace()?;
+    let source = Source::Bus(connector);
     let session = Session::new(device.0.clone(), Options::default());
     Link::start(name, session, source).map_err(|source| ProxyError::Os {
         what: "starting a link",
