@@ -793,7 +793,7 @@ fn joined(name: &str, flags: i32) -> std::os::fd::OwnedFd {
 
 #[test]
 fn descriptors_that_were_handed_over_need_no_privilege() {
-    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::os::fd::AsRawFd;
     if !own_network() {
         return;
     }
@@ -801,7 +801,15 @@ fn descriptors_that_were_handed_over_need_no_privilege() {
     ip(&format!("address add {HOST}/24 dev t0"));
     ip("link set t0 up");
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    let handed: Vec<OwnedFd> = (0..2).map(|_| joined("t0", flags)).collect();
+    let mut handed = TapConfig {
+        ifname: "t0".to_owned(),
+        queues: 2,
+        ..TapConfig::default()
+    }
+    .join()
+    .unwrap();
+    // As another program would make it.
+    handed.push(joined("t0", flags));
     let routed = joined("r0", libc::IFF_TUN | libc::IFF_NO_PI);
     let with = |fds: Vec<i32>| TapConfig {
         fds,
@@ -822,7 +830,7 @@ fn descriptors_that_were_handed_over_need_no_privilege() {
     assert!(refused(&with(vec![plain.as_raw_fd()])).contains("TUNSETIFF"));
 
     let tap = Tap::open(&with(numbers)).unwrap();
-    assert_eq!((tap.name(), tap.queue_pairs()), ("t0", 2));
+    assert_eq!((tap.name(), tap.queue_pairs()), ("t0", 3));
     assert!(tap.link_is_up());
     assert!(tap.offloads().tso4);
     let mut world = World::new(tap, Some(GUEST), 1500);

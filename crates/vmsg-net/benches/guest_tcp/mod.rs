@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use vmsg_net::VnetHeader;
 
+#[allow(unused_imports, reason = "not every benchmark has a floor of its own")]
+pub(crate) use self::copy::through_guest;
 pub(crate) use self::copy::{Amount, print_head, print_rows};
 
 /// Bytes of Ethernet, IPv4 and TCP headers without options.

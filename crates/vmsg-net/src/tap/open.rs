@@ -183,6 +183,16 @@ pub(super) struct Opened {
 }
 
 impl TapConfig {
+    /// Joins or creates the interface and gives the descriptors, one for each queue: to be handed
+    /// to a process without privileges, as its [`fds`](Self::fds). They do not block.
+    ///
+    /// # Errors
+    ///
+    /// [`TapError`] says what is missing and how it can be had.
+    pub fn join(&self) -> Result<Vec<OwnedFd>, TapError> {
+        Ok(self.open()?.queues)
+    }
+
     /// Joins or creates the interface.
     pub(super) fn open(&self) -> Result<Opened, TapError> {
         for &(address, prefix) in &self.addresses {
@@ -192,7 +202,7 @@ impl TapConfig {
             }
         }
         let (mut opened, created) = match self.fds.as_slice() {
-            [] => self.join()?,
+            [] => self.join_by_name()?,
             fds => (inherit(fds)?, false),
         };
         for fd in &opened.queues {
@@ -205,7 +215,7 @@ impl TapConfig {
     }
 
     /// Joins by name; also returns whether the interface was not there before.
-    fn join(&self) -> Result<(Opened, bool), TapError> {
+    fn join_by_name(&self) -> Result<(Opened, bool), TapError> {
         let name = &self.ifname;
         let wrong = |byte: u8| byte == b'/' || byte == 0 || byte.is_ascii_whitespace();
         if name.is_empty() || name.len() >= ioctl::IFNAMSIZ || name.bytes().any(wrong) {
