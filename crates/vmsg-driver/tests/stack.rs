@@ -5,7 +5,7 @@ mod host;
 
 use std::time::{Duration, Instant};
 
-use host::{MAC, MTU, NET, PATIENCE, RNG, client, connect, over_loopback, over_unix};
+use host::{MAC, MTU, NET, PAIRS, PATIENCE, RNG, client, connect, over_loopback, over_unix};
 use virtio_msg::{DevNum, DeviceStatus};
 use vmsg_bus::Capabilities;
 use vmsg_bus::loopback::Options;
@@ -34,7 +34,10 @@ fn devices_are_listed_with_their_names() {
         Err(Error::NoDevice(DevNum(1)))
     ));
     let info = client.device_info(NET).unwrap();
-    assert_eq!((info.device_id, info.max_queues), (1, 3));
+    assert_eq!(
+        (info.device_id, info.max_queues),
+        (1, 2 * u32::from(PAIRS) + 1)
+    );
     let mut mac = [0; 6];
     client.read_config(NET, 0, &mut mac).unwrap();
     assert_eq!(mac, MAC);
@@ -119,7 +122,7 @@ fn echo(
     asleep: bool,
 ) {
     let frame = |n: usize| {
-        let mut frame = vec![0; 60 + n % 1400];
+        let mut frame = vec![0; 60 + n % 1300];
         frame[..8].copy_from_slice(&n.to_le_bytes());
         frame
     };

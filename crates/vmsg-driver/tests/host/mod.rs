@@ -16,7 +16,7 @@ use virtio_msg::DevNum;
 use vmsg_bus::DriverBus;
 use vmsg_bus::loopback::{self, Options};
 use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
-use vmsg_device::host::{Host, Stop};
+use vmsg_device::host::{Handle, Host, Stop};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::rng::Rng;
 use vmsg_driver::BusClient;
@@ -26,6 +26,7 @@ pub const RNG: DevNum = DevNum(0);
 pub const NET: DevNum = DevNum(5);
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 pub const MTU: u16 = 1400;
+pub const PAIRS: u16 = 4;
 
 /// Generous: a machine under load is no reason to fail.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +38,9 @@ struct Echo {
 }
 
 impl Backend for Echo {
+    fn queue_pairs(&self) -> u16 {
+        u16::MAX
+    }
     fn offloads(&self) -> Offloads {
         Offloads::NONE
     }
@@ -84,6 +88,7 @@ pub struct Running {
     thread: Option<JoinHandle<()>>,
     _dir: Option<tempfile::TempDir>,
     pub path: PathBuf,
+    pub handle: Handle,
 }
 
 impl Drop for Running {
@@ -97,6 +102,7 @@ impl Drop for Running {
 fn with_devices(host: &mut Host, bus: usize) {
     let settings = Settings {
         mtu: Some(MTU),
+        queue_pairs: PAIRS,
         ..Settings::new(Mac(MAC))
     };
     let net = Net::new(&settings, Box::new(Echo::default()));
@@ -114,12 +120,14 @@ fn with_devices(host: &mut Host, bus: usize) {
 
 fn run(mut host: Host, dir: Option<tempfile::TempDir>, path: PathBuf) -> Running {
     let stop = host.stop_handle();
+    let handle = host.handle();
     let thread = std::thread::spawn(move || host.run().unwrap());
     Running {
         stop,
         thread: Some(thread),
         _dir: dir,
         path,
+        handle,
     }
 }
 
