@@ -6,11 +6,13 @@
 //! a running device do not pass here, unless the bus has no other way for them than messages.
 
 mod bells;
+mod connecting;
 mod handle;
 mod seat;
 
 pub use handle::{LinkStats, SessionHandle};
 
+use connecting::{Phase, State};
 use handle::Command;
 use seat::Seat;
 
@@ -26,7 +28,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_msg::{Channel, ChannelError, Frame, Kind, Message, decode};
-use vmsg_bus::{ConnectError, Connecting, Connector, DriverBus, Watch};
+use vmsg_bus::{Connector, DriverBus};
 use vmsg_mem::Doorbell;
 
 /// Messages taken from the bus before anything else has its turn.
@@ -181,28 +183,6 @@ impl Drop for Link {
     }
 }
 
-/// How the link stands with the bus.
-enum Phase {
-    /// To be tried at that time; `None`: now.
-    Try { at: Option<Instant> },
-    /// Nobody there: until the watch says otherwise.
-    Asleep,
-    /// The host has still to answer.
-    Handshake {
-        connecting: Connecting,
-        until: Instant,
-    },
-    /// Connected.
-    Connected(Box<DriverBus>),
-    /// Not any more, and never again.
-    Over,
-}
-
-struct State {
-    connector: Option<(Connector, Option<Watch>)>,
-    phase: Phase,
-}
-
 struct Runner {
     name: String,
     seats: Vec<Seat>,
@@ -344,91 +324,6 @@ impl Runner {
         for seat in &mut self.seats {
             seat.session.handle_link_down(now);
         }
-    }
-
-    /// Goes on with connecting, as far as it goes without waiting.
-    fn advance(&mut self, state: &mut State) {
-        let Some((connector, watch)) = &mut state.connector else {
-            return;
-        };
-        loop {
-            let result = match &mut state.phase {
-                Phase::Over | Phase::Connected(_) => return,
-                Phase::Asleep => match watch.as_mut().map(Watch::ready) {
-                    Some(Ok(true)) => {
-                        state.phase = Phase::Try { at: None };
-                        continue;
-                    }
-                    Some(Ok(false)) => return,
-                    Some(Err(_)) | None => {
-                        *watch = None;
-                        state.phase = Phase::Try {
-                            at: Some(Instant::now() + ERROR_PAUSE),
-                        };
-                        return;
-                    }
-                },
-                Phase::Try { at: Some(at) } if *at > Instant::now() => return,
-                Phase::Try { .. } => connector.start().map(|connecting| {
-                    state.phase = Phase::Handshake {
-                        connecting,
-                        until: Instant::now() + HANDSHAKE,
-                    };
-                    None
-                }),
-                Phase::Handshake { connecting, until } => match connecting.advance() {
-                    Ok(None) if *until > Instant::now() => return,
-                    Ok(None) => Err(ConnectError::TimedOut {
-                        path: connector.path().to_owned(),
-                        after: HANDSHAKE,
-                    }),
-                    result => result,
-                },
-            };
-            match result {
-                Ok(None) => {}
-                Ok(Some(bus)) => {
-                    self.link_up(&bus);
-                    state.phase = Phase::Connected(Box::new(bus));
-                    return;
-                }
-                Err(error) => {
-                    self.tell(&error);
-                    state.phase = match error {
-                        error if error.is_not_there() && watch.is_some() => Phase::Asleep,
-                        error if error.is_transient() => Phase::Try {
-                            at: Some(Instant::now() + BUSY_PAUSE),
-                        },
-                        _ => Phase::Try {
-                            at: Some(Instant::now() + ERROR_PAUSE),
-                        },
-                    };
-                    if !matches!(state.phase, Phase::Asleep) {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    fn tell(&mut self, error: &ConnectError) {
-        let text = error.to_string();
-        if text == self.last_error {
-            return;
-        }
-        if let Some(unsaid) = self.limit.admit() {
-            match error {
-                error if error.is_not_there() => {
-                    tracing::info!(link = self.name, unsaid, "{text}; waiting for it")
-                }
-                // A host that was just killed, for example.
-                error if error.is_transient() => {
-                    tracing::info!(link = self.name, unsaid, "{text}; trying again");
-                }
-                _ => tracing::warn!(link = self.name, unsaid, "{text}; trying again"),
-            }
-        }
-        self.last_error = text;
     }
 
     /// True: there may be more.

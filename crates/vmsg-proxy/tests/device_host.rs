@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A proxy before a real device host on the unix bus: random bytes through real rings, over restarts of either side.
+//! A proxy before a real device host, on each bus: random bytes through real rings, over restarts of either side.
 #![allow(missing_docs, clippy::cast_possible_truncation)]
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::{BusSpec, UnixSpec, keyval};
 use vmsg_device::host::{Host, Stop};
 use vmsg_device::rng::Rng;
-use vmsg_mem::{BusAddr, Mapping};
+use vmsg_mem::{Access, BusAddr, Mapping};
 use vmsg_proxy::{FrontSpec, Proxy};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
@@ -23,10 +23,68 @@ const GUEST: u64 = 0x8000_0000;
 const USER: u64 = 0x5555_0000_0000;
 const RAM: u64 = 0x10_0000;
 /// Where the buffers are.
-const BUFFERS: u64 = 0x8_0000;
+const BUFFERS: u64 = 0x4_0000;
 const SIZE: u16 = 64;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 const FEATURES: u64 = 1 << 32 | 1 << 29 | PROTOCOL_FEATURES;
+
+/// Where a test takes place.
+struct Place {
+    dir: tempfile::TempDir,
+    bus: BusSpec,
+    message_size: usize,
+    /// By name or number.
+    dev: &'static str,
+}
+
+impl Place {
+    fn unix() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        Place {
+            bus: BusSpec::Unix(UnixSpec::new(dir.path().join("bus.sock"))),
+            message_size: vmsg_bus::DEFAULT_MESSAGE_SIZE,
+            dev: "rng0",
+            dir,
+        }
+    }
+
+    fn linux_user(revision: &str, dev: &'static str) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let spec =
+            format!("linux-user,dir={at},ram={at}/ram,mem-offset={GUEST:#x},revision={revision}");
+        Place {
+            bus: spec.parse().unwrap(),
+            message_size: 48,
+            dev,
+            dir,
+        }
+    }
+
+    fn all() -> [Place; 4] {
+        [
+            Place::unix(),
+            Place::linux_user("1", "1"),
+            Place::linux_user("1", "rng0"),
+            Place::linux_user("r1", "0"),
+        ]
+    }
+
+    /// The guest's memory, made by its VMM.
+    fn memory(&self) -> (Mapping, OwnedFd) {
+        let path = self.dir.path().join("ram");
+        let _ = std::fs::remove_file(&path);
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .unwrap();
+        file.set_len(RAM).unwrap();
+        let mapping = Mapping::of_fd(file.as_fd(), 0, RAM, Access::ReadWrite).unwrap();
+        (mapping, file.into())
+    }
+}
 
 struct DeviceHost {
     stop: Stop,
@@ -34,14 +92,16 @@ struct DeviceHost {
 }
 
 impl DeviceHost {
-    fn start(bus: &Path) -> DeviceHost {
-        let listener = UnixSpec::new(bus).listen("test host").unwrap();
+    fn start(place: &Place) -> DeviceHost {
+        let listener = place.bus.listen("test host").unwrap();
         let mut host = Host::new(1).unwrap();
-        let bus = host
-            .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener.into()))
-            .unwrap();
-        host.add_device(bus, "rng0", Some(1), None, Box::new(Rng::new()))
-            .unwrap();
+        let bus = host.add_bus(place.message_size, Some(listener)).unwrap();
+        // The older messages know one device, number 0.
+        let first = if place.dev == "0" { 0 } else { 1 };
+        for (number, name) in [(first, "rng0"), (2, "rng1")] {
+            host.add_device(bus, name, Some(number), None, Box::new(Rng::new()))
+                .unwrap();
+        }
         let stop = host.stop_handle();
         let thread = std::thread::spawn(move || host.run().unwrap());
         DeviceHost {
@@ -70,17 +130,24 @@ struct Guest<'m> {
     called: Receiver<()>,
     /// Chains given back so far: what the used index is.
     used: u16,
+    /// Where its part of the memory begins.
+    at: u64,
 }
 
 impl<'m> Guest<'m> {
     fn new(socket: &Path, ram: &'m Mapping, file: &'m OwnedFd) -> Guest<'m> {
+        Guest::at(socket, ram, file, 0)
+    }
+
+    fn at(socket: &Path, ram: &'m Mapping, file: &'m OwnedFd, at: u64) -> Guest<'m> {
         let layout = Layout::new(SIZE, 0).unwrap();
         let slots = vec![DriverSlot::default(); SIZE.into()];
         let features = QueueFeatures {
             event_idx: true,
             indirect: false,
         };
-        let queue = DriverQueue::new(layout, features, ram.ram(), BusAddr(GUEST), slots).unwrap();
+        let part = ram.ram().get(at as usize, (RAM - at) as usize).unwrap();
+        let queue = DriverQueue::new(layout, features, part, BusAddr(GUEST + at), slots).unwrap();
         let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
         let (rung, called) = mpsc::channel();
         let bell = call.try_clone().unwrap();
@@ -109,6 +176,7 @@ impl<'m> Guest<'m> {
             call,
             called,
             used: 0,
+            at,
         };
         guest.set_up(0);
         guest
@@ -151,7 +219,7 @@ impl<'m> Guest<'m> {
     }
 
     fn add(&mut self, slot: u64) {
-        let at = BUFFERS + 64 * slot;
+        let at = self.at + BUFFERS + 64 * slot;
         self.ram.ram().get(at as usize, 64).unwrap().fill(0);
         self.queue.add(&[], &[(BusAddr(GUEST + at), 64)]).unwrap();
         if self.queue.publish().unwrap() {
@@ -178,7 +246,7 @@ impl<'m> Guest<'m> {
         let mut bytes = [0; 64];
         self.ram
             .ram()
-            .read((BUFFERS + 64 * slot) as usize, &mut bytes);
+            .read((self.at + BUFFERS + 64 * slot) as usize, &mut bytes);
         assert_ne!(bytes, [0; 64], "random bytes");
     }
 
@@ -188,120 +256,193 @@ impl<'m> Guest<'m> {
     }
 }
 
-fn proxy(dir: &Path, bus: &Path) -> (Proxy, PathBuf) {
-    let socket = dir.join("rng.sock");
+fn proxy(place: &Place) -> (Proxy, PathBuf) {
+    let socket = place.dir.path().join("rng.sock");
     let spec = format!(
-        "vhost-user,socket={},dev=rng0",
-        keyval::escape(&socket.to_string_lossy())
+        "vhost-user,socket={},dev={}",
+        keyval::escape(&socket.to_string_lossy()),
+        place.dev
     );
     let spec: FrontSpec = keyval::from_str(&spec).unwrap();
     let mut ready = 0;
-    let proxy = Proxy::start(&[BusSpec::Unix(UnixSpec::new(bus))], &[spec], |_| {
-        ready += 1
-    })
-    .unwrap();
+    let proxy = Proxy::start(std::slice::from_ref(&place.bus), &[spec], |_| ready += 1).unwrap();
     assert_eq!(ready, 1);
     (proxy, socket)
 }
 
 #[test]
 fn random_bytes_reach_the_guest_and_the_host_may_die_and_come_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let bus = dir.path().join("bus.sock");
-    let mut host = Some(DeviceHost::start(&bus));
-    let (proxy, socket) = proxy(dir.path(), &bus);
-    let (ram, file) = Mapping::memfd("guest", RAM, false).unwrap();
-    let mut guest = Guest::new(&socket, &ram, &file);
-    for i in 0..500 {
-        guest.read(i % 32);
-    }
-    for round in 0..5 {
-        drop(host.take());
-        // Asked for while nobody is there: done by the next host.
-        guest.add(1);
-        host = Some(DeviceHost::start(&bus));
-        guest.finish(1);
-        for i in 0..50 {
-            guest.read(i);
+    for place in Place::all() {
+        let mut host = Some(DeviceHost::start(&place));
+        let (proxy, socket) = proxy(&place);
+        let (ram, file) = place.memory();
+        let mut guest = Guest::new(&socket, &ram, &file);
+        for i in 0..500 {
+            guest.read(i % 32);
         }
-        // The device works before the answer to DRIVER_OK has arrived, and the replay ends with that answer.
-        let (_, handle, _) = proxy.fronts().next().unwrap();
-        let end = Instant::now() + Duration::from_secs(10);
-        while handle.stats().unwrap().session.replays != round + 1 {
-            assert!(Instant::now() < end, "{:?}", handle.stats());
+        for round in 0..5 {
+            drop(host.take());
+            // Asked for while nobody is there: done by the next host.
+            guest.add(1);
+            host = Some(DeviceHost::start(&place));
+            guest.finish(1);
+            for i in 0..50 {
+                guest.read(i);
+            }
+            // The device works before the answer to DRIVER_OK has arrived, and the replay ends with that answer.
+            let (_, handle, _) = proxy.fronts().next().unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            while handle.stats().unwrap().session.replays != round + 1 {
+                assert!(Instant::now() < end, "{}: {:?}", place.bus, handle.stats());
+            }
         }
     }
 }
 
 #[test]
 fn either_side_may_start_first() {
-    let dir = tempfile::tempdir().unwrap();
-    let bus = dir.path().join("bus.sock");
-    let (_proxy, socket) = proxy(dir.path(), &bus);
-    let (ram, file) = Mapping::memfd("guest", RAM, false).unwrap();
-    let later = std::thread::spawn({
-        let bus = bus.clone();
-        move || {
-            std::thread::sleep(Duration::from_millis(100));
-            DeviceHost::start(&bus)
-        }
-    });
-    // Waits in its first request.
-    let mut guest = Guest::new(&socket, &ram, &file);
-    guest.read(0);
-    drop(later.join().unwrap());
+    for place in Place::all() {
+        let (_proxy, socket) = proxy(&place);
+        let (ram, file) = place.memory();
+        let place = std::sync::Arc::new(place);
+        let later = std::thread::spawn({
+            let place = place.clone();
+            move || {
+                std::thread::sleep(Duration::from_millis(100));
+                DeviceHost::start(&place)
+            }
+        });
+        // Waits in its first request.
+        let mut guest = Guest::new(&socket, &ram, &file);
+        guest.read(0);
+        drop(later.join().unwrap());
+    }
 }
 
 #[test]
 fn the_proxy_may_die_and_come_back_if_the_vmm_connects_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let bus = dir.path().join("bus.sock");
-    let _host = DeviceHost::start(&bus);
-    let (ram, file) = Mapping::memfd("guest", RAM, false).unwrap();
-    let (first, socket) = proxy(dir.path(), &bus);
-    let mut guest = Guest::new(&socket, &ram, &file);
-    for i in 0..40 {
-        guest.read(i);
-    }
-    drop(first);
-    guest.add(3);
-    let (_second, socket) = proxy(dir.path(), &bus);
-    guest.front = Frontend::connect(&socket, 1).unwrap();
-    // QEMU takes the base from the used index.
-    let base = guest.used;
-    guest.set_up(base);
-    guest.finish(3);
-    for i in 0..40 {
-        guest.read(i);
+    for place in Place::all() {
+        let _host = DeviceHost::start(&place);
+        let (ram, file) = place.memory();
+        let (first, socket) = proxy(&place);
+        let mut guest = Guest::new(&socket, &ram, &file);
+        for i in 0..40 {
+            guest.read(i);
+        }
+        drop(first);
+        guest.add(3);
+        let (_second, socket) = proxy(&place);
+        guest.front = Frontend::connect(&socket, 1).unwrap();
+        // QEMU takes the base from the used index.
+        let base = guest.used;
+        guest.set_up(base);
+        guest.finish(3);
+        for i in 0..40 {
+            guest.read(i);
+        }
     }
 }
 
 #[test]
 fn a_guest_follows_the_last_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let bus = dir.path().join("bus.sock");
-    let _host = DeviceHost::start(&bus);
-    let (_proxy, socket) = proxy(dir.path(), &bus);
-    for _ in 0..4 {
-        let (ram, file) = Mapping::memfd("guest", RAM, false).unwrap();
-        let mut guest = Guest::new(&socket, &ram, &file);
-        for i in 0..10 {
-            guest.read(i);
+    for place in Place::all() {
+        let _host = DeviceHost::start(&place);
+        let (_proxy, socket) = proxy(&place);
+        for _ in 0..4 {
+            let (ram, file) = place.memory();
+            let mut guest = Guest::new(&socket, &ram, &file);
+            for i in 0..10 {
+                guest.read(i);
+            }
+            assert_eq!(guest.front.get_vring_base(0).unwrap(), 10);
         }
-        assert_eq!(guest.front.get_vring_base(0).unwrap(), 10);
     }
 }
 
 #[test]
+fn devices_of_a_bus_for_one_driver_share_its_connection() {
+    for place in [Place::linux_user("1", "1"), Place::linux_user("1", "rng0")] {
+        let mut host = Some(DeviceHost::start(&place));
+        let at = place.dir.path().display();
+        let other = if place.dev == "1" { "2" } else { "rng1" };
+        let fronts: Vec<FrontSpec> = [("a", place.dev), ("b", other)]
+            .iter()
+            .map(|(name, dev)| {
+                keyval::from_str(&format!("vhost-user,socket={at}/{name}.sock,dev={dev}")).unwrap()
+            })
+            .collect();
+        let proxy = Proxy::start(std::slice::from_ref(&place.bus), &fronts, |_| {}).unwrap();
+        assert_eq!(proxy.connections(), 1);
+        // Two devices of one guest have their rings in the same memory.
+        let (ram, file) = place.memory();
+        let mut one = Guest::at(&fronts[0].socket, &ram, &file, 0);
+        let mut two = Guest::at(&fronts[1].socket, &ram, &file, RAM / 2);
+        for i in 0..200 {
+            one.add(i % 16);
+            two.add(i % 16);
+            two.finish(i % 16);
+            one.finish(i % 16);
+        }
+        drop(host.take());
+        one.add(0);
+        two.add(0);
+        host = Some(DeviceHost::start(&place));
+        one.finish(0);
+        two.finish(0);
+        for i in 0..50 {
+            one.read(i % 16);
+            two.read(i % 16);
+        }
+        // One guest's device ends, the other goes on.
+        drop(one);
+        for i in 0..50 {
+            two.read(i % 16);
+        }
+        drop(host);
+    }
+}
+
+#[test]
+fn a_guest_with_memory_of_its_own_is_sent_away() {
+    let place = Place::linux_user("1", "1");
+    let _host = DeviceHost::start(&place);
+    let (_proxy, socket) = proxy(&place);
+    let connect = |file: &OwnedFd| {
+        let mut front = Frontend::connect(&socket, 1).unwrap();
+        front.get_features().unwrap();
+        front.get_protocol_features().unwrap();
+        let protocol = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::MQ;
+        front.set_protocol_features(protocol).unwrap();
+        front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        front.set_owner().unwrap();
+        front.set_features(FEATURES).unwrap();
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: GUEST,
+            memory_size: RAM,
+            userspace_addr: USER,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        front.set_mem_table(&[region])
+    };
+    let (_ram, file) = Mapping::memfd("guest", RAM, false).unwrap();
+    assert!(connect(&file).is_err(), "there is no such file");
+    let (_other, right) = place.memory();
+    assert!(connect(&file).is_err(), "it is another file");
+    connect(&right).unwrap();
+}
+
+#[test]
 fn the_arguments_for_qemu_name_what_the_device_is() {
-    let dir = tempfile::tempdir().unwrap();
-    let bus = dir.path().join("bus.sock");
-    let _host = DeviceHost::start(&bus);
-    let spec: FrontSpec = keyval::from_str("vhost-user,socket=rng.sock,dev=1").unwrap();
-    let link = vmsg_proxy::connect(&BusSpec::Unix(UnixSpec::new(&bus)), &spec.dev, "test").unwrap();
-    let text = vmsg_proxy::print_qemu(&spec, &link.handle(), &Default::default()).unwrap();
-    assert_eq!(
-        text,
-        "-chardev socket,id=vmsg-rng,path=rng.sock \\\n-device vhost-user-rng-pci,chardev=vmsg-rng"
-    );
+    for place in Place::all() {
+        let _host = DeviceHost::start(&place);
+        let spec: FrontSpec =
+            keyval::from_str(&format!("vhost-user,socket=rng.sock,dev={}", place.dev)).unwrap();
+        let link = vmsg_proxy::connect(&place.bus, &spec.dev, "test").unwrap();
+        let text = vmsg_proxy::print_qemu(&spec, &link.handle(), &Default::default()).unwrap();
+        assert_eq!(
+            text,
+            "-chardev socket,id=vmsg-rng,path=rng.sock \\\n-device vhost-user-rng-pci,chardev=vmsg-rng"
+        );
+    }
 }

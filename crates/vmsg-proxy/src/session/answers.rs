@@ -178,6 +178,7 @@ impl Session {
                     self.try_next_candidate()?;
                 }
             }
+            (Step::Inflight { .. }, status) => self.inflight_answered(status),
             (_, Status::OK) => {}
             (Step::Claim { release: true }, _) => {}
             (Step::Claim { .. }, Status::HELD) => {

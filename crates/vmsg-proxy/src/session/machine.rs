@@ -2,17 +2,16 @@
 //! The session machine: operations one after another, each a script of requests; attaching and replay are scripts as well.
 
 use super::record::{LentWindow, Record};
-use super::script::{self, Env, Step};
+use super::script::Step;
 use super::types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, Op, OpError, OpId, Options, OtherMemory,
-    Outcome, Outgoing, ResetReason, Target, Window,
+    Outgoing, ResetReason, Target, Window,
 };
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 use virtio_msg::{
-    DevNum, DeviceInfo, DeviceStatus, FeatureSet, Frame, Instant, Kind, MAX_BLOCKS, Message,
-    QueueIndex, Token, decode, feature,
+    DevNum, DeviceInfo, DeviceStatus, FeatureSet, Instant, Kind, Message, QueueIndex, Token, decode,
 };
 use vmsg_bus::Capabilities;
 
@@ -24,7 +23,7 @@ pub(super) const MAX_CONFIG: u32 = 4096;
 const MAX_PONGS: usize = 16;
 
 /// What becomes of a session for a name where devices have none.
-const NO_NAMES: ResetReason =
+pub(super) const NO_NAMES: ResetReason =
     ResetReason::BusCannot("find a device by its name: give its number, as in dev=0");
 
 /// How the session stands with the device.
@@ -65,11 +64,11 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) step: Step,
-    token: Token,
+    pub(super) token: Token,
     /// Message id and whether it is a bus message.
-    kind: (u8, bool),
-    dev: DevNum,
-    deadline: Instant,
+    pub(super) kind: (u8, bool),
+    pub(super) dev: DevNum,
+    pub(super) deadline: Instant,
 }
 
 #[derive(Debug)]
@@ -159,8 +158,8 @@ pub struct Session {
     /// Connections so far.
     links: u64,
     next_op: u64,
-    tokens: RangeInclusive<u16>,
-    next_token: u16,
+    pub(super) tokens: RangeInclusive<u16>,
+    pub(super) next_token: u16,
     pub(super) out: VecDeque<Outgoing>,
     /// Queues to be kicked when there is room for messages, each once.
     pub(super) kicks: Vec<u32>,
@@ -303,6 +302,9 @@ impl Session {
             .clamp(virtio_msg::MIN_MESSAGE_SIZE, virtio_msg::MAX_MESSAGE_SIZE);
         self.new_host = self.epoch != Some(epoch);
         self.epoch = Some(epoch);
+        if self.new_host {
+            self.forget_unknown_inflight();
+        }
         self.attach(now);
         self.pump(now);
     }
@@ -351,6 +353,9 @@ impl Session {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.inflight_unanswered(now) {
+            self.pump(now);
+        }
         if self.exchange.as_ref().is_some_and(|e| e.deadline <= now) {
             self.counters.timeouts += 1;
             // Foreign device hosts drop what they do not know without a word.
@@ -469,191 +474,6 @@ impl Session {
     /// What has happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    // Inside
-
-    pub(super) fn attach(&mut self, now: Instant) {
-        let number = match &self.target {
-            Target::Number(number) => *number,
-            Target::Name(_) => DevNum(0),
-        };
-        self.phase = Phase::Attaching;
-        self.found = blank_facts(number);
-        self.candidates.clear();
-        let had_config = self.facts.as_ref().map(|_| self.record.config.clone());
-        self.job = Some(Job::Attach {
-            replaying: false,
-            claim_until: now + self.options.claim_patience,
-            had_config,
-        });
-        self.script = script::probe(&self.target);
-        if matches!(self.target, Target::Name(_)) && !self.caps.enumerates {
-            self.fail(now, Failure::Reset(NO_NAMES));
-        }
-    }
-
-    fn env(&self, token: Token) -> Env {
-        let device = if matches!(self.job, Some(Job::Attach { .. })) {
-            self.found.number
-        } else {
-            self.number()
-        };
-        let bits = self.found.info.feature_bits;
-        let max_data = self.max_data();
-        Env {
-            device,
-            token,
-            access_platform: self
-                .facts
-                .as_ref()
-                .is_some_and(|facts| facts.offered.bit(feature::ACCESS_PLATFORM)),
-            feature_blocks: (bits / 32).clamp(1, u32::try_from(MAX_BLOCKS).unwrap_or(8)),
-            generation: self.record.generation,
-            config_piece: self
-                .config_read
-                .as_ref()
-                .map_or((0, 0), |read| read.piece(max_data)),
-            max_message_size: self.caps.max_message_size,
-        }
-    }
-
-    /// Configuration data that fit one message.
-    pub(super) fn max_data(&self) -> u32 {
-        u32::try_from(script::data_per_message(self.caps.max_message_size)).unwrap_or(MAX_CONFIG)
-    }
-
-    pub(super) fn number(&self) -> DevNum {
-        self.facts
-            .as_ref()
-            .map_or(self.found.number, |facts| facts.number)
-    }
-
-    /// Does what can be done without hearing from the other side.
-    pub(super) fn pump(&mut self, now: Instant) {
-        loop {
-            if self.exchange.is_some() || self.pause.is_some() {
-                return;
-            }
-            if let Some(step) = self.script.pop_front() {
-                self.send(now, step);
-                continue;
-            }
-            match self.job.take() {
-                Some(Job::Attach {
-                    replaying: false,
-                    claim_until,
-                    had_config,
-                }) => {
-                    self.job = Some(Job::Attach {
-                        replaying: true,
-                        claim_until,
-                        had_config,
-                    });
-                    match self.check_device() {
-                        Ok(()) => self.script = script::replay(&self.record, &self.caps),
-                        Err(reason) => self.fail(now, Failure::Reset(reason)),
-                    }
-                }
-                Some(Job::Attach {
-                    replaying: true,
-                    had_config,
-                    ..
-                }) => self.attached(had_config),
-                Some(Job::Op {
-                    id,
-                    op,
-                    planned,
-                    status,
-                    ..
-                }) => {
-                    let result = self.outcome(&op, status);
-                    self.apply(op, planned, status);
-                    self.finish(id, result);
-                }
-                Some(Job::Refresh) => self.push_once(Event::ConfigChanged),
-                // Operations first: a device can say without end that its configuration has changed.
-                None if self.start_next(now) => {}
-                None if self.config_stale && self.phase == Phase::Ready => {
-                    self.config_stale = false;
-                    let size = self.config_size();
-                    if size == 0 {
-                        self.push_once(Event::ConfigChanged);
-                    } else {
-                        self.config_read = Some(ConfigRead::new(0, size));
-                        self.job = Some(Job::Refresh);
-                        self.script.push_back(Step::ConfigPiece);
-                    }
-                }
-                None => return,
-            }
-        }
-    }
-
-    pub(super) fn config_size(&self) -> u32 {
-        self.facts
-            .as_ref()
-            .map_or(0, |facts| facts.info.config_size.min(MAX_CONFIG))
-    }
-
-    fn send(&mut self, now: Instant, step: Step) {
-        let next = self.next_token.checked_add(1);
-        self.next_token = next
-            .filter(|token| self.tokens.contains(token))
-            .unwrap_or(*self.tokens.start());
-        let token = Token(self.next_token);
-        let out = step.encode(&self.env(token));
-        if step.wants_answer() {
-            // From here on the device may move in the queues, whether or not the answer arrives.
-            if matches!(step, Step::Status(status) if status.contains(DeviceStatus::DRIVER_OK)) {
-                self.record.mark_running();
-            }
-            let frame =
-                decode(&out.bytes, self.caps.max_message_size).expect("what was just encoded");
-            let kind = (frame.message.id(), frame.message.is_bus());
-            let mut deadline = now + self.options.request_timeout;
-            if let Some(Job::Op { deadline: end, .. }) = self.job {
-                deadline = deadline.min(end);
-            }
-            let dev = frame.dev_num;
-            self.exchange = Some(Exchange {
-                step,
-                token,
-                kind,
-                dev,
-                deadline,
-            });
-        }
-        self.out.push_back(out);
-    }
-
-    pub(super) fn finish(&mut self, id: OpId, result: Result<Outcome, OpError>) {
-        self.events.push_back(Event::Done { id, result });
-    }
-
-    /// Adds news unless it waits to be read already: a peer cannot make the list grow.
-    pub(super) fn push_once(&mut self, event: Event) {
-        if !self.events.contains(&event) {
-            self.events.push_back(event);
-        }
-    }
-
-    fn handle_response(&mut self, now: Instant, frame: &Frame<'_>) {
-        let fits = |e: &Exchange| {
-            // QEMU's answers to GET_DEVICES have token 0.
-            let lost = frame.token == Token(0) && matches!(e.step, Step::ListDevices { .. });
-            (e.token == frame.token || lost)
-                && e.dev == frame.dev_num
-                && e.kind == (frame.message.id(), frame.message.is_bus())
-        };
-        match self.exchange.take_if(|e| fits(e)) {
-            None => self.counters.late += 1,
-            Some(exchange) => {
-                if let Err(failure) = self.answer(exchange.step, frame.message) {
-                    self.fail(now, failure);
-                }
-            }
-        }
     }
 }
 

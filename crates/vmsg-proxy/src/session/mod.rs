@@ -19,12 +19,15 @@
 mod answers;
 mod changes;
 mod common_memory;
+mod inflight;
 mod machine;
 mod operations;
+mod pump;
 mod record;
 mod script;
 mod types;
 
+pub use inflight::InflightMemory;
 pub use machine::Session;
 pub use types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, FileId, Op, OpError, OpId, Options,

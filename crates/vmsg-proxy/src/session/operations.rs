@@ -32,6 +32,10 @@ impl Session {
                 return true;
             }
         };
+        if matches!(op, Op::SetQueue(..)) {
+            let queues = self.facts.as_ref().map_or(0, |f| f.queue_sizes.len());
+            self.record.prepare_inflight(queues);
+        }
         if let Phase::Broken(reason) = &self.phase {
             let reason = reason.clone();
             self.answer_broken(id, op, reason);
@@ -80,8 +84,10 @@ impl Session {
         let starts_over =
             matches!(&op, Op::Release) || matches!(&op, Op::SetStatus(status) if status.is_empty());
         let known = self.facts.is_some();
-        let harmless = matches!(op, Op::StopQueue(_) | Op::SetNotify { .. })
-            || (known && matches!(op, Op::Describe | Op::ReadConfig { .. }));
+        let harmless = matches!(
+            op,
+            Op::StopQueue(_) | Op::SetNotify { .. } | Op::KeepInflight(_)
+        ) || (known && matches!(op, Op::Describe | Op::ReadConfig { .. }));
         if !starts_over && !harmless {
             self.finish(id, Err(OpError::NeedsReset(reason)));
             return;
@@ -160,7 +166,9 @@ impl Session {
                 let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
                 self.check_range(*offset, len)
             }
-            Op::Describe | Op::Claim | Op::SetStatus(_) | Op::Release => Ok(Vec::new()),
+            Op::Describe | Op::Claim | Op::SetStatus(_) | Op::KeepInflight(_) | Op::Release => {
+                Ok(Vec::new())
+            }
         }
     }
 
@@ -294,6 +302,7 @@ impl Session {
             Op::SetNotify { queue, kick, call } => {
                 record.set_notify(queue.0, Notify { kick, call });
             }
+            Op::KeepInflight(memory) => record.inflight.front = memory,
             Op::Release => record.release(),
             Op::Describe | Op::ReadConfig { .. } | Op::WriteConfig { .. } => {}
         }

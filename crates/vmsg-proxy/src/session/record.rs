@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a guest has negotiated.
 
+use super::inflight::Inflight;
 use super::types::{QueueSetup, ResumeAt, Window};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -36,6 +37,8 @@ pub(super) struct Record {
     pub(super) config: Vec<u8>,
     pub(super) generation: u32,
     next_window: u32,
+    /// Records of what is in flight. Kept over resets: a front may stop a queue with a reset and go on with it.
+    pub(super) inflight: Inflight,
 }
 
 impl Record {
@@ -88,6 +91,7 @@ impl Record {
         self.reset();
         self.windows.clear();
         self.claimed = false;
+        self.inflight.release();
     }
 
     /// From now on a device may have moved in the queues: they resume at their used index.

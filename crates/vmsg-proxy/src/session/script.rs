@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Scripts: the requests that an operation or a replay consists of, in order.
 
+use super::inflight::Place;
 use super::record::{LentWindow, Notify, Record};
 use super::types::{Op, Outgoing, QueueSetup, ResumeAt, Target};
 use std::collections::VecDeque;
@@ -9,7 +10,7 @@ use virtio_msg::{
     Message, QueueIndex, QueueSize, Token, U32, VqueueConfig, feature,
 };
 use vmsg_bus::Capabilities;
-use vmsg_bus::control::{QueueNotify, Request, Resume, WindowAdd};
+use vmsg_bus::control::{QueueInflight, QueueNotify, Request, Resume, WindowAdd};
 use vmsg_mem::BusAddr;
 
 /// How many device numbers are asked for with one GET_DEVICES.
@@ -54,6 +55,10 @@ pub(super) enum Step {
     Resume {
         queue: u32,
         at: ResumeAt,
+    },
+    Inflight {
+        queue: u32,
+        place: Place,
     },
     SetQueue {
         queue: u32,
@@ -115,6 +120,13 @@ impl Step {
                     },
                 },
             },
+            Step::Inflight { queue, place } => Request::QueueInflight(QueueInflight {
+                dev: device,
+                queue: QueueIndex(*queue),
+                resume: place.resume,
+                offset: place.offset,
+                len: place.len,
+            }),
             _ => return None,
         })
     }
@@ -137,6 +149,7 @@ impl Step {
         };
         let fds = match self {
             Step::WindowAdd { window, .. } => vec![window.window.fd.clone()],
+            Step::Inflight { place, .. } => vec![place.file.clone()],
             Step::Notify { notify, .. } => [&notify.kick, &notify.call]
                 .into_iter()
                 .flatten()
@@ -223,6 +236,7 @@ impl Step {
             | Step::WindowAdd { .. }
             | Step::WindowRemove { .. }
             | Step::Notify { .. }
+            | Step::Inflight { .. }
             | Step::Resume { .. } => unreachable!("those are bus messages of our own"),
         }
     }
@@ -322,19 +336,18 @@ pub(super) fn set_queue(
             queue,
             at: setup.resume,
         });
-    notify
-        .into_iter()
-        .chain(resume) // SET_VQUEUE is answered the same whether or not it was done.
-        .chain([
-            Step::SetQueue {
-                queue,
-                setup: *setup,
-            },
-            Step::CheckQueue {
-                queue,
-                setup: *setup,
-            },
-        ])
+    let inflight = record.inflight.place(queue, setup, caps);
+    let inflight = inflight.map(|place| Step::Inflight { queue, place });
+    notify.into_iter().chain(resume).chain(inflight).chain([
+        Step::SetQueue {
+            queue,
+            setup: *setup,
+        },
+        Step::CheckQueue {
+            queue,
+            setup: *setup,
+        },
+    ])
 }
 
 /// The change from the windows lent now to `planned`, to be applied as one. Nothing where memory is in common and not lent.
@@ -377,7 +390,7 @@ pub(super) fn of_op(
 ) -> VecDeque<Step> {
     let mut steps = VecDeque::new();
     match op {
-        Op::Describe => {}
+        Op::Describe | Op::KeepInflight(_) => {}
         Op::Claim => {
             if caps.claims && !record.claimed {
                 steps.push_back(Step::Claim { release: false });

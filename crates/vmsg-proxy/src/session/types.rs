@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What goes into a session and what comes out of it.
 
+use super::inflight::InflightMemory;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -250,6 +251,8 @@ pub enum Op {
         /// Rung by the device.
         call: Option<Arc<OwnedFd>>,
     },
+    /// The front end keeps what is in flight in the queues, there; without, the session does. For queues that are set up later.
+    KeepInflight(Option<InflightMemory>),
     /// Read configuration space, as last seen while the link is down. [`Outcome::Config`].
     ReadConfig {
         /// First byte.

@@ -13,7 +13,7 @@ use virtio_msg::{
     ConfigData, DevNum, DeviceBitmap, DeviceInfo, DeviceStatus, FeatureBlocks, FeatureSet,
     Generation, Message, QueueSize, U32, VqueueConfig, VqueueInfo, decode,
 };
-use vmsg_bus::control::{QueueNotify, Request, Resume, Status, WindowAdd};
+use vmsg_bus::control::{QueueInflight, QueueNotify, Request, Resume, Status, WindowAdd};
 
 pub const MAX: usize = 264;
 
@@ -35,6 +35,11 @@ pub struct Host {
     pub refuse_reset: bool,
     pub queues: BTreeMap<u32, VqueueConfig>,
     pub resume: BTreeMap<u32, Resume>,
+    pub inflight: BTreeMap<u32, QueueInflight>,
+    pub inflight_files: BTreeMap<u32, OwnedFd>,
+    pub inflight_answer: Status,
+    /// Does not answer QUEUE_INFLIGHT at all.
+    pub mute_inflight: bool,
     pub notify: BTreeMap<u32, (QueueNotify, Vec<OwnedFd>)>,
     pub windows: BTreeMap<u32, WindowAdd>,
     pub window_files: BTreeMap<u32, OwnedFd>,
@@ -76,6 +81,10 @@ impl Host {
             refuse_reset: false,
             queues: BTreeMap::new(),
             resume: BTreeMap::new(),
+            inflight: BTreeMap::new(),
+            inflight_files: BTreeMap::new(),
+            inflight_answer: Status::OK,
+            mute_inflight: false,
             notify: BTreeMap::new(),
             windows: BTreeMap::new(),
             window_files: BTreeMap::new(),
@@ -117,6 +126,8 @@ impl Host {
         self.features = FeatureSet::EMPTY;
         self.queues.clear();
         self.resume.clear();
+        self.inflight.clear();
+        self.inflight_files.clear();
         self.notify.clear();
     }
 
@@ -158,6 +169,9 @@ impl Host {
                 ..
             } => {
                 let request = Request::decode(id, request).expect("a good request");
+                if self.mute_inflight && matches!(request, Request::QueueInflight(_)) {
+                    return None;
+                }
                 let (status, name) = self.control(request, fds);
                 let len = request
                     .response(status, &name)
@@ -302,6 +316,13 @@ impl Host {
             Request::QueueResume { queue, from, .. } => {
                 self.resume.insert(queue.0, from);
                 (Status::OK, none)
+            }
+            Request::QueueInflight(inflight) => {
+                if self.inflight_answer.is_ok() {
+                    self.inflight.insert(inflight.queue.0, inflight);
+                    self.inflight_files.insert(inflight.queue.0, fds.remove(0));
+                }
+                (self.inflight_answer, none)
             }
             #[allow(unreachable_patterns)]
             other => panic!("unexpected {other:?}"),

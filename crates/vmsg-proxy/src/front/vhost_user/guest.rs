@@ -75,6 +75,8 @@ pub(super) enum Reply {
     Number(u64),
     /// Other bytes.
     Bytes(Vec<u8>),
+    /// Bytes and a descriptor.
+    Memory(Vec<u8>, Arc<OwnedFd>),
 }
 
 pub(super) fn op<'a>(what: &'static str) -> impl Fn(OpError) -> GuestError + 'a {
@@ -166,6 +168,7 @@ impl Guest {
         protocol::MQ
             | protocol::REPLY_ACK
             | protocol::BACKEND_REQ
+            | protocol::INFLIGHT_SHMFD
             | protocol::RESET_DEVICE
             | protocol::CONFIGURE_MEM_SLOTS
             | config
@@ -271,6 +274,13 @@ impl Guest {
                 flags,
                 data,
             } => self.set_config(offset, flags, data)?,
+            Request::GetInflightFd(wanted) => return self.make_inflight(wanted),
+            Request::SetInflightFd(kept) => {
+                let fd = fds
+                    .pop()
+                    .ok_or(GuestError::Invalid("in-flight memory without its file"))?;
+                self.keep_inflight(kept, fd)?;
+            }
             Request::GetMaxMemSlots => return Ok(Reply::Number(super::memory::MAX_REGIONS as u64)),
             Request::Other(_) => return Err(GuestError::Invalid("a request that was not offered")),
         }

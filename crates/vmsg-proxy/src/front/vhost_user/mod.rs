@@ -13,6 +13,7 @@
 //!   connection only.
 
 mod guest;
+mod inflight;
 mod listener;
 mod memory;
 mod net;

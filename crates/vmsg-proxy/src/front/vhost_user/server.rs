@@ -474,6 +474,7 @@ impl Server {
                 match guest.handle(incoming) {
                     Ok(Reply::Number(number)) => connection.reply(id, &number.to_ne_bytes())?,
                     Ok(Reply::Bytes(bytes)) => connection.reply(id, &bytes)?,
+                    Ok(Reply::Memory(bytes, fd)) => connection.reply_with_fd(id, &bytes, fd)?,
                     Ok(Reply::Done) if wants_ack => connection.reply(id, &0u64.to_ne_bytes())?,
                     Ok(Reply::Done) => {}
                     Err(error) => {

@@ -4,12 +4,14 @@
 use super::wire::{HEADER, Header, MAX_FDS, Request, WireError, message};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Replies that may wait for a front end that does not read them, in bytes.
@@ -54,6 +56,8 @@ pub(super) struct Connection {
     fds: Vec<OwnedFd>,
     header: Option<Header>,
     out: Vec<u8>,
+    /// Goes with the first byte of `out`.
+    out_fd: Option<Arc<OwnedFd>>,
 }
 
 impl Connection {
@@ -65,6 +69,7 @@ impl Connection {
             fds: Vec::new(),
             header: None,
             out: Vec::new(),
+            out_fd: None,
         })
     }
 
@@ -140,15 +145,43 @@ impl Connection {
         self.flush()
     }
 
+    /// Answers a request with a descriptor. Nothing else may be waiting to be sent: requests are not received while something is.
+    pub(super) fn reply_with_fd(
+        &mut self,
+        id: u32,
+        payload: &[u8],
+        fd: Arc<OwnedFd>,
+    ) -> Result<(), ConnectionError> {
+        debug_assert!(!self.is_backed_up());
+        self.out_fd = Some(fd);
+        self.reply(id, payload)
+    }
+
+    fn send(&self) -> rustix::io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let Some(fd) = &self.out_fd else {
+            return send(&self.socket, &self.out, flags);
+        };
+        let fds = [fd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(Errno::NOBUFS);
+        }
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(&self.out)],
+            &mut ancillary,
+            flags,
+        )
+    }
+
     /// Sends what waits, as far as it goes.
     pub(super) fn flush(&mut self) -> Result<(), ConnectionError> {
         while !self.out.is_empty() {
-            match send(
-                &self.socket,
-                &self.out,
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            ) {
+            match self.send() {
                 Ok(sent) => {
+                    self.out_fd = None;
                     self.out.drain(..sent);
                 }
                 Err(Errno::INTR) => {}

@@ -23,6 +23,7 @@ pub(super) mod protocol {
     pub(crate) const NET_MTU: u64 = 1 << 4;
     pub(crate) const BACKEND_REQ: u64 = 1 << 5;
     pub(crate) const CONFIG: u64 = 1 << 9;
+    pub(crate) const INFLIGHT_SHMFD: u64 = 1 << 12;
     pub(crate) const RESET_DEVICE: u64 = 1 << 13;
     pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 }
@@ -50,6 +51,8 @@ pub(super) mod id {
     pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
+    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
     pub(crate) const RESET_DEVICE: u32 = 34;
     pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(crate) const ADD_MEM_REG: u32 = 37;
@@ -176,6 +179,21 @@ pub(super) struct RingAddresses {
     pub(super) avail: u64,
 }
 
+/// Memory for records of what is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct RawInflight {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Where it begins in its file.
+    pub(super) offset: u64,
+    /// How many rings have a record.
+    pub(super) rings: u16,
+    /// Entries of each.
+    pub(super) entries: u16,
+    pub(super) padding: u32,
+}
+
 /// A request of a front end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
@@ -230,6 +248,8 @@ pub(super) enum Request {
         flags: u32,
         data: Vec<u8>,
     },
+    GetInflightFd(RawInflight),
+    SetInflightFd(RawInflight),
     ResetDevice,
     GetMaxMemSlots,
     AddMemReg(RawRegion),
@@ -355,6 +375,18 @@ impl Request {
                         data: data.to_vec(),
                     },
                 }
+            }
+            id::GET_INFLIGHT_FD | id::SET_INFLIGHT_FD => {
+                let raw = RawInflight::read_from_bytes(payload).map_err(|_| wrong())?;
+                let get = request == id::GET_INFLIGHT_FD;
+                if fds != usize::from(!get) {
+                    return Err(WireError::Descriptors { request, have: fds });
+                }
+                return Ok(if get {
+                    Request::GetInflightFd(raw)
+                } else {
+                    Request::SetInflightFd(raw)
+                });
             }
             id::RESET_DEVICE => Request::ResetDevice,
             id::GET_MAX_MEM_SLOTS => Request::GetMaxMemSlots,

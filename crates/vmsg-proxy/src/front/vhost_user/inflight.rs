@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Records of what is in flight, kept by the front end: so they outlive the device host and this process.
+//!
+//! The front end asks for memory once for each start of the guest's driver, gives it back each time before it sets rings up, and throws it
+//! away with a reset. One queue's record after another, each at a multiple of 64 bytes, as QEMU's and DPDK's back ends have it.
+
+use super::guest::{Guest, GuestError, Reply, op};
+use super::wire::RawInflight;
+use crate::session::{InflightMemory, Op};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use zerocopy::IntoBytes;
+
+fn check(raw: &RawInflight) -> Result<(), GuestError> {
+    if raw.rings == 0 || raw.rings > 256 {
+        return Err(GuestError::Invalid(
+            "in-flight memory for an impossible number of rings",
+        ));
+    }
+    if !raw.entries.is_power_of_two() {
+        return Err(GuestError::Invalid(
+            "in-flight memory for rings of an impossible size",
+        ));
+    }
+    Ok(())
+}
+
+impl Guest {
+    /// GET_INFLIGHT_FD.
+    pub(super) fn make_inflight(&self, wanted: RawInflight) -> Result<Reply, GuestError> {
+        check(&wanted)?;
+        let memory = InflightMemory::new(wanted.rings, wanted.entries)
+            .map_err(|error| GuestError::Memory(super::MemoryError::Look(error)))?;
+        let reply = RawInflight {
+            size: InflightMemory::bytes_for(wanted.rings, wanted.entries),
+            offset: 0,
+            padding: 0,
+            ..wanted
+        };
+        Ok(Reply::Memory(
+            reply.as_bytes().to_vec(),
+            Arc::clone(memory.file()),
+        ))
+    }
+
+    /// SET_INFLIGHT_FD.
+    pub(super) fn keep_inflight(&self, kept: RawInflight, fd: OwnedFd) -> Result<(), GuestError> {
+        check(&kept)?;
+        vmsg_mem::check_backing(fd.as_fd())
+            .map_err(|error| GuestError::Memory(super::MemoryError::Look(error)))?;
+        let need = kept.offset.checked_add(kept.size);
+        let stat = rustix::fs::fstat(&fd).map_err(super::MemoryError::Os)?;
+        let have = u64::try_from(stat.st_size).unwrap_or(0);
+        if kept.offset % 8 != 0
+            || kept.size < InflightMemory::bytes_for(kept.rings, kept.entries)
+            || need.is_none_or(|need| have < need)
+        {
+            return Err(GuestError::Invalid(
+                "in-flight memory that is too small or not aligned",
+            ));
+        }
+        let memory = InflightMemory::of_file(Arc::new(fd), kept.offset, kept.rings, kept.entries);
+        self.session
+            .call(Op::KeepInflight(Some(memory)))
+            .map(drop)
+            .map_err(op("keeping what is in flight"))
+    }
+}
