@@ -26,6 +26,7 @@ impl Core {
             }
             Action::Failed => entry.complete(ActionResult::Done),
             Action::FeaturesOk(features) => {
+                self.find_memory_again(num);
                 self.order_for(num, machine, Command::CheckFeatures(features));
             }
             Action::DriverOk => {

@@ -64,6 +64,14 @@ impl Core {
         self.order(num, 0, Command::SetMemory(table));
     }
 
+    /// A driver sets device `num` up: on a bus where memory is not lent, that may be another guest than the last one, and its VMM has
+    /// made the file anew.
+    pub(super) fn find_memory_again(&mut self, num: u16) {
+        if let Some(conn) = self.bare_holder(num) {
+            self.find_memory(num, conn);
+        }
+    }
+
     /// Whether device `num` has its driver's memory; on a bus where that is not lent, looks for it once more.
     pub(super) fn has_memory(&mut self, num: u16) -> bool {
         let Some(conn) = self.bare_holder(num) else {
