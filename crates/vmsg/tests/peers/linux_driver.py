@@ -103,7 +103,7 @@ def probe(driver, dev, bits=None, extra=0):
 
 def read_config(driver, dev, offset, length):
     """In brackets: the generation before and after must be the same."""
-    while True:
+    for _ in range(20):
         first, _ = driver.config_with_generation(dev, 0, 0)
         data, at = b"", offset
         while at < offset + length:
@@ -113,6 +113,7 @@ def read_config(driver, dev, offset, length):
         last, _ = driver.config_with_generation(dev, 0, 0)
         if first == last:
             return data
+    raise Broken("the configuration does not hold still")
 
 
 def run_entropy(setting, bits=None, extra=0, size=8):
@@ -289,10 +290,9 @@ def new_config_events(setting):
         move_status(driver, dev, 0x0F)
         setting.ram.store16(ring.avail + 2, 0x8000)
         driver.notify(dev, 1)
-        while not driver.status(dev) & rev1.NEEDS_RESET:
-            pass
         while not any(event.id == rev1.EVENT_CONFIG for event in driver.events):
-            check(driver.wait_event(), "NEEDS_RESET without EVENT_CONFIG")
+            check(driver.wait_event(), "no EVENT_CONFIG for a queue that is broken")
+        check(driver.status(dev) & rev1.NEEDS_RESET, "status after the event")
         for event in driver.events:
             if event.id == rev1.EVENT_CONFIG:
                 status, generation = event.u32(0), event.u32(4)

@@ -2,7 +2,7 @@
 //! The processes of a test: what they say is kept, waited for, and shown if the test fails.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -326,8 +326,5 @@ fn note(log: &Mutex<String>, line: &str) {
 
 /// What a program printed.
 pub(crate) fn text(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    let mut bytes = bytes;
-    bytes.read_to_string(&mut text).expect("text");
-    text
+    String::from_utf8(bytes.to_vec()).expect("text")
 }
