@@ -59,6 +59,16 @@ pub(crate) trait Wire {
     fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS]));
 }
 
+impl<W: Wire> Wire for &mut W {
+    fn send(&mut self, frames: &[Frame]) {
+        (**self).send(frames);
+    }
+
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS])) {
+        (**self).receive(each);
+    }
+}
+
 /// The guest.
 pub(crate) struct Guest<W> {
     wire: W,
@@ -187,12 +197,12 @@ impl<W: Wire> Guest<W> {
     }
 
     /// Lets the connection fall.
-    fn hang_up(&mut self, to: u16) {
+    pub(crate) fn hang_up(&mut self, to: u16) {
         self.send(to, RST | ACK, &[]);
     }
 
     /// Sends `total` bytes in large segments until all are acknowledged.
-    fn upload(&mut self, to: u16, total: u64) {
+    pub(crate) fn upload(&mut self, to: u16, total: u64) {
         self.connect(to);
         let (mut sent, mut acked) = (0u64, 0u64);
         let mut news = Instant::now();
@@ -229,7 +239,7 @@ impl<W: Wire> Guest<W> {
     }
 
     /// Takes `total` bytes and acknowledges them after each batch.
-    fn download(&mut self, to: u16, total: u64) {
+    pub(crate) fn download(&mut self, to: u16, total: u64) {
         self.connect(to);
         let mut received = 0u64;
         let mut news = Instant::now();
