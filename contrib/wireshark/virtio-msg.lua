@@ -9,6 +9,7 @@ local proto = Proto("virtio_msg", "virtio over messages")
 -- Names -------------------------------------------------------------------------------------------------------------
 
 local LAYOUT = { [1] = "revision 1", [2] = "r1 (40 bytes)", [3] = "short (44 bytes)" }
+local SIDE = { [0] = "driver", [1] = "device" }
 local WAY = { [0] = "driver to device", [1] = "device to driver" }
 
 local TRANSPORT = {
@@ -59,6 +60,8 @@ field("head.len", ProtoField.uint8, "Length of the head")
 field("layout", ProtoField.uint8, "Layout", base.DEC, LAYOUT)
 field("direction", ProtoField.uint8, "Direction", base.DEC, WAY)
 field("fds", ProtoField.uint8, "File descriptors")
+field("side", ProtoField.uint8, "Recorded by", base.DEC, SIDE)
+field("connection", ProtoField.uint16, "Connection")
 field("type", ProtoField.uint8, "Type", base.HEX)
 field("type.response", ProtoField.bool, "Response", 8, nil, 0x01)
 field("type.bus", ProtoField.bool, "Bus message", 8, nil, 0x02)
@@ -117,7 +120,7 @@ field("next_wrap", ProtoField.uint64, "Wrap counter")
 
 field("shm", ProtoField.uint32, "Shared memory region")
 field("shm.length", ProtoField.uint32, "Length")
-field("shm.address", ProtoField.uint64, "Address", base.HEX)
+field("shm.address", ProtoField.uint32, "Address", base.HEX)
 
 field("devices.offset", ProtoField.uint16, "First device number")
 field("devices.count", ProtoField.uint16, "Device numbers")
@@ -368,11 +371,11 @@ local TRANSPORT_PAYLOAD = {
     [0x0c] = { function(c) return string.format("region %d", c:u32("shm")) end, function(c)
         local index = c:u32("shm")
         local length = c:u32("shm.length")
-        local address = c:u64("shm.address")
+        local address = c:u32("shm.address")
         if length == 0 then
             return string.format("region %d, no such region", index)
         end
-        return string.format("region %d, length %d, address 0x%s", index, length, address:tohex())
+        return string.format("region %d, length %d, address 0x%x", index, length, address)
     end },
     [0x40] = { function(c)
         local text = status(c)
@@ -602,15 +605,6 @@ end
 
 -- Requests and responses --------------------------------------------------------------------------------------------
 
-local function optional_field(name)
-    local ok, extractor = pcall(Field.new, name)
-    return ok and extractor or function() return nil end
-end
-
-local interface_id = optional_field("frame.interface_id")
-local section_number = optional_field("frame.section_number")
-local time_epoch = optional_field("frame.time_epoch")
-
 -- Requests without a response yet, by what they have in common with it; pairs that were found, both ways.
 local waiting, answer_of, request_of, time_of
 
@@ -621,17 +615,12 @@ forget()
 -- Another file is opened, or the same again.
 proto.init = forget
 
-local function value_of(extractor)
-    local info = extractor()
-    return info and info.value
-end
-
 -- Notes a message at its first dissection, and adds the links to its tree.
 local function link(pinfo, tree, message)
     local number = pinfo.number
     if not pinfo.visited and not message.event then
         local key = table.concat({
-            tostring(value_of(section_number) or 0), tostring(value_of(interface_id) or 0),
+            message.side, message.connection,
             -- The way of the request.
             message.response and 1 - message.way or message.way,
             message.bus and 1 or 0, message.dev, message.token or "-", message.id,
@@ -646,7 +635,8 @@ local function link(pinfo, tree, message)
         else
             waiting[key] = number
         end
-        time_of[number] = value_of(time_epoch)
+        -- Fields of the frame are not there at the first pass, which builds no tree.
+        time_of[number] = pinfo.rel_ts
     end
     if answer_of[number] then
         tree:add(f.response_in, answer_of[number]):set_generated()
@@ -655,7 +645,9 @@ local function link(pinfo, tree, message)
     if request then
         tree:add(f.request_in, request):set_generated()
         if time_of[request] and time_of[number] then
-            tree:add(f.response_time, time_of[number] - time_of[request]):set_generated()
+            local ns = math.floor((time_of[number] - time_of[request]) * 1e9 + 0.5)
+            local seconds = math.floor(ns / 1e9)
+            tree:add(f.response_time, NSTime.new(seconds, ns - seconds * 1e9)):set_generated()
         end
     elseif message.response then
         tree:add_proto_expert_info(no_request)
@@ -688,6 +680,8 @@ function proto.dissector(buffer, pinfo, tree)
     head:add(f.layout, buffer(2, 1))
     head:add(f.direction, buffer(3, 1))
     head:add(f.fds, buffer(4, 1))
+    head:add(f.side, buffer(5, 1))
+    head:add_le(f.connection, buffer(6, 2))
     pinfo.cols.src = way == 0 and "driver" or "device"
     pinfo.cols.dst = way == 0 and "device" or "driver"
 
@@ -706,7 +700,7 @@ function proto.dissector(buffer, pinfo, tree)
     local response, bus = kind % 2 == 1, math.floor(kind / 2) % 2 == 1
     local dev = buffer(at + 2, 2):le_uint()
     local token = header.token and buffer(at + header.token, 2):le_uint()
-    local message = { way = way, response = response, bus = bus, dev = dev, token = token, id = id }
+    local message = { side = buffer(5, 1):uint(), connection = buffer(6, 2):le_uint(), way = way, response = response, bus = bus, dev = dev, token = token, id = id }
 
     local names, fields
     if layout == 2 then

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The file of a trace: found, locked, continued.
 
-use super::block::{BYTE_ORDER, FRAME, SECTION};
+use super::block::{BYTE_ORDER, FRAME, INTERFACE, SECTION};
 use super::writer::Sink;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -106,8 +106,8 @@ impl Opened {
             Err(TryLockError::Error(source)) => return Err(os("lock")(source)),
         }
         let len = self.file.metadata().map_err(os("look at"))?.len();
-        let end = match whole(&self.file, len).map_err(os("read"))? {
-            Ok(end) => end,
+        let (end, interfaces) = match whole(&self.file, len).map_err(os("read"))? {
+            Ok(found) => found,
             Err((why, offset)) => {
                 return Err(OpenError::Foreign {
                     path: path(),
@@ -123,16 +123,18 @@ impl Opened {
         Ok(Output {
             file: self.file,
             end,
+            interfaces,
         })
     }
 }
 
-/// Where the last whole block ends; or what is wrong, and where.
-fn whole(mut file: &File, len: u64) -> io::Result<Result<u64, (&'static str, u64)>> {
+/// Where the last whole block ends, and how many interfaces there are; or what is wrong, and where.
+fn whole(mut file: &File, len: u64) -> io::Result<Result<(u64, u32), (&'static str, u64)>> {
     file.seek(SeekFrom::Start(0))?;
     let mut input = BufReader::with_capacity(1 << 18, file);
     let mut at = 0;
     let mut big_endian = false;
+    let mut interfaces = 0u32;
     while len - at >= FRAME as u64 {
         let mut head = [0; FRAME];
         input.read_exact(&mut head)?;
@@ -160,7 +162,7 @@ fn whole(mut file: &File, len: u64) -> io::Result<Result<u64, (&'static str, u64
         }
         let size = u64::from(size);
         if size > len - at {
-            return Ok(Ok(at));
+            return Ok(Ok((at, interfaces)));
         }
         // The length stands behind the block again.
         input.seek_relative(i64::try_from(size).expect("32 bits") - (FRAME + 4) as i64)?;
@@ -175,6 +177,9 @@ fn whole(mut file: &File, len: u64) -> io::Result<Result<u64, (&'static str, u64
             return Ok(Err(("a block with two different lengths", at)));
         }
         at += size;
+        if word(0, big_endian) == INTERFACE {
+            interfaces = interfaces.saturating_add(1);
+        }
     }
     // Too short even for the first block's head: only if it is the beginning of one.
     if at == 0 && len > 0 {
@@ -184,13 +189,21 @@ fn whole(mut file: &File, len: u64) -> io::Result<Result<u64, (&'static str, u64
             return Ok(Err(("no section header", 0)));
         }
     }
-    Ok(Ok(at))
+    Ok(Ok((at, interfaces)))
 }
 
 /// The file, and where it ends.
 pub(super) struct Output {
     file: File,
     end: u64,
+    interfaces: u32,
+}
+
+impl Output {
+    /// Interfaces in the file.
+    pub(super) fn interfaces(&self) -> u32 {
+        self.interfaces
+    }
 }
 
 impl Sink for Output {

@@ -77,6 +77,10 @@ struct Head {
     way: Way,
     /// File descriptors that went with the message.
     fds: u8,
+    /// Which end recorded it.
+    side: Side,
+    /// Number of the interface, counted through all sections, modulo 2^16.
+    connection: u16,
 }
 
 impl Head {
@@ -90,13 +94,18 @@ impl Head {
             Way::ToDevice => 0,
             Way::ToDriver => 1,
         };
+        let side = match self.side {
+            Side::Driver => 0,
+            Side::Device => 1,
+        };
+        let [low, high] = self.connection.to_le_bytes();
         // The length of the head leaves room for later fields.
-        [HEAD_VERSION, 8, layout, way, self.fds, 0, 0, 0]
+        [HEAD_VERSION, 8, layout, way, self.fds, side, low, high]
     }
 
     /// The head of a packet and the message behind it.
     fn split(packet: &[u8]) -> Result<(Head, &[u8]), &'static str> {
-        let [version, len, layout, way, fds, ..] = *packet else {
+        let Some(&[version, len, layout, way, fds, side, low, high]) = packet.first_chunk() else {
             return Err("a packet without a head");
         };
         if version != HEAD_VERSION {
@@ -107,17 +116,26 @@ impl Head {
             return Err("a packet whose head is too short");
         }
         let message = packet.get(len..).ok_or("a packet that ends in its head")?;
-        let layout = match layout {
-            1 => Layout::Revision1,
-            2 => Layout::R1,
-            3 => Layout::Short,
-            _ => return Err("a message of unknown layout"),
+        let head = Head {
+            layout: match layout {
+                1 => Layout::Revision1,
+                2 => Layout::R1,
+                3 => Layout::Short,
+                _ => return Err("a message of unknown layout"),
+            },
+            way: match way {
+                0 => Way::ToDevice,
+                1 => Way::ToDriver,
+                _ => return Err("a message of unknown direction"),
+            },
+            fds,
+            side: match side {
+                0 => Side::Driver,
+                1 => Side::Device,
+                _ => return Err("a message from an unknown end"),
+            },
+            connection: u16::from_le_bytes([low, high]),
         };
-        let way = match way {
-            0 => Way::ToDevice,
-            1 => Way::ToDriver,
-            _ => return Err("a message of unknown direction"),
-        };
-        Ok((Head { layout, way, fds }, message))
+        Ok((head, message))
     }
 }

@@ -14,6 +14,8 @@ fn file() -> Vec<u8> {
             layout: Layout::Revision1,
             way: Way::ToDriver,
             fds: 1,
+            side: crate::trace::Side::Driver,
+            connection: 0,
         };
         block::packet(
             &mut bytes,
@@ -149,6 +151,7 @@ fn packets_of_others_are_told_and_left_out() {
         (1, 200, "a packet that ends in its head"),
         (2, 9, "a message of unknown layout"),
         (3, 9, "a message of unknown direction"),
+        (5, 9, "a message from an unknown end"),
     ] {
         let mut bytes = good.clone();
         bytes[packet + 28 + at] = value;

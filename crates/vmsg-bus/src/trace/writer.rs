@@ -53,6 +53,14 @@ struct Shared {
     done: Condvar,
     /// The clock of the section: the time of day when it began, and what has passed since. Never goes backwards.
     began: (Duration, Instant),
+    /// Interfaces of the sections before.
+    interfaces_before: u32,
+}
+
+/// The number of a connection in a message's head.
+fn connection(interface: u32) -> u16 {
+    let [low, high, ..] = interface.to_le_bytes();
+    u16::from_le_bytes([low, high])
 }
 
 impl Shared {
@@ -192,7 +200,9 @@ impl Writer {
             return Ok(Self(handle));
         }
         let id = opened.id;
-        let writer = Self::to(path, opened.output()?).map_err(|source| OpenError::Os {
+        let output = opened.output()?;
+        let before = output.interfaces();
+        let writer = Self::to(path, output, before).map_err(|source| OpenError::Os {
             what: "start a thread for",
             path: path.to_owned(),
             source,
@@ -201,8 +211,8 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Records to `sink`; `path` is for messages to people.
-    pub(super) fn to(path: &Path, sink: impl Sink) -> io::Result<Self> {
+    /// Records to `sink`, in which there are interfaces already; `path` is for messages to people.
+    pub(super) fn to(path: &Path, sink: impl Sink, interfaces_before: u32) -> io::Result<Self> {
         let mut state = State::default();
         let application = format!(
             "vmsg {} (pid {})",
@@ -217,6 +227,7 @@ impl Writer {
             wake: Condvar::new(),
             done: Condvar::new(),
             began: (now.unwrap_or_default(), Instant::now()),
+            interfaces_before,
         });
         let handle = Arc::new(Handle {
             shared: Arc::clone(&shared),
@@ -318,6 +329,8 @@ impl Interface {
             layout: self.layout,
             way: self.side.way(direction),
             fds: u8::try_from(fds).unwrap_or(u8::MAX),
+            side: self.side,
+            connection: connection(shared.interfaces_before.wrapping_add(interface)),
         };
         let packet = block::Packet {
             interface,

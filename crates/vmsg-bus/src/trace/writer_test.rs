@@ -43,7 +43,7 @@ fn gated() -> Setup {
         let_go: may_go,
         tried: tell,
     };
-    let writer = Writer::to(Path::new("test"), gate).unwrap();
+    let writer = Writer::to(Path::new("test"), gate, 0).unwrap();
     Setup {
         writer,
         file,
