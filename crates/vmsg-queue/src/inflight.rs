@@ -93,6 +93,14 @@ impl Inflight {
         })
     }
 
+    /// Whether no record was ever kept in this memory.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub fn is_new(record: RamSlice<'_>, size: u16) -> Result<bool, QueueError> {
+        Ok(Record::new(record, size)?.version().load(Ordering::Relaxed) == 0)
+    }
+
     /// Goes on with a record of somebody else, for a queue in whose device area the used index `used` stands.
     ///
     /// A record that was never used stands for a queue without requests in flight.

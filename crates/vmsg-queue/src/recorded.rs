@@ -47,7 +47,8 @@ impl RecordedQueue {
     /// finished, in the order in which it took them.
     ///
     /// # Errors
-    /// As [`DeviceQueue::resume`] and [`Inflight::resume`].
+    /// As [`DeviceQueue::resume`] and [`Inflight::resume`]; [`QueueError::BadRecord`] if the queue is in the middle, its
+    /// record was never used, and there are requests in it that may be done.
     pub fn resume(
         config: QueueConfig,
         features: QueueFeatures,
@@ -55,6 +56,14 @@ impl RecordedQueue {
         record: RamSlice<'_>,
     ) -> Result<Self, QueueError> {
         let used = DeviceQueue::read_used_index(config, space)?;
+        if used != 0 && Inflight::is_new(record, config.size)? {
+            let mut queue = DeviceQueue::resume(config, features, space, used, used)?;
+            if queue.available(space)? > 0 {
+                return Err(QueueError::BadRecord(
+                    "that was never used, and requests may be in flight",
+                ));
+            }
+        }
         let (inflight, recovered) = Inflight::resume(record, config.size, used)?;
         let mut again = alloc::vec![0; usize::from(recovered.in_flight)];
         let count = inflight.heads(record, &mut again)?;

@@ -223,3 +223,36 @@ fn a_chain_of_the_process_before_that_the_driver_has_broken_is_told() {
         .unwrap_err();
     assert!(error.is_peer_fault(), "{error}");
 }
+
+#[test]
+fn a_queue_in_the_middle_with_a_record_that_was_never_used_is_refused_unless_it_is_at_rest() {
+    let memory = Memory::new();
+    let window = [memory.window()];
+    let space = AddressSpace::new(&window).unwrap();
+    let layout = Layout::new(SIZE, 0).unwrap();
+    let ram = memory.ram().get(0, layout.total_len()).unwrap();
+    let slots = vec![DriverSlot::default(); SIZE.into()];
+    let mut driver = DriverQueue::new(layout, FEATURES, ram, BASE, slots).unwrap();
+    let mut plain = DeviceQueue::new(config(), FEATURES, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(16);
+    driver.add(&[(BASE, 1)], &[]).unwrap();
+    driver.publish().unwrap();
+    let head = plain
+        .pop(space, &mut storage, 1)
+        .unwrap()
+        .get(0)
+        .unwrap()
+        .head();
+    plain.complete(space, head, 0).unwrap();
+    plain.publish(space).unwrap();
+    assert!(RecordedQueue::resume(config(), FEATURES, space, memory.record()).is_ok());
+
+    for word in &memory.record {
+        word.store(0, Ordering::Relaxed);
+    }
+    driver.pop_used().unwrap().unwrap();
+    driver.add(&[(BASE, 1)], &[]).unwrap();
+    driver.publish().unwrap();
+    let refused = RecordedQueue::resume(config(), FEATURES, space, memory.record());
+    assert!(matches!(refused, Err(QueueError::BadRecord(_))));
+}
