@@ -452,6 +452,32 @@ fn a_file_that_shrinks_ends_the_connection_and_not_the_program() {
 }
 
 #[test]
+fn a_second_driver_is_turned_away_and_one_that_comes_after_the_end_is_not() {
+    let place = Place::new();
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    for _ in 0..40 {
+        let mut second = UnixStream::connect(place.socket()).unwrap();
+        wait(&listener, None);
+        assert!(listener.accept(Instant::now()).unwrap().is_none());
+        let read = std::io::Read::read(&mut second, &mut [0]);
+        assert!(matches!(read, Ok(0)), "{read:?}");
+    }
+    qemu.send(&message(1));
+    assert_eq!(recv(&mut bus), Ok(1));
+    // The host has not heard yet that the first one is gone.
+    drop(qemu);
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    assert!(listener.accept(Instant::now()).unwrap().is_none());
+    assert_eq!(recv(&mut bus), Err(ChannelError::Closed));
+    drop(bus);
+    let mut bus = accept(&mut listener);
+    qemu.send(&message(2));
+    assert_eq!(recv(&mut bus), Ok(2));
+}
+
+#[test]
 fn a_socket_on_which_somebody_listens_is_not_taken_and_a_stale_one_is() {
     let place = Place::new();
     let other = UnixListener::bind(place.socket()).unwrap();

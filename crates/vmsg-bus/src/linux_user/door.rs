@@ -168,6 +168,14 @@ impl Door {
         }
     }
 
+    /// Who has connected though there is a connection.
+    pub(super) fn visitor(&self) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Self::Listen(listening) => listening.accept(),
+            Self::Dial { .. } => Ok(None),
+        }
+    }
+
     /// A connection has ended: looks for the next one from `at` on.
     pub(super) fn again(&mut self, from: Instant) {
         if let Self::Dial { attempts, at, .. } = self {

@@ -12,14 +12,14 @@ use crate::link::Parts;
 use crate::lock::{FileLock, LockError};
 use crate::trace::Side;
 use crate::translation::Translation;
-use crate::unix::BindError;
+use crate::unix::{BindError, packet};
 use crate::{DeviceBus, StaticRam};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use vmsg_mem::Doorbell;
 
@@ -33,7 +33,7 @@ pub struct Listener {
     site: Site,
     /// The same for all connections: what a driver does to devices ends with its connection.
     epoch: u64,
-    /// Holds the bell, and the door while there is no connection.
+    /// Holds the bell, and the door: level-triggered while there is no connection, edge-triggered to turn others away.
     epoll: OwnedFd,
     door: Door,
     /// Ready for a driver, and open while waiting for one: then nobody else begins them anew.
@@ -41,11 +41,18 @@ pub struct Listener {
     ends: Arc<Ends>,
     /// A connection was given out, and its end was not seen yet.
     connected: bool,
+    /// That connection.
+    stream: Weak<Stream>,
+    /// Somebody was turned away because of it.
+    turned_away: bool,
     /// Nothing is tried before that, after trouble.
     paused_until: Option<Instant>,
     /// Let go of last.
     _lock: FileLock,
 }
+
+/// How many are turned away in one go: more than wait in the backlog.
+const TURNED_AWAY: usize = 256;
 
 /// How a connection tells its end.
 #[derive(Debug)]
@@ -110,6 +117,8 @@ impl Listener {
             queues: Some(queues),
             ends,
             connected: false,
+            stream: Weak::new(),
+            turned_away: false,
             paused_until: None,
             _lock: lock,
         })
@@ -144,10 +153,13 @@ impl Listener {
             let _ = self.ends.bell.drain();
             self.connected = false;
             self.door.again(now + PAUSE);
-            let fd = self.door.as_fd();
-            epoll::add(&self.epoll, fd, EventData::new_u64(0), EventFlags::IN)?;
+            self.watch_door(EventFlags::IN)?;
         }
-        if self.connected || self.paused_until.is_some_and(|until| until > now) {
+        if self.connected {
+            self.turn_away()?;
+            return Ok(None);
+        }
+        if self.paused_until.is_some_and(|until| until > now) {
             return Ok(None);
         }
         self.paused_until = None;
@@ -156,6 +168,29 @@ impl Listener {
             self.paused_until = Some(now + PAUSE);
         }
         result
+    }
+
+    fn watch_door(&self, flags: EventFlags) -> io::Result<()> {
+        let data = EventData::new_u64(0);
+        Ok(epoll::modify(&self.epoll, self.door.as_fd(), data, flags)?)
+    }
+
+    /// There is one driver at a time. Who comes after its end, which may not have been seen yet, waits for that.
+    fn turn_away(&mut self) -> io::Result<()> {
+        for _ in 0..TURNED_AWAY {
+            let lives = |stream: Arc<Stream>| !packet::is_hung_up(stream.socket());
+            if !self.stream.upgrade().is_some_and(lives) {
+                break;
+            }
+            let Some(socket) = self.door.visitor()? else {
+                break;
+            };
+            if !std::mem::replace(&mut self.turned_away, true) {
+                let visitor = program::peer(socket.as_fd(), None);
+                tracing::warn!(%visitor, bus = %self.site, "turned away: there is one driver at a time");
+            }
+        }
+        Ok(())
     }
 
     fn take_in(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
@@ -176,8 +211,9 @@ impl Listener {
                 return Err(io::Error::other(error));
             }
         };
-        epoll::delete(&self.epoll, self.door.as_fd())?;
         self.connected = true;
+        self.turned_away = false;
+        self.watch_door(EventFlags::IN | EventFlags::ET)?;
         Ok(Some(bus))
     }
 
@@ -228,6 +264,7 @@ impl Listener {
         if let Some(trace) = &self.site.trace {
             bus.set_trace(trace.interface(Side::Device, bus.peer(), bus.capabilities()));
         }
+        self.stream = Arc::downgrade(&stream);
         // Tells a driver of ours that it may begin.
         stream.ring();
         Ok(bus)
