@@ -59,6 +59,10 @@ class Queue:
             raise Broken(f"{self.path}: our index {self.index} became {self.words[self.mine]}")
         return self.index
 
+    def resume(self):
+        """Goes on where the file says, after somebody else was in our place."""
+        self.index = self._load(self.mine)
+
     def used(self):
         """Messages that are in the queue."""
         head, tail = self._load(HEAD), self._load(TAIL)
