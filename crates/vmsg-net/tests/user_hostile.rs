@@ -2,6 +2,7 @@
 //! A guest that sends anything it likes: no panic, no endless loop, bounded tables.
 
 mod common;
+mod exercise;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
@@ -347,6 +348,12 @@ proptest! {
             transmit(&mut user, VnetHeader::from_bytes(&header), &frame);
         }
         drain(&mut user);
+    }
+
+    /// Of both versions, with any number of fragments, extensions and messages of routers.
+    #[test]
+    fn any_stories_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..4000)) {
+        exercise::stack(&bytes);
     }
 
     /// Headers are right up to some point, so that the rest is looked at.

@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 use super::icmp::{self, ECHO, Echo, Quoted, Unreachable};
-use super::line::{Place, Slot};
+use super::line::{Budget, Share, Slot};
 use super::lru::Lru;
 use super::net::{Net, Source};
 use super::packet::{IpOut, MAX_PACKET, UDP, ip_header};
@@ -64,9 +64,7 @@ struct Conversation {
     query: bool,
     /// Since when there is no answer.
     unanswered: Option<Instant>,
-    place: Place,
-    /// Bytes sent to the guest beyond the share of the turns so far.
-    debt: usize,
+    share: Share,
     /// The guest's queue pair that it is on.
     pair: u16,
     /// `UDP_SEGMENT` of the socket; 0: none.
@@ -128,7 +126,7 @@ impl Datagrams {
     pub(super) fn waits(&mut self, key: Key) -> bool {
         self.all
             .get_mut(key)
-            .is_some_and(|conversation| conversation.place != Place::Out)
+            .is_some_and(|conversation| conversation.share.is_in_line())
     }
 
     /// A UDP datagram of a guest that is for nobody nearer.
@@ -282,8 +280,7 @@ impl Datagrams {
             to,
             query,
             unanswered: None,
-            place: Place::Out,
-            debt: 0,
+            share: Share::default(),
             pair: net.pair,
             segment: 0,
             last: now,
@@ -338,7 +335,7 @@ impl Datagrams {
 
     pub(super) fn event(&mut self, net: &mut Net, key: Key) {
         if let Some(conversation) = self.all.get_mut(key) {
-            net.join(Source::Datagram(key), &mut conversation.place);
+            net.join(Source::Datagram(key), &mut conversation.share);
         }
     }
 
@@ -372,19 +369,30 @@ impl Datagrams {
         let Some(conversation) = self.all.get_mut(key) else {
             return Turn::Done;
         };
-        if conversation.place == Place::Resting {
-            conversation.place = Place::Out;
-            return Turn::Done;
-        }
         let full = net.config.limits.turn_bytes;
-        let Some(mut budget) = slot.budget(full, &mut conversation.debt) else {
-            return Turn::Debt;
+        let Some(mut budget) = net.line.begin(slot, &mut conversation.share, full) else {
+            return Turn::Done;
         };
+        let turn = self.send_to_guest(net, now, key, &mut budget, sink);
+        if let Some(conversation) = self.all.get_mut(key) {
+            net.line.end(slot, &mut conversation.share, turn, budget);
+        }
+        turn
+    }
+
+    fn send_to_guest(
+        &mut self,
+        net: &mut Net,
+        now: Instant,
+        key: Key,
+        budget: &mut Budget,
+        sink: &mut dyn RxSink,
+    ) -> Turn {
         for _ in 0..TURN_DATAGRAMS {
             let Some(conversation) = self.all.get_mut(key) else {
                 return Turn::Done;
             };
-            if budget == 0 {
+            if budget.is_spent() {
                 return Turn::Again;
             }
             let (ends, pair) = (conversation.ends, conversation.pair);
@@ -412,9 +420,7 @@ impl Datagrams {
                     conversation.unanswered = None;
                     self.lru.touch(key.slot);
                     let message = &mut scratch[..head + n];
-                    let sent = deliver(net, sink, ends, pair, message);
-                    conversation.debt += sent.saturating_sub(budget);
-                    budget = budget.saturating_sub(sent);
+                    budget.spend(deliver(net, sink, ends, pair, message));
                 }
                 Err(Errno::AGAIN) => again = false,
                 // The error is gone then; there may be datagrams.
@@ -422,14 +428,7 @@ impl Datagrams {
             }
             net.scratch = scratch;
             if !again {
-                let Some(conversation) = self.all.get_mut(key) else {
-                    return Turn::Done;
-                };
-                return if slot.done(&net.line, &mut conversation.place) {
-                    Turn::Again
-                } else {
-                    Turn::Done
-                };
+                return Turn::Done;
             }
         }
         Turn::Again

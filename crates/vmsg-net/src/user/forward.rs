@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 
 use super::arp;
 use super::config::{HostForward, Protocol, UserError};
-use super::line::{Place, Slot};
+use super::line::{Budget, Share, Slot};
 use super::net::{Net, Source};
 use super::packet::{IpOut, MAX_PACKET, UDP, ip_header};
 use super::tcp::Tcp;
@@ -57,9 +57,7 @@ struct Forward {
     guest: SocketAddr,
     /// The guest that the last client was led to.
     led_to: Option<SocketAddr>,
-    place: Place,
-    /// Bytes sent to the guest beyond the share of the turns so far.
-    debt: usize,
+    share: Share,
     timer: Option<Instant>,
 }
 
@@ -112,8 +110,7 @@ impl Forwards {
             socket,
             guest: net.addresses.forward_guest(config),
             led_to: None,
-            place: Place::Out,
-            debt: 0,
+            share: Share::default(),
             timer: None,
         };
         net.watch(forward.fd(), Source::Forward(index), EVENTS)?;
@@ -143,7 +140,7 @@ impl Forwards {
         let source = Source::Forward(index);
         let guest = forward.guest(net);
         match &forward.socket {
-            Socket::Udp { .. } => net.join(source, &mut forward.place),
+            Socket::Udp { .. } => net.join(source, &mut forward.share),
             Socket::Tcp(socket) => {
                 let mut taken = 0;
                 while taken < ACCEPTS {
@@ -220,22 +217,40 @@ impl Forwards {
         let Some(forward) = self.all.get_mut(index as usize) else {
             return Turn::Done;
         };
-        if forward.place == Place::Resting {
-            forward.place = Place::Out;
-            return Turn::Done;
-        }
         let full = net.config.limits.turn_bytes;
-        let Some(mut budget) = slot.budget(full, &mut forward.debt) else {
-            return Turn::Debt;
+        let Some(mut budget) = net.line.begin(slot, &mut forward.share, full) else {
+            return Turn::Done;
         };
-        let guest = forward.guest(net);
-        if forward.led_to != guest {
-            forward.led_to = guest;
-            if let Socket::Udp { clients, .. } = &mut forward.socket {
+        let turn = forward.send_to_guest(net, now, &mut budget, sink);
+        net.line.end(slot, &mut forward.share, turn, budget);
+        turn
+    }
+
+    pub(super) fn shutdown(&mut self, net: &mut Net) {
+        for (index, mut forward) in (0u32..).zip(self.all.drain(..)) {
+            net.unwatch(forward.fd());
+            net.timers.clear(Source::Forward(index), &mut forward.timer);
+        }
+    }
+}
+
+impl Forward {
+    /// Hands on what clients have sent.
+    fn send_to_guest(
+        &mut self,
+        net: &mut Net,
+        now: Instant,
+        budget: &mut Budget,
+        sink: &mut dyn RxSink,
+    ) -> Turn {
+        let guest = self.guest(net);
+        if self.led_to != guest {
+            self.led_to = guest;
+            if let Socket::Udp { clients, .. } = &mut self.socket {
                 clients.clear();
             }
         }
-        let Socket::Udp { socket, clients } = &mut forward.socket else {
+        let Socket::Udp { socket, clients } = &mut self.socket else {
             return Turn::Done;
         };
         if let Some(guest) = guest
@@ -244,7 +259,7 @@ impl Forwards {
             arp::ask(net, guest.ip());
         }
         for _ in 0..TURN_DATAGRAMS {
-            if budget == 0 {
+            if budget.is_spent() {
                 return Turn::Again;
             }
             if let Some(guest) = guest
@@ -261,34 +276,19 @@ impl Forwards {
                 if message.len() <= MAX_PACKET - ip_header(guest.ip()) {
                     udp::seal(message, seen.addr, guest);
                     let ip = IpOut::new(seen.addr.ip(), guest.ip(), UDP);
-                    let sent = udp::send(net, sink, seen.pair, ip, message);
-                    forward.debt += sent.saturating_sub(budget);
-                    budget = budget.saturating_sub(sent);
+                    budget.spend(udp::send(net, sink, seen.pair, ip, message));
                 } else {
                     net.counters.limited += 1;
                 }
             }
             net.scratch = scratch;
             if received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-                return if slot.done(&net.line, &mut forward.place) {
-                    Turn::Again
-                } else {
-                    Turn::Done
-                };
+                return Turn::Done;
             }
         }
         Turn::Again
     }
 
-    pub(super) fn shutdown(&mut self, net: &mut Net) {
-        for (index, mut forward) in (0u32..).zip(self.all.drain(..)) {
-            net.unwatch(forward.fd());
-            net.timers.clear(Source::Forward(index), &mut forward.timer);
-        }
-    }
-}
-
-impl Forward {
     /// Where it leads now.
     fn guest(&self, net: &Net) -> Option<SocketAddr> {
         let addr = match self.guest.ip() {

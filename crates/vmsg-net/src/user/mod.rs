@@ -84,12 +84,10 @@ const STALE: usize = 64;
 /// How somebody's turn to send to the guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// There is nothing more: out of the line.
+    /// There is nothing more.
     Done,
-    /// There is more, but others wait; or it keeps its place.
+    /// There is more, but others wait.
     Again,
-    /// It sends nothing now, as it has had more than its share.
-    Debt,
     /// The guest has no buffer.
     NoRoom,
 }
@@ -383,7 +381,7 @@ impl User {
             ..
         } = self;
         let live = tcp.len() + datagrams.len() + forwards.len();
-        if net.line.len() > 2 * live + STALE {
+        if net.line.len() > 4 * live + STALE {
             net.line.retain(|source| match source {
                 Source::Tcp(key) => tcp.waits(key),
                 Source::Datagram(key) => datagrams.waits(key),
@@ -526,13 +524,9 @@ impl Backend for User {
                 break;
             };
             match self.turn(now, slot, sink) {
+                // Or out of turn: not for ever, as each time pays some of a debt.
                 Turn::Done => {}
-                Turn::Again => {
-                    turns += 1;
-                    self.net.line.again(slot);
-                }
-                // Not for ever: each turn pays some of it.
-                Turn::Debt => self.net.line.again(slot),
+                Turn::Again => turns += 1,
                 Turn::NoRoom if many => blocked.push(slot),
                 Turn::NoRoom => {
                     self.net.line.back(slot);

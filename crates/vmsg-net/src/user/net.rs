@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use smoltcp::wire::EthernetAddress;
 
 use super::config::{Addresses, UserConfig, UserError};
-use super::line::{Line, Place};
+use super::line::{Line, Share};
 use super::packet::{
     ETHERNET, Fragment, IpOut, MAX_PACKET, emit_ethernet, headers, ip_header, multicast_mac,
 };
@@ -227,8 +227,8 @@ impl Net {
     }
 
     /// Gets in line for the guest.
-    pub(super) fn join(&mut self, source: Source, place: &mut Place) {
-        self.line.join(source, place);
+    pub(super) fn join(&mut self, source: Source, share: &mut Share) {
+        self.line.join(source, share);
     }
 
     /// Notes who has `addr`.

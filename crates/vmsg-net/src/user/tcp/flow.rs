@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::EventFlags;
 
 use super::super::config::Limits;
-use super::super::line::Place;
+use super::super::line::Share;
 use super::super::net::{Net, Source};
 use super::segment::{Flags, Out, Seq};
 use crate::sys;
@@ -148,10 +148,8 @@ pub(super) struct Flow {
 
     /// A SYN or SYN-ACK is to be sent.
     pub(super) syn_due: bool,
-    /// Where it is in the line of who has something for the guest.
-    pub(super) place: Place,
-    /// Bytes sent to the guest beyond the share of the turns so far.
-    pub(super) debt: usize,
+    /// Its part in the line of who has something for the guest.
+    pub(super) share: Share,
     /// The guest's queue pair that it is on.
     pub(super) pair: u16,
     /// Payload of the largest segment that gets through to the guest; less than what it takes
@@ -207,8 +205,7 @@ impl Flow {
             dropped_to: None,
             awaits_room: false,
             syn_due: false,
-            place: Place::Out,
-            debt: 0,
+            share: Share::default(),
             pair: 0,
             mss: fixed.mss,
             rto: RTO_FIRST,
@@ -233,7 +230,7 @@ impl Flow {
 
     /// Gets in line for the guest.
     pub(super) fn enqueue(&mut self, net: &mut Net) {
-        net.join(self.source, &mut self.place);
+        net.join(self.source, &mut self.share);
     }
 
     /// The guest has acknowledged our FIN.

@@ -32,7 +32,7 @@ use self::segment::{Flags, Segment, Seq, refuse};
 use super::Turn;
 use super::config::Limits;
 use super::icmp::TooBig;
-use super::line::{Place, Slot};
+use super::line::Slot;
 use super::net::Net;
 use super::packet::{IpIn, ip_header};
 use super::slab::{Key, Slab};
@@ -76,7 +76,7 @@ impl Tcp {
     pub(super) fn waits(&mut self, key: Key) -> bool {
         self.flows
             .get_mut(key)
-            .is_some_and(|flow| flow.place != Place::Out)
+            .is_some_and(|flow| flow.share.is_in_line())
     }
 
     /// Takes a TCP segment of a guest.
@@ -307,20 +307,12 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(key) else {
             return Turn::Done;
         };
-        if flow.place == Place::Resting {
-            flow.place = Place::Out;
-            return Turn::Done;
-        }
         let full = net.config.limits.turn_bytes;
-        let Some(budget) = slot.budget(full, &mut flow.debt) else {
-            return Turn::Debt;
+        let Some(mut budget) = net.line.begin(slot, &mut flow.share, full) else {
+            return Turn::Done;
         };
-        let (turn, verdict) = flow.turn(net, now, budget, sink);
-        let turn = if turn == Turn::Done && slot.done(&net.line, &mut flow.place) {
-            Turn::Again
-        } else {
-            turn
-        };
+        let (turn, verdict) = flow.turn(net, now, &mut budget, sink);
+        net.line.end(slot, &mut flow.share, turn, budget);
         if verdict != Verdict::Keep {
             self.settle(net, now, key, verdict);
         }

@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use super::super::arp;
-use super::super::line::Place;
 use super::super::net::Net;
 use super::flow::{Flow, Phase, RETRIES, RTO_MAX, Verdict};
 
@@ -21,7 +20,7 @@ impl Flow {
             return Verdict::ResetBoth;
         }
         self.rto_at = None;
-        if self.place == Place::Waiting {
+        if self.share.waits() {
             // Still waiting for a buffer of the guest: nothing was sent in vain.
             self.rto_at = Some(now + self.rto);
             self.arm(net);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use rustix::io::{Errno, ioctl_fionread};
 
 use super::super::Turn;
+use super::super::line::Budget;
 use super::super::net::Net;
 use super::super::packet::count;
 use super::flow::{Flow, OUR_SCALE, Phase, Verdict};
@@ -22,7 +23,7 @@ impl Flow {
         &mut self,
         net: &mut Net,
         now: Instant,
-        budget: usize,
+        budget: &mut Budget,
         sink: &mut dyn RxSink,
     ) -> (Turn, Verdict) {
         let turn = match self.phase {
@@ -104,7 +105,7 @@ impl Flow {
         &mut self,
         net: &mut Net,
         now: Instant,
-        budget: usize,
+        budget: &mut Budget,
         sink: &mut dyn RxSink,
     ) -> Result<Turn, Errno> {
         if self.ack_due {
@@ -124,7 +125,7 @@ impl Flow {
         &mut self,
         net: &mut Net,
         now: Instant,
-        mut budget: usize,
+        budget: &mut Budget,
         sink: &mut dyn RxSink,
     ) -> Result<Turn, Errno> {
         let max = max_payload(net, self.fixed.tuple.guest.ip(), self.mss);
@@ -147,8 +148,7 @@ impl Flow {
             }
             net.counters.tcp_retransmits += 1;
             self.timed = None;
-            self.debt += len.saturating_sub(budget);
-            budget = budget.saturating_sub(len);
+            budget.spend(len);
         }
         self.resend = false;
         let Some(fd) = self.fd() else {
@@ -190,7 +190,7 @@ impl Flow {
                 }
                 return Ok(Turn::Done);
             }
-            if budget == 0 || segments == 0 {
+            if budget.is_spent() || segments == 0 {
                 return Ok(Turn::Again);
             }
             let seq = self.snd_nxt;
@@ -203,8 +203,7 @@ impl Flow {
                     return Ok(Turn::Done);
                 }
                 Some(n) => {
-                    self.debt += n.saturating_sub(budget);
-                    budget = budget.saturating_sub(n);
+                    budget.spend(n);
                     segments -= 1;
                     self.snd_nxt = seq.plus(count(n));
                     if self.snd_nxt.since(self.snd_max) > 0 {
