@@ -585,6 +585,65 @@ local R1_PAYLOAD = {
     end },
 }
 
+-- The short layout has the payloads of revision 1 with these exceptions: there is no reserved word before the addresses of
+-- a queue, features go on to the end whatever their count, and fixed sizes are filled up.
+local function short_queue(c)
+    local text = queue(c)
+    local max = c:u32("queue.max_size")
+    local size = c:u32("queue.size")
+    return string.format("%s, size %d of %d, %s", text, size, max, areas(c))
+end
+
+local function short_blocks(c)
+    local first = c:u32("features.first")
+    local text = string.format("blocks %d+%d", first, c:u32("features.count"))
+    local set, words = {}, 0
+    while c:left() > 0 do
+        local _, item, range = c:u32("features.block")
+        bits(item, range, (first + words) * 32, set)
+        words = words + 1
+    end
+    return text .. ", bits " .. (#set > 0 and table.concat(set, " ") or "none")
+end
+
+local function short_data(c, text, length)
+    local len = math.min(length, c:left())
+    if len > 0 then
+        local range = c:take(len)
+        c.tree:add(f.data, range)
+        text = text .. hex(range)
+    end
+    c:rest("padding")
+    return text
+end
+
+local function short_config(c)
+    local generation = c:u32("generation")
+    local offset = c:u32("offset")
+    local length = c:u32("length")
+    return short_data(c, string.format("generation %d, offset %d, length %d", generation, offset, length), length)
+end
+
+local function short_done(c)
+    c:rest("padding")
+end
+
+local SHORT_PAYLOAD = setmetatable({
+    [0x03] = { TRANSPORT_PAYLOAD[0x03][1], short_blocks },
+    [0x04] = { short_blocks, short_done },
+    [0x05] = { TRANSPORT_PAYLOAD[0x05][1], short_config },
+    [0x06] = { short_config, short_config },
+    [0x09] = { queue, short_queue },
+    [0x0a] = { short_queue, short_done },
+    [0x40] = { function(c)
+        local text = status(c)
+        local generation = c:u32("generation")
+        local offset = c:u32("offset")
+        local length = c:u32("length")
+        return short_data(c, string.format("%s, generation %d, offset %d, length %d", text, generation, offset, length), length)
+    end },
+}, { __index = TRANSPORT_PAYLOAD })
+
 -- Dissects `range` (nil: empty) by one of the functions above. Returns its text, and whether all fitted.
 local function payload(fields, range, tree, exact)
     local c = setmetatable({ range = range, at = 0, tree = tree }, Cursor)
@@ -708,6 +767,9 @@ function proto.dissector(buffer, pinfo, tree)
         message.event = (id >= 0x10 and id <= 0x12) or R1_UNANSWERED[id]
     else
         names, fields = bus and BUS or TRANSPORT, bus and BUS_PAYLOAD or TRANSPORT_PAYLOAD
+        if layout == 3 and not bus then
+            fields = SHORT_PAYLOAD
+        end
         message.event = (id >= 0x40 and id < 0x80) or id >= 0xc0
     end
 

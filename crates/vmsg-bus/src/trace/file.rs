@@ -128,8 +128,11 @@ impl Opened {
     }
 }
 
-/// Where the last whole block ends, and how many interfaces there are; or what is wrong, and where.
-fn whole(mut file: &File, len: u64) -> io::Result<Result<(u64, u32), (&'static str, u64)>> {
+/// What is wrong with a file, and where.
+type Fault = (&'static str, u64);
+
+/// Where the last whole block ends, and how many interfaces there are.
+fn whole(mut file: &File, len: u64) -> io::Result<Result<(u64, u32), Fault>> {
     file.seek(SeekFrom::Start(0))?;
     let mut input = BufReader::with_capacity(1 << 18, file);
     let mut at = 0;

@@ -178,8 +178,11 @@ impl Drop for Handle {
     }
 }
 
-/// The traces this process writes, by device and inode of the file.
-static OPEN: Mutex<Vec<((u64, u64), Weak<Handle>)>> = Mutex::new(Vec::new());
+/// Device and inode of a file.
+type FileId = (u64, u64);
+
+/// The traces this process writes.
+static OPEN: Mutex<Vec<(FileId, Weak<Handle>)>> = Mutex::new(Vec::new());
 
 /// A file that messages are recorded to; clones write to the same one.
 #[derive(Clone)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From recorded bytes to what a line says.
 
-use virtio_msg::{Frame, Kind, Message, r1};
+use virtio_msg::{Frame, Kind, Message, r1, short};
 use vmsg_bus::control;
 use vmsg_bus::trace::{Captured, Layout};
 
@@ -41,7 +41,20 @@ impl Decoded {
                     text: frame.to_string(),
                 })
             }
-            other => Err(format!("the {} layout is not decoded", layout(other))),
+            Layout::Short => {
+                let frame = short::decode(captured.message).map_err(|error| error.to_string())?;
+                let bus = frame.message.is_bus();
+                Ok(Self {
+                    bus,
+                    dev: frame.dev_num.0,
+                    token: None,
+                    id: frame.message.id(),
+                    kind: frame.message.kind(),
+                    name: frame.message.name(),
+                    about: (!bus).then_some(frame.dev_num.0),
+                    text: frame.to_string(),
+                })
+            }
         }
     }
 }

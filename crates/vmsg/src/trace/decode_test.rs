@@ -72,6 +72,18 @@ fn the_40_byte_messages_are_decoded() {
 }
 
 #[test]
+fn the_44_byte_messages_are_decoded() {
+    let mut message = vec![0; 44];
+    message[..10].copy_from_slice(&[0, 9, 3, 0, 10, 0, 1, 0, 0, 0]);
+    let decoded = decode(Layout::Short, &message).expect("a message");
+    assert_eq!(
+        (decoded.name, decoded.token, decoded.about),
+        ("GET_VQUEUE", None, Some(3))
+    );
+    assert!(decode(Layout::Short, &message[..9]).is_err());
+}
+
+#[test]
 fn every_message_can_be_selected_by_its_name() {
     for id in 0..=255 {
         if let Some(name) = control::name(id) {

@@ -657,3 +657,64 @@ pub(crate) fn r1() -> Vec<Sample> {
         })
         .collect()
 }
+
+/// Messages of the short layout, byte by byte: those that differ from revision 1, and a few that do not. Each with zeros up to 44 bytes.
+pub(crate) fn short() -> Vec<Sample> {
+    let queue: &[Field] = &[
+        ("virtio_msg.queue", 1),
+        ("virtio_msg.queue.max_size", 256),
+        ("virtio_msg.queue.size", 128),
+        ("virtio_msg.queue.descriptor", 0x1_4000_0000),
+        ("virtio_msg.queue.driver", 0x1_4000_1000),
+        ("virtio_msg.queue.device", 0x1_4000_2000),
+    ];
+    let areas = [
+        &[1, 0, 0, 0, 0, 1, 0, 0, 128, 0, 0, 0][..],
+        &0x1_4000_0000u64.to_le_bytes(),
+        &0x1_4000_1000u64.to_le_bytes(),
+        &0x1_4000_2000u64.to_le_bytes(),
+    ]
+    .concat();
+    let index: &[Field] = &[("virtio_msg.queue", 1)];
+    let words: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 1, 0, 0, 0];
+    let first: &[Field] = &[("virtio_msg.features.first", 0)];
+    let config: &[u8] = &[7, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0];
+    let piece: &[Field] = &[
+        ("virtio_msg.generation", 7),
+        ("virtio_msg.offset", 4),
+        ("virtio_msg.length", 2),
+    ];
+    let range: &[u8] = &[4, 0, 0, 0, 2, 0, 0, 0];
+    let ping: &[Field] = &[("virtio_msg.ping.data", 9)];
+    let all: [(u8, u8, &str, &[u8], &[Field]); 14] = [
+        (0, 0x03, "GET_DEVICE_FEATURES", &words[..8], first),
+        (1, 0x03, "GET_DEVICE_FEATURES", words, first),
+        (0, 0x04, "SET_DRIVER_FEATURES", words, first),
+        (1, 0x04, "SET_DRIVER_FEATURES", words, &[]),
+        (0, 0x05, "GET_CONFIG", range, &piece[1..]),
+        (1, 0x05, "GET_CONFIG", config, piece),
+        (0, 0x06, "SET_CONFIG", config, piece),
+        (1, 0x06, "SET_CONFIG", config, piece),
+        (0, 0x09, "GET_VQUEUE", &[1, 0, 0, 0], index),
+        (1, 0x09, "GET_VQUEUE", &areas, queue),
+        (0, 0x0a, "SET_VQUEUE", &areas, queue),
+        (1, 0x0a, "SET_VQUEUE", &[], &[]),
+        (2, 0x03, "PING", &[9, 0, 0, 0], ping),
+        (3, 0x03, "PING", &[9, 0, 0, 0], ping),
+    ];
+    all.into_iter()
+        .map(|(kind, id, name, payload, fields)| {
+            let size = u8::try_from(6 + payload.len()).expect("short");
+            let mut bytes = [&[kind, id, 0, 0, size, 0][..], payload].concat();
+            bytes.resize(44, 0);
+            Sample {
+                to_device: kind & 1 == 0,
+                bytes,
+                fds: 0,
+                name,
+                fields: fields.to_vec(),
+                texts: Vec::new(),
+            }
+        })
+        .collect()
+}

@@ -102,6 +102,25 @@ fn every_message_of_r1_has_its_fields() {
     assert_eq!(packets[3].all("virtio_msg.features.bit"), ["5", "32"]);
 }
 
+#[test]
+fn messages_of_the_short_layout_have_their_fields() {
+    if !tshark::is_there() {
+        return;
+    }
+    let folder = TempDir::new().expect("a folder");
+    let samples = samples::short();
+    for sample in &samples {
+        let frame = virtio_msg::short::decode(&sample.bytes).expect("a message");
+        assert_eq!(frame.message.name(), sample.name);
+    }
+    let packets = record(&folder.path().join("t"), Layout::Short, &samples);
+    compare(3, &samples, &packets);
+    for i in [1, 2] {
+        assert_eq!(packets[i].all("virtio_msg.features.bit"), ["5", "32"]);
+    }
+    assert_eq!(packets[5].text("virtio_msg.data"), "01:02");
+}
+
 /// Connections are told apart, and so are sections of a file that was continued.
 #[test]
 fn requests_of_one_connection_are_not_answered_on_another() {
