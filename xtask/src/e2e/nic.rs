@@ -115,7 +115,12 @@ fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> R
         ],
         1,
     )?;
-    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+    let config = if behind.via == "generic" {
+        ",config=on"
+    } else {
+        ""
+    };
+    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0{config}");
     vmsg.run(
         &mut stage.scene,
         "proxy",
@@ -170,11 +175,11 @@ fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> R
             println!("      {figures}");
         }
     }
-    capture(stage, report)
+    capture(stage, port, report)
 }
 
 /// The gateway of `backend=user`, as its guests know it.
-const GATEWAY6: &str = "fd00::2";
+const GATEWAY6: &str = "fd00:10:0:2::2";
 
 /// Starts `iperf3 -s` on a free port of the loopback.
 pub(crate) fn traffic_server(scene: &mut Scene) -> Result<u16> {
@@ -191,7 +196,7 @@ pub(crate) fn traffic_server(scene: &mut Scene) -> Result<u16> {
 }
 
 /// What was captured is read back by Wireshark: nothing malformed, and the tagged frames are there.
-fn capture(stage: &Stage, report: &mut Report) -> Result<()> {
+fn capture(stage: &Stage, port: u16, report: &mut Report) -> Result<()> {
     let machine = stage.kit.machine.name();
     if in_path("tshark").is_none() {
         ensure!(
@@ -213,6 +218,9 @@ fn capture(stage: &Stage, report: &mut Report) -> Result<()> {
                 "-e",
                 "frame.number",
             ])
+            // Heuristics take iperf3's random bytes for this and that.
+            .args(["-d", &format!("udp.port=={port},data")])
+            .args(["-d", &format!("tcp.port=={port},data")])
             .current_dir(stage.scene.dir())
             .output()
             .context("cannot run tshark")?;

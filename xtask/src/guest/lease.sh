@@ -3,7 +3,7 @@
 # Called by udhcpc with the event as argument and the lease in variables.
 case $1 in
 deconfig)
-    ip addr flush dev "$interface"
+    ip -4 addr flush dev "$interface"
     ;;
 bound | renew)
     ip addr add "$ip/${mask:-24}" dev "$interface"

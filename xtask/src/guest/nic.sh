@@ -79,10 +79,10 @@ if [ -n "$GATEWAY6" ]; then
     check ipv6-ping pings "$GATEWAY6"
 fi
 if [ "$VIA" = generic ]; then
-    check promisc ip link set eth1 promisc on
-    check promisc-off ip link set eth1 promisc off
-    check allmulti ip link set eth1 allmulticast on
-    check allmulti-off ip link set eth1 allmulticast off
+    check promisc /bin/ip link set eth1 promisc on
+    check promisc-off /bin/ip link set eth1 promisc off
+    check allmulti /bin/ip link set eth1 allmulticast on
+    check allmulti-off /bin/ip link set eth1 allmulticast off
     check address ip link set eth1 address 52:54:00:76:6d:77
     check address-ping pings "$GATEWAY"
     check address-back ip link set eth1 address "$TEST_MAC"
