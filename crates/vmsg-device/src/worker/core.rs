@@ -120,6 +120,7 @@ impl Core {
                 self.kick(slot, queue);
             }
             command => {
+                let before = self.replies.len();
                 let result = match self.entries.get(slot.0 as usize) {
                     // What a device leaves behind that panics here is only ever reset.
                     Some(Some(_)) => {
@@ -132,7 +133,8 @@ impl Core {
                     }
                     _ => Err(format!("the worker has no device at slot {}", slot.0)),
                 };
-                self.replies.push(Reply::Done { ticket, result });
+                // First: a device whose driver is not ready yet has nothing to tell it.
+                self.replies.insert(before, Reply::Done { ticket, result });
                 self.replies.extend(
                     self.notices
                         .drain(..)
