@@ -174,6 +174,23 @@ fn a_link_that_goes_down_and_up_reaches_the_driver() {
     }
 }
 
+/// As QEMU does it: the memory's file is made some time after the device host is ready.
+#[test]
+fn memory_that_is_made_later_is_found() {
+    for revision in [Revision::One, Revision::R1] {
+        for listens in [Listens::Ours, Listens::Theirs] {
+            if !python() {
+                return;
+            }
+            let place = Place::without_memory(revision);
+            let mut serve = place.serve(listens, "backend=none");
+            let rest = ["rng", "resets"];
+            place.python("driver.py", listens, &rest).succeed();
+            serve.end();
+        }
+    }
+}
+
 /// The socket exists for a while before anybody can connect, and no event tells of the change.
 #[test]
 fn a_peer_that_binds_first_and_listens_later_is_found() {

@@ -68,6 +68,8 @@ pub(crate) fn python() -> bool {
 pub(crate) struct Place {
     folder: TempDir,
     pub(crate) revision: Revision,
+    /// Whether the second half of the memory lies behind a hole.
+    hole: bool,
 }
 
 impl Place {
@@ -75,7 +77,21 @@ impl Place {
         let folder = TempDir::new().expect("a folder");
         let ram = File::create(folder.path().join("ram")).expect("a file");
         ram.set_len(RAM).expect("room for it");
-        Self { folder, revision }
+        Self {
+            folder,
+            revision,
+            hole: true,
+        }
+    }
+
+    /// The same, with memory in one piece, of which nobody has made the file yet.
+    pub(crate) fn without_memory(revision: Revision) -> Self {
+        let place = Self {
+            hole: false,
+            ..Self::new(revision)
+        };
+        std::fs::remove_file(place.file("ram")).expect("a file");
+        place
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -98,9 +114,13 @@ impl Place {
             Listens::Ours => "on",
             Listens::Theirs => "off",
         };
+        let hole = if self.hole {
+            format!(",mem-low-size={LOW},mem-hole={HOLE}")
+        } else {
+            String::new()
+        };
         format!(
-            "linux-user,dir={folder},server={server},ram={folder}/ram,mem-offset=0x40000000,\
-             mem-low-size={LOW},mem-hole={HOLE},revision={revision}"
+            "linux-user,dir={folder},server={server},ram={folder}/ram,mem-offset=0x40000000{hole},revision={revision}"
         )
     }
 
@@ -150,8 +170,10 @@ impl Place {
             .arg(script)
             .arg("--dir")
             .arg(self.path())
-            .args(["--revision", self.revision.name()])
-            .args(["--low", LOW, "--hole", HOLE]);
+            .args(["--revision", self.revision.name()]);
+        if self.hole {
+            command.args(["--low", LOW, "--hole", HOLE]);
+        }
         if listens == Listens::Theirs {
             command.arg("--listen");
         }
