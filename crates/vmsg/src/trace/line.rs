@@ -45,7 +45,9 @@ pub(super) fn microseconds(nanoseconds: i128) -> String {
 pub(super) fn date(time: u64) -> String {
     let (seconds, ns) = (time / 1_000_000_000, time % 1_000_000_000);
     let (mut day, second) = (seconds / 86_400, seconds % 86_400);
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     // 64 bits of nanoseconds end in the year 2554.
     let mut year = 1970;
     loop {
