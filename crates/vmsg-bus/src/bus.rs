@@ -12,11 +12,11 @@ use std::time::Duration;
 use virtio_msg::{Channel, ChannelError};
 
 /// What to wait on while asleep. Poll both edge-triggered and read neither:
-/// the other side holds the eventfd as well, and what lies in the socket
+/// the other side may hold the eventfd as well, and what lies in a socket
 /// belongs to the bus.
 #[derive(Clone, Copy, Debug)]
 pub struct WakeFds<'a> {
-    /// An eventfd, for `EPOLLIN | EPOLLET`: messages, or room. `None` on a
+    /// An eventfd, or what else tells, for `EPOLLIN | EPOLLET`: messages, or room. `None` on a
     /// loopback without doorbells.
     pub doorbell: Option<BorrowedFd<'a>>,
     /// A socket, for `EPOLLRDHUP | EPOLLET`: the other side is gone. `None`

@@ -95,8 +95,8 @@ fn responses_carry_status_and_name() {
         Err(ControlError::BadLength { id: 0x80, len })
     );
     assert_eq!(
-        Response::decode(0x86, &out[..len]),
-        Err(ControlError::UnknownId(0x86))
+        Response::decode(0x87, &out[..len]),
+        Err(ControlError::UnknownId(0x87))
     );
     assert_eq!(
         claim.response(Status::HELD, "é").encode(&mut out[..9]),

@@ -28,6 +28,8 @@ fn what_is_printed_can_be_read_again() {
         "unix,path=b0.sock",
         "unix,path=a,,b.sock,message-size=48,slots=2,max-connections=7,mode=0600",
         "unix,path=b0.sock,mode=0600,trace=a,,b.pcapng",
+        "linux-user",
+        "linux-user,name=a,dir=/tmp/a,,b,socket=s,server=off,ram=/dev/shm/ram,mem-offset=0x0,mem-low-size=0x80000000,mem-hole=0x10000000,revision=r1,trace=t",
     ] {
         assert_eq!(spec.parse::<BusSpec>().unwrap().to_string(), spec);
     }
@@ -87,4 +89,35 @@ fn the_options_of_a_listener_come_from_the_spec() {
         (9, 3, 0o666)
     );
     assert_eq!(options.name, "host");
+}
+
+#[cfg(feature = "linux-user")]
+#[test]
+fn a_linux_user_bus_is_as_qemu_has_it_unless_said_otherwise() {
+    use crate::linux_user::Revision;
+    let read = |text: &str| match text.parse() {
+        Ok(BusSpec::LinuxUser(spec)) => spec,
+        other => panic!("{other:?}"),
+    };
+    let plain = read("linux-user");
+    assert_eq!(plain.name.as_str(), "linux-user");
+    assert_eq!(plain.socket_path(), PathBuf::from("./linux-user.socket"));
+    assert_eq!((plain.mem_offset, plain.mem_hole), (0x4000_0000, 0));
+    assert_eq!((plain.server, plain.revision), (None, Revision::One));
+    assert!(plain.static_ram().is_none());
+    let spec = read("linux-user,ram=r,mem-low-size=2G,mem-hole=1G,mem-offset=0,revision=1");
+    assert_eq!((spec.mem_low_size, spec.mem_hole), (2 << 30, 1 << 30));
+    assert_eq!(spec.static_ram().unwrap().path(), Path::new("r"));
+    for wrong in [
+        "name=a/b",
+        "name=",
+        "revision=2",
+        "server=maybe",
+        "mem-offset=x",
+    ] {
+        assert!(
+            refused(&format!("linux-user,{wrong}")).contains(wrong),
+            "{wrong}"
+        );
+    }
 }

@@ -255,7 +255,7 @@ fn a_driver_says_nothing_before_qemu_has_taken_its_connection() {
         .clone()
         .timeout(Duration::from_millis(100))
         .connect();
-    assert!(matches!(refused, Err(ConnectError::TimedOut { .. })));
+    assert!(matches!(refused, Err(ConnectError::NotTaken { .. })));
     assert_eq!(word(&queues.rx, 0), 0);
     drop(socket.accept().unwrap());
     // What a driver before has left is taken first.

@@ -17,12 +17,23 @@ A network device in one process, shown to QEMU by another:
 
 /// What `vmsg serve --help` ends with.
 const DEVICES: &str = "\
-A bus:
+A bus, unix:
   path=SOCKET                  where drivers connect
   mode=OCTAL                   permissions of the socket; 0600 by default
   message-size=BYTES, slots=N  the largest message, and the slots for messages in each queue
   max-connections=N            how many drivers there may be at a time
   trace=FILE                   record all messages, for `vmsg trace` and Wireshark
+
+A bus, linux-user (as QEMU's virtio-msg-bus-linux-user; one driver at a time):
+  name=NAME, dir=DIR           the queues are DIR/queue-NAME-driver and -device; linux-user and . by default
+  socket=SOCKET                the doorbell, in DIR; linux-user.socket by default
+  server=on|off                listen on the socket, or connect to it; serve listens by default
+  ram=FILE                     the guest's memory, as in QEMU's memory-backend-file with share=on
+  mem-offset=ADDR              where it begins for the guest; 0x40000000 by default
+  mem-low-size=SIZE, mem-hole=SIZE
+                               how much of it lies below a hole, and how large that is; no hole by default
+  revision=1|r1                the messages; r1 are those of February 2025
+  trace=FILE                   record all messages
 
 All devices:
   id=NAME        net0, net1, … or rng0, rng1, … by default
@@ -143,7 +154,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = DEVICES)]
 pub struct ServeArgs {
-    /// A bus: unix,path=SOCKET; devices call it by the name of the socket without its ending; may be repeated
+    /// A bus: unix,path=SOCKET or linux-user,ram=FILE; devices call it by the name of the socket without its ending, or by its
+    /// name=; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
     /// A device: net or rng, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
@@ -217,7 +229,7 @@ pub struct CtlAnnounceArgs {
 #[derive(Debug, Args)]
 #[command(after_help = FRONTS)]
 pub struct ProxyArgs {
-    /// A bus where devices are: unix,path=SOCKET; may be repeated
+    /// A bus where devices are: unix,path=SOCKET or linux-user,ram=FILE; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
     /// A front: vhost-user,socket=PATH,dev=NUMBER|ID; may be repeated
@@ -240,7 +252,7 @@ pub struct ProxyArgs {
 /// `vmsg ls`.
 #[derive(Debug, Args)]
 pub struct LsArgs {
-    /// The bus: unix,path=SOCKET
+    /// The bus: unix,path=SOCKET or linux-user
     #[arg(long, value_name = "SPEC")]
     pub bus: String,
     /// Print JSON
@@ -254,7 +266,7 @@ pub struct LsArgs {
 /// `vmsg ping`.
 #[derive(Debug, Args)]
 pub struct PingArgs {
-    /// The bus: unix,path=SOCKET
+    /// The bus: unix,path=SOCKET or linux-user
     #[arg(long, value_name = "SPEC")]
     pub bus: String,
     /// Stop after so many; without, go on until interrupted

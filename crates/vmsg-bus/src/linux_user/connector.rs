@@ -127,7 +127,7 @@ impl Connector {
                 return Ok(bus);
             }
             if !wait(connecting.as_fd())? {
-                return Err(ConnectError::TimedOut {
+                return Err(ConnectError::NotTaken {
                     path: self.site.socket.clone(),
                     after: self.timeout,
                 });

@@ -72,6 +72,14 @@ pub enum ConnectError {
         /// How long it had.
         after: Duration,
     },
+    /// The connection was made, and nobody has taken it.
+    #[error("nobody has taken the connection to `{}` within {} s; does the device host serve another driver, or hang?", path.display(), after.as_secs_f32())]
+    NotTaken {
+        /// The path.
+        path: PathBuf,
+        /// How long there was.
+        after: Duration,
+    },
     /// The host does not want this driver.
     #[error("the device host on `{}` refused the connection: {reason} ({text})", path.display())]
     Refused {
@@ -113,7 +121,7 @@ impl ConnectError {
             }
             // A host that is killed in mid-handshake.
             Self::Handshake { why, .. } => *why == GONE,
-            Self::NotYet { .. } => true,
+            Self::NotYet { .. } | Self::NotTaken { .. } => true,
             _ => false,
         }
     }
