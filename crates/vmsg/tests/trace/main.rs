@@ -3,6 +3,7 @@
 
 mod command;
 mod golden;
+mod older;
 mod samples;
 mod tshark;
 mod wireshark;

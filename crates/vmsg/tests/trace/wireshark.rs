@@ -6,6 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use vmsg_bus::trace::Layout;
 
+use crate::older;
 use crate::samples::{self, Sample};
 use crate::tshark::{self, Packet, packets};
 use crate::{direction, interface};
@@ -96,7 +97,7 @@ fn every_message_of_r1_has_its_fields() {
         return;
     }
     let folder = TempDir::new().expect("a folder");
-    let samples = samples::r1();
+    let samples = older::r1();
     let packets = record(&folder.path().join("t"), Layout::R1, &samples);
     compare(2, &samples, &packets);
     assert_eq!(packets[3].all("virtio_msg.features.bit"), ["5", "32"]);
@@ -108,7 +109,7 @@ fn messages_of_the_short_layout_have_their_fields() {
         return;
     }
     let folder = TempDir::new().expect("a folder");
-    let samples = samples::short();
+    let samples = older::short();
     for sample in &samples {
         let frame = virtio_msg::short::decode(&sample.bytes).expect("a message");
         assert_eq!(frame.message.name(), sample.name);
