@@ -35,7 +35,12 @@ fn the_record_outlives_the_proxy_with_the_front_end() {
     let asked = VhostUserInflight::new(0, 0, 1, 64);
     let (area, file) = vmm.front.get_inflight_fd(&asked).unwrap();
     assert_eq!(
-        (area.mmap_size, area.mmap_offset, area.num_queues, area.queue_size),
+        (
+            area.mmap_size,
+            area.mmap_offset,
+            area.num_queues,
+            area.queue_size
+        ),
         ((16 + 16 * 64_u64).next_multiple_of(64), 0, 1, 64)
     );
     // It can be mapped, and is empty.

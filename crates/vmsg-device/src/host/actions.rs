@@ -57,7 +57,7 @@ impl Core {
                             resume,
                             record,
                         };
-                        self.order_for(num, machine, Command::StartQueue(start));
+                        self.order_for(num, Waiter::Queue(num), Command::StartQueue(start));
                     }
                     None => entry.complete(ActionResult::Refused),
                 }

@@ -30,6 +30,11 @@ impl Core {
         connection.bare.then_some(conn)
     }
 
+    /// Whether device `num` is held over such a bus.
+    pub(super) fn is_bare(&self, num: u16) -> bool {
+        self.bare_holder(num).is_some()
+    }
+
     /// Where a queue of device `num` begins of which the driver has not said it.
     pub(super) fn resume_unasked(&self, num: u16) -> Option<Resume> {
         self.bare_holder(num).map(|_| Resume::AsFound)

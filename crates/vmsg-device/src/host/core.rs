@@ -65,6 +65,8 @@ pub struct Counters {
 pub(super) enum Waiter {
     /// The state machine of a device.
     Machine(u16),
+    /// The same, for a queue to be set up.
+    Queue(u16),
     /// Somebody beside the bus: the operator.
     Operator,
     /// A driver, whose answer goes out when the last of several commands is done.
@@ -339,10 +341,12 @@ impl Core {
         self.now = now;
         match reply {
             Reply::Done { ticket, result } => match self.waiters.remove(&ticket) {
-                Some(Waiter::Machine(num)) => {
+                Some(waiter @ (Waiter::Machine(num) | Waiter::Queue(num))) => {
+                    let mute = matches!(waiter, Waiter::Queue(_)) && self.is_bare(num);
                     let Some(entry) = self.entries.get_mut(&num) else {
                         return;
                     };
+                    let mute = mute && result.is_err();
                     let result = match result {
                         Ok(()) => ActionResult::Done,
                         Err(why) => {
@@ -353,6 +357,10 @@ impl Core {
                         }
                     };
                     entry.complete(result);
+                    if mute {
+                        // Some of these buses have no other way to say that the queue is not there.
+                        entry.machine.set_needs_reset();
+                    }
                     self.pump(now, num);
                 }
                 Some(Waiter::Operator) => self.operated.push_back((ticket, result)),

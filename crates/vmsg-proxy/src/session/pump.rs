@@ -148,8 +148,9 @@ impl Session {
                 decode(&out.bytes, self.caps.max_message_size).expect("what was just encoded");
             let kind = (frame.message.id(), frame.message.is_bus());
             let mut deadline = now + self.options.request_timeout;
-            if matches!(step, Step::Inflight { .. }) {
-                // There are hosts that will never answer; and what comes after it has to be done in time as well.
+            if matches!(step, Step::Inflight { .. }) && matches!(self.job, Some(Job::Op { .. })) {
+                // There are hosts that will never answer, and what comes after it has to be done in time as well. Not in a replay: there it is
+                // better to wait than to do without.
                 deadline = now + self.options.request_timeout / 4;
             }
             if let Some(Job::Op { deadline: end, .. }) = self.job {

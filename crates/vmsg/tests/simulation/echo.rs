@@ -2,7 +2,9 @@
 //! A device whose answers can be checked: what it reads comes back inverted.
 
 use virtio_msg::FeatureSet;
-use vmsg_device::device::{Device, DeviceError, Identity, Io, Progress, transport_features};
+use vmsg_device::device::{
+    Device, DeviceError, Identity, Io, Progress, VENDOR_ID, transport_features,
+};
 
 /// Like an entropy device, so that nothing has to be said about features.
 pub(crate) const DEVICE_ID: u32 = 4;
@@ -18,7 +20,7 @@ impl Device for Echo {
     fn identity(&self) -> Identity {
         Identity {
             device_id: DEVICE_ID,
-            vendor_id: 1,
+            vendor_id: VENDOR_ID,
         }
     }
 

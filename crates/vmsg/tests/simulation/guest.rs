@@ -2,18 +2,18 @@
 //! A guest: memory, queues, and the steps in which a front sets its device up.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex};
 use vmsg_device::device::transport_features;
 use vmsg_mem::{BusAddr, Doorbell, Mapping, RamSlice};
-use vmsg_proxy::session::{FileId, Op, QueueSetup, ResumeAt, Window};
+use vmsg_proxy::session::{CommonMemory, FileId, InflightMemory, Op, QueueSetup, ResumeAt, Window};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures, Token};
 
 use crate::echo::{QUEUE_SIZE, QUEUES};
 
-const BASE: u64 = 0x4000_0000;
+pub(crate) const BASE: u64 = 0x4000_0000;
 const QUEUE_BYTES: usize = 4096;
 /// Where the buffers begin: 32 bytes for each request, 16 to be read and 16 to be written.
 const BUFFERS: usize = QUEUES * QUEUE_BYTES;
@@ -40,6 +40,23 @@ impl Memory {
         self.mapping.ram()
     }
 
+    /// The file under a name.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    /// What a bus has in common whose memory this is.
+    pub(crate) fn common(&self) -> CommonMemory {
+        let window = self.window();
+        CommonMemory {
+            base: window.base,
+            len: window.len,
+            file_offset: 0,
+            file: window.file,
+            path: self.path().into(),
+        }
+    }
+
     fn window(&self) -> Window {
         Window {
             base: BASE,
@@ -60,6 +77,8 @@ struct Queue<'m> {
     outstanding: HashMap<Token, u64>,
     free: Vec<usize>,
     slots: HashMap<Token, usize>,
+    /// The request that came back last.
+    last: u64,
 }
 
 /// What the guest's kernel and the front in front of it do together.
@@ -73,6 +92,20 @@ pub(crate) struct Guest<'m> {
     pub(crate) steps: Vec<Op>,
     /// Kicks and interrupts go through eventfds.
     pub(crate) eventfds: Option<Eventfds>,
+    habits: Habits,
+    /// Where what is in flight is kept, if it is kept here.
+    inflight: Option<InflightMemory>,
+}
+
+/// How a guest and its front end do things.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Habits {
+    /// Kicks and interrupts go through eventfds.
+    pub(crate) eventfds: bool,
+    /// The front end keeps what is in flight.
+    pub(crate) keeps_inflight: bool,
+    /// Requests have to come back in the order in which they were asked.
+    pub(crate) in_order: bool,
 }
 
 /// The eventfds of each queue.
@@ -82,13 +115,13 @@ pub(crate) struct Eventfds {
 }
 
 impl<'m> Guest<'m> {
-    pub(crate) fn new(memory: &'m Memory, eventfds: bool) -> Self {
+    pub(crate) fn new(memory: &'m Memory, habits: Habits) -> Self {
         let doorbells = || {
             (0..QUEUES)
                 .map(|_| Doorbell::new().expect("eventfd"))
                 .collect()
         };
-        let eventfds = eventfds.then(|| Eventfds {
+        let eventfds = habits.eventfds.then(|| Eventfds {
             kicks: doorbells(),
             calls: doorbells(),
         });
@@ -99,6 +132,8 @@ impl<'m> Guest<'m> {
             completed: 0,
             steps: Vec::new(),
             eventfds,
+            habits,
+            inflight: None,
         };
         guest.boot();
         guest
@@ -127,17 +162,40 @@ impl<'m> Guest<'m> {
                     outstanding: HashMap::new(),
                     free: (0..usize::from(QUEUE_SIZE) / 2).collect(),
                     slots: HashMap::new(),
+                    last: 0,
                 }
             })
             .collect();
+        self.inflight = self.habits.keeps_inflight.then(|| {
+            let queues = u16::try_from(QUEUES).expect("few queues");
+            InflightMemory::new(queues, QUEUE_SIZE).expect("memory")
+        });
+        self.set_up_again();
+    }
+
+    /// All steps are to be done, with the queues as they are: the front end has lost its back end.
+    pub(crate) fn set_up_again(&mut self) {
         self.steps = self.script();
         self.steps.reverse();
+    }
+
+    /// Where the front end of a vhost-user socket says that a queue goes on.
+    fn resume(&self, queue: usize) -> ResumeAt {
+        let config = self.queues[queue].ring.config();
+        let at = usize::try_from(config.device.0 - BASE).expect("small") + 2;
+        let mut used = [0; 2];
+        self.memory.ram().read(at, &mut used);
+        match u16::from_le_bytes(used) {
+            0 => ResumeAt::Start,
+            _ => ResumeAt::UsedIndex,
+        }
     }
 
     fn script(&self) -> Vec<Op> {
         let features: FeatureSet = transport_features();
         let status = |bits: DeviceStatus| Op::SetStatus(bits);
         let mut steps = vec![
+            Op::Describe,
             Op::Claim,
             Op::SetWindows(vec![self.memory.window()]),
             status(DeviceStatus::RESET),
@@ -145,6 +203,9 @@ impl<'m> Guest<'m> {
             Op::SetFeatures(features),
             status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK),
         ];
+        if self.inflight.is_some() {
+            steps.push(Op::KeepInflight(self.inflight.clone()));
+        }
         for (index, queue) in self.queues.iter().enumerate() {
             let number = QueueIndex(u32::try_from(index).expect("few queues"));
             if let Some(Eventfds { kicks, calls }) = &self.eventfds {
@@ -165,7 +226,7 @@ impl<'m> Guest<'m> {
                     descriptor: config.desc.0,
                     driver: config.driver.0,
                     device: config.device.0,
-                    resume: ResumeAt::Start,
+                    resume: self.resume(index),
                 },
             ));
         }
@@ -247,6 +308,12 @@ impl<'m> Guest<'m> {
                     (!sequence).to_le_bytes(),
                     "the answer to another request"
                 );
+                assert!(
+                    !self.habits.in_order || sequence > queue.last,
+                    "request {sequence} comes back after {}",
+                    queue.last
+                );
+                queue.last = sequence;
                 queue.free.push(slot);
                 self.completed += 1;
             }

@@ -8,17 +8,27 @@
 //! `VMSG_SIM_CASES` sets the number of cases of each kind, `VMSG_SIM_SEED`
 //! repeats a single one.
 
+mod disk;
 mod echo;
 mod guest;
+mod line;
 mod random;
 mod world;
 
 use std::time::Instant;
 
 use guest::Memory;
-use world::{Faults, Outcome, World};
+use line::Bus;
+use world::{Faults, Kind, Outcome, Setting, World};
 
 const STEPS: usize = 1000;
+
+const WITH_EVENTFDS: Setting = Setting {
+    bus: Bus::Unix,
+    kind: Kind::Echo,
+    eventfds: true,
+    keeps_inflight: false,
+};
 
 fn cases() -> (u64, u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
@@ -28,13 +38,14 @@ fn cases() -> (u64, u64) {
     }
 }
 
-fn run(name: &str, faults: Faults) -> Outcome {
+fn run(name: &str, faults: Faults, setting: Setting) -> Outcome {
     let (first, count) = cases();
     let memory = Memory::new();
     let begin = Instant::now();
     let mut sum = Outcome::default();
     for seed in first..first + count {
-        let result = std::panic::catch_unwind(|| World::new(seed, faults, &memory).run(STEPS));
+        let result =
+            std::panic::catch_unwind(|| World::new(seed, faults, setting, &memory).run(STEPS));
         let Ok(outcome) = result else {
             panic!("{name}: seed {seed} fails; repeat it with VMSG_SIM_SEED={seed}");
         };
@@ -43,6 +54,7 @@ fn run(name: &str, faults: Faults) -> Outcome {
         sum.replays += outcome.replays;
         sum.dropped += outcome.dropped;
         sum.reboots += outcome.reboots;
+        sum.refused += outcome.refused;
     }
     let rate = count as f64 / begin.elapsed().as_secs_f64();
     println!("{name}: {count} cases, {rate:.0} a second, {sum:?}");
@@ -52,7 +64,7 @@ fn run(name: &str, faults: Faults) -> Outcome {
 
 #[test]
 fn without_faults_every_request_is_answered() {
-    let outcome = run("no faults", Faults::default());
+    let outcome = run("no faults", Faults::default(), Setting::default());
     assert_eq!((outcome.kills, outcome.dropped), (0, 0));
 }
 
@@ -64,6 +76,7 @@ fn a_killed_host_is_replaced_under_the_guest() {
             kills: true,
             ..Faults::default()
         },
+        Setting::default(),
     );
     assert!(outcome.kills > 0 && outcome.replays > 0);
 }
@@ -74,9 +87,9 @@ fn a_killed_host_is_replaced_under_a_guest_with_eventfds() {
         "kills, eventfds",
         Faults {
             kills: true,
-            eventfds: true,
             ..Faults::default()
         },
+        WITH_EVENTFDS,
     );
     assert!(outcome.kills > 0 && outcome.replays > 0);
 }
@@ -89,6 +102,7 @@ fn a_guest_can_start_over_at_any_step() {
             reboots: true,
             ..Faults::default()
         },
+        Setting::default(),
     );
     assert!(outcome.reboots > 0);
 }
@@ -98,10 +112,9 @@ fn lost_and_doubled_messages_do_no_harm() {
     let faults = Faults {
         drops: true,
         duplicates: true,
-        eventfds: true,
         ..Faults::default()
     };
-    let outcome = run("drops and duplicates", faults);
+    let outcome = run("drops and duplicates", faults, WITH_EVENTFDS);
     assert!(outcome.dropped > 0);
 }
 
@@ -112,9 +125,8 @@ fn everything_at_once() {
         duplicates: true,
         kills: true,
         reboots: true,
-        eventfds: true,
     };
-    run("everything", faults);
+    run("everything", faults, WITH_EVENTFDS);
 }
 
 #[test]
@@ -126,7 +138,62 @@ fn the_same_seed_is_the_same_case() {
         ..Faults::default()
     };
     let memory = Memory::new();
-    let one = World::new(7, faults, &memory).run(STEPS);
-    let two = World::new(7, faults, &memory).run(STEPS);
+    let one = World::new(7, faults, Setting::default(), &memory).run(STEPS);
+    let two = World::new(7, faults, Setting::default(), &memory).run(STEPS);
     assert_eq!(one, two);
+}
+
+const DISK: Setting = Setting {
+    kind: Kind::Disk,
+    ..WITH_EVENTFDS
+};
+
+const KILLS: Faults = Faults {
+    drops: false,
+    duplicates: false,
+    kills: true,
+    reboots: false,
+};
+
+#[test]
+fn requests_that_overtake_each_other_survive_a_killed_host() {
+    for eventfds in [false, true] {
+        let setting = Setting { eventfds, ..DISK };
+        let outcome = run("kills, out of order", KILLS, setting);
+        assert!(outcome.kills > 0 && outcome.replays > 0);
+        assert_eq!(outcome.refused, 0, "there is a record");
+    }
+    let setting = Setting {
+        keeps_inflight: true,
+        ..DISK
+    };
+    let outcome = run("kills, out of order, record of the front", KILLS, setting);
+    assert_eq!(outcome.refused, 0, "there is a record");
+}
+
+#[test]
+fn requests_that_overtake_each_other_survive_everything_at_once() {
+    let faults = Faults {
+        drops: true,
+        duplicates: true,
+        kills: true,
+        reboots: true,
+    };
+    run("everything, out of order", faults, DISK);
+}
+
+#[test]
+fn buses_without_descriptors_go_on_in_order_and_say_so_where_they_cannot() {
+    for bus in [Bus::Bare, Bus::BareR1] {
+        let setting = |kind| Setting {
+            bus,
+            kind,
+            eventfds: false,
+            keeps_inflight: false,
+        };
+        let outcome = run("bare, kills", KILLS, setting(Kind::Echo));
+        assert_eq!(outcome.refused, 0, "the queue says where it stands");
+        let outcome = run("bare, kills, out of order", KILLS, setting(Kind::Disk));
+        assert!(outcome.refused > 0, "nobody knows what is done");
+    }
 }

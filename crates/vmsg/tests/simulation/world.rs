@@ -3,20 +3,24 @@
 //! scheduler and a virtual clock.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use virtio_msg::{DevNum, Instant, QueueIndex};
-use vmsg_bus::Capabilities;
+use vmsg_bus::StaticRam;
+use vmsg_device::device::Device;
 use vmsg_device::host::{ConnId, Core as Host, Peer};
 use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
 use vmsg_proxy::session::{Event, Op, OpId, Options, Session, Target};
 
+use crate::disk::{Disk, Platter};
 use crate::echo::{Echo, QUEUES};
-use crate::guest::{Guest, Memory};
+use crate::guest::{BASE, Guest, Habits, Memory};
+use crate::line::{Bus, Line};
 use crate::random::Random;
 
-const MESSAGE: usize = 320;
+/// Bytes of the longest message.
+pub(crate) const MESSAGE: usize = 320;
 const SLOT: Slot = Slot(0);
 
 /// What may go wrong in a case.
@@ -30,8 +34,27 @@ pub(crate) struct Faults {
     pub(crate) kills: bool,
     /// The guest is reset and starts over.
     pub(crate) reboots: bool,
+}
+
+/// What a case takes place with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Setting {
+    pub(crate) bus: Bus,
+    pub(crate) kind: Kind,
     /// Kicks and interrupts through eventfds instead of messages.
     pub(crate) eventfds: bool,
+    /// The front end keeps what is in flight.
+    pub(crate) keeps_inflight: bool,
+}
+
+/// Which device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Uses its queues in order.
+    #[default]
+    Echo,
+    /// Does not.
+    Disk,
 }
 
 /// What a case came to.
@@ -42,6 +65,8 @@ pub(crate) struct Outcome {
     pub(crate) replays: u64,
     pub(crate) dropped: u64,
     pub(crate) reboots: u64,
+    /// Times the device said that it needs a reset.
+    pub(crate) refused: u64,
 }
 
 /// Which queue belongs to which kick descriptor.
@@ -68,12 +93,9 @@ struct HostProcess {
 }
 
 impl HostProcess {
-    fn start() -> Self {
-        let mut host = Host::new(MESSAGE, 0);
-        let echo = Box::new(Echo {
-            config: *b"vmsg-sim",
-        });
-        host.add_device("echo", Some(3), 0, SLOT, echo)
+    fn start(bus: Bus, device: Box<dyn Device>) -> Self {
+        let mut host = Host::new(bus.max_message(), 0);
+        host.add_device("device", Some(number(bus).0), 0, SLOT, device)
             .expect("an empty bus");
         Self {
             host,
@@ -85,19 +107,25 @@ impl HostProcess {
     }
 }
 
-type Message = (Vec<u8>, Vec<OwnedFd>);
+/// The older messages know device 0 only.
+fn number(bus: Bus) -> DevNum {
+    DevNum(if bus == Bus::BareR1 { 0 } else { 3 })
+}
 
 pub(crate) struct World<'m> {
     random: Random,
     faults: Faults,
+    setting: Setting,
+    memory: &'m Memory,
+    platter: Platter,
+    target: Target,
     now: Instant,
     clock: std::time::Instant,
     session: Session,
     guest: Guest<'m>,
     process: Option<HostProcess>,
     linked: bool,
-    to_host: VecDeque<Message>,
-    to_driver: VecDeque<Vec<u8>>,
+    line: Line,
     waiting_for: Option<OpId>,
     /// What is waited for is the end of the last driver, no step of the set-up.
     releasing: bool,
@@ -105,32 +133,49 @@ pub(crate) struct World<'m> {
     resting: bool,
     epoch: u64,
     outcome: Outcome,
+    /// Why something was refused.
+    pub(crate) reasons: Vec<String>,
+    /// Messages delivered to the host, and to the driver.
+    pub(crate) delivered: [usize; 2],
+    /// Something has happened.
+    moved: bool,
 }
 
 impl<'m> World<'m> {
-    pub(crate) fn new(seed: u64, faults: Faults, memory: &'m Memory) -> Self {
+    pub(crate) fn new(seed: u64, faults: Faults, setting: Setting, memory: &'m Memory) -> Self {
         let mut random = Random::new(seed);
-        let target = if random.chance(1, 2) {
-            Target::Number(DevNum(3))
+        let target = if setting.bus == Bus::BareR1 || random.chance(1, 2) {
+            Target::Number(number(setting.bus))
         } else {
-            Target::Name("echo".to_owned())
+            Target::Name("device".to_owned())
+        };
+        let habits = Habits {
+            eventfds: setting.eventfds,
+            keeps_inflight: setting.keeps_inflight,
+            in_order: setting.kind == Kind::Echo,
         };
         Self {
             random,
             faults,
+            setting,
+            memory,
+            platter: Platter::default(),
             now: Instant(0),
             clock: std::time::Instant::now(),
-            session: Session::new(target, Options::default()),
-            guest: Guest::new(memory, faults.eventfds),
+            session: Session::new(target.clone(), Options::default()),
+            target,
+            guest: Guest::new(memory, habits),
             process: None,
             linked: false,
-            to_host: VecDeque::new(),
-            to_driver: VecDeque::new(),
+            line: Line::new(setting.bus),
             waiting_for: None,
             releasing: false,
             resting: false,
             epoch: 0,
             outcome: Outcome::default(),
+            reasons: Vec::new(),
+            delivered: [0; 2],
+            moved: false,
         }
     }
 
@@ -140,10 +185,7 @@ impl<'m> World<'m> {
         for _ in 0..steps {
             self.step();
         }
-        self.faults = Faults {
-            eventfds: self.faults.eventfds,
-            ..Faults::default()
-        };
+        self.faults = Faults::default();
         self.resting = true;
         // Far more than any recovery takes: whoever needs more hangs.
         for _ in 0..200_000 {
@@ -197,8 +239,7 @@ impl<'m> World<'m> {
         if std::mem::take(&mut self.linked) {
             self.session.handle_link_down(self.now);
         }
-        self.to_host.clear();
-        self.to_driver.clear();
+        self.line.clear();
         let now = self.now;
         if let Some(HostProcess { host, conn, .. }) = &mut self.process
             && let Some(conn) = conn.take()
@@ -221,8 +262,12 @@ impl<'m> World<'m> {
     /// The next step of the device's set-up, when the one before is done.
     fn front(&mut self) {
         if self.waiting_for.is_none()
-            && let Some(op) = self.guest.steps.last().cloned()
+            && let Some(mut op) = self.guest.steps.last().cloned()
         {
+            // Not every bus offers all that the device does.
+            if let (Op::SetFeatures(features), Some(facts)) = (&mut op, self.session.device()) {
+                *features = features.intersection(&facts.offered);
+            }
             self.waiting_for = Some(self.session.submit(self.now, op));
         }
     }
@@ -252,9 +297,11 @@ impl<'m> World<'m> {
     }
 
     fn deliver_to_host(&mut self) {
-        let Some((bytes, fds)) = self.to_host.pop_front() else {
+        let Some((bytes, fds)) = self.line.for_host() else {
             return;
         };
+        self.moved = true;
+        self.delivered[0] += 1;
         if self.faults.drops && self.random.chance(1, 60) {
             self.outcome.dropped += 1;
             return;
@@ -275,9 +322,11 @@ impl<'m> World<'m> {
     }
 
     fn deliver_to_driver(&mut self) {
-        let Some(bytes) = self.to_driver.pop_front() else {
+        let Some(bytes) = self.line.for_driver() else {
             return;
         };
+        self.moved = true;
+        self.delivered[1] += 1;
         if self.faults.drops && self.random.chance(1, 60) {
             self.outcome.dropped += 1;
             return;
@@ -329,18 +378,43 @@ impl<'m> World<'m> {
             self.session.handle_timeout(self.now);
         }
         if self.process.is_none() && self.random.chance(1, 4) {
-            self.process = Some(HostProcess::start());
-            self.epoch += 1;
+            self.start_host();
         }
-        if !self.linked
-            && let Some(process) = &mut self.process
-            && self.random.chance(1, 4)
-        {
-            process.conn = Some(process.host.connect(Peer::default(), MESSAGE));
-            self.linked = true;
+        if !self.linked && self.process.is_some() && self.random.chance(1, 4) {
+            self.link();
+        }
+    }
+
+    fn start_host(&mut self) {
+        let device: Box<dyn Device> = match self.setting.kind {
+            Kind::Echo => Box::new(Echo {
+                config: *b"vmsg-sim",
+            }),
+            Kind::Disk => {
+                let random = Random::new(self.random.next());
+                Box::new(Disk::new(self.platter.clone(), random))
+            }
+        };
+        self.process = Some(HostProcess::start(self.setting.bus, device));
+        self.epoch += 1;
+    }
+
+    fn link(&mut self) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let bus = self.setting.bus;
+        let conn = process.host.connect(Peer::default(), bus.max_message());
+        if !bus.lends() {
+            let ram = StaticRam::new(self.memory.path(), BASE, 0, 0);
+            process.host.set_bare(conn, Some(ram));
             self.session
-                .handle_link_up(self.now, Capabilities::all(MESSAGE), self.epoch);
+                .set_common_memory(Ok(vec![self.memory.common()]));
         }
+        process.conn = Some(conn);
+        self.linked = true;
+        self.session
+            .handle_link_up(self.now, bus.capabilities(), self.epoch);
     }
 
     /// Moves what the machines have to say to where chance will find it.
@@ -352,7 +426,7 @@ impl<'m> World<'m> {
                     .iter()
                     .map(|fd| fd.try_clone().expect("dup"))
                     .collect();
-                self.to_host.push_back((outgoing.bytes, fds));
+                self.line.driver_sends(outgoing.bytes, fds);
             }
         }
         if let Some(HostProcess {
@@ -362,26 +436,37 @@ impl<'m> World<'m> {
         }) = &mut self.process
         {
             while let Some(message) = host.poll_transmit(*conn) {
-                self.to_driver.push_back(message.to_vec());
+                self.line.host_sends(message.to_vec());
                 host.sent(*conn);
             }
         }
         while let Some(event) = self.session.poll_event() {
+            self.moved = true;
             match event {
                 Event::Done { id, result } if self.waiting_for == Some(id) => {
                     self.waiting_for = None;
                     if std::mem::take(&mut self.releasing) {
                         self.guest.boot();
-                    } else if result.is_ok() {
-                        self.guest.steps.pop();
-                    } else {
-                        // As a guest's driver does that is bound anew.
-                        self.start_over();
+                        continue;
+                    }
+                    match result {
+                        Ok(_) => drop(self.guest.steps.pop()),
+                        Err(error) => {
+                            self.reasons.push(error.to_string());
+                            // As a guest's driver does that is bound anew.
+                            self.start_over();
+                        }
                     }
                 }
                 Event::QueueUsed(queue) if !self.releasing => self.guest.collect(queue.to_usize()),
                 Event::LinkFault(_) => self.unlink(),
-                Event::NeedsReset(_) if !self.releasing => self.start_over(),
+                Event::NeedsReset(reason) => {
+                    self.outcome.refused += 1;
+                    self.reasons.push(reason.to_string());
+                    if !self.releasing {
+                        self.start_over();
+                    }
+                }
                 _ => {}
             }
         }

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A device that finishes requests when and in the order it likes, as a disk does, and an account of what it has done that outlives it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use virtio_msg::FeatureSet;
+use vmsg_device::device::{
+    Device, DeviceError, Identity, Io, Progress, VENDOR_ID, transport_features,
+};
+use vmsg_queue::ChainHead;
+
+use crate::echo::{DEVICE_ID, QUEUE_SIZE, QUEUES};
+use crate::random::Random;
+
+/// What was done, by the number of the request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Platter(Arc<Mutex<HashMap<u64, Written>>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    times: u32,
+    /// The driver could see that it was done.
+    visible: bool,
+}
+
+impl Platter {
+    fn get(&self) -> MutexGuard<'_, HashMap<u64, Written>> {
+        self.0.lock().expect("nobody panics in between")
+    }
+
+    /// # Panics
+    /// If the driver was told already that it is done.
+    fn write(&self, sequence: u64) {
+        let mut all = self.get();
+        let entry = all.entry(sequence).or_default();
+        assert!(
+            !entry.visible,
+            "request {sequence} is done once more after the driver was told of it"
+        );
+        entry.times += 1;
+    }
+
+    fn show(&self, sequence: u64) {
+        self.get().entry(sequence).or_default().visible = true;
+    }
+
+    /// Requests written, and how often that was done in all.
+    pub(crate) fn count(&self) -> (usize, u32) {
+        let all = self.get();
+        (all.len(), all.values().map(|written| written.times).sum())
+    }
+}
+
+#[derive(Debug)]
+struct Pending {
+    head: ChainHead,
+    sequence: u64,
+    len: u32,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Pending>,
+    /// Done, and not shown to the driver yet.
+    done: Vec<u64>,
+}
+
+/// The device; its configuration space is as long as the other's.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    platter: Platter,
+    random: Random,
+    queues: [Queue; QUEUES],
+}
+
+impl Disk {
+    pub(crate) fn new(platter: Platter, random: Random) -> Self {
+        Self {
+            platter,
+            random,
+            queues: Default::default(),
+        }
+    }
+}
+
+impl Device for Disk {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: DEVICE_ID,
+            vendor_id: VENDOR_ID,
+        }
+    }
+
+    fn features(&self) -> FeatureSet {
+        transport_features()
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; QUEUES]
+    }
+
+    fn in_order(&self, _queue: usize) -> bool {
+        false
+    }
+
+    fn config(&self) -> Vec<u8> {
+        b"vmsg-sim".to_vec()
+    }
+
+    fn activate(&mut self, _features: &FeatureSet) {}
+
+    fn reset(&mut self) {
+        self.queues = Default::default();
+    }
+
+    fn queues_changed(&mut self, io: &mut Io<'_>, _resumed: bool) {
+        // What was taken from a queue that was stopped is not this queue's any more.
+        for (queue, own) in self.queues.iter_mut().enumerate() {
+            if io.queues.get(queue).is_none_or(Option::is_none) {
+                *own = Queue::default();
+            }
+        }
+    }
+
+    fn process(
+        &mut self,
+        queue: usize,
+        _budget: usize,
+        io: &mut Io<'_>,
+    ) -> Result<Progress, DeviceError> {
+        let failed = |source| DeviceError::Queue { queue, source };
+        let Some(Some(active)) = io.queues.get_mut(queue) else {
+            return Ok(Progress::Idle);
+        };
+        let own = &mut self.queues[queue];
+        let take = self.random.below(3);
+        let batch = active.pop(io.space, io.storage, take).map_err(failed)?;
+        let given_back = usize::from(batch.len() > 1 && self.random.chance(1, 8));
+        let kept = batch.len() - given_back;
+        let mut none_left = batch.is_empty() && take > 0;
+        for chain in batch.iter().take(kept) {
+            let mut bytes = vec![0; chain.readable().len()];
+            chain.readable().read(&mut bytes);
+            let sequence = bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            bytes.iter_mut().for_each(|byte| *byte = !*byte);
+            let len = chain.writable().write(&bytes);
+            own.waiting.push(Pending {
+                head: chain.head(),
+                sequence,
+                len: u32::try_from(len).expect("short buffers"),
+            });
+        }
+        if given_back > 0 {
+            active.rewind(given_back).map_err(failed)?;
+            none_left = false;
+        }
+        for _ in 0..self.random.below(3) {
+            if own.waiting.is_empty() {
+                break;
+            }
+            let at = self.random.below(own.waiting.len());
+            let Pending {
+                head,
+                sequence,
+                len,
+            } = own.waiting.swap_remove(at);
+            self.platter.write(sequence);
+            active.complete(io.space, head, len).map_err(failed)?;
+            own.done.push(sequence);
+        }
+        if !own.done.is_empty() && (self.random.chance(1, 2) || own.waiting.is_empty()) {
+            io.publish(queue)?;
+            for sequence in own.done.drain(..) {
+                self.platter.show(sequence);
+            }
+        }
+        let rests = none_left && own.waiting.is_empty() && own.done.is_empty();
+        Ok(if rests {
+            Progress::Idle
+        } else {
+            Progress::More
+        })
+    }
+}
