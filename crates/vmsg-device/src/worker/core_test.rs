@@ -34,7 +34,11 @@ struct Bench {
 impl Bench {
     fn new(device: Box<dyn Device>) -> Self {
         let (mapping, _fd) = Mapping::memfd("test", BYTES, true).expect("memfd");
-        let mapping = Arc::new(mapping);
+        Self::on(device, Arc::new(mapping))
+    }
+
+    /// With memory that was there before.
+    fn on(device: Box<dyn Device>, mapping: Arc<Mapping>) -> Self {
         let entry = TableEntry {
             base: BusAddr(BASE),
             mapping: Arc::clone(&mapping),
@@ -182,6 +186,56 @@ fn a_queue_resumes_at_its_used_index() {
     bench
         .tell(start(config, Some(Resume::FromUsedRing)))
         .expect("started");
+}
+
+#[test]
+fn a_queue_of_which_nobody_says_where_it_is_goes_on_where_its_rings_say() {
+    let mapping = {
+        let bench = Bench::new(Box::new(Rng::new()));
+        Arc::clone(&bench.mapping)
+    };
+    let mut driver = driver(&mapping);
+    let buffer = [(BusAddr(BASE + 0x8000), 16)];
+    for round in 0..3 {
+        // Another device host each time.
+        let mut bench = Bench::on(Box::new(Rng::new()), Arc::clone(&mapping));
+        bench
+            .tell(Command::SetMemory(Arc::clone(&bench.table)))
+            .expect("memory");
+        driver.add(&[], &buffer).expect("added");
+        driver.publish().expect("published");
+        bench
+            .tell(start(driver.config(), Some(Resume::AsFound)))
+            .expect("started");
+        bench
+            .tell(Command::DriverOk(FeatureSet::EMPTY))
+            .expect("running");
+        bench.run();
+        assert!(driver.pop_used().expect("sound").is_some(), "round {round}");
+        assert!(driver.pop_used().expect("sound").is_none(), "round {round}");
+    }
+    // What an old ring has left where a new one is: a used index that goes with nothing.
+    let config = driver.config();
+    let device = usize::try_from(config.device.0 - BASE).expect("inside");
+    mapping.ram().write(device + 2, &300u16.to_le_bytes());
+    mapping.ram().write(
+        usize::try_from(config.driver.0 - BASE).expect("inside") + 2,
+        &1u16.to_le_bytes(),
+    );
+    let mut bench = Bench::on(Box::new(Rng::new()), Arc::clone(&mapping));
+    bench
+        .tell(Command::SetMemory(Arc::clone(&bench.table)))
+        .expect("memory");
+    bench
+        .tell(start(config, Some(Resume::AsFound)))
+        .expect("started");
+    bench
+        .tell(Command::DriverOk(FeatureSet::EMPTY))
+        .expect("running");
+    assert_eq!(bench.run(), [Notice::Used { queue: 0 }]);
+    let mut used = [0; 2];
+    mapping.ram().read(device + 2, &mut used);
+    assert_eq!(u16::from_le_bytes(used), 1, "begun at 0");
 }
 
 /// Panics when a queue is processed.
