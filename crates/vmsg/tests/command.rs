@@ -148,7 +148,7 @@ fn mistakes_exit_with_2_and_name_what_was_meant() {
         (&["serve", "--bus", "unix,pth=x", "--device", "rng"], "path"),
         (&["serve", "--bus", BUS, "--device", "rgn"], "rng"),
         (
-            &["serve", "--bus", BUS, "--device", "net,backend=tap"],
+            &["serve", "--bus", BUS, "--device", "net,backend=tab"],
             "user",
         ),
         (
