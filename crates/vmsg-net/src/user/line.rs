@@ -65,6 +65,7 @@ pub(super) struct Slot {
 /// What may be sent in a turn, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
+    all: usize,
     left: usize,
     /// Sent beyond what was left.
     over: usize,
@@ -129,7 +130,10 @@ impl Line {
     /// Begins the turn that `slot` is; `full` is what others than newcomers get. `None`: it has
     /// none, and what there is to be done about its place is done.
     pub(super) fn begin(&mut self, slot: Slot, share: &mut Share, full: usize) -> Option<Budget> {
+        // Who is alone need not let anybody else pass.
+        let alone = self.is_empty();
         let all = match (slot.newcomer, share.place) {
+            (true, Place::New) if alone => full.max(LEAST),
             (true, Place::New | Place::Renewed) => share.short,
             (false, Place::Waiting) => full.max(LEAST),
             (false, Place::Resting) => {
@@ -144,6 +148,9 @@ impl Line {
             // Nobody it was before.
             _ => return None,
         };
+        if alone {
+            share.debt = 0;
+        }
         if share.debt >= all {
             share.debt -= all;
             if slot.newcomer {
@@ -152,15 +159,19 @@ impl Line {
             self.wait(slot, share);
             return None;
         }
-        let left = all - share.debt;
+        let all = all - share.debt;
         share.debt = 0;
-        Some(Budget { left, over: 0 })
+        Some(Budget {
+            all,
+            left: all,
+            over: 0,
+        })
     }
 
     /// Ends the turn that `slot` was.
     pub(super) fn end(&mut self, slot: Slot, share: &mut Share, turn: Turn, budget: Budget) {
         if slot.newcomer {
-            share.short = budget.left;
+            share.short = share.short.saturating_sub(budget.all - budget.left);
         }
         share.debt += budget.over;
         match turn {
