@@ -3,7 +3,7 @@
 
 use super::machine::{ConfigRead, Failure, Job, MAX_CONFIG, Session};
 use super::script::Step;
-use super::types::{ResetReason, Target};
+use super::types::{ResetReason, ResumeAt, Target};
 use virtio_msg::{DeviceStatus, FeatureSet, Message, QueueIndex, QueueSize};
 use vmsg_bus::control::{Response, Status};
 
@@ -99,6 +99,9 @@ impl Session {
                 // Foreign device hosts need not say where the queue is.
                 let says = self.caps.runtime_windows || (self.is_ours() && self.caps.enumerates);
                 let mute = !says && (info.descriptor, info.driver, info.device) == (0, 0, 0);
+                if there != wanted && !mute && setup.resume != ResumeAt::Start {
+                    return Err(Failure::Reset(ResetReason::CannotResume { queue }));
+                }
                 if there != wanted && !mute {
                     return Err(Failure::Refused {
                         what: "SET_VQUEUE",

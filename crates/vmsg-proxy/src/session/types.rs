@@ -395,7 +395,8 @@ pub enum ResetReason {
     /// Another driver has taken the device.
     #[error("the device is held by {0}")]
     Held(String),
-    /// A device host that begins every queue at its beginning, and a guest that is in the middle of one.
+    /// A guest that is in the middle of a queue, and a device host that begins every queue at its beginning, or that has no record of what
+    /// is in flight in one whose requests overtake each other.
     #[error(
         "the device host cannot go on in the middle of queue {queue}; the guest's driver must be started anew"
     )]

@@ -44,12 +44,6 @@ impl Platter {
     fn show(&self, sequence: u64) {
         self.get().entry(sequence).or_default().visible = true;
     }
-
-    /// Requests written, and how often that was done in all.
-    pub(crate) fn count(&self) -> (usize, u32) {
-        let all = self.get();
-        (all.len(), all.values().map(|written| written.times).sum())
-    }
 }
 
 #[derive(Debug)]

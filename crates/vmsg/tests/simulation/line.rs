@@ -52,6 +52,8 @@ pub(crate) struct Line {
     to_host: VecDeque<Message>,
     to_driver: VecDeque<Vec<u8>>,
     r1: Option<Box<Translated>>,
+    /// Messages taken off the wire that came to nothing for either side.
+    pub(crate) swallowed: usize,
 }
 
 /// What lies at the ends of a wire with the older messages.
@@ -115,6 +117,7 @@ impl Line {
                 return None;
             }
             self.to_host.pop_front();
+            self.swallowed += 1;
         }
     }
 
@@ -133,6 +136,7 @@ impl Line {
                 return None;
             }
             self.to_driver.pop_front();
+            self.swallowed += 1;
         }
     }
 }

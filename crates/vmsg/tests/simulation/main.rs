@@ -12,7 +12,9 @@ mod disk;
 mod echo;
 mod guest;
 mod line;
+mod matrix;
 mod random;
+mod staged;
 mod world;
 
 use std::time::Instant;
@@ -34,7 +36,7 @@ fn cases() -> (u64, u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     match number("VMSG_SIM_SEED") {
         Some(seed) => (seed, 1),
-        None => (1, number("VMSG_SIM_CASES").unwrap_or(300)),
+        None => (1, number("VMSG_SIM_CASES").unwrap_or(100)),
     }
 }
 

@@ -84,7 +84,7 @@ impl Fds for Watched {
 }
 
 /// A device host's process.
-struct HostProcess {
+pub(crate) struct HostProcess {
     host: Host,
     worker: Worker,
     watched: Watched,
@@ -123,22 +123,24 @@ pub(crate) struct World<'m> {
     clock: std::time::Instant,
     session: Session,
     guest: Guest<'m>,
-    process: Option<HostProcess>,
-    linked: bool,
-    line: Line,
+    pub(crate) process: Option<HostProcess>,
+    pub(crate) linked: bool,
+    pub(crate) line: Line,
     waiting_for: Option<OpId>,
     /// What is waited for is the end of the last driver, no step of the set-up.
     releasing: bool,
     /// Nothing new is asked for.
-    resting: bool,
+    pub(crate) resting: bool,
     epoch: u64,
     outcome: Outcome,
     /// Why something was refused.
     pub(crate) reasons: Vec<String>,
+    /// Turns in which the guest has worked with its device.
+    pub(crate) traffic: usize,
     /// Messages delivered to the host, and to the driver.
     pub(crate) delivered: [usize; 2],
     /// Something has happened.
-    moved: bool,
+    pub(crate) moved: bool,
 }
 
 impl<'m> World<'m> {
@@ -174,6 +176,7 @@ impl<'m> World<'m> {
             epoch: 0,
             outcome: Outcome::default(),
             reasons: Vec::new(),
+            traffic: 0,
             delivered: [0; 2],
             moved: false,
         }
@@ -196,17 +199,10 @@ impl<'m> World<'m> {
             }
             self.step();
         }
-        panic!(
-            "no rest: ready {}, {} steps left, {} requests outstanding, status {}, counters {:?}",
-            self.session.is_ready(),
-            self.guest.steps.len(),
-            self.guest.outstanding(),
-            self.session.status(),
-            self.session.counters(),
-        );
+        panic!("no rest: {}", self.story());
     }
 
-    fn is_at_rest(&self) -> bool {
+    pub(crate) fn is_at_rest(&self) -> bool {
         !self.releasing
             && self.session.is_ready()
             && self.guest.is_set_up()
@@ -228,7 +224,7 @@ impl<'m> World<'m> {
         self.gather();
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if self.process.take().is_some() {
             self.outcome.kills += 1;
             self.unlink();
@@ -254,13 +250,13 @@ impl<'m> World<'m> {
     }
 
     /// The guest lets go of the device; when that is done, it begins anew.
-    fn start_over(&mut self) {
+    pub(crate) fn start_over(&mut self) {
         self.releasing = true;
         self.waiting_for = Some(self.session.submit(self.now, Op::Release));
     }
 
     /// The next step of the device's set-up, when the one before is done.
-    fn front(&mut self) {
+    pub(crate) fn front(&mut self) {
         if self.waiting_for.is_none()
             && let Some(mut op) = self.guest.steps.last().cloned()
         {
@@ -273,11 +269,21 @@ impl<'m> World<'m> {
     }
 
     fn request(&mut self) {
-        if self.releasing || !self.guest.is_set_up() {
-            return;
-        }
         let queue = self.random.below(QUEUES);
-        if !self.guest.submit(queue) {
+        self.ask(queue);
+    }
+
+    pub(crate) fn is_set_up(&self) -> bool {
+        !self.releasing && self.guest.is_set_up()
+    }
+
+    pub(crate) fn completed(&self) -> u64 {
+        self.guest.completed
+    }
+
+    /// The guest asks for something, if it can and there is room.
+    pub(crate) fn ask(&mut self, queue: usize) {
+        if !self.is_set_up() || !self.guest.submit(queue) {
             return;
         }
         match &self.guest.eventfds {
@@ -296,7 +302,46 @@ impl<'m> World<'m> {
         }
     }
 
-    fn deliver_to_host(&mut self) {
+    /// Whether the device host has something to do.
+    pub(crate) fn works(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| process.worker.has_work())
+    }
+
+    /// Lets time pass to where something is due.
+    pub(crate) fn wait(&mut self) {
+        let due = self.session.poll_timeout();
+        self.now = due.map_or(self.now, |due| due.max(self.now));
+        self.session.handle_timeout(self.now);
+    }
+
+    /// The process with the session ends; the front end sets the next one up.
+    pub(crate) fn kill_proxy(&mut self) {
+        self.unlink();
+        self.session = Session::new(self.target.clone(), Options::default());
+        self.waiting_for = None;
+        if std::mem::take(&mut self.releasing) {
+            self.guest.boot();
+        } else {
+            self.guest.set_up_again();
+        }
+    }
+
+    /// Where everybody stands.
+    pub(crate) fn story(&self) -> String {
+        format!(
+            "ready {}, {} steps left, {} requests outstanding, status {}, {:?}, counters {:?}",
+            self.session.is_ready(),
+            self.guest.steps.len(),
+            self.guest.outstanding(),
+            self.session.status(),
+            self.reasons,
+            self.session.counters(),
+        )
+    }
+
+    pub(crate) fn deliver_to_host(&mut self) {
         let Some((bytes, fds)) = self.line.for_host() else {
             return;
         };
@@ -321,7 +366,7 @@ impl<'m> World<'m> {
         }
     }
 
-    fn deliver_to_driver(&mut self) {
+    pub(crate) fn deliver_to_driver(&mut self) {
         let Some(bytes) = self.line.for_driver() else {
             return;
         };
@@ -337,7 +382,7 @@ impl<'m> World<'m> {
         self.session.handle_message(self.now, &bytes);
     }
 
-    fn work(&mut self) {
+    pub(crate) fn work(&mut self) {
         let Some(HostProcess {
             host,
             worker,
@@ -358,7 +403,7 @@ impl<'m> World<'m> {
         self.guest.take_interrupts();
     }
 
-    fn reply(&mut self) {
+    pub(crate) fn reply(&mut self) {
         let now = self.now;
         if let Some(HostProcess { host, replies, .. }) = &mut self.process
             && let Some(reply) = replies.pop_front()
@@ -385,7 +430,7 @@ impl<'m> World<'m> {
         }
     }
 
-    fn start_host(&mut self) {
+    pub(crate) fn start_host(&mut self) {
         let device: Box<dyn Device> = match self.setting.kind {
             Kind::Echo => Box::new(Echo {
                 config: *b"vmsg-sim",
@@ -399,7 +444,7 @@ impl<'m> World<'m> {
         self.epoch += 1;
     }
 
-    fn link(&mut self) {
+    pub(crate) fn link(&mut self) {
         let Some(process) = &mut self.process else {
             return;
         };
@@ -418,7 +463,7 @@ impl<'m> World<'m> {
     }
 
     /// Moves what the machines have to say to where chance will find it.
-    fn gather(&mut self) {
+    pub(crate) fn gather(&mut self) {
         while let Some(outgoing) = self.session.poll_transmit() {
             if self.linked {
                 let fds = outgoing

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The restart matrix: each side killed at each step of the set-up and under traffic, once and twice, on each kind of bus, with a device that
+//! uses its queues in order and one that does not. Each case ends with all requests answered, or with a named reason and a guest that
+//! works after a reset; none hangs.
+//!
+//! Cases are enumerated. `VMSG_SIM_CASES` is for how many seeds of the device's own decisions each of them is played; without it every case is
+//! played once and the second killing falls on some of the moments only.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::guest::Memory;
+use crate::line::Bus;
+use crate::staged::{Ending, When, Who, lengths, play};
+use crate::world::{Kind, Setting};
+
+/// Turns under traffic at which somebody is killed.
+const TRAFFIC: std::ops::Range<usize> = 0..40;
+
+/// One line of the table.
+#[derive(Debug, Default)]
+struct Line {
+    cases: usize,
+    recovered: usize,
+    refused: BTreeMap<String, usize>,
+}
+
+/// What a case belongs to: bus, device, who keeps the record, who is killed, and when.
+type Key = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+);
+
+struct Table {
+    lines: BTreeMap<Key, Line>,
+    seeds: u64,
+    thorough: bool,
+    memory: Memory,
+}
+
+fn bus_name(bus: Bus) -> &'static str {
+    match bus {
+        Bus::Unix => "unix",
+        Bus::Bare => "without descriptors",
+        Bus::BareR1 => "the same, r1",
+    }
+}
+
+fn who_name(who: Who) -> &'static str {
+    match who {
+        Who::Host => "device host",
+        Who::Proxy => "proxy",
+        Who::Guest => "guest",
+    }
+}
+
+/// The reason without what follows from it, for any queue.
+fn short(full: &str) -> String {
+    let reason = full.strip_prefix("the device needs a reset: ");
+    let reason = reason.unwrap_or(full);
+    let end = reason.find([';', ',']).unwrap_or(reason.len());
+    reason[..end]
+        .replace("queue 0", "a queue")
+        .replace("queue 1", "a queue")
+}
+
+impl Table {
+    fn case(&mut self, setting: Setting, when: &'static str, plan: &[(When, Who)]) {
+        let device = match setting.kind {
+            Kind::Echo => "in order",
+            Kind::Disk => "out of order",
+        };
+        let record = match (setting.kind, setting.bus.lends(), setting.keeps_inflight) {
+            (Kind::Echo, ..) | (_, false, _) => "-",
+            (_, _, false) => "proxy",
+            (_, _, true) => "front end",
+        };
+        let who = who_name(plan[0].1);
+        let key = (bus_name(setting.bus), device, record, who, when);
+        for seed in 1..=self.seeds {
+            let ending = play(seed, setting, plan, &self.memory);
+            let place = || format!("{setting:?}, seed {seed}: {plan:?}");
+            let line = self.lines.entry(key).or_default();
+            match ending {
+                Ending::NotReached => continue,
+                Ending::Recovered => line.recovered += 1,
+                Ending::Refused(reason) => {
+                    *line.refused.entry(short(&reason)).or_default() += 1;
+                }
+                Ending::Hung(story) => panic!("{} hangs: {story}", place()),
+            }
+            line.cases += 1;
+        }
+    }
+
+    fn setting(&mut self, setting: Setting) {
+        let lengths = lengths(setting, &self.memory);
+        let steps = (0..=lengths.to_host).map(When::ToHost);
+        let answers = (0..=lengths.to_driver).map(When::ToDriver);
+        let set_up: Vec<When> = steps.chain(answers).collect();
+        let every = if self.thorough { 1 } else { 11 };
+        let all = [Who::Host, Who::Proxy, Who::Guest];
+        for who in all {
+            for &at in &set_up {
+                self.case(setting, "set-up", &[(at, who)]);
+            }
+            for at in TRAFFIC {
+                self.case(setting, "traffic", &[(When::Traffic(at), who)]);
+            }
+            for at in TRAFFIC.step_by(every) {
+                let first = (When::Traffic(at), who);
+                for second in all {
+                    self.case(setting, "twice at once", &[first, (When::Now, second)]);
+                    for &during in set_up.iter().step_by(every) {
+                        let plan = [first, (during, second)];
+                        self.case(setting, "again in the replay", &plan);
+                    }
+                }
+            }
+        }
+    }
+
+    fn print(&self) {
+        println!("| bus | device | record kept by | killed | when | cases | recovered | refused |");
+        println!("|---|---|---|---|---|---:|---:|---|");
+        for ((bus, device, record, who, when), line) in &self.lines {
+            let refused: Vec<String> = line
+                .refused
+                .iter()
+                .map(|(reason, count)| format!("{count}: {reason}"))
+                .collect();
+            println!(
+                "| {bus} | {device} | {record} | {who} | {when} | {} | {} | {} |",
+                line.cases,
+                line.recovered,
+                refused.join("; ")
+            );
+        }
+    }
+}
+
+#[test]
+fn whoever_is_killed_whenever_nothing_is_lost_nothing_is_doubled_nothing_hangs() {
+    let begin = Instant::now();
+    let seeds = std::env::var("VMSG_SIM_CASES").ok();
+    let seeds: Option<u64> = seeds.and_then(|text| text.parse().ok());
+    let new = || Table {
+        lines: BTreeMap::new(),
+        seeds: seeds.map_or(1, |cases| cases.div_ceil(300)),
+        thorough: seeds.is_some_and(|cases| cases >= 300),
+        memory: Memory::new(),
+    };
+    let mut settings = Vec::new();
+    for bus in [Bus::Unix, Bus::Bare, Bus::BareR1] {
+        for kind in [Kind::Echo, Kind::Disk] {
+            for keeps_inflight in [false, true] {
+                // Where there is nothing to keep it is all the same.
+                if keeps_inflight && (kind == Kind::Echo || !bus.lends()) {
+                    continue;
+                }
+                settings.push(Setting {
+                    bus,
+                    kind,
+                    eventfds: bus.lends(),
+                    keeps_inflight,
+                });
+            }
+        }
+    }
+    let mut table = new();
+    std::thread::scope(|scope| {
+        let play = |setting| {
+            let mut table = new();
+            scope.spawn(move || {
+                table.setting(setting);
+                table.lines
+            })
+        };
+        let threads: Vec<_> = settings.into_iter().map(play).collect();
+        for thread in threads {
+            let lines = thread.join().expect("the case was named");
+            table.lines.extend(lines);
+        }
+    });
+    table.print();
+    let sum = |of: fn(&Line) -> usize| table.lines.values().map(of).sum::<usize>();
+    let refused = sum(|line| line.refused.values().sum());
+    println!(
+        "{} cases, {} recovered, {refused} refused with a reason, in {:.1} s",
+        sum(|line| line.cases),
+        sum(|line| line.recovered),
+        begin.elapsed().as_secs_f64()
+    );
+    for ((bus, device, record, who, when), line) in &table.lines {
+        let place = format!("{bus}, {device}, {record}, {who}, {when}: {line:?}");
+        assert!(line.cases > 0, "{place}");
+        // Without a record that outlives whoever was killed, requests that overtake each other cannot be told apart.
+        let known = *device == "in order" || *record == "front end";
+        if known {
+            assert!(line.refused.is_empty(), "{place}");
+        }
+    }
+    let alone = |who: &str| {
+        let is = |key: &Key| key.2 == "proxy" && key.3 == who && key.4 != "again in the replay";
+        let lines = table.lines.iter().filter(move |(key, _)| is(key));
+        lines.map(|(_, line)| line.refused.len()).sum::<usize>()
+    };
+    assert!(
+        alone("proxy") > 0,
+        "a record that dies with the proxy is of no use then"
+    );
+}
