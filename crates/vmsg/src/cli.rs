@@ -47,6 +47,11 @@ net:
   mac=XX:XX:XX:XX:XX:XX        derived from the id by default
   mtu=BYTES                    576 to 65520; 1500 by default, or that of the tap interface
   queues=N                     pairs of queues, 1 to 256; 1 by default
+  link=up|down                 whether the cable is in at first; `vmsg ctl` changes it; up by default
+  speed=MBITS, duplex=full|half
+                               what the guest is told about the line; nothing by default
+  rss=on|off                   offer the guest to choose queues by its own table; on by default
+  hash=on|off                  offer the guest to report the hash of each frame; on by default
   pcap=FILE                    record all frames, for Wireshark
 
 net, backend=user:
@@ -95,7 +100,7 @@ const FRONTS: &str = "\
 vhost-user:
   socket=PATH    where QEMU connects
   dev=NUMBER|ID  the device on the bus, as `vmsg ls` shows it
-  bus=N          which --bus it is on, counted from 0; the first one by default
+  bus=NAME|N     which --bus it is on, by name or counted from 0; the first one by default
   mode=OCTAL     permissions of the socket; 0600 by default
   config=on|off  whether QEMU is to read the device's configuration from here; on by default,
                  except for network devices

@@ -2,6 +2,7 @@
 //! How a link comes by its connection.
 
 use super::{BUSY_PAUSE, ERROR_PAUSE, HANDSHAKE, Runner};
+use std::path::Path;
 use std::time::Instant;
 use vmsg_bus::{ConnectError, Connecting, Connector, DriverBus, Watch};
 
@@ -75,7 +76,7 @@ impl Runner {
                     return;
                 }
                 Err(error) => {
-                    self.tell(&error);
+                    self.tell(&error, connector.path());
                     state.phase = match error {
                         error if error.is_not_there() && watch.is_some() => Phase::Asleep,
                         error if error.is_transient() => Phase::Try {
@@ -93,8 +94,14 @@ impl Runner {
         }
     }
 
-    fn tell(&mut self, error: &ConnectError) {
-        let text = error.to_string();
+    fn tell(&mut self, error: &ConnectError, path: &Path) {
+        let mut text = error.to_string();
+        if let Some(folder) = path.parent().filter(|folder| {
+            error.is_not_there() && !folder.as_os_str().is_empty() && !folder.exists()
+        }) {
+            // Most likely a slip of the pen.
+            text = format!("{text}: there is no folder `{}`", folder.display());
+        }
         if text == self.last_error {
             return;
         }
