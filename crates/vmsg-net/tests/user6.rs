@@ -136,6 +136,26 @@ fn the_gateway_tells_of_itself_when_asked_and_now_and_then() {
 }
 
 #[test]
+fn a_guest_that_says_nothing_is_told_as_long_as_it_runs() {
+    let mut user = stack();
+    let mut guest = common::guest(Offloads::NONE);
+    guest.running = true;
+    user.set_guest(&guest);
+    let at = user.next_timeout().expect("a time");
+    user.poll(at);
+    assert_eq!(open_icmp(&one(&mut user)).1, ALL_NODES);
+    // Not again and again while nobody listens.
+    for _ in 0..5 {
+        let at = user.next_timeout().expect("a time");
+        user.poll(at);
+    }
+    assert_eq!(receive(&mut user).len(), 1);
+    guest.running = false;
+    user.set_guest(&guest);
+    assert_eq!(user.next_timeout(), None);
+}
+
+#[test]
 fn nothing_is_told_without_ipv6() {
     for config in [
         UserConfig {
@@ -290,7 +310,7 @@ fn neighbour_messages_from_further_away_or_out_of_shape_are_dropped() {
 
 #[test]
 fn the_gateway_answers_echo_requests_of_any_length() {
-    for len in [0, 56, 1440, 3000, 60000] {
+    for len in [0, 56, 1440, 3000, 65480] {
         let mut user = stack();
         let data = stream(3, len);
         for to in [GATEWAY6, DNS6, ROUTER] {

@@ -442,6 +442,13 @@ impl Backend for User {
     fn set_guest(&mut self, guest: &Guest) {
         let offered = self.offloads();
         self.net.set_guest(guest, offered);
+        if guest.running {
+            // A guest whose device host was restarted may say nothing, and believes for half an
+            // hour only that there is a router.
+            self.router.wake(&mut self.net, Instant::now());
+        } else {
+            self.router.shutdown(&mut self.net);
+        }
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -41,7 +41,7 @@ const VALID_SECONDS: u32 = 86400;
 /// To everybody, no more often than this (RFC 4861, 6.2.6).
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// When the gateway tells of itself. It begins with the first IPv6 packet of a guest.
+/// When the gateway tells of itself. It begins when there is a guest, or with its first packet.
 #[derive(Debug, Default)]
 pub(super) struct Router {
     timer: Option<Instant>,
@@ -88,9 +88,9 @@ fn target(message: &[u8]) -> Option<Ipv6Addr> {
 }
 
 impl Router {
-    /// A guest speaks IPv6.
+    /// A guest is there, or speaks IPv6.
     pub(super) fn wake(&mut self, net: &mut Net, now: Instant) {
-        if self.timer.is_none() {
+        if self.timer.is_none() && net.addresses.v6.is_some() {
             net.timers
                 .set(Source::Router, &mut self.timer, now + INTERVAL);
         }

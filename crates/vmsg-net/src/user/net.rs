@@ -13,7 +13,7 @@ use smoltcp::wire::EthernetAddress;
 use super::config::{Addresses, UserConfig, UserError};
 use super::line::{Line, Share};
 use super::packet::{
-    ETHERNET, Fragment, IpOut, MAX_PACKET, emit_ethernet, headers, ip_header, multicast_mac,
+    ETHERNET, Fragment, IpOut, MAX_PACKET, emit_ethernet, ip_header, multicast_mac,
 };
 use super::resolver::Resolvers;
 use super::slab::Key;
@@ -361,7 +361,7 @@ impl Net {
 
     /// The same for whoever has the hardware address.
     pub(super) fn reply_ip_to(&mut self, mac: EthernetAddress, ip: IpOut, payload: &[u8]) {
-        if payload.len() > MAX_PACKET - headers(ip.dst) {
+        if payload.len() > MAX_PACKET - ip_header(ip.dst) {
             self.counters.limited += 1;
             return;
         }
