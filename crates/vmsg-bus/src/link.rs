@@ -410,7 +410,7 @@ impl Link {
     }
 
     /// Whether the other side has ended the connection. What it published before is still to be received.
-    fn look_for_end(&mut self) -> bool {
+    pub(crate) fn look_for_end(&mut self) -> bool {
         let gone = self.carrier.is_gone();
         if gone {
             self.over.get_or_insert(ChannelError::Closed);

@@ -17,6 +17,8 @@ pub(crate) struct Translation {
     incoming: Option<[u8; r1::SIZE]>,
     /// For the user, found while nobody received.
     ready: Option<([u8; r1::MESSAGE_SIZE], usize)>,
+    /// The other side is gone, and what it still had to say there is no room for.
+    over: bool,
     /// Something was dropped that has no counterpart.
     told: bool,
 }
@@ -73,6 +75,7 @@ impl Translation {
             outgoing: None,
             incoming: None,
             ready: None,
+            over: false,
             told: false,
         }
     }
@@ -155,6 +158,9 @@ impl Translation {
             if let Some(len) = self.adapter.poll_message(buf) {
                 return Ok(Some(len));
             }
+            if self.over {
+                return Err(ChannelError::Closed);
+            }
             if !self.take_next(line)? {
                 // What this brought about may be for the other side.
                 self.pass_on(line)?;
@@ -199,8 +205,12 @@ impl Translation {
         if self.outgoing.is_some() && !line.link.arm_for_room() {
             return false;
         }
-        // Also with a message that the adapter has no room for, until the user has sent something: then others wait behind it.
-        line.link.arm() || self.incoming.is_some() && !line.link.is_closed()
+        if line.link.arm() {
+            return true;
+        }
+        // A message that the adapter has no room for, and others behind it, wait until the user has sent something.
+        self.over |= self.incoming.is_some() && line.link.look_for_end();
+        self.incoming.is_some() && !line.link.is_closed()
     }
 
     /// As [`Bus::arm_for_room`](crate::Bus::arm_for_room).

@@ -554,6 +554,32 @@ fn an_r1_driver_speaks_to_a_host_that_sees_revision_1() {
 }
 
 #[test]
+fn an_r1_driver_that_asks_without_end_and_dies_is_noticed() {
+    let mut place = Place::new();
+    place.spec.revision = Revision::R1;
+    let mut listener = place.host();
+    let mut qemu = Qemu::connect(place.path(), End::Driver);
+    let mut bus = accept(&mut listener);
+    // Nobody answers, so only the first is asked.
+    for _ in 0..200 {
+        qemu.send(&r1(0x09, &[]));
+        bus.clear_poll_fd().unwrap();
+    }
+    let mut buf = [0; 48];
+    assert!(bus.try_recv(&mut buf).unwrap().is_some());
+    assert_eq!(bus.try_recv(&mut buf), Ok(None));
+    assert!(bus.arm(), "there is nothing to do");
+    drop(qemu);
+    let error = loop {
+        if let Err(error) = bus.try_recv(&mut buf) {
+            break error;
+        }
+        assert!(bus.wait(Some(LONG)).unwrap(), "never woken");
+    };
+    assert_eq!(error, ChannelError::Closed);
+}
+
+#[test]
 fn a_driver_of_ours_speaks_r1_to_qemu() {
     let mut place = Place::new();
     place.spec.revision = Revision::R1;
