@@ -19,10 +19,10 @@ use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
 use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
-use crate::control;
+use crate::control::{self, LinkState};
 use crate::keeper::{Keeper, Kept};
 use crate::signals::Interrupt;
-use crate::spec::{DeviceSpec, NetBackend, NetSpec, SocketConfig};
+use crate::spec::{DeviceSpec, Duplex, NetBackend, NetSpec, SocketConfig};
 use crate::{Usage, descriptors};
 
 /// What drivers see as the name of this program.
@@ -235,7 +235,12 @@ fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Bo
             let settings = Settings {
                 mtu,
                 queue_pairs,
-                ..Settings::new(spec.mac(&device.id)?)
+                link_up: spec.link == LinkState::Up,
+                speed: spec.line()?,
+                half_duplex: spec.duplex == Some(Duplex::Half),
+                rss: spec.rss.unwrap_or(true),
+                hash_report: spec.hash.unwrap_or(true),
+                mac: spec.mac(&device.id)?,
             };
             let backend: Box<dyn Backend> = match &spec.pcap {
                 Some(path) => Box::new(capture(backend, path, goes_on)?),

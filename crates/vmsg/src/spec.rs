@@ -16,6 +16,7 @@ use vmsg_net::tap::TapConfig;
 use vmsg_net::user::{HostForward, Protocol, UserConfig};
 
 use crate::Usage;
+use crate::control::LinkState;
 
 /// A device: `net,…` or `rng,…`.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,6 +48,16 @@ pub struct NetSpec {
     pub mtu: Option<u16>,
     /// Pairs of queues, 1 to 256; one by default, with `fds` as many as these.
     pub queues: Option<u16>,
+    /// Whether the cable is in at first; `up` by default.
+    pub link: LinkState,
+    /// What the guest is told about the line, in Mbit/s; nothing by default.
+    pub speed: Option<u32>,
+    /// With `speed`: whether both directions go at a time; `full` by default.
+    pub duplex: Option<Duplex>,
+    /// Offer the guest to choose queues by its own table, if there are several; on by default.
+    pub rss: Option<bool>,
+    /// Offer the guest to report the hash of each frame; on by default.
+    pub hash: Option<bool>,
     /// Write all frames to this file, for Wireshark.
     pub pcap: Option<PathBuf>,
     /// `user`: the guest's network, as in `10.0.2.0/24`.
@@ -120,6 +131,16 @@ pub enum SocketMode {
     Stream,
     /// A frame in each datagram, as with QEMU's `-netdev dgram`.
     Dgram,
+}
+
+/// How many directions a line carries at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Duplex {
+    /// Both.
+    Full,
+    /// One.
+    Half,
 }
 
 /// What a network device plugs into.
@@ -388,6 +409,18 @@ impl NetSpec {
         }
     }
 
+    /// What the guest is told about the line, in Mbit/s.
+    pub(crate) fn line(&self) -> Result<Option<u32>, Usage> {
+        match (self.speed, self.duplex) {
+            (None, Some(_)) => Err(Usage("duplex= needs speed=".to_owned())),
+            // More is how the device says that it does not know.
+            (Some(speed), _) if speed > 0x7fff_ffff => {
+                Err(Usage(format!("speed={speed}: at most 2147483647")))
+            }
+            (speed, _) => Ok(speed),
+        }
+    }
+
     /// Finds a key that means nothing with this back end, and says so.
     pub(crate) fn check_keys(&self) -> Result<(), Usage> {
         use NetBackend::{Socket, Tap, User};
@@ -400,6 +433,11 @@ impl NetSpec {
             mac: _,
             mtu: _,
             queues: _,
+            link: _,
+            speed: _,
+            duplex: _,
+            rss: _,
+            hash: _,
             pcap: _,
             net,
             host,

@@ -229,3 +229,16 @@ fn ipv6_has_keys_of_its_own() {
     assert!(!net("net,ipv6=off").user_config().unwrap().ipv6);
     assert!(net("net,ipv6-net=fd12:3::").user_config().is_err());
 }
+
+#[test]
+fn a_line_has_a_speed_and_perhaps_a_duplex() {
+    let spec = net("net,link=down,speed=1000,duplex=half,rss=off,hash=on,queues=4");
+    assert_eq!(spec.link, LinkState::Down);
+    assert_eq!(spec.line().ok(), Some(Some(1000)));
+    assert_eq!(spec.duplex, Some(Duplex::Half));
+    assert_eq!((spec.rss, spec.hash), (Some(false), Some(true)));
+    assert_eq!(net("net").link, LinkState::Up);
+    assert_eq!(net("net").line().ok(), Some(None));
+    assert!(net("net,duplex=full").line().is_err());
+    assert!(net("net,speed=4294967295").line().is_err());
+}

@@ -396,3 +396,69 @@ fn the_qemu_arguments_fit_the_devices() {
     assert!(!printed.contains("vectors=0"), "{printed}");
     host.end();
 }
+
+#[test]
+fn a_running_host_is_looked_at_and_changed_over_its_control_socket() {
+    let folder = TempDir::new().expect("a folder");
+    let args = [
+        "serve",
+        "--bus",
+        BUS,
+        "--control",
+        "ctl",
+        "--device",
+        "net,id=net0,backend=none,queues=2,link=down,speed=10000",
+        "--device",
+        "rng",
+    ];
+    let host = Running::start(folder.path(), &args, 1);
+    let ctl = |args: &[&str]| output(folder.path(), &[&["ctl", "ctl"], args].concat());
+    let listed = || -> serde_json::Value {
+        let json = ctl(&["list", "--json"]);
+        serde_json::from_slice(&json.stdout).expect("JSON")
+    };
+    let json = listed();
+    assert_eq!(json[0]["id"], "net0");
+    assert_eq!(json[0]["bus"], "b0");
+    assert_eq!(json[0]["link"]["up"], false);
+    assert_eq!(json[0]["pairs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(json[0]["pairs"][1]["tx_frames"], 0);
+    assert_eq!(json[1]["type"], "rng");
+    let table = text(&ctl(&["list"]).stdout);
+    assert!(
+        table.contains("down") && table.contains("TO GUEST"),
+        "{table}"
+    );
+    let done = ctl(&["link", "b0/net0", "up"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert_eq!(listed()[0]["link"]["up"], true);
+    for (args, words) in [
+        (&["link", "net7", "up"][..], "net7"),
+        (&["link", "rng0", "down"], "rng0"),
+        (&["announce", "net0"], "no driver"),
+    ] {
+        let refused = ctl(args);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{args:?}: {error}");
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(ctl(&["link", "net0", "sideways"]).status.code(), Some(2));
+    // Nobody else may talk to it while it lives, and it goes with the host.
+    let second = output(
+        folder.path(),
+        &[
+            "serve",
+            "--bus",
+            "unix,path=b1.sock",
+            "--control",
+            "ctl",
+            "--device",
+            "rng",
+        ],
+    );
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).contains("answers there already"));
+    host.end();
+    assert!(!folder.path().join("ctl").exists());
+    assert!(text(&ctl(&["list"]).stderr).contains("nobody answers"));
+}

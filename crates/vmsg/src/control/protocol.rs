@@ -37,10 +37,11 @@ pub(super) enum Request {
 }
 
 /// Where a cable is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkState {
     /// In.
+    #[default]
     Up,
     /// Out.
     Down,
