@@ -99,6 +99,13 @@ impl Filter {
         true
     }
 
+    /// Lets all VLANs in: which of them the driver has added is not known any more.
+    pub(super) fn admit_all_vlans(&mut self) {
+        if let Some(vlans) = &mut self.vlans {
+            vlans.fill(u64::MAX);
+        }
+    }
+
     /// Whether nothing is kept out.
     pub(super) fn is_open(&self) -> bool {
         self.promiscuous || (!self.told && self.vlans.is_none())

@@ -302,6 +302,9 @@ impl Device for Net {
             }
         }
         if resumed {
+            // What the driver has said over the control queue went with the process that heard it.
+            // Without addresses and modes everything is let in, and the first pair is always used.
+            self.session.filter.admit_all_vlans();
             // The network may have learnt another way to the guest while nobody was here. A driver
             // that cannot announce itself will be found by its next frame.
             let _ = self.announce(io);

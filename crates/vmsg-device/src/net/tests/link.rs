@@ -3,6 +3,7 @@
 
 use super::bench::{Bench, Incoming, MAC};
 use crate::device::{Link, Operation};
+use crate::net::packets::{tagged, to};
 use crate::net::{Mac, Settings, bits};
 use crate::worker::Resume;
 
@@ -127,4 +128,22 @@ fn a_driver_whose_queues_go_on_is_asked_to_announce_itself() {
     }
     bench.driver_ok();
     assert_eq!(bench.config_notice(STATUS), Some(vec![3, 0]));
+}
+
+#[test]
+fn queues_that_go_on_get_frames_of_all_vlans() {
+    for (resume, expected) in [(None, 0), (Some(Resume::FromUsedRing), 1)] {
+        let mut bench = Bench::new(1);
+        bench
+            .negotiate(&[bits::CTRL_VQ, bits::CTRL_RX, bits::CTRL_VLAN])
+            .expect("features");
+        for queue in 0..3 {
+            bench.set_up(queue, resume).expect("a queue");
+        }
+        bench.driver_ok();
+        bench.give(0, 4, 2048);
+        bench.wire.push(Incoming::new(&tagged(&to(MAC, &FRAME), 5)));
+        bench.poll();
+        assert_eq!(bench.frames(0).len(), expected);
+    }
 }
