@@ -21,7 +21,7 @@ struct Bench {
 }
 
 /// All benchmarks, from the bottom up.
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         package: "vmsg-mem",
         name: "spsc",
@@ -41,6 +41,11 @@ const BENCHES: [Bench; 4] = [
         package: "vmsg",
         name: "stack",
         title: "The whole stack",
+    },
+    Bench {
+        package: "vmsg",
+        name: "tap",
+        title: "A network device on a tap interface",
     },
 ];
 

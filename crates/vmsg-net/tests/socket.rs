@@ -4,30 +4,14 @@
 mod wire;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use vmsg_net::socket::{Dgram, DgramConfig, SocketError, Stream, StreamAddress, StreamConfig};
+use vmsg_net::socket::{SocketError, Stream, StreamAddress, StreamConfig};
 use vmsg_net::{Backend, Guest, Offloads, VnetHeader};
-use wire::{PATIENCE, Sink, memory, receive, send, until, wait};
-
-const PLAIN: VnetHeader = VnetHeader {
-    flags: 0,
-    gso_type: 0,
-    hdr_len: 0,
-    gso_size: 0,
-    csum_start: 0,
-    csum_offset: 0,
-};
-
-fn running() -> Guest {
-    Guest {
-        running: true,
-        ..Guest::NONE
-    }
-}
+use wire::{PATIENCE, PLAIN, Sink, frame, frames_of, memory, running, send, until, wait};
 
 fn unix(path: &Path) -> StreamAddress {
     StreamAddress::Unix(path.to_owned())
@@ -39,22 +23,10 @@ fn stream(config: &StreamConfig) -> Stream {
     stream
 }
 
-/// A frame of `len` bytes that is like no other.
-fn frame(len: usize, number: usize) -> Vec<u8> {
-    (0..len)
-        .map(|i| (i.wrapping_mul(number * 2 + 1) >> 2).to_le_bytes()[0])
-        .collect()
-}
-
 fn message(frame: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(frame.len()).unwrap().to_be_bytes().to_vec();
     bytes.extend_from_slice(frame);
     bytes
-}
-
-fn frames_of(backend: &mut dyn Backend) -> Vec<Vec<u8>> {
-    let arrived = receive(backend, 70000).into_iter();
-    arrived.map(|arrived| arrived.frame).collect()
 }
 
 /// A back end that connects, and the peer's end.
@@ -221,6 +193,45 @@ fn lengths_that_cannot_be_end_the_connection_and_only_that() {
     });
     assert_eq!(got, [[2; 60]]);
     assert_eq!(ours.counters().rx_dropped, 13);
+}
+
+#[test]
+fn whatever_bytes_come_the_next_peer_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server");
+    let mut ours = stream(&StreamConfig::server(unix(&path)));
+    let mut random = 0x1234_5678_9abc_def1_u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    for _ in 0..400 {
+        let mut peer = UnixStream::connect(&path).unwrap();
+        // Lengths of all magnitudes, so that some are possible.
+        for _ in 0..next() % 6 {
+            let length = u32::try_from(next() >> 32).unwrap() >> (next() % 32);
+            let _ = peer.write_all(&length.to_be_bytes());
+            let bytes = vec![1; usize::try_from(next() % 3000).unwrap()];
+            let _ = peer.write_all(&bytes);
+            frames_of(&mut ours);
+            assert!(send(&mut ours, 0, PLAIN, &[7; 600]));
+        }
+        drop(peer);
+        until(&mut ours, "gone", |ours| {
+            frames_of(ours);
+            !ours.link_is_up()
+        });
+    }
+    let mut peer = UnixStream::connect(&path).unwrap();
+    peer.write_all(&message(&[1; 60])).unwrap();
+    let mut got = Vec::new();
+    until(&mut ours, "a frame", |ours| {
+        got.extend(frames_of(ours));
+        !got.is_empty()
+    });
+    assert_eq!(got, [[1; 60]]);
 }
 
 #[test]
@@ -443,149 +454,4 @@ fn paths_in_use_are_left_alone_and_those_of_the_dead_are_not() {
     drop(new);
     let long = StreamConfig::server(unix(Path::new(&"x".repeat(200))));
     assert!(Stream::open(&long).unwrap_err().to_string().contains("xxx"));
-}
-
-fn dgram(config: &DgramConfig) -> Dgram {
-    let mut dgram = Dgram::open(config).expect("a socket");
-    dgram.set_guest(&running());
-    dgram
-}
-
-/// One frame over, in either direction.
-fn over(from: &mut Dgram, to: &mut Dgram, frame: &[u8]) {
-    assert!(send(from, 0, PLAIN, frame));
-    let mut got = Vec::new();
-    until(to, "the datagram", |to| {
-        got.extend(frames_of(to));
-        !got.is_empty()
-    });
-    assert_eq!(got, [frame]);
-    from.poll(Instant::now());
-    assert!(frames_of(from).is_empty(), "its own");
-}
-
-#[test]
-fn datagrams_over_unix_sockets_whose_peer_is_started_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
-    let config = |local: &Path, remote: &Path| DgramConfig::Unix {
-        local: local.to_owned(),
-        remote: remote.to_owned(),
-    };
-    let mut one = dgram(&config(&a, &b));
-    assert!(one.link_is_up());
-    assert!(send(&mut one, 0, PLAIN, &[0; 60]));
-    assert_eq!(one.counters().tx_no_peer, 1);
-    for round in 0..3 {
-        let mut two = dgram(&config(&b, &a));
-        // The peer speaks first, or we do.
-        if round % 2 == 0 {
-            over(&mut two, &mut one, &frame(1514, round));
-        }
-        for number in 0..40 {
-            over(&mut one, &mut two, &frame(14 + number * 1600, number));
-            over(&mut two, &mut one, &frame(60, number));
-        }
-    }
-    // Its queue is full: held back, and told when to try again.
-    let slow = UnixDatagram::bind(&b).unwrap();
-    let mut sent = 0u8;
-    while send(&mut one, 0, PLAIN, &[sent; 1514]) {
-        sent += 1;
-    }
-    assert!(one.next_timeout().is_some());
-    let mut bytes = [0; 2000];
-    for expected in 0..sent {
-        assert_eq!(slow.recv(&mut bytes).unwrap(), 1514);
-        assert_eq!(bytes[0], expected);
-    }
-    assert!(send(&mut one, 0, PLAIN, &[1; 60]));
-    // Too short, nothing, too long.
-    let hostile = UnixDatagram::unbound().unwrap();
-    for len in [0, 13, 65554, 100_000] {
-        hostile.send_to(&vec![0; len], &a).unwrap();
-    }
-    hostile.send_to(&[3; 60], &a).unwrap();
-    let mut got = Vec::new();
-    until(&mut one, "the good one", |one| {
-        got.extend(frames_of(one));
-        !got.is_empty()
-    });
-    assert_eq!((got, one.counters().rx_dropped), (vec![vec![3; 60]], 4));
-    drop(one);
-    assert!(!a.exists());
-}
-
-#[test]
-fn datagrams_over_udp_with_the_one_peer_only() {
-    let [a, b] = [0, 0].map(|_| {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap()
-    });
-    let mut one = dgram(&DgramConfig::Udp {
-        local: a,
-        remote: b,
-    });
-    // Nobody there: what its host says does no harm.
-    for _ in 0..3 {
-        assert!(send(&mut one, 0, PLAIN, &[0; 60]));
-    }
-    let mut two = dgram(&DgramConfig::Udp {
-        local: b,
-        remote: a,
-    });
-    for number in 0..40 {
-        over(&mut one, &mut two, &frame(14 + number * 1600, number));
-        over(&mut two, &mut one, &frame(60, number));
-    }
-    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
-    stranger.send_to(&[9; 60], a).unwrap();
-    over(&mut two, &mut one, &[4; 60]);
-    // Longer than a datagram of UDP can be.
-    assert!(send(&mut one, 0, PLAIN, &[0; 65553]));
-    assert_eq!(one.counters().tx_bad, 1);
-    for (local, remote) in [("127.0.0.1:0", "[::1]:9"), ("127.0.0.1:0", "127.0.0.1:0")] {
-        let config = DgramConfig::Udp {
-            local: local.parse().unwrap(),
-            remote: remote.parse().unwrap(),
-        };
-        assert!(matches!(
-            Dgram::open(&config),
-            Err(SocketError::Addresses(_))
-        ));
-    }
-}
-
-#[test]
-fn a_multicast_group_hears_all_but_oneself() {
-    let port = UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let config = DgramConfig::Multicast {
-        group: format!("230.0.0.1:{port}").parse().unwrap(),
-        interface: Some("127.0.0.1".parse().unwrap()),
-    };
-    let mut one = dgram(&config);
-    let mut two = dgram(&config);
-    let mut three = dgram(&config);
-    for number in 0..10 {
-        let sent = frame(60 + number * 1000, number);
-        over(&mut one, &mut two, &sent);
-        over(&mut two, &mut one, &sent);
-        let mut got = Vec::new();
-        until(&mut three, "both", |three| {
-            got.extend(frames_of(three));
-            got.len() == 2
-        });
-    }
-    let config = DgramConfig::Multicast {
-        group: "10.0.0.1:99".parse().unwrap(),
-        interface: None,
-    };
-    assert!(matches!(
-        Dgram::open(&config),
-        Err(SocketError::Addresses(_))
-    ));
 }

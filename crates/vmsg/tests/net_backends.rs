@@ -499,7 +499,7 @@ fn flows_have_queue_pairs_from_the_guest_to_the_kernel() {
         buffer_len: 10 << 10,
         ..options(features)
     };
-    let start = |options: &NetOptions| {
+    let start = |serve: &Serve, options: &NetOptions| {
         let mut client = serve.connect();
         pool.lend(&mut client, 1).expect("lent");
         let net = NetDriver::new(client, NET, &pool, options).expect("a device");
@@ -510,7 +510,7 @@ fn flows_have_queue_pairs_from_the_guest_to_the_kernel() {
         net
     };
     // The kernel answers on the queue that the flow was last seen on.
-    let mut net = start(&four(&[bits::MQ]));
+    let mut net = start(&serve, &four(&[bits::MQ]));
     assert_eq!(net.pairs(), 4);
     for length in [100, 8900] {
         for (flow, pair, hash) in answers(&mut net, length) {
@@ -519,14 +519,27 @@ fn flows_have_queue_pairs_from_the_guest_to_the_kernel() {
     }
     drop(net);
     // One pair of them.
-    let mut net = start(&options(&[]));
+    let mut net = start(&serve, &options(&[]));
     assert_eq!(net.pairs(), 1);
     assert_eq!(answers(&mut net, 100).len(), 16);
     drop(net);
     // The device looks at each frame, and tells its hash.
-    let mut net = start(&four(&[bits::MQ, bits::HASH_REPORT]));
+    let mut net = start(&serve, &four(&[bits::MQ, bits::HASH_REPORT]));
     for length in [100, 8900] {
         let all = answers(&mut net, length);
         assert!(all.iter().all(|(.., hash)| hash.is_some()), "{all:?}");
     }
+    drop(net);
+    // All the same with a capture between.
+    drop(serve);
+    let dir = tempfile::tempdir().unwrap();
+    let pcap = dir.path().join("net.pcap");
+    let device = format!("net,backend=tap,ifname=t0,queues=4,pcap={}", pcap.display());
+    let serve = Serve::start(&device);
+    let mut net = start(&serve, &four(&[bits::MQ]));
+    for (flow, pair, _) in answers(&mut net, 8900) {
+        assert_eq!(pair, usize::from(flow) % 4);
+    }
+    let recorded = std::fs::read(&pcap).unwrap();
+    assert!(recorded.len() > 2 * 16 * 8942, "{} bytes", recorded.len());
 }

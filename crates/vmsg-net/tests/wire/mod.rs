@@ -373,3 +373,34 @@ pub fn missing(what: &str) {
     );
     println!("skipped: missing: {what}");
 }
+
+/// The header of a frame without offloads.
+pub const PLAIN: VnetHeader = VnetHeader {
+    flags: 0,
+    gso_type: 0,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+};
+
+/// A driver without offloads.
+pub fn running() -> Guest {
+    Guest {
+        running: true,
+        ..Guest::NONE
+    }
+}
+
+/// A frame of `len` bytes that is like no other.
+pub fn frame(len: usize, number: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| (i.wrapping_mul(number * 2 + 1) >> 2).to_le_bytes()[0])
+        .collect()
+}
+
+/// The frames that have come by now.
+pub fn frames_of(backend: &mut dyn Backend) -> Vec<Vec<u8>> {
+    let arrived = receive(backend, 70000).into_iter();
+    arrived.map(|arrived| arrived.frame).collect()
+}
