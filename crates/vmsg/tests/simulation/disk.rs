@@ -15,34 +15,38 @@ use crate::random::Random;
 
 /// What was done, by the number of the request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Platter(Arc<Mutex<HashMap<u64, Written>>>);
+pub(crate) struct Platter(Arc<Mutex<Account>>);
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Written {
-    times: u32,
-    /// The driver could see that it was done.
-    visible: bool,
+#[derive(Debug, Default)]
+struct Account {
+    /// Whether the driver could see that it was done.
+    requests: HashMap<u64, bool>,
+    /// One that was done after that.
+    again: Option<u64>,
 }
 
 impl Platter {
-    fn get(&self) -> MutexGuard<'_, HashMap<u64, Written>> {
+    fn get(&self) -> MutexGuard<'_, Account> {
         self.0.lock().expect("nobody panics in between")
     }
 
-    /// # Panics
-    /// If the driver was told already that it is done.
     fn write(&self, sequence: u64) {
-        let mut all = self.get();
-        let entry = all.entry(sequence).or_default();
-        assert!(
-            !entry.visible,
-            "request {sequence} is done once more after the driver was told of it"
-        );
-        entry.times += 1;
+        let mut account = self.get();
+        if *account.requests.entry(sequence).or_default() {
+            account.again = Some(sequence);
+        }
     }
 
     fn show(&self, sequence: u64) {
-        self.get().entry(sequence).or_default().visible = true;
+        self.get().requests.insert(sequence, true);
+    }
+
+    /// # Panics
+    /// If a request was done after the driver had been told that it is done. (A panic of the device itself would be caught.)
+    pub(crate) fn check(&self) {
+        if let Some(sequence) = self.get().again {
+            panic!("request {sequence} was done once more after the driver was told of it");
+        }
     }
 }
 

@@ -400,6 +400,7 @@ impl<'m> World<'m> {
             }
         }
         replies.extend(worker.take_replies());
+        self.platter.check();
         self.guest.take_interrupts();
     }
 
