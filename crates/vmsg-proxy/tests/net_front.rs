@@ -8,13 +8,15 @@ mod stage;
 use common::Host;
 use stage::{LIVE, Setting, Stage, Vmm, is_closed, request};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_msg::{ConfigEvent, DeviceStatus, Frame, Generation, Message, Token};
+use vmsg_mem::Mapping;
 
 const F_MTU: u32 = 3;
 const F_STATUS: u32 = 16;
@@ -205,6 +207,44 @@ fn several_pairs_only_where_the_device_takes_them_as_they_come() {
     assert_eq!(pairs(b"vmsg", false), (false, 1));
     // QEMU's network device is told over its control queue how many are in use.
     assert_eq!(pairs(b"QEMU", true), (false, 1));
+}
+
+#[test]
+fn regions_may_come_and_go_once_for_each_pair() {
+    // As QEMU 7.2 has it: each pair of rings tells of all regions.
+    let mut host = Host::new(3, "net0", 1, 5, &[0; 12]);
+    host.info.vendor_id = u32::from_le_bytes(*b"vmsg");
+    host.offered.insert(F_MQ);
+    let stage = Stage::new(host);
+    let mut vmm = Vmm::connect(&stage);
+    vmm.init();
+    let (_more, file) = Mapping::memfd("dimm", 0x1_0000, false).unwrap();
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0x1_0000_0000,
+        memory_size: 0x1_0000,
+        userspace_addr: 0x7000_0000,
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    };
+    vmm.front
+        .set_features(stage::FEATURES | stage::PROTOCOL_FEATURES)
+        .unwrap();
+    for _ in 0..2 {
+        vmm.front.add_mem_region(&vmm.region()).unwrap();
+        vmm.front.add_mem_region(&region).unwrap();
+    }
+    assert_eq!(stage.host().windows.len(), 2);
+    for _ in 0..2 {
+        vmm.front.remove_mem_region(&region).unwrap();
+    }
+    assert_eq!(stage.host().windows.len(), 1);
+    for ring in 0..4 {
+        vmm.set_ring(ring, 0);
+        vmm.front.set_vring_enable(ring, true).unwrap();
+    }
+    stage.until("all pairs", |host| {
+        host.status.bits() == LIVE && host.queues.len() == 4
+    });
 }
 
 #[test]

@@ -198,12 +198,17 @@ impl Guest {
                 let fd = fds
                     .pop()
                     .ok_or(GuestError::Invalid("a region without its file"))?;
-                let memory = self.memory.with(region, fd)?;
-                self.set_memory(memory)?;
+                // QEMU 7.2 says it once for each pair of rings.
+                if let Some(memory) = self.memory.with(region, fd)? {
+                    self.set_memory(memory)?;
+                }
             }
             Request::RemMemReg(region) => {
-                let memory = self.memory.without(&region)?;
-                self.set_memory(memory)?;
+                match self.memory.without(&region) {
+                    // As well; the first one has done it.
+                    Err(MemoryError::NoSuchRegion) if self.queue_num() > 1 => {}
+                    memory => self.set_memory(memory?)?,
+                }
             }
             Request::SetVringNum { index, num } => {
                 let ring = self.ring(index)?;

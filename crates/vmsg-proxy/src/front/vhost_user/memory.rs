@@ -120,11 +120,20 @@ impl GuestMemory {
         .checked()
     }
 
-    /// This table and one region more.
-    pub(super) fn with(&self, raw: RawRegion, fd: OwnedFd) -> Result<GuestMemory, MemoryError> {
+    /// This table and one region more; `None` if it has it already.
+    pub(super) fn with(
+        &self,
+        raw: RawRegion,
+        fd: OwnedFd,
+    ) -> Result<Option<GuestMemory>, MemoryError> {
+        let region = Region::new(raw, fd)?;
+        let same = |r: &Region| r.raw == region.raw && r.file == region.file;
+        if self.regions.iter().any(same) {
+            return Ok(None);
+        }
         let mut memory = self.clone();
-        memory.regions.push(Region::new(raw, fd)?);
-        memory.checked()
+        memory.regions.push(region);
+        memory.checked().map(Some)
     }
 
     /// This table without a region. The file is not told, and the offset need not be the same.

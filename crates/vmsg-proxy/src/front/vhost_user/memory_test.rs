@@ -66,7 +66,10 @@ fn regions_come_and_go() {
     let memory =
         GuestMemory::of_table(vec![region(0, 0x1000, 0x1000, 0)], vec![file(0x1000).1]).unwrap();
     let more = region(0x1000, 0x1000, 0x9000, 0);
-    let both = memory.with(more, file(0x1000).1).unwrap();
+    let (_, fd) = file(0x1000);
+    let again = fd.try_clone().unwrap();
+    let both = memory.with(more, fd).unwrap().unwrap();
+    assert!(both.with(more, again).unwrap().is_none(), "there already");
     assert_eq!(both.windows().len(), 2);
     assert!(memory.windows()[0].is_same(&both.windows()[0]));
     assert!(both.with(more, file(0x1000).1).is_err());
