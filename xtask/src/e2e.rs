@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
+mod linux_user;
 mod nic;
 mod socket;
 
@@ -85,7 +86,7 @@ struct Test {
     play: fn(&mut Stage, &mut Report) -> Result<()>,
 }
 
-const TESTS: [Test; 11] = [
+const TESTS: [Test; 14] = [
     Test {
         name: "checks",
         reference: true,
@@ -115,6 +116,21 @@ const TESTS: [Test; 11] = [
         name: "printed-arguments",
         reference: false,
         play: printed_arguments,
+    },
+    Test {
+        name: "linux-user",
+        reference: false,
+        play: linux_user::revision_1,
+    },
+    Test {
+        name: "linux-user-r1",
+        reference: false,
+        play: linux_user::r1,
+    },
+    Test {
+        name: "linux-user-killed",
+        reference: false,
+        play: linux_user::device_host_killed,
     },
     Test {
         name: "nic-generic",

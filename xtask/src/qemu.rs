@@ -39,6 +39,8 @@ pub(crate) struct Board {
     pub(crate) ram_mib: u32,
     /// RAM is a memfd that back ends can map. Without that vhost-user cannot work.
     pub(crate) ram_shared: bool,
+    /// RAM is this file, instead of one without a name.
+    pub(crate) ram_file: Option<&'static str>,
     /// Processors.
     pub(crate) cpus: u32,
     /// The network device under test.
@@ -61,6 +63,7 @@ impl Board {
         Self {
             ram_mib: 256,
             ram_shared: true,
+            ram_file: None,
             cpus: 1,
             net,
             rng,
@@ -180,10 +183,11 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
     }
     .to_owned();
     if board.ram_shared {
-        qemu.args([
-            "-object",
-            &format!("memory-backend-memfd,id=mem,size={ram},share=on"),
-        ]);
+        let kind = match board.ram_file {
+            Some(file) => format!("memory-backend-file,mem-path={file}"),
+            None => "memory-backend-memfd".to_owned(),
+        };
+        qemu.args(["-object", &format!("{kind},id=mem,size={ram},share=on")]);
         name.push_str(",memory-backend=mem");
     }
     qemu.args([

@@ -10,7 +10,8 @@ ip link set eth0 down
 holds() { case $1 in *"$2"*) ;; *) echo "$1 without $2"; return 1 ;; esac; }
 is() { [ "$1" = "$2" ] || { echo "$1 instead of $2"; return 1; }; }
 up() {
-    [ -z "$STATIC6" ] || ip -6 addr replace "$STATIC6" dev eth1 nodad
+    ip link set eth1 up
+    [ -z "$STATIC6" ] || /bin/ip -6 addr replace "$STATIC6" dev eth1 nodad || return 1
     if [ -n "$STATIC" ]; then ip link set eth1 up && ip addr replace "$STATIC" dev eth1; else lease eth1; fi
 }
 carrier() { [ "$(cat /sys/class/net/eth1/carrier 2> /dev/null)" = "$1" ]; }
