@@ -30,6 +30,8 @@ pub(super) struct Lane<'a> {
     batch: Batch<'a>,
     /// The first chain that holds no frame yet.
     next: usize,
+    /// For each chain before that, the bytes written to it.
+    written: Vec<u32>,
     /// Waiting cannot bring more buffers than the batch holds.
     all_at_hand: bool,
     /// There was not enough for a frame.
@@ -48,6 +50,7 @@ impl<'a> Lane<'a> {
             storage: Some(storage),
             batch: Batch::EMPTY,
             next: 0,
+            written: Vec::new(),
             all_at_hand: false,
             refused: false,
         }
@@ -63,11 +66,12 @@ impl<'a> Lane<'a> {
             let ring = self.active.ring();
             self.batch = ring.pop(space, storage, BATCH)?;
             self.all_at_hand = self.batch.len() >= BATCH.min(usize::from(ring.config().size));
+            self.written.reserve(self.batch.len());
         }
         Ok(())
     }
 
-    /// Gives back what was not used. With `wait`, asks the driver to say when
+    /// Completes what was used and gives back what was not. With `wait`, asks the driver to say when
     /// it has more; sets `refilled` if it has already.
     pub(super) fn finish(
         self,
@@ -78,6 +82,12 @@ impl<'a> Lane<'a> {
         let ring = self.active.ring();
         let looked = self.storage.is_none();
         let count = self.batch.len();
+        if !self.written.is_empty() {
+            let mut completer = ring.completer(space)?;
+            for (chain, written) in self.batch.iter().zip(self.written) {
+                completer.complete(chain.head(), written);
+            }
+        }
         if looked {
             ring.rewind(count - self.next);
         }
@@ -231,9 +241,9 @@ impl<'a> Buffers<'a> {
             let Some(chain) = lane.batch.get(lane.next + chains) else {
                 break;
             };
-            let writable = chain.writable();
-            self.room.extend(writable.iter());
-            have += writable.len();
+            let writable = chain.writable_slices();
+            self.room.extend_from_slice(writable);
+            have += writable.iter().map(RamSlice::len).sum::<usize>();
             chains += 1;
         }
         if have >= need {
@@ -259,34 +269,19 @@ impl<'a> Buffers<'a> {
         let before = self.session.header;
         let mut left = len.saturating_add(before).min(room.len());
         // A frame may need fewer buffers than were offered; only those it fills are used.
-        let mut chains = 0;
-        let mut capacity = 0;
-        while capacity < left {
-            let Some(chain) = lane.batch.get(lane.next + chains) else {
+        let first = lane.next;
+        while left > 0 {
+            let Some(chain) = lane.batch.get(lane.next) else {
                 break;
             };
-            capacity += chain.writable().len();
-            chains += 1;
-        }
-        let count = u16::try_from(chains).unwrap_or(u16::MAX);
-        let bytes = header_bytes(header, count, hash);
-        room.write(&bytes[..before]);
-        let mut completer = match lane.active.ring().completer(self.space) {
-            Ok(completer) => completer,
-            Err(error) => {
-                self.error = Some((lane.pair, error));
-                return;
-            }
-        };
-        for index in lane.next..lane.next + chains {
-            let Some(chain) = lane.batch.get(index) else {
-                break;
-            };
-            let bytes = left.min(chain.writable().len());
+            let capacity: usize = chain.writable_slices().iter().map(RamSlice::len).sum();
+            let bytes = left.min(capacity);
             left -= bytes;
-            completer.complete(chain.head(), u32::try_from(bytes).unwrap_or(u32::MAX));
+            lane.written.push(u32::try_from(bytes).unwrap_or(u32::MAX));
+            lane.next += 1;
         }
-        lane.next += chains;
+        let count = u16::try_from(lane.next - first).unwrap_or(u16::MAX);
+        room.write(&header_bytes(header, count, hash)[..before]);
         let counters = &self.counters.pairs[lane.pair];
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
