@@ -283,10 +283,8 @@ fn a_queue_that_was_not_taken_is_noticed_although_the_answer_is_the_same() {
     let mut next = world.host.restarted();
     next.refuse_queues = true;
     world.replace(next);
-    let reason = ResetReason::ReplayRefused {
-        what: "SET_VQUEUE",
-        code: 0,
-    };
+    // It was in use.
+    let reason = ResetReason::CannotResume { queue: 0 };
     assert!(world.events.contains(&Event::NeedsReset(reason)));
 }
 

@@ -352,18 +352,7 @@ impl Guest {
             return Ok(());
         }
         self.claim()?;
-        let features = FeatureSet::from_u64(features & !F_PROTOCOL_FEATURES);
-        self.set_status(DeviceStatus::RESET)?;
-        self.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER)?;
-        self.session
-            .call(Op::SetFeatures(features))
-            .map_err(op("setting features"))?;
-        if !self
-            .set_status(ACCEPTED)?
-            .contains(DeviceStatus::FEATURES_OK)
-        {
-            return Err(GuestError::FeaturesRefused(features));
-        }
+        self.accept(FeatureSet::from_u64(features & !F_PROTOCOL_FEATURES))?;
         self.negotiated = true;
         Ok(())
     }
@@ -561,13 +550,32 @@ impl Guest {
             .map_err(op("writing the configuration"))
     }
 
-    /// Stops the device and takes the memory back, but holds on to the device.
+    /// Stops the device and takes the memory back, but holds on to the device, as a driver that has come so far that it hears of changes of
+    /// the configuration.
     pub(super) fn suspend(&mut self) -> Result<(), GuestError> {
         self.reset()?;
         self.session
             .call(Op::SetWindows(Vec::new()))
-            .map(drop)
-            .map_err(op("taking the memory back"))
+            .map_err(op("taking the memory back"))?;
+        let mut features = FeatureSet::from_bits(&[feature::VERSION_1, super::net::F_STATUS]);
+        features = features.intersection(&self.facts.offered);
+        self.accept(features)
+    }
+
+    /// From the beginning to FEATURES_OK.
+    fn accept(&self, features: FeatureSet) -> Result<(), GuestError> {
+        self.set_status(DeviceStatus::RESET)?;
+        self.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER)?;
+        self.session
+            .call(Op::SetFeatures(features))
+            .map_err(op("setting features"))?;
+        if !self
+            .set_status(ACCEPTED)?
+            .contains(DeviceStatus::FEATURES_OK)
+        {
+            return Err(GuestError::FeaturesRefused(features));
+        }
+        Ok(())
     }
 
     /// The front end is gone: nothing of it stays.

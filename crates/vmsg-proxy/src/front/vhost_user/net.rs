@@ -17,7 +17,7 @@ const ID: u32 = 1;
 /// VIRTIO_NET_F_MTU.
 pub(crate) const F_MTU: u32 = 3;
 /// VIRTIO_NET_F_STATUS.
-const F_STATUS: u32 = 16;
+pub(super) const F_STATUS: u32 = 16;
 /// VIRTIO_NET_F_MQ.
 pub(crate) const F_MQ: u32 = 22;
 

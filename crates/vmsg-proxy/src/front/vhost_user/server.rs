@@ -29,6 +29,9 @@ const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 /// the device would take the end of the connection for a failure, and QEMU, at its start, waits until it has connected once.
 const QUIET: Duration = Duration::from_millis(300);
 
+/// How long a device is held for a front end that may come back now that the link is up.
+const RESERVED: Duration = Duration::from_secs(30);
+
 /// How long to wait before the socket is tried again that somebody else has taken meanwhile.
 const BIND_PAUSE: Duration = Duration::from_secs(2);
 
@@ -105,6 +108,7 @@ impl VhostUserFront {
             pause: None,
             patience: Patience::default(),
             seen: false,
+            reserved: None,
             stop: stop.clone(),
             counts: counts.clone(),
             options,
@@ -170,6 +174,8 @@ struct Server {
     patience: Patience,
     /// The device was there.
     seen: bool,
+    /// It is held for a front end that was sent away, until then.
+    reserved: Option<Instant>,
     stop: Arc<Doorbell>,
     counts: Arc<Counts>,
     options: VhostUserOptions,
@@ -306,6 +312,10 @@ impl Server {
             if !over {
                 return true;
             }
+            if until.is_none() {
+                self.reserved =
+                    Some(Instant::now() + if other { Duration::ZERO } else { RESERVED });
+            }
             self.pause = None;
         }
         match Bound::new(&self.options.socket, self.options.mode) {
@@ -345,15 +355,22 @@ impl Server {
         if let Some(bound) = self.listener.as_ref().filter(|_| pause.is_none()) {
             fds.push(PollFd::new(&bound.listener, PollFlags::IN));
         }
+        let reserved = self
+            .reserved
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let left = pause.into_iter().chain(reserved).min();
         let waited = poll(
             &mut fds,
-            pause
-                .and_then(|left| Timespec::try_from(left).ok())
-                .as_ref(),
+            left.and_then(|left| Timespec::try_from(left).ok()).as_ref(),
         );
         self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         if !matches!(waited, Ok(_) | Err(Errno::INTR)) || !fds[0].revents().is_empty() {
             return false;
+        }
+        if self.reserved.is_some_and(|at| at <= Instant::now()) {
+            self.reserved = None;
+            // If it cannot be told, the device host knows from the end of the connection.
+            let _ = self.session.call(Op::Release);
         }
         // Nobody is there to hear them.
         self.session.clear();
@@ -382,6 +399,7 @@ impl Server {
 
     /// One front end, from its first request to its end.
     fn serve(&mut self, mut connection: Connection) -> Result<(), End> {
+        self.reserved = None;
         self.session.clear();
         drop(self.session.take_events());
         let mut guest = Guest::new(
