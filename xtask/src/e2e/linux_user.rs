@@ -20,7 +20,7 @@ fn bus(machine: Machine, revision: &str) -> String {
         Machine::X86 => "0",
         Machine::Arm64 => "0x40000000",
     };
-    format!("linux-user,ram={RAM},mem-offset={offset},revision={revision},trace=bus.pcapng")
+    format!("linux-user,ram={RAM},mem-offset={offset},revision={revision}")
 }
 
 fn board(net: Backend, rng: Backend) -> Board {
@@ -45,7 +45,11 @@ pub(super) fn revision_1(stage: &mut Stage, report: &mut Report) -> Result<()> {
         &mut stage.scene,
         "serve",
         "serve",
-        &[("--bus", &bus), ("--device", NET), ("--device", "rng")],
+        &[
+            ("--bus", &format!("{bus},trace=bus.pcapng")),
+            ("--device", NET),
+            ("--device", "rng"),
+        ],
         1,
     )?;
     vmsg.run(
@@ -72,7 +76,10 @@ pub(super) fn r1(stage: &mut Stage, report: &mut Report) -> Result<()> {
         &mut stage.scene,
         "serve",
         "serve",
-        &[("--bus", &bus), ("--device", NET)],
+        &[
+            ("--bus", &format!("{bus},trace=bus.pcapng")),
+            ("--device", NET),
+        ],
         1,
     )?;
     vmsg.run(
