@@ -6,11 +6,13 @@
 
 mod guest_tcp;
 
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use guest_tcp::{Amount, BATCH, Frame, Guest, HEADERS, SEGMENT, Wire};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmsg_mem::{Pieces, RamSlice};
 use vmsg_net::user::{User, UserConfig};
 use vmsg_net::{Backend, Offloads, RxSink, Target, TxFrame, VnetHeader};
@@ -138,9 +140,21 @@ fn main() {
         payload: RamSlice::from_atomics(&payload),
     });
     guest_tcp::print_head("TCP through `user`, large segments");
-    guest_tcp::print_rows(
-        &mut guest,
-        "all CPUs",
-        if test { Amount::TEST } else { Amount::FULL },
-    );
+    let amount = if test { Amount::TEST } else { Amount::FULL };
+    guest_tcp::print_rows(&mut guest, "all CPUs", amount);
+    // Connections that rest cost nothing.
+    let idle = if test { 10 } else { 2000 };
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let current = maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("up to the hard limit");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    let held: Vec<TcpStream> = (0..idle)
+        .map(|_| {
+            guest.hold(port);
+            listener.accept().expect("accept").0
+        })
+        .collect();
+    let place = format!("beside {} that rest", held.len());
+    guest_tcp::print_rows(&mut guest, &place, amount);
 }

@@ -196,6 +196,12 @@ impl<W: Wire> Guest<W> {
         self.send(to, ACK, &[]);
     }
 
+    /// Begins a connection that nothing more is said on.
+    #[allow(dead_code, reason = "not everybody measures beside others")]
+    pub(crate) fn hold(&mut self, to: u16) {
+        self.connect(to);
+    }
+
     /// Lets the connection fall.
     pub(crate) fn hang_up(&mut self, to: u16) {
         self.send(to, RST | ACK, &[]);
