@@ -163,10 +163,15 @@ impl<'a> Buffers<'a> {
     /// Which pair a frame is for.
     fn choose(&self, to: Target<'_>) -> Offer {
         let pairs = self.session.pairs();
+        let single = self.lanes.len() == 1;
         let head = match to {
             Target::Pair(pair) => {
                 return Offer::Buffers {
-                    lane: self.working(pair % pairs),
+                    lane: if single {
+                        0
+                    } else {
+                        self.working(pair % pairs)
+                    },
                     hash: None,
                     seen: false,
                 };
@@ -176,7 +181,7 @@ impl<'a> Buffers<'a> {
         if !self.session.filter.wants(self.own, head) {
             return Offer::Scratch(Reason::Filtered);
         }
-        if self.lanes.len() == 1 && self.session.hasher.is_none() {
+        if single && self.session.hasher.is_none() {
             return Offer::Buffers {
                 lane: 0,
                 hash: None,
