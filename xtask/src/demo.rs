@@ -9,13 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::dirs;
+use crate::e2e::linux_user;
 use crate::guest::Guest;
 use crate::http::{FILE_SIZE, Server};
 use crate::kit::{self, Kit};
 use crate::machine::Machine;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::scene::{Id, Scene};
-use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
+use crate::vmsg::{NET, NET_SOCKET, RNG_SOCKET, Vmsg};
 
 /// What the guest runs.
 pub(crate) const SCRIPT: &str = include_str!("guest/demo.sh");
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// Machine type of the guest
     #[arg(long, value_enum, default_value_t = Machine::X86)]
     machine: Machine,
+    /// The bus between device host and proxy
+    #[arg(long, value_enum, default_value_t = Bus::Unix)]
+    bus: Bus,
     /// Keep logs and captures in this folder, new or empty [default: a new one under target/xtask]
     #[arg(long, value_name = "DIR")]
     keep_dir: Option<PathBuf>,
@@ -38,6 +42,17 @@ pub(crate) struct Options {
     reference: bool,
     #[command(flatten)]
     kit: kit::Options,
+}
+
+/// What joins the two processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Bus {
+    /// vmsg's own: memory and eventfds are lent
+    Unix,
+    /// That of QEMU's virtio-msg: queues in files, the guest's memory in a file that both know
+    LinuxUser,
+    /// The same with the 40-byte messages of the first demos; one device, so entropy is QEMU's own
+    LinuxUserR1,
 }
 
 /// Runs the demo; prints `TEST PASSED` or `TEST FAILED` as last line and gives whether it passed.
@@ -72,7 +87,7 @@ fn play(options: &Options) -> Result<String> {
     let dir = dirs::run_folder(&name, options.keep_dir.as_deref())?;
     println!("logs: {}", dir.display());
     let mut scene = Scene::new(dir);
-    act(&mut scene, kit, vmsg.as_ref())
+    act(&mut scene, kit, vmsg.as_ref(), options.bus)
 }
 
 /// Tells progress: the time since the start and what has happened.
@@ -80,22 +95,39 @@ fn tell(scene: &Scene, what: &str) {
     println!("[{:5.1} s] {what}", scene.now().as_secs_f64());
 }
 
-fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>) -> Result<String> {
+fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<String> {
     let server = Server::start(FILE_SIZE)?;
+    let bus = match kind {
+        Bus::Unix => crate::vmsg::BUS.to_owned(),
+        Bus::LinuxUser => linux_user::bus(kit.machine, "1"),
+        Bus::LinuxUserR1 => linux_user::bus(kit.machine, "r1"),
+    };
+    let rng = kind != Bus::LinuxUserR1;
     let sides = match vmsg {
         Some(vmsg) => {
-            let serve = vmsg.serve(scene, "serve")?;
+            let mut options = vec![("--bus", bus.as_str()), ("--device", NET)];
+            if rng {
+                options.push(("--device", "rng"));
+            }
+            let serve = vmsg.run(scene, "serve", "serve", &options, 1)?;
             tell(
                 scene,
                 &format!("device host listens (process {})", scene.pid(serve)),
             );
-            let proxy = vmsg.proxy(scene, "proxy")?;
+            let mut options = vec![
+                ("--bus", bus.as_str()),
+                ("--front", "vhost-user,socket=net.sock,dev=0"),
+            ];
+            if rng {
+                options.push(("--front", "vhost-user,socket=rng.sock,dev=1"));
+            }
+            let fronts = options.len() - 1;
+            let proxy = vmsg.run(scene, "proxy", "proxy", &options, fronts)?;
             tell(
                 scene,
                 &format!(
-                    "proxy listens (process {}), joined to it by {}",
-                    scene.pid(proxy),
-                    crate::vmsg::BUS
+                    "proxy listens (process {}), joined to it by {bus}",
+                    scene.pid(proxy)
                 ),
             );
             Some((serve, proxy))
@@ -103,10 +135,18 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>) -> Result<String> {
         None => None,
     };
     let board = match sides {
-        Some(_) => Board::new(
-            Backend::VhostUser(NET_SOCKET.to_owned()),
-            Backend::VhostUser(RNG_SOCKET.to_owned()),
-        ),
+        Some(_) => {
+            let net = Backend::VhostUser(NET_SOCKET.to_owned());
+            let rng = if rng {
+                Backend::VhostUser(RNG_SOCKET.to_owned())
+            } else {
+                Backend::Qemu
+            };
+            match kind {
+                Bus::Unix => Board::new(net, rng),
+                Bus::LinuxUser | Bus::LinuxUserR1 => linux_user::board(net, rng),
+            }
+        }
         None => Board::new(Backend::Qemu, Backend::Qemu),
     };
     let settings = settings(&server, PINGS);

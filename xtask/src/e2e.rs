@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
-mod linux_user;
+pub(crate) mod linux_user;
 mod nic;
 mod socket;
 

@@ -15,7 +15,7 @@ use crate::vmsg::{NET, NET_SOCKET, RNG_SOCKET};
 const RAM: &str = "ram";
 
 /// The bus, with the guest's memory where the machine has it.
-fn bus(machine: Machine, revision: &str) -> String {
+pub(crate) fn bus(machine: Machine, revision: &str) -> String {
     let offset = match machine {
         Machine::X86 => "0",
         Machine::Arm64 => "0x40000000",
@@ -23,7 +23,8 @@ fn bus(machine: Machine, revision: &str) -> String {
     format!("linux-user,ram={RAM},mem-offset={offset},revision={revision}")
 }
 
-fn board(net: Backend, rng: Backend) -> Board {
+/// Hardware with that memory.
+pub(crate) fn board(net: Backend, rng: Backend) -> Board {
     Board {
         ram_file: Some(RAM),
         ..Board::new(net, rng)
