@@ -12,12 +12,15 @@ use vmsg_proxy::session::{CommonMemory, FileId, InflightMemory, Op, QueueSetup, 
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures, Token};
 
 use crate::echo::{QUEUE_SIZE, QUEUES};
+use crate::wire::{FRAME, HEADER, NUMBER};
 
 pub(crate) const BASE: u64 = 0x4000_0000;
 const QUEUE_BYTES: usize = 4096;
-/// Where the buffers begin: 32 bytes for each request, 16 to be read and 16 to be written.
+/// Where the buffers begin. Of a request 16 bytes are to be read and 16 to be written; a frame has all to itself.
 const BUFFERS: usize = QUEUES * QUEUE_BYTES;
-const SLOT: usize = 32;
+const SLOT: usize = 128;
+/// Of a network device.
+const RECEIVE: usize = 0;
 const BYTES: usize = BUFFERS + QUEUES * QUEUE_SIZE as usize * SLOT;
 
 /// The guest's memory; queues borrow from it.
@@ -106,6 +109,8 @@ pub(crate) struct Habits {
     pub(crate) keeps_inflight: bool,
     /// Requests have to come back in the order in which they were asked.
     pub(crate) in_order: bool,
+    /// Queue 0 is for frames that come, queue 1 for frames that go.
+    pub(crate) frames: bool,
 }
 
 /// The eventfds of each queue.
@@ -246,7 +251,10 @@ impl<'m> Guest<'m> {
     pub(crate) fn outstanding(&self) -> usize {
         self.queues
             .iter()
-            .map(|queue| queue.outstanding.len())
+            .enumerate()
+            // Buffers for frames that may come are always out.
+            .filter(|(index, _)| !(self.habits.frames && *index == RECEIVE))
+            .map(|(_, queue)| queue.outstanding.len())
             .sum()
     }
 
@@ -258,15 +266,22 @@ impl<'m> Guest<'m> {
         };
         let at = BUFFERS + (index * usize::from(QUEUE_SIZE) + slot) * SLOT;
         self.sequence += 1;
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.sequence.to_le_bytes());
-        self.memory.ram().write(at, &bytes);
-        self.memory.ram().write(at + 16, &[0; 16]);
+        let number = if self.habits.frames {
+            HEADER + NUMBER
+        } else {
+            0
+        };
+        let ram = self.memory.ram();
+        ram.write(at, &[0; SLOT]);
+        ram.write(at + number, &self.sequence.to_le_bytes());
         let address = |offset: usize| BusAddr(BASE + (at + offset) as u64);
-        let token = queue
-            .ring
-            .add(&[(address(0), 16)], &[(address(16), 16)])
-            .expect("half of the descriptors are kept free");
+        let whole = [(address(0), u32::try_from(HEADER + FRAME).expect("short"))];
+        let added = match (self.habits.frames, index) {
+            (false, _) => queue.ring.add(&[(address(0), 16)], &[(address(16), 16)]),
+            (true, RECEIVE) => queue.ring.add(&[], &whole),
+            (true, _) => queue.ring.add(&whole, &[]),
+        };
+        let token = added.expect("half of the descriptors are kept free");
         queue.outstanding.insert(token, self.sequence);
         queue.slots.insert(token, slot);
         queue.ring.publish().expect("a sound queue")
@@ -300,20 +315,32 @@ impl<'m> Guest<'m> {
                     .expect("asked for once");
                 let slot = queue.slots.remove(&used.token).expect("as above");
                 let at = BUFFERS + (index * usize::from(QUEUE_SIZE) + slot) * SLOT;
-                let mut bytes = [0; 16];
-                self.memory.ram().read(at + 16, &mut bytes);
-                assert_eq!(used.written, 16);
-                assert_eq!(
-                    bytes[..8],
-                    (!sequence).to_le_bytes(),
-                    "the answer to another request"
-                );
+                let ram = self.memory.ram();
+                let mut bytes = [0; 8];
+                let number = match (self.habits.frames, index) {
+                    (false, _) => {
+                        ram.read(at + 16, &mut bytes);
+                        assert_eq!(used.written, 16);
+                        assert_eq!(
+                            bytes,
+                            (!sequence).to_le_bytes(),
+                            "the answer to another request"
+                        );
+                        sequence
+                    }
+                    (true, RECEIVE) => {
+                        ram.read(at + HEADER + NUMBER, &mut bytes);
+                        assert_eq!(used.written as usize, HEADER + FRAME);
+                        u64::from_le_bytes(bytes)
+                    }
+                    (true, _) => sequence,
+                };
                 assert!(
-                    !self.habits.in_order || sequence > queue.last,
-                    "request {sequence} comes back after {}",
+                    !self.habits.in_order || number > queue.last,
+                    "{number} comes back after {}",
                     queue.last
                 );
-                queue.last = sequence;
+                queue.last = number;
                 queue.free.push(slot);
                 self.completed += 1;
             }

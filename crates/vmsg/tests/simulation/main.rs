@@ -15,6 +15,7 @@ mod line;
 mod matrix;
 mod random;
 mod staged;
+mod wire;
 mod world;
 
 use std::time::Instant;

@@ -131,6 +131,7 @@ pub(crate) fn play(seed: u64, setting: Setting, plan: &[(When, Who)], memory: &M
     let mut left = plan.iter().copied();
     let mut next = left.next();
     let mut struck_at = 0;
+    let mut refusals = 0;
     let mut turns = 0;
     loop {
         world.turn(&mut |world| {
@@ -143,6 +144,12 @@ pub(crate) fn play(seed: u64, setting: Setting, plan: &[(When, Who)], memory: &M
             }
         });
         turns += 1;
+        if world.reasons.len() > refusals {
+            // Whoever starts over has to get on as well.
+            refusals = world.reasons.len();
+            struck_at = world.completed();
+            world.resting = false;
+        }
         if let Some((When::ToHost(_) | When::ToDriver(_) | When::Traffic(_), _)) = next
             && world.traffic > 300
         {

@@ -10,6 +10,7 @@ use virtio_msg::{DevNum, Instant, QueueIndex};
 use vmsg_bus::StaticRam;
 use vmsg_device::device::Device;
 use vmsg_device::host::{ConnId, Core as Host, Peer};
+use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
 use vmsg_proxy::session::{Event, Op, OpId, Options, Session, Target};
 
@@ -18,6 +19,7 @@ use crate::echo::{Echo, QUEUES};
 use crate::guest::{BASE, Guest, Habits, Memory};
 use crate::line::{Bus, Line};
 use crate::random::Random;
+use crate::wire::{Traffic, Wire};
 
 /// Bytes of the longest message.
 pub(crate) const MESSAGE: usize = 320;
@@ -55,6 +57,8 @@ pub(crate) enum Kind {
     Echo,
     /// Does not.
     Disk,
+    /// A network device whose frames come back.
+    Net,
 }
 
 /// What a case came to.
@@ -118,6 +122,7 @@ pub(crate) struct World<'m> {
     setting: Setting,
     memory: &'m Memory,
     platter: Platter,
+    wire: Traffic,
     target: Target,
     now: Instant,
     clock: std::time::Instant,
@@ -154,7 +159,8 @@ impl<'m> World<'m> {
         let habits = Habits {
             eventfds: setting.eventfds,
             keeps_inflight: setting.keeps_inflight,
-            in_order: setting.kind == Kind::Echo,
+            in_order: setting.kind != Kind::Disk,
+            frames: setting.kind == Kind::Net,
         };
         Self {
             random,
@@ -162,6 +168,7 @@ impl<'m> World<'m> {
             setting,
             memory,
             platter: Platter::default(),
+            wire: Traffic::default(),
             now: Instant(0),
             clock: std::time::Instant::now(),
             session: Session::new(target.clone(), Options::default()),
@@ -396,11 +403,13 @@ impl<'m> World<'m> {
         match host.poll_order() {
             Some(order) => worker.command(order.slot, order.ticket, order.command, watched),
             None => {
+                worker.handle_timeouts(self.clock);
                 worker.step(self.clock);
             }
         }
         replies.extend(worker.take_replies());
         self.platter.check();
+        self.wire.check();
         self.guest.take_interrupts();
     }
 
@@ -439,6 +448,10 @@ impl<'m> World<'m> {
             Kind::Disk => {
                 let random = Random::new(self.random.next());
                 Box::new(Disk::new(self.platter.clone(), random))
+            }
+            Kind::Net => {
+                let wire = Box::new(Wire::new(self.wire.clone(), self.clock));
+                Box::new(Net::new(&Settings::new(Mac([2; 6])), wire))
             }
         };
         self.process = Some(HostProcess::start(self.setting.bus, device));
