@@ -210,7 +210,7 @@ macro_rules! end {
             /// # Errors
             /// As [`Self::poll_fd`].
             pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-                self.line.link.wait(timeout)
+                self.line.wait(timeout)
             }
 
             /// Whether the connection is known to be over.

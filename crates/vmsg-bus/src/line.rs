@@ -6,7 +6,9 @@ use crate::tap::Direction;
 use crate::trace::Interface;
 #[cfg(feature = "linux-user")]
 use crate::translation::Translation;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 use virtio_msg::ChannelError;
 
 pub(crate) struct Line {
@@ -93,6 +95,14 @@ impl Line {
             return idle;
         }
         self.link.arm()
+    }
+
+    /// Arms and sleeps. False: the time is over.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        if !self.arm() {
+            return Ok(true);
+        }
+        self.link.sleep(timeout)
     }
 
     pub(crate) fn arm_for_room(&mut self) -> bool {

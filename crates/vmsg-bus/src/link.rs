@@ -509,13 +509,9 @@ impl Link {
         }
     }
 
-    /// Sleeps until there may be something to receive or to notice. False: the time is over.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        if !self.arm() {
-            return Ok(true);
-        }
-        self.poll_until(deadline)
+    /// Sleeps, armed, until there may be something to receive or to notice. False: the time is over.
+    pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.poll_until(timeout.and_then(|t| Instant::now().checked_add(t)))
     }
 }
 
