@@ -12,9 +12,8 @@ use vmsg_mem::WindowTable;
 
 use super::connection::{ConnId, Connection, Peer};
 use super::entry::{Entry, Handled, Holder, encode};
-use super::handle::Report;
 use super::log_limit::LogLimit;
-use crate::device::{Device, Identity, Operation};
+use crate::device::{Device, Identity};
 use crate::worker::{Command, Notice, Reply, Slot};
 
 /// Largest message the host makes room for: the header, the fields of
@@ -91,10 +90,10 @@ pub struct Core {
     by_slot: HashMap<(usize, Slot), u16>,
     pub(super) connections: BTreeMap<ConnId, Connection>,
     orders: VecDeque<Order>,
-    waiters: HashMap<u64, Waiter>,
+    pub(super) waiters: HashMap<u64, Waiter>,
     pub(super) answers: HashMap<u64, Answer>,
     /// What came of the operator's orders, by their tickets.
-    operated: VecDeque<(u64, Result<(), String>)>,
+    pub(super) operated: VecDeque<(u64, Result<(), String>)>,
     next_ticket: u64,
     next_conn: u64,
     pub(super) counters: Counters,
@@ -203,47 +202,6 @@ impl Core {
             };
             (DevNum(*num), entry.name.as_str(), holder)
         })
-    }
-
-    /// All there is to say about the devices of this bus, whose index is `bus`.
-    pub(super) fn reports(&self, bus: usize) -> impl Iterator<Item = Report> {
-        self.entries.values().map(move |entry| Report {
-            bus,
-            number: entry.num,
-            name: entry.name.clone(),
-            device_id: entry.machine.info().device_id,
-            status: entry.machine.status(),
-            features: entry.machine.features(),
-            holder: match entry.holder {
-                Holder::Driver(conn) => self.connections.get(&conn).map(|conn| conn.peer.clone()),
-                Holder::Nobody | Holder::Leaving => None,
-            },
-            worker: entry.worker,
-            snapshot: entry.monitor.as_ref().map(|monitor| monitor.snapshot()),
-        })
-    }
-
-    /// Whether a device has this name.
-    pub(super) fn has_device(&self, name: &str) -> bool {
-        self.entries.values().any(|entry| entry.name == name)
-    }
-
-    /// Has `operation` done to a device; `None` if there is none of this name.
-    /// What came of it is told by [`poll_operated`](Self::poll_operated) with
-    /// the ticket that is returned.
-    pub fn operate(&mut self, name: &str, operation: Operation) -> Option<u64> {
-        let mut entries = self.entries.iter();
-        let (num, _) = entries.find(|(_, entry)| entry.name == name)?;
-        let num = *num;
-        let ticket = self.ticket();
-        self.waiters.insert(ticket, Waiter::Operator);
-        self.order(num, ticket, Command::Operate(operation));
-        Some(ticket)
-    }
-
-    /// What came of an operation, with its ticket.
-    pub fn poll_operated(&mut self) -> Option<(u64, Result<(), String>)> {
-        self.operated.pop_front()
     }
 
     /// True if one of this bus's devices is at `slot` of `worker`.
@@ -442,7 +400,7 @@ impl Core {
         }
     }
 
-    fn ticket(&mut self) -> u64 {
+    pub(super) fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket
     }

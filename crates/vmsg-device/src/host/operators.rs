@@ -7,8 +7,11 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use vmsg_mem::Doorbell;
 
-use super::core::Core;
-use super::handle::{Handle, HandleError, Request};
+use super::core::{Core, Waiter};
+use super::entry::Holder;
+use super::handle::{Handle, HandleError, Report, Request};
+use crate::device::Operation;
+use crate::worker::Command;
 
 /// Requests of one turn; others must have theirs.
 const BUDGET: usize = 16;
@@ -95,5 +98,48 @@ impl Operators {
                 let _ = answer.send(result);
             }
         }
+    }
+}
+
+impl Core {
+    /// All there is to say about the devices of this bus, whose index is `bus`.
+    pub(super) fn reports(&self, bus: usize) -> impl Iterator<Item = Report> {
+        self.entries.values().map(move |entry| Report {
+            bus,
+            number: entry.num,
+            name: entry.name.clone(),
+            device_id: entry.machine.info().device_id,
+            status: entry.machine.status(),
+            features: entry.machine.features(),
+            holder: match entry.holder {
+                Holder::Driver(conn) => self.connections.get(&conn).map(|conn| conn.peer.clone()),
+                Holder::Nobody | Holder::Leaving => None,
+            },
+            worker: entry.worker,
+            snapshot: entry.monitor.as_ref().map(|monitor| monitor.snapshot()),
+        })
+    }
+
+    /// Whether a device has this name.
+    pub(super) fn has_device(&self, name: &str) -> bool {
+        self.entries.values().any(|entry| entry.name == name)
+    }
+
+    /// Has `operation` done to a device; `None` if there is none of this name.
+    /// What came of it is told by [`poll_operated`](Self::poll_operated) with
+    /// the ticket that is returned.
+    pub fn operate(&mut self, name: &str, operation: Operation) -> Option<u64> {
+        let mut entries = self.entries.iter();
+        let (num, _) = entries.find(|(_, entry)| entry.name == name)?;
+        let num = *num;
+        let ticket = self.ticket();
+        self.waiters.insert(ticket, Waiter::Operator);
+        self.order(num, ticket, Command::Operate(operation));
+        Some(ticket)
+    }
+
+    /// What came of an operation, with its ticket.
+    pub fn poll_operated(&mut self) -> Option<(u64, Result<(), String>)> {
+        self.operated.pop_front()
     }
 }

@@ -8,7 +8,7 @@ use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
 use super::*;
-use crate::device::{Identity, ReadOnly};
+use crate::device::{Identity, Operation, ReadOnly};
 use crate::rng::Rng;
 
 const BASE: u64 = 0x4000_0000;
@@ -283,6 +283,9 @@ fn a_device_that_panics_needs_reset_and_nothing_else_falls() {
         matches!(&notices[..], [Notice::Broken { why }] if why.contains("bad queue")),
         "{notices:?}"
     );
+    let operate = Command::Operate(Operation::SetLink(true));
+    let why = bench.tell(operate).expect_err("it is not asked any more");
+    assert!(why.contains("out of order"), "{why}");
     let write = Command::WriteConfig {
         offset: 0,
         data: vec![1],
