@@ -275,6 +275,26 @@ fn a_client_s_peer_may_come_late_go_and_come_back() {
 }
 
 #[test]
+fn a_peer_that_appears_is_noticed_before_the_next_attempt_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("late");
+    let mut ours = stream(&StreamConfig {
+        reconnect: Some(Duration::from_secs(3600)),
+        ..StreamConfig::client(unix(&path))
+    });
+    // Until the pauses are long.
+    until(&mut ours, "long pauses", |ours| {
+        let pause = ours.next_timeout().map(|at| at - Instant::now());
+        pause.is_some_and(|pause| pause > Duration::from_secs(1))
+    });
+    let listener = UnixListener::bind(&path).unwrap();
+    let appeared = Instant::now();
+    until(&mut ours, "the peer", |ours| ours.link_is_up());
+    assert!(appeared.elapsed() < Duration::from_secs(1));
+    listener.accept().unwrap();
+}
+
+#[test]
 fn without_reconnect_the_peer_must_be_there_and_its_end_is_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("once");

@@ -14,8 +14,7 @@ use rustix::net::{
     recvfrom, send, sendto, sockopt,
 };
 
-use super::open::{BoundPath, SocketError, new_socket, os};
-use super::stream::family;
+use super::open::{BoundPath, SocketError, family, new_socket, os};
 use super::{LONGEST, OFFLOADS, SHORTEST, SocketCounters, TURN, is_plain};
 use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 

@@ -15,6 +15,7 @@ mod input;
 mod open;
 mod output;
 mod stream;
+mod watch;
 
 pub use self::dgram::{Dgram, DgramConfig};
 pub use self::open::SocketError;

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Paths of sockets, and what can be wrong with them.
+//! Addresses of sockets, and what can be wrong with them.
 
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    sockopt,
 };
 
 /// Why there is no socket.
@@ -56,6 +58,40 @@ pub(super) fn os(what: impl Into<String>) -> impl FnOnce(Errno) -> SocketError {
 pub(super) fn new_socket(family: AddressFamily, kind: SocketType) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     socket_with(family, kind, flags, None)
+}
+
+pub(super) fn family(address: &SocketAddr) -> AddressFamily {
+    match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    }
+}
+
+pub(super) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, SocketError> {
+    let addresses: Vec<_> = (host, port)
+        .to_socket_addrs()
+        .map_err(|source| SocketError::Os {
+            what: host.to_owned(),
+            source,
+        })?
+        .collect();
+    if addresses.is_empty() {
+        return Err(SocketError::NoAddress(host.to_owned()));
+    }
+    Ok(addresses)
+}
+
+pub(super) fn listen_tcp(addresses: &[SocketAddr], shown: &str) -> Result<OwnedFd, SocketError> {
+    let first = addresses
+        .first()
+        .ok_or_else(|| SocketError::NoAddress(shown.to_owned()))?;
+    let failed = || os(shown);
+    let listener = new_socket(family(first), SocketType::STREAM).map_err(failed())?;
+    // A server that is started again shall not wait for old connections to be forgotten.
+    sockopt::set_socket_reuseaddr(&listener, true).map_err(failed())?;
+    bind(&listener, first).map_err(failed())?;
+    listen(&listener, 8).map_err(failed())?;
+    Ok(listener)
 }
 
 /// A path that a socket of this process is bound to; it is removed with it.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    getsockname, listen, sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, getsockname,
+    listen, sockopt,
 };
 
 use super::input::{Input, Next, Received};
-use super::open::{BoundPath, SocketError, new_socket, os};
+use super::open::{BoundPath, SocketError, family, listen_tcp, new_socket, os, resolve};
 use super::output::{Output, Push};
+use super::watch::PathWatch;
 use super::{OFFLOADS, SocketCounters, TURN, is_plain};
 use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
@@ -35,6 +36,7 @@ const DISCARDS: usize = 64;
 
 const LISTENER: u64 = 0;
 const CONNECTION: u64 = 1;
+const WATCH: u64 = 2;
 
 /// Where the peers meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +118,8 @@ pub struct Stream {
     way: Way,
     link: Link,
     epoll: OwnedFd,
+    /// Tells when the peer's socket appears.
+    path_watch: Option<PathWatch>,
     /// There may be something to receive.
     readable: bool,
     /// The peer will send nothing more than what is on its way.
@@ -157,7 +161,7 @@ impl Stream {
                 let addresses = resolve(host, *port)?;
                 if server {
                     Way::Listen {
-                        listener: listen_tcp(&addresses, &config.address)?,
+                        listener: listen_tcp(&addresses, &config.address.to_string())?,
                         _path: None,
                     }
                 } else {
@@ -171,6 +175,7 @@ impl Stream {
             way,
             link: Link::Down,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("an epoll instance"))?,
+            path_watch: None,
             readable: false,
             ended: false,
             input: Input::new(),
@@ -187,6 +192,8 @@ impl Stream {
                 .watch(listener, LISTENER, epoll::EventFlags::IN)
                 .map_err(os("an epoll instance"))?;
         } else {
+            // Before the first attempt, so that nothing happens between the two.
+            stream.watch_path();
             let result = stream.connect(Instant::now());
             if let (Err(error), None) = (result, config.reconnect) {
                 return Err(SocketError::NoPeer {
@@ -213,6 +220,15 @@ impl Stream {
 
     fn watch(&self, fd: &OwnedFd, data: u64, flags: epoll::EventFlags) -> Result<(), Errno> {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(data), flags)
+    }
+
+    fn watch_path(&mut self) {
+        if let (StreamAddress::Unix(path), Some(_)) = (&self.address, self.reconnect)
+            && let Some(watch) = PathWatch::new(path)
+            && self.watch(watch.fd(), WATCH, epoll::EventFlags::IN).is_ok()
+        {
+            self.path_watch = Some(watch);
+        }
     }
 
     /// Tries to connect; on failure it is tried again later, if that is wanted.
@@ -449,40 +465,6 @@ fn edges() -> epoll::EventFlags {
     EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET
 }
 
-pub(super) fn family(address: &SocketAddr) -> AddressFamily {
-    match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    }
-}
-
-fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, SocketError> {
-    let addresses: Vec<_> = (host, port)
-        .to_socket_addrs()
-        .map_err(|source| SocketError::Os {
-            what: host.to_owned(),
-            source,
-        })?
-        .collect();
-    if addresses.is_empty() {
-        return Err(SocketError::NoAddress(host.to_owned()));
-    }
-    Ok(addresses)
-}
-
-fn listen_tcp(addresses: &[SocketAddr], shown: &StreamAddress) -> Result<OwnedFd, SocketError> {
-    let first = addresses
-        .first()
-        .ok_or_else(|| SocketError::NoAddress(shown.to_string()))?;
-    let failed = || os(shown.to_string());
-    let listener = new_socket(family(first), SocketType::STREAM).map_err(failed())?;
-    // A server that is started again shall not wait for old connections to be forgotten.
-    sockopt::set_socket_reuseaddr(&listener, true).map_err(failed())?;
-    bind(&listener, first).map_err(failed())?;
-    listen(&listener, 8).map_err(failed())?;
-    Ok(listener)
-}
-
 impl Backend for Stream {
     /// The device chooses among them.
     fn queue_pairs(&self) -> u16 {
@@ -516,9 +498,22 @@ impl Backend for Stream {
         };
         if let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&at_once)) {
             for event in events.iter() {
-                if event.data.u64() == LISTENER {
-                    self.accept(now);
-                    continue;
+                match event.data.u64() {
+                    LISTENER => {
+                        self.accept(now);
+                        continue;
+                    }
+                    WATCH => {
+                        let watch = self.path_watch.as_ref();
+                        if watch.is_some_and(PathWatch::appeared) && matches!(self.link, Link::Down)
+                        {
+                            // Bound, and listening in a moment.
+                            self.timer = Some(now);
+                            self.pause = FIRST_PAUSE;
+                        }
+                        continue;
+                    }
+                    _ => {}
                 }
                 self.connected(now);
                 use epoll::EventFlags;
