@@ -354,6 +354,8 @@ impl Guest {
         self.claim()?;
         self.accept(FeatureSet::from_u64(features & !F_PROTOCOL_FEATURES))?;
         self.negotiated = true;
+        // Changes of before were not told.
+        self.look_at_link = self.is_net();
         Ok(())
     }
 
@@ -550,8 +552,8 @@ impl Guest {
             .map_err(op("writing the configuration"))
     }
 
-    /// Stops the device and takes the memory back, but holds on to the device, as a driver that has come so far that it hears of changes of
-    /// the configuration.
+    /// Stops the device and takes the memory back, but holds on to the device, as a driver without queues: only who has come to DRIVER_OK
+    /// hears of changes of the configuration.
     pub(super) fn suspend(&mut self) -> Result<(), GuestError> {
         self.reset()?;
         self.session
@@ -559,7 +561,8 @@ impl Guest {
             .map_err(op("taking the memory back"))?;
         let mut features = FeatureSet::from_bits(&[feature::VERSION_1, super::net::F_STATUS]);
         features = features.intersection(&self.facts.offered);
-        self.accept(features)
+        self.accept(features)?;
+        self.set_status(LIVE).map(drop)
     }
 
     /// From the beginning to FEATURES_OK.
