@@ -443,7 +443,7 @@ impl Runner {
             .and_then(|(_, watch)| watch.as_ref());
         let third = match &mut state.phase {
             Phase::Asleep => watch.map(|watch| watch.as_fd()),
-            Phase::Handshake { connecting, .. } => Some((*connecting).as_fd()),
+            Phase::Handshake { connecting, .. } => Some((**connecting).as_fd()),
             Phase::Connected(bus) => bus.poll_fd().ok(),
             Phase::Try { .. } | Phase::Over => None,
         };

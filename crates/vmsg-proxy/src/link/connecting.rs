@@ -14,7 +14,7 @@ pub(super) enum Phase {
     Asleep,
     /// The host has still to answer.
     Handshake {
-        connecting: Connecting,
+        connecting: Box<Connecting>,
         until: Instant,
     },
     /// Connected.
@@ -54,7 +54,7 @@ impl Runner {
                 Phase::Try { at: Some(at) } if *at > Instant::now() => return,
                 Phase::Try { .. } => connector.start().map(|connecting| {
                     state.phase = Phase::Handshake {
-                        connecting,
+                        connecting: Box::new(connecting),
                         until: Instant::now() + HANDSHAKE,
                     };
                     None

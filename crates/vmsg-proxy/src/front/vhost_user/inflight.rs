@@ -51,7 +51,7 @@ impl Guest {
         let need = kept.offset.checked_add(kept.size);
         let stat = rustix::fs::fstat(&fd).map_err(super::MemoryError::Os)?;
         let have = u64::try_from(stat.st_size).unwrap_or(0);
-        if kept.offset % 8 != 0
+        if !kept.offset.is_multiple_of(8)
             || kept.size < InflightMemory::bytes_for(kept.rings, kept.entries)
             || need.is_none_or(|need| have < need)
         {
