@@ -174,8 +174,11 @@ impl Inflight {
             *slot = head;
             count += 1;
         }
-        // Somebody may change the counters under the sort, which then sorts in some order.
-        heads[..count].sort_unstable_by_key(|&head| record.counter(head).load(Ordering::Relaxed));
+        // Somebody may change the counters under the sort, which then sorts in some order. That of the library must not
+        // be used: it may panic where the order contradicts itself.
+        heap_sort(&mut heads[..count], |head| {
+            record.counter(head).load(Ordering::Relaxed)
+        });
         Ok(count)
     }
 
@@ -251,6 +254,32 @@ impl Inflight {
         compiler_fence(Ordering::SeqCst);
         record.half(USED_IDX).store(used, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Sorts by keys that may be different each time they are asked for; then in some order.
+fn heap_sort(items: &mut [u16], key: impl Fn(u16) -> u64) {
+    let sift = |items: &mut [u16], mut root: usize| {
+        loop {
+            let mut largest = root;
+            for child in [2 * root + 1, 2 * root + 2] {
+                if child < items.len() && key(items[child]) > key(items[largest]) {
+                    largest = child;
+                }
+            }
+            if largest == root {
+                return;
+            }
+            items.swap(root, largest);
+            root = largest;
+        }
+    };
+    for root in (0..items.len() / 2).rev() {
+        sift(items, root);
+    }
+    for end in (1..items.len()).rev() {
+        items.swap(0, end);
+        sift(&mut items[..end], 0);
     }
 }
 

@@ -105,6 +105,58 @@ fn a_record_that_contradicts_the_queue_is_refused() {
     assert!(Inflight::begin(odd, 8).is_err());
 }
 
+#[test]
+fn counters_that_change_while_they_are_sorted_by_do_no_harm() {
+    const SIZE: u16 = 256;
+    let words: Vec<AtomicU64> = (0..Inflight::bytes_for(SIZE).div_ceil(8))
+        .map(|_| AtomicU64::new(0))
+        .collect();
+    let record = RamSlice::from_atomics(&words);
+    let mut inflight = Inflight::begin(record, SIZE).unwrap();
+    for head in 0..SIZE {
+        inflight.take(record, head).unwrap();
+    }
+    struct Over<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = Over(&over);
+        let changing = scope.spawn(|| {
+            let mut random = 1u64;
+            while !over.load(Ordering::Relaxed) {
+                for head in 0..usize::from(SIZE) {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    words[(HEADER + ENTRY * head + COUNTER) / 8]
+                        .store(random >> 33, Ordering::Relaxed);
+                }
+            }
+        });
+        for _ in 0..2000 {
+            let mut heads = [0; SIZE as usize];
+            let count = inflight.heads(record, &mut heads).unwrap();
+            assert_eq!(count, heads.len());
+            heads.sort_unstable();
+            assert!(heads.iter().copied().eq(0..SIZE), "each of them once");
+        }
+        drop(end);
+        changing.join().unwrap();
+    });
+    // Left alone they say the order again, whatever it is.
+    for head in 0..SIZE {
+        let counter = u64::from(head) * 7919 % 256;
+        words[(HEADER + ENTRY * usize::from(head) + COUNTER) / 8].store(counter, Ordering::Relaxed);
+    }
+    let mut heads = [0; SIZE as usize];
+    inflight.heads(record, &mut heads).unwrap();
+    assert!(heads.is_sorted_by_key(|head| u64::from(*head) * 7919 % 256));
+}
+
 proptest::proptest! {
     #[test]
     fn no_memory_makes_it_panic(bytes: [u8; 144], used: u16) {
