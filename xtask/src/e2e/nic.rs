@@ -10,6 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::{ALL_CHECKS, STEP, Stage};
+use rustix::process::Signal;
+
 use crate::guest::Guest;
 use crate::kit::{Kit, in_path};
 use crate::namespace::Namespace;
@@ -104,17 +106,12 @@ fn behind_generic(backend: &'static str) -> Behind {
 fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> Result<()> {
     let vmsg = stage.vmsg()?;
     let device = device(behind.backend);
-    vmsg.run(
-        &mut stage.scene,
-        "serve",
-        "serve",
-        &[
-            ("--bus", vmsg::BUS),
-            ("--device", &device),
-            ("--control", CONTROL),
-        ],
-        1,
-    )?;
+    let options = [
+        ("--bus", vmsg::BUS),
+        ("--device", device.as_str()),
+        ("--control", CONTROL),
+    ];
+    let serve = vmsg.run(&mut stage.scene, "serve", "serve", &options, 1)?;
     let config = if behind.via == "generic" {
         ",config=on"
     } else {
@@ -168,6 +165,17 @@ fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> R
             String::from_utf8_lossy(&output.stderr)
         );
     }
+    // In the middle of what follows another process takes over.
+    guest.mark(&mut stage.scene, "kill", ALL_CHECKS)?;
+    stage.scene.kill(serve, Signal::KILL)?;
+    // Without flows to take over it would begin the capture anew.
+    let device = device.replace("net.pcap", "again.pcap");
+    let options = options.map(|(name, value)| match name {
+        "--device" => (name, device.as_str()),
+        _ => (name, value),
+    });
+    vmsg.run(&mut stage.scene, "serve-again", "serve", &options, 1)?;
+    guest.tell(&mut stage.scene, "done")?;
     let id = guest.id;
     stage.finish(guest, report)?;
     for line in stage.scene.lines(id, Stream::Out) {

@@ -97,6 +97,18 @@ if [ -n "$LINK" ]; then
     check link-up-again up
     check link-up-ping pings "$GATEWAY"
 fi
+if [ -n "$LINK" ]; then
+    ping -i 0.1 "$GATEWAY" > /tmp/pings &
+    await 5 grep -q 'seq=3 ' /tmp/pings
+    mark kill
+    read -r answer
+    lines=$(grep -c 'bytes from' /tmp/pings)
+    goes_on() { [ "$(grep -c 'bytes from' /tmp/pings)" -gt $((lines + 2)) ]; }
+    check killed-ping await 20 goes_on
+    kill %1
+    check killed-pairs set_pairs "$PAIRS"
+    check killed-bounce bounce
+fi
 if [ -n "$TRAFFIC" ]; then
     check tcp-up traffic tcp-up -t 2
     check tcp-down traffic tcp-down -t 2 -R
