@@ -144,6 +144,33 @@ fn a_second_driver_and_a_second_host_hear_who_is_there() {
 }
 
 #[test]
+fn a_host_that_dialed_sleeps_while_files_come_and_go_in_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(dir.path());
+    spec.server = Some(true);
+    let connector = Connector::new(&spec, "test driver");
+    spec.server = Some(false);
+    let mut listener = Listener::bind(&spec, "test host").unwrap();
+    let driver = connect(&connector);
+    let mut device = accept(&mut listener);
+    let mut driver = driver.join().unwrap();
+
+    std::fs::write(dir.path().join("ram"), b"").unwrap();
+    wait(&listener, None);
+    assert!(listener.accept(Instant::now()).unwrap().is_none());
+    let mut fds = [PollFd::new(&listener, PollFlags::IN)];
+    let ready = poll(&mut fds, Some(&Timespec::default())).unwrap();
+    assert_eq!(ready, 0, "the listener wants something again and again");
+    talk(&mut driver, &mut device);
+
+    // And finds the next driver all the same.
+    drop((driver, device));
+    let driver = connect(&connector);
+    let mut device = accept(&mut listener);
+    talk(&mut driver.join().unwrap(), &mut device);
+}
+
+#[test]
 fn a_peer_that_is_gone_is_noticed_after_its_last_message() {
     let dir = tempfile::tempdir().unwrap();
     let spec = spec(dir.path());

@@ -176,6 +176,15 @@ impl Door {
         }
     }
 
+    /// While there is a connection: takes what the watch says, which nobody wants to know now, so that the door
+    /// does not stay readable. Things come and go in the directory all the time; the driver's memory is one.
+    pub(super) fn hush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Listen(_) => Ok(()),
+            Self::Dial { watch, .. } => watch.ready().map(drop),
+        }
+    }
+
     /// A connection has ended: looks for the next one from `at` on.
     pub(super) fn again(&mut self, from: Instant) {
         if let Self::Dial { attempts, at, .. } = self {

@@ -156,6 +156,7 @@ impl Listener {
             self.watch_door(EventFlags::IN)?;
         }
         if self.connected {
+            self.door.hush()?;
             self.turn_away()?;
             return Ok(None);
         }
