@@ -185,7 +185,7 @@ impl<'m> Guest<'m> {
     }
 
     /// Where the front end of a vhost-user socket says that a queue goes on.
-    fn resume(&self, queue: usize) -> ResumeAt {
+    pub(crate) fn resume(&self, queue: usize) -> ResumeAt {
         let config = self.queues[queue].ring.config();
         let at = usize::try_from(config.device.0 - BASE).expect("small") + 2;
         let mut used = [0; 2];
@@ -231,7 +231,7 @@ impl<'m> Guest<'m> {
                     descriptor: config.desc.0,
                     driver: config.driver.0,
                     device: config.device.0,
-                    resume: self.resume(index),
+                    resume: ResumeAt::Start,
                 },
             ));
         }

@@ -271,6 +271,10 @@ impl<'m> World<'m> {
             if let (Op::SetFeatures(features), Some(facts)) = (&mut op, self.session.device()) {
                 *features = features.intersection(&facts.offered);
             }
+            // The device of a front end before may have moved until its reset.
+            if let Op::SetQueue(queue, setup) = &mut op {
+                setup.resume = self.guest.resume(queue.to_usize());
+            }
             self.waiting_for = Some(self.session.submit(self.now, op));
         }
     }
