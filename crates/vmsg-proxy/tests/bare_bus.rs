@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use virtio_msg::{Frame, Message, QueueIndex, Token};
+use virtio_msg::{Message, QueueIndex};
 
 fn bare(host: Host) -> (Stage, Vmm) {
     let (ram, file) = Vmm::memory();
@@ -25,12 +25,7 @@ fn used(stage: &Stage, queue: u32) {
     let message = Message::EventUsed {
         queue: QueueIndex(queue),
     };
-    let mut bytes = vec![0; 48];
-    let len = Frame::new(number, Token(0), message)
-        .encode(&mut bytes)
-        .unwrap();
-    bytes.truncate(len);
-    stage.shared.events.lock().unwrap().push(bytes);
+    stage.tell(number, message);
 }
 
 /// Waits until the eventfd is rung, and takes what is in it.

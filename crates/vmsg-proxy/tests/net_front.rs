@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
-use virtio_msg::{ConfigEvent, DeviceStatus, Frame, Generation, Message, Token};
+use virtio_msg::{ConfigEvent, DeviceStatus, Generation, Message};
 use vmsg_mem::Mapping;
 
 const F_MTU: u32 = 3;
@@ -45,13 +45,7 @@ fn set_link(stage: &Stage, up: bool) {
         len: 2,
         data: &[u8::from(up), 0],
     };
-    let mut bytes = vec![0; 48];
-    let len = Frame::new(host.number, Token(0), Message::EventConfig(event))
-        .encode(&mut bytes)
-        .unwrap();
-    bytes.truncate(len);
-    drop(host);
-    stage.shared.events.lock().unwrap().push(bytes);
+    stage.tell(host.number, Message::EventConfig(event));
 }
 
 #[track_caller]

@@ -20,9 +20,8 @@ use std::time::Duration;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
-use virtio_msg::{
-    ConfigEvent, DevNum, DeviceStatus, FeatureSet, Frame, Generation, Message, QueueIndex, Token,
-};
+use virtio_msg::{ConfigEvent, DevNum, DeviceStatus, FeatureSet, Generation, Message, QueueIndex};
+use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::control::Resume;
 use vmsg_mem::Mapping;
 use vmsg_proxy::front::vhost_user::{BindError, VhostUserFront, VhostUserOptions};
@@ -297,12 +296,7 @@ fn a_change_of_the_configuration_reaches_the_vmm() {
         len: 2,
         data: &[8, 9],
     };
-    let mut bytes = vec![0; 64];
-    let len = Frame::new(DevNum(2), Token(0), Message::EventConfig(event))
-        .encode(&mut bytes)
-        .unwrap();
-    bytes.truncate(len);
-    stage.shared.events.lock().unwrap().push(bytes);
+    stage.tell(DevNum(2), Message::EventConfig(event));
     let mut message = [0; 12];
     ours.set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -314,22 +308,35 @@ fn a_change_of_the_configuration_reaches_the_vmm() {
     );
 }
 
+/// vhost-user has no word for it: the VMM hears it by the eventfds for errors, and nothing else changes.
+#[test]
+fn a_device_that_needs_a_reset_rings_the_eventfds_for_errors() {
+    let stage = Stage::new(Host::rng());
+    let vmm = Vmm::start(&stage, 1);
+    let error = EventFd::new(0).unwrap();
+    vmm.front.set_vring_err(0, &error).unwrap();
+    let event = ConfigEvent {
+        status: DeviceStatus::from_bits_retain(LIVE) | DeviceStatus::NEEDS_RESET,
+        generation: Generation(2),
+        offset: 0,
+        len: 0,
+        data: &[],
+    };
+    stage.tell(DevNum(1), Message::EventConfig(event));
+    // A blocking eventfd: this waits for the ring.
+    assert_eq!(error.read().unwrap(), 1);
+    assert!(vmm.front.get_features().is_ok());
+    // A VMM that starts over finds a clean device.
+    drop(vmm);
+    Vmm::start(&stage, 1);
+}
+
 #[test]
 fn a_used_queue_by_message_rings_the_call_eventfd() {
     let stage = Stage::new(Host::rng());
     let vmm = Vmm::start(&stage, 1);
-    let mut bytes = vec![0; 64];
-    let len = Frame::new(
-        DevNum(1),
-        Token(0),
-        Message::EventUsed {
-            queue: QueueIndex(0),
-        },
-    )
-    .encode(&mut bytes)
-    .unwrap();
-    bytes.truncate(len);
-    stage.shared.events.lock().unwrap().push(bytes);
+    let queue = QueueIndex(0);
+    stage.tell(DevNum(1), Message::EventUsed { queue });
     // A blocking eventfd: this waits for the ring.
     assert_eq!(vmm.calls[&0].read().unwrap(), 1);
 }

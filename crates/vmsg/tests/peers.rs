@@ -103,6 +103,8 @@ scenarios! {
     a_mac_byte_by_byte_and_config_out_of_range_r1: R1 Ours "driver.py" "backend=none" "net_config";
     eight_resets_in_a_row: One Ours "driver.py" "backend=none" "resets";
     eight_resets_in_a_row_r1: R1 Ours "driver.py" "backend=none" "resets";
+    nothing_is_touched_after_a_reset_is_answered: One Ours "driver.py" "backend=none" "silent_after_reset";
+    nothing_is_touched_after_a_reset_is_answered_r1: R1 Ours "driver.py" "backend=none" "silent_after_reset";
     devices_are_listed_and_pings_answered: One Ours "driver.py" "backend=none" "bus_messages";
     all_device_numbers_can_be_scanned: One Ours "driver.py" "backend=none" "scan";
     all_device_numbers_can_be_scanned_r1: R1 Ours "driver.py" "backend=none" "scan";

@@ -165,6 +165,67 @@ fn a_device_whose_driver_ends_in_the_middle_of_a_request_goes_to_the_next() {
     }
 }
 
+/// Linux' driver for AMP systems gives a bus up that says nothing for a second.
+#[test]
+fn pings_are_answered_while_a_device_is_busy_with_its_reset() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    bench.send(conn, Message::SetDeviceStatus(DeviceStatus::RESET));
+    // What follows for that device waits.
+    bench.send(conn, Message::GetDeviceStatus);
+    assert_eq!(bench.orders(), ["Reset"]);
+    for data in 0..600 {
+        assert!(bench.core.wants_input(conn), "after {data} seconds");
+        bench.send(conn, Message::Ping { data });
+        let answer = bench.take(conn).expect("an answer at once");
+        let frame = decode(&answer, MESSAGE).expect("a message");
+        assert_eq!(frame.message, Message::Pong { data });
+    }
+    bench.work();
+    for id in [8, 7] {
+        assert_eq!(bench.take(conn).map(|answer| answer[1]), Some(id));
+    }
+}
+
+/// Linux' driver of 2026 does not bear a number that goes and comes back as another device.
+#[test]
+fn a_number_is_one_device_for_as_long_as_the_bus_lives() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    let add = |core: &mut Core, name: &str, num| {
+        let settings = Settings::new(Mac([0x52, 0x54, 0, 0, 0, 2]));
+        let net = Net::new(&settings, Box::new(vmsg_net::Null::default()));
+        core.add_device(name, num, 0, Slot(1), Box::new(net))
+    };
+    assert!(matches!(
+        add(&mut bench.core, "other", Some(NET.0)),
+        Err(AddError::NumberTaken(0, _))
+    ));
+    assert_eq!(add(&mut bench.core, "net1", None).ok(), Some(DevNum(1)));
+    bench.work();
+    // Neither a device that fails nor a driver that ends takes a number away.
+    bench.bring_up(conn);
+    bench.notice(Notice::Broken { why: "test".into() });
+    bench.core.disconnect(NOW, conn);
+    bench.work();
+    let conn = bench.connect();
+    bench.send(
+        conn,
+        Message::GetDevices {
+            offset: 0,
+            count: 32,
+        },
+    );
+    let answer = bench.take(conn).expect("an answer");
+    let Message::Devices(list) = decode(&answer, MESSAGE).expect("a message").message else {
+        panic!("{answer:?}");
+    };
+    assert_eq!((list.offset, list.count, list.next), (0, 32, 0));
+    assert_eq!(list.bitmap, [3, 0, 0, 0]);
+    assert_eq!(bench.take(conn), None, "nothing else is said of them");
+}
+
 #[test]
 fn a_release_is_answered_when_the_device_was_reset() {
     let mut bench = Bench::new();

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_msg::Channel;
+use virtio_msg::{Channel, DevNum, Frame, Message, Token};
 use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::{Capabilities, DeviceBus, loopback};
 use vmsg_mem::Mapping;
@@ -175,6 +175,16 @@ impl Stage {
 
     pub fn host(&self) -> MutexGuard<'_, Host> {
         self.shared.host.lock().unwrap()
+    }
+
+    /// The host says something that it was not asked.
+    pub fn tell(&self, device: DevNum, message: Message<'_>) {
+        let mut bytes = vec![0; 64];
+        let len = Frame::new(device, Token(0), message)
+            .encode(&mut bytes)
+            .unwrap();
+        bytes.truncate(len);
+        self.shared.events.lock().unwrap().push(bytes);
     }
 
     /// Waits until the host is so.

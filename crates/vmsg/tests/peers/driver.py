@@ -242,6 +242,34 @@ def resets(setting):
     say("resets")
 
 
+def silent_after_reset(setting):
+    """What a reset is answered by is the last that the device does: not a byte of memory changes after it, and no event comes."""
+    driver, ram = setting.driver, setting.ram
+    for _ in range(30):
+        entropy = Entropy(setting, size=8)
+        # More than is done in a moment, and the reset right behind the kick.
+        parts = [(ram.alloc(4096), 4096) for _ in range(entropy.ring.size)]
+        for part in parts:
+            entropy.ring.add([], [part], indirect=False)
+        entropy.ring.publish()
+        driver.notify(entropy.dev, 0)
+        check(driver.set_status(entropy.dev, 0) == 0, "reset is done when it is answered")
+        areas = parts + [(entropy.ring.used, 6 + 8 * entropy.ring.size)]
+        before = [ram.read(*area) for area in areas]
+        driver.events.clear()
+        # The memory may serve another purpose now.
+        for address, length in areas:
+            ram.write(address, bytes([CANARY]) * length)
+        driver.notify(entropy.dev, 0)
+        for _ in range(50):
+            check(driver.status(entropy.dev) == 0)
+        for area, filled in zip(areas, before):
+            check(ram.read(*area) == bytes([CANARY]) * area[1], "written after the reset:", filled[:16].hex())
+        check(not driver.events, "an event after the reset:", driver.events[:1])
+    check_random(Entropy(setting).fetch(4096))
+    say("silent_after_reset")
+
+
 def bus_messages(setting):
     """GET_DEVICES and PING."""
     driver = setting.driver
@@ -448,7 +476,7 @@ def last(setting):
     say("last")
 
 
-HERE = [rng, net_config, resets, bus_messages, scan, dhcp_offer, avail_flood]
+HERE = [rng, net_config, resets, silent_after_reset, bus_messages, scan, dhcp_offer, avail_flood]
 HERE += [link, iommu, restart, hold, second, disk, last]
 
 

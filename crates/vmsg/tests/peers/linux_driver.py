@@ -225,6 +225,8 @@ def new_strict(setting):
         check(shm.u32(0) == 0, shm)
     run_entropy(setting)
     check(not driver.strays, driver.strays)
+    about_the_bus = [event for event in driver.events if event.bus]
+    check(not about_the_bus, "a device that comes again as the same number breaks it:", about_the_bus)
     say("new_strict")
 
 
