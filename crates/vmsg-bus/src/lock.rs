@@ -3,10 +3,12 @@
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "linux-user")]
+use std::time::{Duration, Instant};
 
 /// The most that is read of what a lock file says.
 const MAX_TEXT: u64 = 256;
@@ -28,22 +30,14 @@ pub(crate) enum LockError {
 #[derive(Debug)]
 pub(crate) struct FileLock {
     path: PathBuf,
+    /// Device and inode, to remove no other file.
+    identity: (u64, u64),
     _file: File,
 }
 
 impl FileLock {
     /// Takes the lock on `path` if it is free, and writes `text` and a newline into the file.
     pub(crate) fn take(path: &Path, text: &str) -> Result<Self, LockError> {
-        Self::acquire(path, text, FlockOperation::NonBlockingLockExclusive)
-    }
-
-    /// As [`Self::take`], after who holds the lock: only for locks that are held for moments.
-    #[cfg(feature = "linux-user")]
-    pub(crate) fn wait(path: &Path) -> Result<Self, LockError> {
-        Self::acquire(path, "", FlockOperation::LockExclusive)
-    }
-
-    fn acquire(path: &Path, text: &str, operation: FlockOperation) -> Result<Self, LockError> {
         let os = |what| {
             move |source: io::Error| LockError::Os {
                 what,
@@ -52,10 +46,25 @@ impl FileLock {
             }
         };
         loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
-                .map_err(|error| os("open the lock file")(error.into()))?;
+            let flags = OFlags::RDWR
+                | OFlags::CREATE
+                | OFlags::CLOEXEC
+                | OFlags::NOFOLLOW
+                | OFlags::NONBLOCK
+                | OFlags::NOCTTY;
+            let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| {
+                os("open the lock file")(match error {
+                    Errno::LOOP => io::Error::other("it is a symbolic link; remove it"),
+                    error => error.into(),
+                })
+            })?;
             let mut file = File::from(fd);
+            let found = file.metadata().map_err(os("look at"))?;
+            if !found.is_file() {
+                let why = io::Error::other("it is not a regular file; remove it");
+                return Err(os("lock")(why));
+            }
+            let operation = FlockOperation::NonBlockingLockExclusive;
             match retry_on_intr(|| rustix::fs::flock(&file, operation)) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Err(LockError::Held(text_of(&mut file))),
@@ -64,10 +73,15 @@ impl FileLock {
             // Who held it before may have removed the file that we opened: then it locks nothing.
             let locked = file.metadata().map_err(os("look at"))?;
             match fs::symlink_metadata(path) {
-                Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {}
+                Ok(there) if identity(&there) == identity(&locked) => {}
                 Ok(_) => continue,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(os("look at")(error)),
+            }
+            // What is in it is lost, for all its names.
+            if locked.nlink() > 1 {
+                let why = io::Error::other("it has other names (hard links); remove it");
+                return Err(os("lock")(why));
             }
             let write = || -> io::Result<()> {
                 file.set_len(0)?;
@@ -79,16 +93,50 @@ impl FileLock {
             write().map_err(os("write"))?;
             return Ok(Self {
                 path: path.to_owned(),
+                identity: identity(&locked),
                 _file: file,
             });
         }
     }
+
+    /// As [`Self::take`], after who holds the lock, if that takes no longer than `patience`: only for locks that are
+    /// held for moments.
+    #[cfg(feature = "linux-user")]
+    pub(crate) fn wait(path: &Path, patience: Duration) -> Result<Self, LockError> {
+        const LONGEST: Duration = Duration::from_millis(10);
+        let begin = Instant::now();
+        let mut pause = Duration::from_micros(100);
+        loop {
+            match Self::take(path, "") {
+                Err(LockError::Held(_)) if begin.elapsed() < patience => {}
+                Err(LockError::Held(_)) => {
+                    let why = "another process keeps it locked; end that one (/proc/locks has it)";
+                    return Err(LockError::Os {
+                        what: "lock",
+                        path: path.to_owned(),
+                        source: io::Error::new(io::ErrorKind::TimedOut, why),
+                    });
+                }
+                result => return result,
+            }
+            // There is no way to wait for such a lock that has an end.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+}
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Still locked: nobody else can take a lock for its own on this file now.
-        let _ = fs::remove_file(&self.path);
+        // Still locked: nobody else can take a lock for its own on this file now. A file that
+        // somebody has put in its place stays.
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| identity(&file) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -29,6 +29,9 @@ use std::time::{Duration, Instant};
 /// How long to wait before looking again whether a host has taken what another driver left.
 const LEFT_OVER_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long to wait for others who look at the files just now.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Connects to the device host, or lets it connect here.
 ///
 /// The first attempt makes this program the driver of the bus, and it stays so until all clones
@@ -180,7 +183,7 @@ impl Connector {
             return Ok(());
         }
         let this = Program::this(&self.program, None);
-        let lock = program::take_role(&self.site, Role::Driver, &this);
+        let lock = program::take_role(&self.site, Role::Driver, &this, PATIENCE);
         shared.lock = Some(lock.map_err(|error| match error {
             LockError::Held(text) => ConnectError::Held {
                 bus: self.site.to_string(),
@@ -224,8 +227,8 @@ impl Connector {
 
     /// There is a connection; now the host must take it.
     fn meet(&self, socket: OwnedFd) -> Result<Step, ConnectError> {
-        let queues = Queues::open(&self.site)?;
-        let host = program::at(&self.site, Role::Device, socket.as_fd())?;
+        let queues = Queues::open(&self.site, PATIENCE)?;
+        let host = program::at(&self.site, Role::Device, socket.as_fd(), PATIENCE)?;
         let stream =
             Stream::new(socket).map_err(|source| self.os("watch the doorbell at", source))?;
         if host.is_none() {

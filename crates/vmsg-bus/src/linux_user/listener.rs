@@ -26,6 +26,10 @@ use vmsg_mem::Doorbell;
 /// From the end of a connection to the next attempt to connect, and after trouble with files.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How long it waits at the start for who looks at the files just now, and how long while others are served.
+const PATIENCE: Duration = Duration::from_secs(2);
+const SHORT_PATIENCE: Duration = Duration::from_millis(50);
+
 /// Waits for a driver, and for the next one when that is gone. All is done in
 /// [`accept`](Listener::accept), which never waits.
 #[derive(Debug)]
@@ -85,17 +89,20 @@ impl Listener {
         };
         let epoch = super::random().map_err(os("draw an epoch for"))?;
         let this = Program::this(name, Some(epoch));
-        let lock = program::take_role(&site, Role::Device, &this).map_err(|error| match error {
-            LockError::Held(text) => BindError::Held {
-                bus: site.to_string(),
-                holder: Program::shown(&text),
-            },
-            LockError::Os { what, path, source } => BindError::Os { what, path, source },
-        })?;
+        let lock =
+            program::take_role(&site, Role::Device, &this, PATIENCE).map_err(
+                |error| match error {
+                    LockError::Held(text) => BindError::Held {
+                        bus: site.to_string(),
+                        holder: Program::shown(&text),
+                    },
+                    LockError::Os { what, path, source } => BindError::Os { what, path, source },
+                },
+            )?;
         if let Some(trace) = &site.trace {
             trace.open()?;
         }
-        let queues = Queues::open(&site)?;
+        let queues = Queues::open(&site, PATIENCE)?;
         let door = Door::new(&site.socket, site.server)?;
         let ends = Arc::new(Ends {
             bell: Doorbell::new().map_err(os("make a doorbell for"))?,
@@ -199,7 +206,7 @@ impl Listener {
         // what the last one has left.
         if !self.queues.as_ref().is_some_and(Queues::are_current) {
             self.queues = None;
-            let queues = Queues::open(&self.site).map_err(io::Error::other)?;
+            let queues = Queues::open(&self.site, SHORT_PATIENCE).map_err(io::Error::other)?;
             self.queues = Some(queues);
         }
         let Some(socket) = self.door.join(now)? else {
@@ -228,10 +235,10 @@ impl Listener {
             Some(queues) if queues.are_current() => queues,
             old => {
                 drop(old);
-                Queues::open(&self.site)?
+                Queues::open(&self.site, SHORT_PATIENCE)?
             }
         };
-        let driver = program::at(&self.site, Role::Driver, socket.as_fd())?;
+        let driver = program::at(&self.site, Role::Driver, socket.as_fd(), SHORT_PATIENCE)?;
         let rx = match driver {
             // A driver of ours is silent until the bell rings: what is there was said by another one.
             Some(_) => queues.emptied(Role::Device)?.0,

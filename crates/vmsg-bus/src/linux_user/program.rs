@@ -7,6 +7,7 @@ use crate::lock::{self, FileLock, LockError};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
 /// What stands in the lock file of a role: `NAME (pid PID)`, then `epoch EPOCH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +73,14 @@ impl fmt::Display for Program {
 }
 
 /// Takes the lock of `role` for `program`.
-pub(super) fn take_role(site: &Site, role: Role, program: &Program) -> Result<FileLock, LockError> {
+pub(super) fn take_role(
+    site: &Site,
+    role: Role,
+    program: &Program,
+    patience: Duration,
+) -> Result<FileLock, LockError> {
     // Others look at the lock by taking it for a moment.
-    let _no_others = FileLock::wait(&site.short_lock())?;
+    let _no_others = FileLock::wait(&site.short_lock(), patience)?;
     FileLock::take(&site.role_lock(role), &program.to_string())
 }
 
@@ -84,10 +90,11 @@ pub(super) fn at(
     site: &Site,
     role: Role,
     socket: BorrowedFd<'_>,
+    patience: Duration,
 ) -> Result<Option<Program>, QueueError> {
     let text = {
         // Who takes such a lock must not find it taken by us.
-        let _no_others = FileLock::wait(&site.short_lock())?;
+        let _no_others = FileLock::wait(&site.short_lock(), patience)?;
         lock::holder(&site.role_lock(role))?
     };
     let pid = crate::unix::packet::credentials(socket).0;

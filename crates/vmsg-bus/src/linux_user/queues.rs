@@ -5,10 +5,12 @@ use super::{Role, Site};
 use crate::lock::{FileLock, LockError};
 use crate::memory::Part;
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use vmsg_mem::spsc::{Consumer, Layout, Producer, clear};
 use vmsg_mem::{Access, LeaseError, MappedSlice, Mapping, WriteLease};
 
@@ -33,6 +35,12 @@ pub enum QueueError {
     /// There is something else in its place.
     #[error("`{}` is not a regular file; remove it or choose another name=", path.display())]
     NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It is a file that is called something else, too.
+    #[error("`{}` has other names (hard links), under which it would be overwritten; remove it or choose another name=", path.display())]
+    Linked {
         /// The path.
         path: PathBuf,
     },
@@ -81,15 +89,15 @@ pub(super) struct Queues {
 
 impl Queues {
     /// Opens the files, which are made if they are not there. If nobody else has them open they
-    /// begin anew.
-    pub(super) fn open(site: &Site) -> Result<Self, QueueError> {
+    /// begin anew. Waits no longer than `patience` for others who look at them.
+    pub(super) fn open(site: &Site, patience: Duration) -> Result<Self, QueueError> {
         vmsg_mem::fault::install().map_err(|source| QueueError::Os {
             what: "guard against the truncation of",
             path: site.queue(Role::Driver),
             source,
         })?;
         // Two programs that open the files at the same time would each think that the other one lives on them.
-        let _only_one = FileLock::wait(&site.short_lock())?;
+        let _only_one = FileLock::wait(&site.short_lock(), patience)?;
         let queues = Self {
             to_device: Queue::open(site.queue(Role::Driver))?,
             to_driver: Queue::open(site.queue(Role::Device))?,
@@ -181,11 +189,18 @@ impl Queue {
         };
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| os("open the queue")(error.into()))?;
+        let fd = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => fd,
+            // A symbolic link, a directory.
+            Err(Errno::LOOP | Errno::ISDIR) => return Err(QueueError::NotAFile { path }),
+            Err(error) => return Err(os("open the queue")(error.into())),
+        };
         let stat = rustix::fs::fstat(&fd).map_err(|error| os("look at")(error.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(QueueError::NotAFile { path });
+        }
+        if stat.st_nlink > 1 {
+            return Err(QueueError::Linked { path });
         }
         // The other side makes it as long, perhaps just now.
         if u64::try_from(stat.st_size).is_ok_and(|size| size < QUEUE_BYTES) {

@@ -94,7 +94,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// A listening socket with its file and the lock on it. Dropping removes both files.
 #[derive(Debug)]
-pub(crate) struct Address {
+pub struct Address {
     socket: OwnedFd,
     path: PathBuf,
     /// Device and inode of the socket file, to remove no other.
@@ -104,8 +104,11 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// Takes the path and listens there, with a socket of type `kind`.
-    pub(crate) fn bind(path: &Path, mode: u32, kind: SocketType) -> Result<Self, BindError> {
+    /// Takes the path and listens there, with a socket of type `kind` that does not block; `mode` is that of its file.
+    ///
+    /// # Errors
+    /// [`BindError`]: somebody listens there, or something else is in the way.
+    pub fn bind(path: &Path, mode: u32, kind: SocketType) -> Result<Self, BindError> {
         if path.as_os_str().as_bytes().len() > MAX_PATH {
             return Err(BindError::PathTooLong {
                 path: path.to_owned(),
@@ -115,11 +118,13 @@ impl Address {
         make_way(path, kind)?;
         // Under another name first, so that the path is never there without being connectable.
         let new = with_suffix(path, ".new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(os("remove", &new, error));
+        match fs::symlink_metadata(&new) {
+            Ok(file) if !file.file_type().is_socket() => {
+                return Err(BindError::NotASocket { path: new });
             }
-            _ => {}
+            Ok(_) => fs::remove_file(&new).map_err(|e| os("remove", &new, e))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(os("look at", &new, error)),
         }
         let socket =
             socket(kind, SocketFlags::NONBLOCK).map_err(|e| os("make a socket for", path, e))?;
@@ -147,7 +152,7 @@ impl Address {
     }
 
     /// Where it listens.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -11,7 +11,7 @@ mod listener;
 pub(crate) mod packet;
 mod watch;
 
-pub use address::{BindError, MAX_PATH};
+pub use address::{Address, BindError, MAX_PATH};
 pub use connector::{ConnectError, Connecting, Connector};
 pub use frame::RefuseReason;
 pub use listener::{Listener, ListenerOptions, Rejected};
