@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Keeps a driver from filling the disk with what is logged about it.
+//! Keeps others from filling the disk with what is logged about them.
 
 use virtio_msg::Instant;
 
@@ -10,14 +10,21 @@ const REFILL: u64 = 2_000_000_000;
 
 /// Lets some lines through, and says how many it has held back.
 #[derive(Debug)]
-pub(super) struct LogLimit {
+pub struct LogLimit {
     /// Time up to which lines are spent: each costs [`REFILL`]; at most [`BURST`] of them ahead of now.
     spent: u64,
     held_back: u64,
 }
 
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LogLimit {
-    pub(super) fn new() -> Self {
+    /// Nothing was logged yet.
+    pub const fn new() -> Self {
         Self {
             spent: 0,
             held_back: 0,
@@ -25,7 +32,7 @@ impl LogLimit {
     }
 
     /// Whether a line may be logged now.
-    pub(super) fn admit(&mut self, now: Instant) -> bool {
+    pub fn admit(&mut self, now: Instant) -> bool {
         let spent = self.spent.max(now.0) + REFILL;
         if spent > now.0.saturating_add(BURST * REFILL) {
             self.held_back += 1;

@@ -19,5 +19,6 @@ mod windows;
 pub use self::connection::{ConnId, Peer};
 pub use self::core::{AddError, Core, Counters, Order};
 pub use self::handle::{Handle, HandleError, Report};
+pub use self::log_limit::LogLimit;
 pub use self::runtime::{Host, HostError, Stop};
 pub use self::windows::MAX_WINDOWS;

@@ -16,6 +16,7 @@ use vmsg_mem::Doorbell;
 use super::connection::{ConnId, Peer};
 use super::core::{AddError, Core};
 use super::handle::Handle;
+use super::log_limit::LogLimit;
 use super::operators::Operators;
 use crate::device::Device;
 use crate::worker::thread::{StartError, Worker};
@@ -73,6 +74,8 @@ impl Stop {
 struct Bus {
     core: Core,
     listener: Option<Listener>,
+    /// What goes wrong with the listener goes wrong again at each attempt.
+    listener_log: LogLimit,
     connections: BTreeMap<ConnId, DeviceBus>,
     /// Connections that may have more to read.
     unread: BTreeSet<ConnId>,
@@ -146,6 +149,7 @@ impl Host {
         self.buses.push(Bus {
             core: Core::new(max_message, (index as u64) << BUS_SHIFT),
             listener,
+            listener_log: LogLimit::new(),
             connections: BTreeMap::new(),
             unread: BTreeSet::new(),
         });
@@ -329,7 +333,10 @@ impl Host {
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept");
+                    let now = self.now();
+                    if self.buses[bus].listener_log.admit(now) {
+                        tracing::warn!(%error, "cannot accept");
+                    }
                     return;
                 }
             }

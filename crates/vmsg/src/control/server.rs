@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The thread that answers on the control socket.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::SocketType;
 use virtio_msg::feature;
+use vmsg_bus::unix::Address;
 use vmsg_device::device::Operation;
-use vmsg_device::host::{Handle, HandleError, Report};
+use vmsg_device::host::{Handle, HandleError, LogLimit, Report};
 
 use super::protocol::{Device, FailureKind, Holder, Link, LinkState, Request, Response};
 
@@ -22,13 +23,11 @@ use super::protocol::{Device, FailureKind, Holder, Link, LinkState, Request, Res
 const MAX_CLIENTS: usize = 16;
 /// Bytes of a request, with the end of its line.
 const MAX_LINE: usize = 4096;
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 16;
 
 /// A running control socket. Dropping it ends the thread and removes the socket.
 #[derive(Debug)]
 pub(crate) struct Server {
-    path: PathBuf,
+    _address: Address,
     /// The thread ends when this is closed.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -38,19 +37,18 @@ impl Server {
     /// Answers at `path` for the host behind `handle`, whose buses have these names, in the order
     /// of their indices.
     pub(crate) fn start(path: &Path, handle: Handle, buses: Vec<String>) -> anyhow::Result<Self> {
-        let listener =
-            listen(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+        let (address, listener) = listen(path)?;
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                let service = Service { handle, buses };
+                let service = Service::new(handle, buses);
                 if let Err(error) = serve(&listener, &stopped, &service) {
                     tracing::error!(%error, "the control socket is not served any more");
                 }
             })?;
         Ok(Self {
-            path: path.to_owned(),
+            _address: address,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -63,25 +61,14 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
 /// Listens at `path`, where a socket that nobody serves may be left, for this user alone.
-fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        if UnixStream::connect(path).is_ok() {
-            bail!("somebody answers there already");
-        }
-        std::fs::remove_file(path)?;
-    }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // The file that `bind` makes has the mode of the socket: nobody can come in between.
-    rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(UnixListener::from(socket))
+fn listen(path: &Path) -> anyhow::Result<(Address, UnixListener)> {
+    let address = Address::bind(path, 0o600, SocketType::STREAM).context("no control socket")?;
+    let socket = address.as_fd().try_clone_to_owned()?;
+    Ok((address, UnixListener::from(socket)))
 }
 
 /// What requests are carried out with.
@@ -89,6 +76,8 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 struct Service {
     handle: Handle,
     buses: Vec<String>,
+    began: Instant,
+    log: RefCell<LogLimit>,
 }
 
 /// One client.
@@ -216,17 +205,24 @@ impl Client {
 
     fn step(&mut self, service: &Service) -> io::Result<()> {
         self.write()?;
+        // Those that waited for that.
+        self.answer(service)?;
         if !self.ended {
             let mut bytes = [0; MAX_LINE];
             let count = self.stream.read(&mut bytes)?;
             self.ended = count == 0;
             self.input.extend_from_slice(&bytes[..count]);
         }
-        // What was read at once is answered at once; it is a few lines.
-        for line in self.lines() {
+        self.answer(service)
+    }
+
+    /// One line after another: the answer to one may be long, and is to be gone before the next is made.
+    fn answer(&mut self, service: &Service) -> io::Result<()> {
+        while let Some(line) = self.line() {
             self.output.extend(answer(&line, service).line());
+            self.write()?;
         }
-        self.write()
+        Ok(())
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -237,9 +233,8 @@ impl Client {
         Ok(())
     }
 
-    /// Takes the whole lines out of the input; `Err` stands for one that was too long.
-    fn lines(&mut self) -> Vec<Result<Vec<u8>, ()>> {
-        let mut lines = Vec::new();
+    /// Takes the next whole line out of the input; `Err` stands for one that was too long.
+    fn line(&mut self) -> Option<Result<Vec<u8>, ()>> {
         while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
             let mut line: Vec<u8> = self.input.drain(..=end).collect();
             line.pop();
@@ -247,18 +242,16 @@ impl Client {
                 continue;
             }
             if line.len() >= MAX_LINE {
-                lines.push(Err(()));
+                return Some(Err(()));
             } else if !line.iter().all(u8::is_ascii_whitespace) {
-                lines.push(Ok(line));
+                return Some(Ok(line));
             }
         }
-        if self.input.len() >= MAX_LINE {
-            if !std::mem::replace(&mut self.skipping, true) {
-                lines.push(Err(()));
-            }
-            self.input.clear();
+        if self.input.len() < MAX_LINE {
+            return None;
         }
-        lines
+        self.input.clear();
+        (!std::mem::replace(&mut self.skipping, true)).then_some(Err(()))
     }
 }
 
@@ -294,6 +287,21 @@ fn carry_out(request: Request, service: &Service) -> Response {
 }
 
 impl Service {
+    fn new(handle: Handle, buses: Vec<String>) -> Self {
+        Self {
+            handle,
+            buses,
+            began: Instant::now(),
+            log: RefCell::default(),
+        }
+    }
+
+    /// Whether what an operator did is logged: not thousands of times.
+    fn is_logged(&self) -> bool {
+        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.log.borrow_mut().admit(virtio_msg::Instant(now))
+    }
+
     fn operate(&self, device: &str, bus: Option<&str>, operation: Operation) -> Response {
         let index = match bus {
             None => None,
@@ -308,7 +316,9 @@ impl Service {
         };
         match self.handle.operate(index, device, operation) {
             Ok(()) => {
-                tracing::info!(device, ?operation, "done for the operator");
+                if self.is_logged() {
+                    tracing::info!(device, ?operation, "done for the operator");
+                }
                 Response::Done {}
             }
             Err(error) => failed(&error),

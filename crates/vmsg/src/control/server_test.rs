@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use vmsg_device::host::{Host, Stop};
@@ -262,10 +263,7 @@ fn a_socket_that_nobody_serves_is_replaced_and_one_that_is_served_is_not() {
     let bench = Bench::start();
     let path = bench.path();
     let error = listen(&path).expect_err("it is served");
-    assert!(
-        error.to_string().contains("answers there already"),
-        "{error}"
-    );
+    assert!(format!("{error:#}").contains("is in use by"), "{error:#}");
     let left = bench.folder.path().join("left");
     drop(UnixListener::bind(&left).expect("a socket"));
     listen(&left).expect("nobody is there");
@@ -273,6 +271,43 @@ fn a_socket_that_nobody_serves_is_replaced_and_one_that_is_served_is_not() {
     std::fs::write(&file, "precious").expect("a file");
     listen(&file).expect_err("no socket");
     assert_eq!(std::fs::read_to_string(&file).expect("a file"), "precious");
+    // Where somebody listens who takes no connections.
+    let busy = bench.folder.path().join("busy");
+    let stranger = UnixListener::bind(&busy).expect("a socket");
+    rustix::net::listen(&stranger, 0).expect("it listens");
+    let _waiting = UnixStream::connect(&busy).expect("room for one");
+    let error = listen(&busy).expect_err("it is served");
+    assert!(format!("{error:#}").contains("is in use by"), "{error:#}");
     drop(bench);
     assert!(!path.exists(), "the socket goes with the server");
+}
+
+#[test]
+fn what_somebody_has_put_in_the_place_of_the_socket_stays() {
+    let mut bench = Bench::start();
+    let path = bench.path();
+    std::fs::remove_file(&path).expect("it is there");
+    std::fs::write(&path, "precious").expect("a file");
+    bench.server = None;
+    assert_eq!(std::fs::read_to_string(&path).expect("a file"), "precious");
+}
+
+#[test]
+fn a_client_that_asks_for_much_and_reads_late_gets_all_of_it() {
+    let bench = Bench::start();
+    let mut peer = bench.connect();
+    let stream = peer.0.get_ref().try_clone().expect("a descriptor");
+    let asking = std::thread::spawn(move || {
+        let lines = b"{\"command\":\"list\"}\n".repeat(1000);
+        (&stream).write_all(&lines).expect("read in the end");
+        stream.shutdown(std::net::Shutdown::Write).expect("open");
+    });
+    // Others are served meanwhile.
+    bench.connect().devices();
+    for _ in 0..1000 {
+        assert!(matches!(peer.answer(), Response::Devices(list) if list.len() == 4));
+    }
+    asking.join().expect("no panic");
+    let mut rest = String::new();
+    assert_eq!(peer.0.read_line(&mut rest).expect("the end"), 0, "{rest}");
 }
