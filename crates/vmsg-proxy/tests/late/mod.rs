@@ -12,27 +12,34 @@ use vmsg_device::device::{
 use vmsg_queue::ChainHead;
 
 /// How long a request lies at most.
-const LATE: Duration = Duration::from_millis(2);
+const LATE: Duration = Duration::from_millis(1);
 
-/// What was done: whether the driver could see it.
+/// What was done.
 #[derive(Clone, Debug, Default)]
-pub struct Platter(Arc<Mutex<(HashMap<u64, bool>, Option<u64>)>>);
+pub struct Platter(Arc<Mutex<Account>>);
+
+#[derive(Debug, Default)]
+struct Account {
+    /// Whether the driver could see it.
+    requests: HashMap<u64, bool>,
+    again: Option<u64>,
+}
 
 impl Platter {
     pub fn check(&self) {
-        let again = self.0.lock().unwrap().1;
+        let again = self.0.lock().unwrap().again;
         assert_eq!(again, None, "done once more after the driver was told");
     }
 
     fn write(&self, sequence: u64) {
         let mut all = self.0.lock().unwrap();
-        if *all.0.entry(sequence).or_default() {
-            all.1 = Some(sequence);
+        if *all.requests.entry(sequence).or_default() {
+            all.again = Some(sequence);
         }
     }
 
     fn show(&self, sequence: u64) {
-        self.0.lock().unwrap().0.insert(sequence, true);
+        self.0.lock().unwrap().requests.insert(sequence, true);
     }
 }
 

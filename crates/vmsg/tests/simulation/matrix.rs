@@ -136,8 +136,8 @@ impl Table {
             MOMENTS.join(" | ")
         );
         println!("|---|---|---|---|---:|---:|---:|---:|---|");
-        let mut rows: BTreeMap<_, (BTreeMap<&str, String>, BTreeMap<&str, usize>)> =
-            BTreeMap::new();
+        type Cells<'a> = (BTreeMap<&'a str, String>, BTreeMap<&'a str, usize>);
+        let mut rows: BTreeMap<_, Cells<'_>> = BTreeMap::new();
         for ((bus, device, record, who, when), line) in &self.lines {
             let (cells, refused) = rows.entry((bus, device, record, who)).or_default();
             let cell = if line.cases == line.recovered {
