@@ -281,6 +281,18 @@ fn configuration_is_read_live_padded_and_written() {
     assert_eq!(read(&mut vmm, 2, 1), [0x33]);
 }
 
+/// As much as QEMU's message for it holds, from a device that has more.
+#[test]
+fn the_first_256_bytes_of_a_long_configuration_are_read_at_once() {
+    let long: Vec<u8> = (0..=255).chain(0..44).collect();
+    let stage = Stage::new(Host::new(2, "disk", 2, 1, &long));
+    let mut vmm = Vmm::connect(&stage);
+    vmm.init();
+    let flags = VhostUserConfigFlags::WRITABLE;
+    let (_, read) = vmm.front.get_config(0, 256, flags, &[0; 256]).unwrap();
+    assert_eq!(read, long[..256]);
+}
+
 #[test]
 fn a_change_of_the_configuration_reaches_the_vmm() {
     let stage = Stage::new(Host::new(2, "disk", 2, 1, &[1, 2, 3, 4]));
