@@ -2,6 +2,7 @@
 //! The file of a trace: found, locked, continued.
 
 use super::block::{BYTE_ORDER, FRAME, INTERFACE, SECTION};
+use super::reader::MAX_BLOCK;
 use super::writer::Sink;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -162,6 +163,10 @@ fn whole(mut file: &File, len: u64) -> io::Result<Result<(u64, u32), Fault>> {
         let size = word(4, big_endian);
         if (size as usize) < FRAME || size % 4 != 0 {
             return Ok(Err(("a block of impossible length", at)));
+        }
+        // What is cut off as unfinished must not be the better part of somebody's file.
+        if size as usize > MAX_BLOCK {
+            return Ok(Err(("a block of more than 1 MiB", at)));
         }
         let size = u64::from(size);
         if size > len - at {

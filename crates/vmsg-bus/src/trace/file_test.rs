@@ -86,6 +86,15 @@ fn other_files_are_left_alone() {
         "{error}"
     );
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    // A length that would have all that follows be cut off as unfinished.
+    let mut bytes = bytes.clone();
+    bytes[len - 1] = 0;
+    bytes.extend([5, 0, 0, 0, 0xfc, 0xff, 0xff, 0xff]);
+    bytes.extend([7; 4000]);
+    std::fs::write(&path, &bytes).unwrap();
+    let error = Writer::open(&path).unwrap_err();
+    assert!(error.to_string().contains("more than 1 MiB"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
     let error = Writer::open(folder.path()).unwrap_err();
     assert!(matches!(error, OpenError::NotAFile { .. }), "{error}");
     assert!(matches!(

@@ -6,10 +6,11 @@ use super::{Head, LINK_TYPE, Layout, Way};
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// Longest block that is read; those of messages are at most 65536 bytes and a little.
-const MAX_BLOCK: usize = 1 << 20;
+pub(super) const MAX_BLOCK: usize = 1 << 20;
 
-/// Interfaces that are remembered: connections over the life of a file.
-const MAX_INTERFACES: usize = 1 << 16;
+/// Interfaces that are remembered: connections over the life of a file. Somebody may connect and leave without end, and
+/// what others said is to be read all the same.
+const MAX_INTERFACES: usize = 1 << 20;
 
 /// Longest name or comment that is kept.
 const MAX_TEXT: usize = 1024;
@@ -228,6 +229,8 @@ impl<R: Read> Reader<R> {
                             _ => {}
                         }
                     }
+                    // It has ended: of many, the names would be most of the memory.
+                    self.interfaces[interface].source = Source::default();
                     return Ok(Some(Item::Statistics {
                         interface,
                         seen,
@@ -339,7 +342,7 @@ impl<R: Read> Reader<R> {
 
     fn add_interface(&mut self, body: std::ops::Range<usize>) -> Result<(), &'static str> {
         if self.interfaces.len() >= MAX_INTERFACES {
-            return Err("more than 65536 interfaces");
+            return Err("more than 1048576 interfaces");
         }
         let body = Body::new(&self.buffer[body], self.big_endian);
         let link_type = body.u16(0).ok_or("an interface cut short")?;

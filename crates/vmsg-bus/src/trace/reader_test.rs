@@ -246,3 +246,15 @@ proptest! {
         prop_assert!(items.len() <= bytes.len() / FRAME);
     }
 }
+
+#[test]
+fn a_hundred_thousand_connections_are_read_past() {
+    let mut bytes = Vec::new();
+    block::section(&mut bytes, "test");
+    for interface in 0..100_000 {
+        block::interface(&mut bytes, "b0/peer", "a peer");
+        block::statistics(&mut bytes, interface, 0, 0, 0);
+    }
+    let (items, error) = read(&bytes);
+    assert_eq!((items.len(), error), (200_001, None));
+}
