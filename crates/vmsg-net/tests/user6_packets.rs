@@ -387,6 +387,36 @@ fn fragment(user: &mut User, ident: u32, at: usize, more: bool, part: &[u8]) {
 }
 
 #[test]
+fn who_has_no_address_yet_may_tell_to_which_groups_it_listens() {
+    let mut user = stack();
+    let routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+    let tell = |user: &mut User, src: Ipv6Addr, kind: u8| {
+        // One record, of a group that is new; behind a router alert, as Linux sends it.
+        let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0];
+        message.extend_from_slice(&group(GUEST_LOCAL).octets());
+        sum6(src, routers, ICMP6, 2, &mut message);
+        let mut payload = vec![ICMP6, 0, 5, 2, 0, 0, 1, 0];
+        payload.extend_from_slice(&message);
+        send(user, &frame6(src, routers, 0, 1, &payload));
+    };
+    for (kind, src) in [
+        (143, Ipv6Addr::UNSPECIFIED),
+        (143, GUEST_LOCAL),
+        (131, Ipv6Addr::UNSPECIFIED),
+        (132, Ipv6Addr::UNSPECIFIED),
+    ] {
+        tell(&mut user, src, kind);
+    }
+    let counters = user.counters();
+    assert_eq!((counters.malformed, counters.spoofed), (0, 0));
+    assert_eq!(counters.unsupported, 4);
+    // An echo request without an address is none.
+    tell(&mut user, Ipv6Addr::UNSPECIFIED, 128);
+    assert_eq!(user.counters().spoofed, 1);
+    assert!(receive(&mut user).is_empty());
+}
+
+#[test]
 fn fragments_are_put_together_and_overlaps_are_void() {
     let server = UdpSocket::bind("[::1]:0").expect("bind");
     server.set_nonblocking(true).expect("nonblocking");

@@ -26,6 +26,9 @@ mod kind {
     pub(super) const TIME_EXCEEDED6: u8 = 3;
     pub(super) const ECHO_REQUEST6: u8 = 128;
     pub(super) const ECHO_REPLY6: u8 = 129;
+    pub(super) const LISTENER_REPORT: u8 = 131;
+    pub(super) const LISTENER_DONE: u8 = 132;
+    pub(super) const LISTENER_REPORT2: u8 = 143;
 }
 
 /// Code of [`kind::UNREACHABLE`]: a packet is too long (RFC 1191).
@@ -126,6 +129,15 @@ pub(super) fn seal_echo_reply(src: IpAddr, dst: IpAddr, ident: u16, message: &mu
     };
     message[4..6].copy_from_slice(&ident.to_be_bytes());
     seal(src, dst, message);
+}
+
+/// Whether an ICMPv6 message tells which groups somebody listens to (RFC 2710, RFC 3810). Who has no
+/// address yet tells so without one (RFC 3590), as every Linux guest does when its link comes up.
+pub(super) fn is_of_listener(message: &[u8]) -> bool {
+    matches!(
+        message.first(),
+        Some(&(kind::LISTENER_REPORT | kind::LISTENER_DONE | kind::LISTENER_REPORT2))
+    )
 }
 
 /// Takes an ICMP message of a guest, whose checksum is right; returns what others have to look

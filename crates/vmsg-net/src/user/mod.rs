@@ -308,7 +308,7 @@ impl User {
             }
             return;
         }
-        if packet.src.is_unspecified() {
+        if packet.src.is_unspecified() && !icmp::is_of_listener(&message) {
             self.net.counters.spoofed += 1;
             return;
         }
