@@ -4,7 +4,7 @@
 //! One serde structure for each thing that can be configured; `vmsg_bus::keyval`
 //! reads it from the command line.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,10 +13,12 @@ use serde::Deserialize;
 use vmsg_device::net::Mac;
 use vmsg_net::socket::{DgramConfig, StreamAddress, StreamConfig};
 use vmsg_net::tap::TapConfig;
-use vmsg_net::user::{HostForward, Protocol, UserConfig};
+use vmsg_net::user::UserConfig;
 
 use crate::Usage;
 use crate::control::LinkState;
+
+mod parse;
 
 /// A device: `net,…` or `rng,…`.
 #[derive(Clone, Debug, Deserialize)]
@@ -233,7 +235,7 @@ impl NetSpec {
     /// The settings of `backend=user`.
     pub(crate) fn user_config(&self) -> Result<UserConfig, Usage> {
         let mut config = UserConfig {
-            host: self.host.as_deref().map(parse_gateway).transpose()?,
+            host: self.host.as_deref().map(parse::gateway).transpose()?,
             dhcp_start: self.dhcpstart,
             dns: self.dns,
             hostname: self.hostname.clone(),
@@ -241,11 +243,11 @@ impl NetSpec {
             ..UserConfig::default()
         };
         if let Some(net) = &self.net {
-            config.net = parse_net(net)?;
+            config.net = parse::net(net)?;
         }
         config.ipv6 = self.ipv6.unwrap_or(config.ipv6);
         if let Some(net) = &self.ipv6_net {
-            config.net6 = parse_net6(net)?;
+            config.net6 = parse::net6(net)?;
         }
         config.host6 = self.ipv6_host;
         config.dns6 = self.ipv6_dns;
@@ -261,12 +263,12 @@ impl NetSpec {
         config.forwards = self
             .hostfwd
             .iter()
-            .map(|text| parse_forward(text))
+            .map(|text| parse::forward(text))
             .collect::<Result<_, _>>()?;
         config.resolvers = self
             .resolver
             .iter()
-            .map(|text| parse_resolver(text))
+            .map(|text| parse::resolver(text))
             .collect::<Result<_, _>>()?;
         Ok(config)
     }
@@ -304,7 +306,7 @@ impl NetSpec {
         config.addresses = self
             .addr
             .iter()
-            .map(|text| parse_cidr(text))
+            .map(|text| parse::cidr(text))
             .collect::<Result<_, _>>()?;
         config.up = self.up;
         config.mtu = self.mtu;
@@ -399,8 +401,8 @@ impl NetSpec {
                 remote: remote.into(),
             }),
             (false, false) => Ok(DgramConfig::Udp {
-                local: parse_endpoint("local", local)?,
-                remote: parse_endpoint("remote", remote)?,
+                local: parse::endpoint("local", local)?,
+                remote: parse::endpoint("remote", remote)?,
             }),
             _ => {
                 let why = "local= and remote= must both be paths with a `/`, or both ADDRESS:PORT";
@@ -534,83 +536,6 @@ impl NetSpec {
 pub(crate) enum SocketConfig {
     Stream(StreamConfig),
     Dgram(DgramConfig),
-}
-
-fn parse_gateway(text: &str) -> Result<Ipv4Addr, Usage> {
-    text.parse().map_err(|_| {
-        Usage(format!(
-            "host={text}: with backend=user this is an IPv4 address"
-        ))
-    })
-}
-
-fn parse_cidr(text: &str) -> Result<(IpAddr, u8), Usage> {
-    text.split_once('/')
-        .and_then(|(addr, prefix)| Some((addr.parse().ok()?, prefix.parse().ok()?)))
-        .ok_or_else(|| Usage(format!("addr={text}: write it as 192.168.7.1/24")))
-}
-
-fn parse_endpoint(key: &str, text: &str) -> Result<SocketAddr, Usage> {
-    text.parse().map_err(|_| {
-        Usage(format!(
-            "{key}={text}: write it as ADDRESS:PORT, or as a path with a `/` in it"
-        ))
-    })
-}
-
-fn parse_net(text: &str) -> Result<(Ipv4Addr, u8), Usage> {
-    text.split_once('/')
-        .and_then(|(addr, prefix)| Some((addr.parse().ok()?, prefix.parse().ok()?)))
-        .ok_or_else(|| Usage(format!("net={text}: write it as 10.0.2.0/24")))
-}
-
-fn parse_net6(text: &str) -> Result<(Ipv6Addr, u8), Usage> {
-    text.split_once('/')
-        .and_then(|(addr, prefix)| Some((addr.parse().ok()?, prefix.parse().ok()?)))
-        .ok_or_else(|| Usage(format!("ipv6-net={text}: write it as fd00:10:0:2::/64")))
-}
-
-fn parse_resolver(text: &str) -> Result<SocketAddr, Usage> {
-    text.parse()
-        .or_else(|_| text.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, 53)))
-        .map_err(|_| {
-            Usage(format!(
-                "resolver={text}: write an address, or ADDRESS:PORT"
-            ))
-        })
-}
-
-/// `tcp:[ADDRESS]:PORT-[GUEST]:PORT`, as QEMU writes it.
-fn parse_forward(text: &str) -> Result<HostForward, Usage> {
-    let bad = || {
-        Usage(format!(
-            "hostfwd={text}: write it as tcp:[ADDRESS]:PORT-[GUEST ADDRESS]:PORT, such as tcp::8080-:80"
-        ))
-    };
-    let (protocol, rest) = text.split_once(':').ok_or_else(bad)?;
-    let protocol = match protocol {
-        "tcp" | "" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        _ => return Err(bad()),
-    };
-    let (host, guest) = rest.split_once('-').ok_or_else(bad)?;
-    let (host_addr, host_port) = host.rsplit_once(':').ok_or_else(bad)?;
-    let (guest_addr, guest_port) = guest.rsplit_once(':').ok_or_else(bad)?;
-    let host_addr = match host_addr {
-        // Unlike QEMU: a port open to the whole network is asked for by name.
-        "" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        addr => addr.trim_matches(['[', ']']).parse().map_err(|_| bad())?,
-    };
-    let guest_addr = match guest_addr {
-        "" => None,
-        addr => Some(addr.trim_matches(['[', ']']).parse().map_err(|_| bad())?),
-    };
-    Ok(HostForward {
-        protocol,
-        host: SocketAddr::new(host_addr, host_port.parse().map_err(|_| bad())?),
-        guest_addr,
-        guest_port: guest_port.parse().map_err(|_| bad())?,
-    })
 }
 
 #[cfg(test)]

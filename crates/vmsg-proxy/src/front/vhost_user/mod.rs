@@ -12,6 +12,7 @@
 //! * Whatever comes over the socket, this process lives: what cannot be understood is counted, told once, and ends that
 //!   connection only.
 
+mod config;
 mod guest;
 mod inflight;
 mod listener;
