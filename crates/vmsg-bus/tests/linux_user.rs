@@ -144,6 +144,23 @@ fn a_second_driver_and_a_second_host_hear_who_is_there() {
 }
 
 #[test]
+fn who_is_turned_away_for_a_driver_without_a_lock_hears_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec(dir.path());
+    let mut listener = Listener::bind(&spec, "test host").unwrap();
+    // As QEMU does.
+    let qemu = std::os::unix::net::UnixStream::connect(listener.path()).unwrap();
+    let _device = accept(&mut listener);
+    let late = thread::spawn(move || Connector::new(&spec, "late").connect().unwrap_err());
+    wait(&listener, None);
+    assert!(listener.accept(Instant::now()).unwrap().is_none());
+    let refused = late.join().unwrap();
+    assert!(matches!(refused, ConnectError::Held { .. }), "{refused}");
+    assert!(refused.to_string().contains("another driver"), "{refused}");
+    drop(qemu);
+}
+
+#[test]
 fn a_host_that_dialed_sleeps_while_files_come_and_go_in_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let mut spec = spec(dir.path());

@@ -303,10 +303,7 @@ impl Connecting {
                     .map_err(|source| connector.os("watch the doorbell at", source))?;
                 let rung = stream.drain() > 0;
                 if stream.is_over() {
-                    return Err(ConnectError::Handshake {
-                        path: connector.site.socket.clone(),
-                        why: GONE,
-                    });
+                    return Err(connector.not_taken(host.as_ref(), &stream));
                 }
                 let met = met || rung || host.is_none() && told;
                 // QEMU answers what another driver has left before it answers us.
@@ -330,6 +327,22 @@ impl Connecting {
 }
 
 impl Connector {
+    /// Why `host` has ended a connection that it never took.
+    fn not_taken(&self, host: Option<&Program>, stream: &Stream) -> ConnectError {
+        let still_there = || program::at(&self.site, Role::Device, stream.socket(), PATIENCE);
+        if host.is_some() && still_there().is_ok_and(|host| host.is_some()) {
+            // Not one of ours: that would have the driver's lock.
+            return ConnectError::Held {
+                bus: self.site.to_string(),
+                holder: "another driver (QEMU, perhaps)".to_owned(),
+            };
+        }
+        ConnectError::Handshake {
+            path: self.site.socket.clone(),
+            why: GONE,
+        }
+    }
+
     fn finish(
         &self,
         stream: &Arc<Stream>,
