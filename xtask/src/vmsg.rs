@@ -135,6 +135,15 @@ impl Vmsg {
         )
     }
 
+    /// Runs `vmsg trace FILE` to its end.
+    pub(crate) fn trace(&self, dir: &Path, file: &str) -> Result<Output> {
+        Command::new(&self.program)
+            .args(["trace", file])
+            .current_dir(dir)
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))
+    }
+
     /// Runs `vmsg ctl` on the control socket `path` to its end.
     pub(crate) fn control(&self, dir: &Path, path: &str, words: &[&str]) -> Result<Output> {
         Command::new(&self.program)

@@ -66,7 +66,21 @@ pub(super) fn revision_1(stage: &mut Stage, report: &mut Report) -> Result<()> {
     )?;
     let (net, rng) = fronts();
     let guest = stage.guest("checks", &board(net, rng), CHECKS)?;
-    stage.finish(guest, report)
+    stage.finish(guest, report)?;
+    recorded(stage, report, "SET_VQUEUE")
+}
+
+/// The conversation was recorded, and reads as one.
+fn recorded(stage: &Stage, report: &mut Report, message: &str) -> Result<()> {
+    let output = stage.vmsg()?.trace(stage.scene.dir(), "bus.pcapng")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found = text.lines().filter(|line| line.contains(message)).count();
+    report.check(
+        &format!("{}/linux-user/trace", stage.kit.machine.name()),
+        output.status.success() && found > 0,
+        || format!("{}: {found} {message}", output.status),
+    );
+    Ok(())
 }
 
 /// The 40-byte messages of the first demos: one device.
@@ -95,7 +109,8 @@ pub(super) fn r1(stage: &mut Stage, report: &mut Report) -> Result<()> {
     )?;
     let (net, _) = fronts();
     let guest = stage.guest("checks", &board(net, Backend::Qemu), CHECKS)?;
-    stage.finish(guest, report)
+    stage.finish(guest, report)?;
+    recorded(stage, report, "r1 dev 0")
 }
 
 /// The device host is killed again and again under traffic.

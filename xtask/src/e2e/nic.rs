@@ -32,8 +32,8 @@ const CONFIG_SIZE: u32 = 24;
 const CONTROL: &str = "control.sock";
 
 /// The device as the device host offers it.
-fn device(backend: &str) -> String {
-    format!("net,id=net0,{backend},queues={PAIRS},mtu={MTU},mac={TEST_MAC},pcap=net.pcap")
+fn device(backend: &str, more: &str) -> String {
+    format!("net,id=net0,{backend},queues={PAIRS},mtu={MTU},mac={TEST_MAC},pcap=net.pcap{more}")
 }
 
 /// Everything, through QEMU's generic vhost-user device.
@@ -105,7 +105,12 @@ fn behind_generic(backend: &'static str) -> Behind {
 
 fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> Result<()> {
     let vmsg = stage.vmsg()?;
-    let device = device(behind.backend);
+    let more = if behind.via == "generic" {
+        ",rss=on,hash=on"
+    } else {
+        ""
+    };
+    let device = device(behind.backend, more);
     let options = [
         ("--bus", vmsg::BUS),
         ("--device", device.as_str()),

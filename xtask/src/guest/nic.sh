@@ -80,6 +80,15 @@ if [ -n "$GATEWAY6" ]; then
     check ipv6-ping pings "$GATEWAY6"
 fi
 if [ "$VIA" = generic ]; then
+    check rss-key holds "$(ethtool -x eth1)" 'RSS hash key'
+    check rss-one ethtool -X eth1 weight 1 0
+    check rss-one-ping pings "$GATEWAY"
+    check rss-equal ethtool -X eth1 equal "$PAIRS"
+    check rss-equal-ping pings "$GATEWAY"
+    check rss-fields holds "$(ethtool -n eth1 rx-flow-hash tcp4)" 'L4 bytes'
+    check hash-off ethtool -K eth1 rxhash off
+    check hash-on ethtool -K eth1 rxhash on
+    check hash-on-ping pings "$GATEWAY"
     check promisc /bin/ip link set eth1 promisc on
     check promisc-off /bin/ip link set eth1 promisc off
     check allmulti /bin/ip link set eth1 allmulticast on
