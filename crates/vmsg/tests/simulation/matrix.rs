@@ -107,7 +107,7 @@ impl Table {
         let steps = (0..=lengths.to_host).map(When::ToHost);
         let answers = (0..=lengths.to_driver).map(When::ToDriver);
         let set_up: Vec<When> = steps.chain(answers).collect();
-        let every = if self.thorough { 1 } else { 11 };
+        let every = if self.thorough { 1 } else { 16 };
         let all = [Who::Host, Who::Proxy, Who::Guest];
         for who in all {
             for &at in &set_up {

@@ -405,7 +405,10 @@ impl<'m> World<'m> {
             return;
         };
         match host.poll_order() {
-            Some(order) => worker.command(order.slot, order.ticket, order.command, watched),
+            Some(order) => {
+                self.moved = true;
+                worker.command(order.slot, order.ticket, order.command, watched);
+            }
             None => {
                 worker.handle_timeouts(self.clock);
                 worker.step(self.clock);
@@ -422,6 +425,7 @@ impl<'m> World<'m> {
         if let Some(HostProcess { host, replies, .. }) = &mut self.process
             && let Some(reply) = replies.pop_front()
         {
+            self.moved = true;
             host.handle_reply(now, 0, reply);
         }
     }
