@@ -6,3 +6,4 @@ mod control;
 mod link;
 mod pairs;
 mod queues;
+mod random;
