@@ -3,13 +3,11 @@
 //! written by hand, after docs/bus-unix.md.
 #![cfg(feature = "unix")]
 
+mod raw;
+
+use raw::{connect, frame, hello, recv, send, seqpacket, u32_at, u64_at};
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-};
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use rustix::net::SocketAddrUnix;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -30,87 +28,6 @@ fn host(dir: &Path) -> Listener {
         ..ListenerOptions::default()
     };
     Listener::bind(dir.join("b.sock"), options).unwrap()
-}
-
-fn seqpacket() -> OwnedFd {
-    rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap()
-}
-
-fn connect(path: &Path) -> OwnedFd {
-    let socket = seqpacket();
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-    socket
-}
-
-fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-    }
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(bytes)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
-    .unwrap();
-}
-
-fn recv(socket: &OwnedFd) -> (Vec<u8>, Vec<OwnedFd>) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = vec![0; 2048];
-    let got = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .unwrap();
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    bytes.truncate(got.bytes);
-    (bytes, fds)
-}
-
-/// A frame of kind `kind`.
-fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
-    let mut bytes = b"VMSG".to_vec();
-    bytes.extend(kind.to_le_bytes());
-    bytes.extend(u16::try_from(8 + body.len()).unwrap().to_le_bytes());
-    bytes.extend(body);
-    bytes
-}
-
-fn hello(versions: (u16, u16), message_size: u32) -> Vec<u8> {
-    let mut body = Vec::new();
-    body.extend(versions.0.to_le_bytes());
-    body.extend(versions.1.to_le_bytes());
-    body.extend(message_size.to_le_bytes());
-    body.extend(0u32.to_le_bytes());
-    body.extend(4u16.to_le_bytes());
-    body.extend(0u16.to_le_bytes());
-    body.extend(b"evil");
-    frame(1, &body)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
 /// Drives `listener` over everything that has happened so far.
