@@ -4,14 +4,14 @@
 mod common;
 mod packets6;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::io::Write;
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::{
     DNS6, Exchange, GATEWAY, GATEWAY6, GUEST_LOCAL, GUEST6, ROUTER, World, frame6, is_summed6,
-    pattern, receive, stream, sum6, transmit, udp6,
+    peer, receive, stream, sum6, transmit, udp6,
 };
 use packets6::{UDP, addr, icmp, one, open_icmp, send, stack};
 use smoltcp::socket::{tcp, udp};
@@ -28,31 +28,6 @@ fn server(seed: u64, len: usize) -> (u16, thread::JoinHandle<usize>) {
     let port = listener.local_addr().expect("address").port();
     let thread = thread::spawn(move || peer(listener.accept().expect("accept").0, seed, len));
     (port, thread)
-}
-
-fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
-    let mut out = socket.try_clone().expect("clone");
-    socket
-        .set_read_timeout(Some(Duration::from_secs(50)))
-        .expect("timeout");
-    let writer = thread::spawn(move || {
-        out.write_all(&stream(seed + 1, len)).expect("write");
-        out.shutdown(Shutdown::Write).expect("shutdown");
-    });
-    let mut buffer = vec![0; 65536];
-    let mut at = 0;
-    loop {
-        let n = socket.read(&mut buffer).expect("read");
-        if n == 0 {
-            break;
-        }
-        for byte in &buffer[..n] {
-            assert_eq!(*byte, pattern(seed, at), "at {at}");
-            at += 1;
-        }
-    }
-    writer.join().expect("writer");
-    at
 }
 
 fn both_ways(world: &mut World, up: usize, down: usize, buffer: usize) {

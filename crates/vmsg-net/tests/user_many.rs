@@ -6,13 +6,11 @@ mod common;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    Exchange, GATEWAY, GATEWAY6, Sink, World, memory, pattern, receive, stream, transmit,
-};
+use common::{Exchange, GATEWAY, GATEWAY6, Sink, World, memory, peer, receive, transmit};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
@@ -43,32 +41,6 @@ fn listen(to: IpAddr) -> (TcpListener, u16) {
     .expect("listen");
     let port = listener.local_addr().expect("address").port();
     (listener, port)
-}
-
-/// Reads stream `seed` to its end while it sends `len` bytes of stream `seed + 1`.
-fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
-    socket
-        .set_read_timeout(Some(Duration::from_secs(100)))
-        .expect("timeout");
-    let mut out = socket.try_clone().expect("clone");
-    let writer = thread::spawn(move || {
-        out.write_all(&stream(seed + 1, len)).expect("write");
-        out.shutdown(Shutdown::Write).expect("shutdown");
-    });
-    let mut buffer = vec![0; 65536];
-    let mut at = 0;
-    loop {
-        let n = socket.read(&mut buffer).expect("read");
-        if n == 0 {
-            break;
-        }
-        for byte in &buffer[..n] {
-            assert_eq!(*byte, pattern(seed, at), "at {at}");
-            at += 1;
-        }
-    }
-    writer.join().expect("writer");
-    at
 }
 
 /// Half of them over IPv6. All stay open and alive while 64 of them transfer much in both

@@ -8,39 +8,12 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::{Exchange, GATEWAY, World, pattern, stream};
+use common::{Exchange, GATEWAY, World, peer};
 use smoltcp::socket::tcp;
 use vmsg_net::user::{HostForward, Protocol, UserConfig};
 use vmsg_net::{Backend, Offloads};
 
 const MIB: usize = 1 << 20;
-
-/// Reads stream `seed` to its end while it sends `len` bytes of stream `seed + 1`; returns how
-/// much it read.
-fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
-    socket
-        .set_read_timeout(Some(Duration::from_secs(50)))
-        .expect("timeout");
-    let mut out = socket.try_clone().expect("clone");
-    let writer = thread::spawn(move || {
-        out.write_all(&stream(seed + 1, len)).expect("write");
-        out.shutdown(Shutdown::Write).expect("shutdown");
-    });
-    let mut buffer = vec![0; 65536];
-    let mut at = 0;
-    loop {
-        let n = socket.read(&mut buffer).expect("read");
-        if n == 0 {
-            break;
-        }
-        for byte in &buffer[..n] {
-            assert_eq!(*byte, pattern(seed, at), "at {at}");
-            at += 1;
-        }
-    }
-    writer.join().expect("writer");
-    at
-}
 
 /// A server for one client of `seed`.
 fn server(seed: u64, len: usize) -> (u16, JoinHandle<usize>) {

@@ -9,6 +9,7 @@
 //! `cargo bench -p vmsg --bench stack`; with `-- --test` everything runs once, for no figures.
 #![forbid(unsafe_code)]
 
+mod driver;
 #[path = "../../vmsg-net/benches/guest_tcp/mod.rs"]
 mod guest_tcp;
 
@@ -20,7 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use guest_tcp::{Amount, BATCH, Frame, Guest, HEADERS, SEGMENT, Wire};
+use driver::Driver;
+use guest_tcp::{Amount, BATCH, Guest, SEGMENT};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use virtio_msg::{DevNum, FeatureSet};
@@ -29,7 +31,7 @@ use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
 use vmsg_device::host::{Host, Stop};
 use vmsg_device::net::{Mac, Net, Settings, bits};
 use vmsg_device::rng::Rng;
-use vmsg_driver::net::{HEADER_LEN, NetDriver, NetOptions};
+use vmsg_driver::net::{NetDriver, NetOptions};
 use vmsg_driver::rng::RngDriver;
 use vmsg_driver::{BusClient, Client, DmaPool, QueueOptions, Sleep, Spin, Wait};
 use vmsg_mem::spsc::{Consumer, Layout, Producer, SLOT_SIZE};
@@ -398,50 +400,6 @@ fn round_trips(plan: &Plan, places: &Places) {
         eventfds,
         request,
     );
-}
-
-/// The guest's TCP on a network driver. As in a guest's kernel, payload is copied once: into the
-/// driver's buffers, or out of them.
-struct Driver<'p> {
-    net: NetDriver<'p, DriverBus, Sleep, Vec<u8>>,
-    outgoing: Vec<Vec<u8>>,
-    incoming: Vec<u8>,
-}
-
-impl Wire for Driver<'_> {
-    fn send(&mut self, frames: &[Frame]) {
-        for (frame, bytes) in frames.iter().zip(&mut self.outgoing) {
-            bytes[..frame.head().len()].copy_from_slice(frame.head());
-        }
-        let mut sent = 0;
-        while sent < frames.len() {
-            let rest = frames.iter().zip(&self.outgoing).skip(sent);
-            let rest = rest.map(|(frame, bytes)| {
-                let mut header = [0; HEADER_LEN];
-                let vnet = frame.vnet.to_bytes();
-                header[..vnet.len()].copy_from_slice(&vnet);
-                (header, &bytes[..frame.head().len() + frame.payload])
-            });
-            let count = self.net.transmit_with(rest).expect("sent");
-            sent += count;
-            if count == 0 {
-                self.net.wait_sent(PATIENCE).expect("a live device");
-            }
-        }
-    }
-
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS])) {
-        let incoming = &mut self.incoming;
-        let count = self.net.receive(64, |frame| {
-            if let Some(head) = frame.copy_to(incoming).first_chunk() {
-                each(head);
-            }
-        });
-        if count.expect("a sound queue") == 0 {
-            let timeout = Duration::from_millis(5);
-            self.net.wait(timeout).expect("a live device");
-        }
-    }
 }
 
 /// TCP between a driver and a socket of the host, through the network device and `backend=user`,

@@ -8,6 +8,7 @@
 //! `cargo bench -p vmsg --bench tap`; with `-- --test` everything runs once, for no figures.
 #![forbid(unsafe_code)]
 
+mod driver;
 #[path = "../../vmsg-net/benches/guest_tcp/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the floor is another here")]
 mod guest_tcp;
@@ -20,16 +21,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use driver::Driver;
 use guest_tcp::{BATCH, Frame, Guest, HEADERS, SEGMENT, Wire, through_guest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use virtio_msg::{DevNum, FeatureSet};
-use vmsg_bus::DriverBus;
 use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
 use vmsg_device::host::Host;
 use vmsg_device::net::{Mac, Net, Settings, bits};
-use vmsg_driver::net::{HEADER_LEN, NetDriver, NetOptions};
-use vmsg_driver::{BusClient, DmaPool, Sleep};
+use vmsg_driver::net::{NetDriver, NetOptions};
+use vmsg_driver::{BusClient, DmaPool};
 use vmsg_mem::BusAddr;
 use vmsg_net::tap::{Tap, TapConfig};
 use vmsg_net::{Backend, Offloads};
@@ -245,50 +246,6 @@ impl Side for Plain {
             self.wait();
         }
         count
-    }
-}
-
-/// A driver of the device, in another thread. As in a guest's kernel, payload is copied once: into
-/// the driver's buffers, or out of them.
-struct Driver<'p> {
-    net: NetDriver<'p, DriverBus, Sleep, Vec<u8>>,
-    outgoing: Vec<Vec<u8>>,
-    incoming: Vec<u8>,
-}
-
-impl Wire for Driver<'_> {
-    fn send(&mut self, frames: &[Frame]) {
-        for (frame, bytes) in frames.iter().zip(&mut self.outgoing) {
-            bytes[..frame.head().len()].copy_from_slice(frame.head());
-        }
-        let mut sent = 0;
-        while sent < frames.len() {
-            let rest = frames.iter().zip(&self.outgoing).skip(sent);
-            let rest = rest.map(|(frame, bytes)| {
-                let mut header = [0; HEADER_LEN];
-                let vnet = frame.vnet.to_bytes();
-                header[..vnet.len()].copy_from_slice(&vnet);
-                (header, &bytes[..frame.head().len() + frame.payload])
-            });
-            let count = self.net.transmit_with(rest).expect("sent");
-            sent += count;
-            if count == 0 {
-                self.net.wait_sent(PATIENCE).expect("a live device");
-            }
-        }
-    }
-
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8; HEADERS])) {
-        let incoming = &mut self.incoming;
-        let count = self.net.receive(64, |frame| {
-            if let Some(head) = frame.copy_to(incoming).first_chunk() {
-                each(head);
-            }
-        });
-        if count.expect("a sound queue") == 0 {
-            let timeout = Duration::from_millis(5);
-            self.net.wait(timeout).expect("a live device");
-        }
     }
 }
 

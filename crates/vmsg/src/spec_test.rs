@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 use super::*;
+use vmsg_net::user::Protocol;
 
 fn net(text: &str) -> NetSpec {
     match vmsg_bus::keyval::from_str(text).expect("a valid specification") {

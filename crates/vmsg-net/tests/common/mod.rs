@@ -6,15 +6,19 @@
     reason = "each test needs another part of it"
 )]
 
-use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+#[path = "../nic/mod.rs"]
+mod nic;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nic::Nic;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as GuestInstant;
 use smoltcp::wire::{
@@ -197,57 +201,6 @@ pub fn udp6(src: (Ipv6Addr, u16), dst: (Ipv6Addr, u16), payload: &[u8]) -> Vec<u
     message
 }
 
-/// The guest's network device.
-pub struct Nic {
-    pub rx: VecDeque<Vec<u8>>,
-    pub tx: VecDeque<Vec<u8>>,
-    verify: bool,
-    mtu: u16,
-}
-
-pub struct Rx(Vec<u8>);
-pub struct Tx<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl RxToken for Rx {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-impl TxToken for Tx<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
-        let result = f(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-
-impl Device for Nic {
-    type RxToken<'a> = Rx;
-    type TxToken<'a> = Tx<'a>;
-
-    fn receive(&mut self, _: GuestInstant) -> Option<(Rx, Tx<'_>)> {
-        let frame = self.rx.pop_front()?;
-        Some((Rx(frame), Tx(&mut self.tx)))
-    }
-
-    fn transmit(&mut self, _: GuestInstant) -> Option<Tx<'_>> {
-        (self.tx.len() < 64).then_some(Tx(&mut self.tx))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 14 + usize::from(self.mtu);
-        if !self.verify {
-            capabilities.checksum.tcp = Checksum::Tx;
-            capabilities.checksum.udp = Checksum::Tx;
-        }
-        capabilities
-    }
-}
-
 /// A guest and its back end.
 pub struct World {
     pub user: User,
@@ -272,12 +225,7 @@ impl World {
         let mut user = User::new(config).expect("a stack");
         user.set_guest(&guest(offloads));
         let mtu = offloads.mtu;
-        let mut nic = Nic {
-            rx: VecDeque::new(),
-            tx: VecDeque::new(),
-            verify: !offloads.guest_csum,
-            mtu,
-        };
+        let mut nic = Nic::new(mtu.into(), !offloads.guest_csum);
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
         let mut iface = Interface::new(config, &mut nic, GuestInstant::ZERO);
         iface.update_ip_addrs(|addrs| {
@@ -485,4 +433,31 @@ impl Exchange {
         }
         self.closed && !socket.may_recv() && !socket.can_recv()
     }
+}
+
+/// Reads stream `seed` to its end while it sends `len` bytes of stream `seed + 1`; returns how
+/// much it read.
+pub fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
+    socket
+        .set_read_timeout(Some(Duration::from_secs(100)))
+        .expect("timeout");
+    let mut out = socket.try_clone().expect("clone");
+    let writer = thread::spawn(move || {
+        out.write_all(&stream(seed + 1, len)).expect("write");
+        out.shutdown(Shutdown::Write).expect("shutdown");
+    });
+    let mut buffer = vec![0; 65536];
+    let mut at = 0;
+    loop {
+        let n = socket.read(&mut buffer).expect("read");
+        if n == 0 {
+            break;
+        }
+        for byte in &buffer[..n] {
+            assert_eq!(*byte, pattern(seed, at), "at {at}");
+            at += 1;
+        }
+    }
+    writer.join().expect("writer");
+    at
 }

@@ -6,14 +6,16 @@
     reason = "each test needs another part of it"
 )]
 
-use std::collections::VecDeque;
+#[path = "../nic/mod.rs"]
+mod nic;
+
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use nic::Nic;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant as GuestInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
@@ -173,52 +175,6 @@ pub fn until<B: Backend + ?Sized>(
     }
 }
 
-/// The guest's network card.
-pub struct Nic {
-    pub rx: VecDeque<Vec<u8>>,
-    pub tx: VecDeque<Vec<u8>>,
-    mtu: usize,
-}
-
-pub struct Rx(Vec<u8>);
-pub struct Tx<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl RxToken for Rx {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-impl TxToken for Tx<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
-        let result = f(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-
-impl Device for Nic {
-    type RxToken<'a> = Rx;
-    type TxToken<'a> = Tx<'a>;
-
-    fn receive(&mut self, _: GuestInstant) -> Option<(Rx, Tx<'_>)> {
-        let frame = self.rx.pop_front()?;
-        Some((Rx(frame), Tx(&mut self.tx)))
-    }
-
-    fn transmit(&mut self, _: GuestInstant) -> Option<Tx<'_>> {
-        (self.tx.len() < 64).then_some(Tx(&mut self.tx))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = self.mtu + 14;
-        capabilities
-    }
-}
-
 /// A guest without offloads and its back end.
 pub struct World<B> {
     pub backend: B,
@@ -235,11 +191,7 @@ impl<B: Backend> World<B> {
             running: true,
             ..Guest::NONE
         });
-        let mut nic = Nic {
-            rx: VecDeque::new(),
-            tx: VecDeque::new(),
-            mtu,
-        };
+        let mut nic = Nic::new(mtu, true);
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
         config.random_seed = u64::from(std::process::id());
         let mut iface = Interface::new(config, &mut nic, GuestInstant::ZERO);
