@@ -88,7 +88,7 @@ struct Test {
     play: fn(&mut Stage, &mut Report) -> Result<()>,
 }
 
-const TESTS: [Test; 14] = [
+const TESTS: [Test; 15] = [
     Test {
         name: "checks",
         reference: true,
@@ -166,6 +166,12 @@ const TESTS: [Test; 14] = [
         reference: false,
         once: true,
         play: socket::stream,
+    },
+    Test {
+        name: "socket-passt",
+        reference: false,
+        once: true,
+        play: socket::passt,
     },
     Test {
         name: "memory-not-shared",

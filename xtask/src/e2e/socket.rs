@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `backend=socket`: a guest behind vmsg, and a guest of a QEMU that knows nothing of it, joined by QEMU's own framing.
 
-use anyhow::Result;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
 
 use super::{ALL_CHECKS, Stage};
 use crate::guest::Guest;
+use crate::kit::in_path;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
+use crate::scene::Id;
 use crate::vmsg::{self, NET_SOCKET};
 
 const NIC: &str = include_str!("../guest/nic.sh");
@@ -89,4 +97,67 @@ pub(super) fn stream(stage: &mut Stage, report: &mut Report) -> Result<()> {
     stage.finish(guest, report)?;
     peer.tell(&mut stage.scene, "that is all")?;
     stage.finish(peer, report)
+}
+
+/// passt at the other end, which also goes away and comes back.
+pub(super) fn passt(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let machine = stage.kit.machine.name();
+    if in_path("passt").is_none() {
+        ensure!(
+            std::env::var_os("VMSG_REQUIRE_TOOLS").is_none(),
+            "passt is missing: apt-get install passt"
+        );
+        println!("skip  {machine}/socket-passt: needs passt");
+        return Ok(());
+    }
+    let vmsg = stage.vmsg()?;
+    // Where another user comes, too, whoever owns the folders above the run's.
+    let dir = tempfile::tempdir()?;
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777))?;
+    let socket = dir.path().join("passt.sock");
+    let device = format!(
+        "net,id=net0,backend=socket,path={},mac={TEST_MAC}",
+        socket.display()
+    );
+    vmsg.run(
+        &mut stage.scene,
+        "serve",
+        "serve",
+        &[("--bus", vmsg::BUS), ("--device", &device)],
+        1,
+    )?;
+    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+    vmsg.run(
+        &mut stage.scene,
+        "proxy",
+        "proxy",
+        &[("--bus", vmsg::BUS), ("--front", &front)],
+        1,
+    )?;
+    let first = start_passt(stage, "passt", &socket)?;
+    let board = Board::new(Backend::VhostUser(NET_SOCKET.to_owned()), Backend::Qemu);
+    let guest = stage.guest("guest", &board, include_str!("../guest/passt.sh"))?;
+    guest.mark(&mut stage.scene, "kill", ALL_CHECKS)?;
+    stage.scene.kill(first, Signal::KILL)?;
+    // Killed, it leaves its socket behind and would not take its place.
+    std::fs::remove_file(&socket)?;
+    start_passt(stage, "passt-again", &socket)?;
+    guest.tell(&mut stage.scene, "done")?;
+    stage.finish(guest, report)
+}
+
+/// passt, which does not run as root.
+fn start_passt(stage: &mut Stage, name: &str, socket: &Path) -> Result<Id> {
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "passt"]);
+        command
+    } else {
+        Command::new("passt")
+    };
+    command
+        .args(["--foreground", "--quiet", "--socket"])
+        .arg(socket)
+        .args(["-a", "10.11.0.15", "-n", "24", "-g", "10.11.0.2"]);
+    stage.scene.start(name, &command)
 }
