@@ -2,43 +2,15 @@
 //! The bus `linux-user`: how the two sides find each other, part and come back.
 #![cfg(feature = "linux-user")]
 
+mod place;
+
+use place::{LONG, accept, spec, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::AsFd;
-use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use virtio_msg::{Channel, ChannelError};
-use vmsg_bus::linux_user::{Connector, Listener, QueueName};
+use vmsg_bus::linux_user::{Connector, Listener};
 use vmsg_bus::{ConnectError, DeviceBus, DriverBus, LinuxUserSpec};
-
-/// Longer than anything here takes; only a failing test waits so long.
-const LONG: Duration = Duration::from_secs(20);
-
-fn spec(dir: &Path) -> LinuxUserSpec {
-    LinuxUserSpec {
-        name: QueueName::new("t").unwrap(),
-        dir: dir.to_owned(),
-        ..LinuxUserSpec::default()
-    }
-}
-
-/// Waits until `fd` is readable or `at` has come.
-fn wait(fd: impl AsFd, at: Option<Instant>) {
-    let left = at.map_or(LONG, |at| at.saturating_duration_since(Instant::now()));
-    let left = Timespec::try_from(left.min(LONG)).unwrap();
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)).unwrap();
-}
-
-fn accept(listener: &mut Listener) -> DeviceBus {
-    let until = Instant::now() + LONG;
-    loop {
-        if let Some(bus) = listener.accept(Instant::now()).unwrap() {
-            return bus;
-        }
-        assert!(Instant::now() < until, "nobody connected");
-        wait(&*listener, listener.next_deadline());
-    }
-}
 
 fn connect(connector: &Connector) -> thread::JoinHandle<DriverBus> {
     let connector = connector.clone().timeout(LONG);

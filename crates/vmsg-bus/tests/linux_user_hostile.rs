@@ -2,19 +2,17 @@
 //! The bus `linux-user` in a folder where somebody else has files, links and locks of those names.
 #![cfg(feature = "linux-user")]
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+mod place;
+
+use place::{LONG, spec, wait};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::{self, File};
-use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use vmsg_bus::linux_user::{Connector, Listener, QueueName};
+use vmsg_bus::linux_user::{Connector, Listener};
 use vmsg_bus::{ConnectError, DeviceBus, DriverBus, LinuxUserSpec};
-
-/// Longer than anything here takes; only a failing test waits so long.
-const LONG: Duration = Duration::from_secs(20);
 
 /// What a bus makes itself and would write over.
 const FILES: [&str; 5] = [
@@ -26,20 +24,6 @@ const FILES: [&str; 5] = [
 ];
 
 const PRECIOUS: &str = "precious";
-
-fn spec(dir: &Path) -> LinuxUserSpec {
-    LinuxUserSpec {
-        name: QueueName::new("t").unwrap(),
-        dir: dir.to_owned(),
-        ..LinuxUserSpec::default()
-    }
-}
-
-fn wait(fd: impl AsFd, at: Option<Instant>) {
-    let left = at.map_or(LONG, |at| at.saturating_duration_since(Instant::now()));
-    let left = Timespec::try_from(left.min(LONG)).unwrap();
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)).unwrap();
-}
 
 /// A driver of ours and the device host's end of the same connection.
 fn join(spec: &LinuxUserSpec, listener: &mut Listener) -> (DriverBus, DeviceBus) {

@@ -57,8 +57,11 @@ fn interface(writer: &Writer) -> Interface {
     writer.interface("b0", Side::Device, &peer, &Capabilities::all(320))
 }
 
-/// (sequence number in the message, lost before it), and the statistics.
-fn read(file: &[u8]) -> (Vec<(u32, u64)>, Option<(u64, u64)>) {
+/// The sequence number in a message, and how many were lost before it.
+type Numbered = (u32, u64);
+
+/// The messages, and the statistics: seen and lost.
+fn read(file: &[u8]) -> (Vec<Numbered>, Option<(u64, u64)>) {
     let mut reader = Reader::new(file);
     let (mut messages, mut statistics) = (Vec::new(), None);
     while let Some(item) = reader.next_item().unwrap() {

@@ -13,6 +13,14 @@ use vmsg_bus::{DeviceBus, DriverBus, LinuxUserSpec};
 /// Longer than anything here takes; only a failing test waits so long.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
+pub(crate) fn spec(dir: &Path) -> LinuxUserSpec {
+    LinuxUserSpec {
+        name: QueueName::new("t").unwrap(),
+        dir: dir.to_owned(),
+        ..LinuxUserSpec::default()
+    }
+}
+
 pub(crate) struct Place {
     dir: tempfile::TempDir,
     pub(crate) spec: LinuxUserSpec,
@@ -21,11 +29,7 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let spec = LinuxUserSpec {
-            name: QueueName::new("t").unwrap(),
-            dir: dir.path().to_owned(),
-            ..LinuxUserSpec::default()
-        };
+        let spec = spec(dir.path());
         Self { dir, spec }
     }
 
@@ -42,6 +46,7 @@ impl Place {
     }
 }
 
+/// Waits until `fd` is readable or `at` has come.
 pub(crate) fn wait(fd: impl AsFd, at: Option<Instant>) {
     let left = at.map_or(LONG, |at| at.saturating_duration_since(Instant::now()));
     let left = Timespec::try_from(left.min(LONG)).unwrap();
