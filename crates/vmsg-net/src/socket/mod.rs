@@ -10,6 +10,7 @@
 //! There is no vnet header: frames are complete, with checksums and of a size that the peer's link
 //! has. Lengths are checked where they come in.
 
+mod chatter;
 mod dgram;
 mod input;
 mod open;

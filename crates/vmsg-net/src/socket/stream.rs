@@ -15,6 +15,7 @@ use rustix::net::{
     listen, sockopt,
 };
 
+use super::chatter::Chatter;
 use super::input::{Input, Next, Received};
 use super::open::{BoundPath, SocketError, family, listen_tcp, new_socket, os, resolve};
 use super::output::{Output, Push};
@@ -133,6 +134,7 @@ pub struct Stream {
     running: bool,
     counters: SocketCounters,
     complained: bool,
+    chatter: Chatter,
 }
 
 impl Stream {
@@ -186,6 +188,7 @@ impl Stream {
             running: false,
             counters: SocketCounters::default(),
             complained: false,
+            chatter: Chatter::default(),
         };
         if let Way::Listen { listener, .. } = &stream.way {
             stream
@@ -296,7 +299,7 @@ impl Stream {
         let Some(longest) = self.reconnect else {
             return;
         };
-        if self.pause == FIRST_PAUSE {
+        if self.pause == FIRST_PAUSE && self.chatter.admit(now) {
             tracing::info!(address = %self.address, %error, "no peer yet");
         }
         self.timer = Some(now + self.pause);
@@ -321,7 +324,9 @@ impl Stream {
                 .and_then(|()| sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED))
                 .and_then(|()| sockopt::set_socket_keepalive(&socket, true));
         }
-        tracing::info!(address = %self.address, "the peer is there");
+        if self.chatter.admit(Instant::now()) {
+            tracing::info!(address = %self.address, "the peer is there");
+        }
         self.link = Link::Up(socket);
         self.timer = None;
         self.readable = true;
@@ -350,7 +355,9 @@ impl Stream {
 
     /// The connection is over.
     fn hang_up(&mut self, now: Instant, why: &dyn fmt::Display) {
-        tracing::info!(address = %self.address, why = %why, "the peer is gone");
+        if self.chatter.admit(now) {
+            tracing::info!(address = %self.address, why = %why, "the peer is gone");
+        }
         self.link = Link::Down;
         self.readable = false;
         self.ended = false;
