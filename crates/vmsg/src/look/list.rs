@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use anyhow::bail;
 use serde::Serialize;
 use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
 
@@ -45,6 +46,11 @@ pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
         numbers = client.devices()?;
     } else {
         client.scan(|number| numbers.push(number))?;
+        if numbers.is_empty() && is_r1(&args.bus) {
+            bail!(
+                "who is at the other end does not speak of a device as r1 does; is it revision=1?"
+            );
+        }
     }
     let mut devices = Vec::new();
     for number in numbers {
