@@ -416,6 +416,19 @@ pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
         })
 }
 
+/// Whether a test can use the program `name`, of the Debian package of that name.
+///
+/// # Errors
+///
+/// If it is missing and `VMSG_REQUIRE_TOOLS` is 1.
+pub(crate) fn has_tool(name: &str) -> Result<bool> {
+    let found = in_path(name).is_some();
+    if !found && env::var_os("VMSG_REQUIRE_TOOLS").is_some_and(|value| value == "1") {
+        bail!("{name} is missing: apt install {name}");
+    }
+    Ok(found)
+}
+
 /// Whether `elf` is a statically linked 64-bit little-endian program for `machine` (no `PT_INTERP` segment).
 fn is_static(elf: &[u8], machine: Machine) -> bool {
     let u16_at = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));

@@ -13,7 +13,7 @@ use super::{ALL_CHECKS, STEP, Stage};
 use rustix::process::Signal;
 
 use crate::guest::Guest;
-use crate::kit::{Kit, in_path};
+use crate::kit::{Kit, has_tool};
 use crate::namespace::Namespace;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
@@ -211,11 +211,7 @@ pub(crate) fn traffic_server(scene: &mut Scene) -> Result<u16> {
 /// What was captured is read back by Wireshark: nothing malformed, and the tagged frames are there.
 fn capture(stage: &Stage, port: u16, report: &mut Report) -> Result<()> {
     let machine = stage.kit.machine.name();
-    if in_path("tshark").is_none() {
-        ensure!(
-            std::env::var_os("VMSG_REQUIRE_TOOLS").is_none(),
-            "tshark is missing: apt-get install tshark"
-        );
+    if !has_tool("tshark")? {
         println!("skip  {machine}/nic/capture: needs tshark");
         return Ok(());
     }

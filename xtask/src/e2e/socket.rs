@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use rustix::process::Signal;
 
 use super::{ALL_CHECKS, Stage};
 use crate::guest::Guest;
-use crate::kit::in_path;
+use crate::kit::has_tool;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
 use crate::scene::Id;
@@ -23,27 +23,23 @@ const PEER: &str = include_str!("../guest/peer.sh");
 /// The address of the other guest's network device.
 const PEER_MAC: &str = "52:54:00:76:6d:02";
 
+/// A device host with this network device, and a proxy with a front for it.
+fn serve(stage: &mut Stage, device: &str) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let options = [("--bus", vmsg::BUS), ("--device", device)];
+    vmsg.run(&mut stage.scene, "serve", "serve", &options, 1)?;
+    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+    let options = [("--bus", vmsg::BUS), ("--front", &front)];
+    vmsg.run(&mut stage.scene, "proxy", "proxy", &options, 1)?;
+    Ok(())
+}
+
 /// Over a stream socket on which the device host listens.
 pub(super) fn stream(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let vmsg = stage.vmsg()?;
     let kit = stage.kit.with_tools()?;
     let device =
         format!("net,id=net0,backend=socket,mode=stream,path=wire.sock,server=on,mac={TEST_MAC}");
-    vmsg.run(
-        &mut stage.scene,
-        "serve",
-        "serve",
-        &[("--bus", vmsg::BUS), ("--device", &device)],
-        1,
-    )?;
-    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
-    vmsg.run(
-        &mut stage.scene,
-        "proxy",
-        "proxy",
-        &[("--bus", vmsg::BUS), ("--front", &front)],
-        1,
-    )?;
+    serve(stage, &device)?;
     let stock = Board {
         ram_shared: false,
         net_mac: PEER_MAC,
@@ -102,15 +98,10 @@ pub(super) fn stream(stage: &mut Stage, report: &mut Report) -> Result<()> {
 /// passt at the other end, which also goes away and comes back.
 pub(super) fn passt(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let machine = stage.kit.machine.name();
-    if in_path("passt").is_none() {
-        ensure!(
-            std::env::var_os("VMSG_REQUIRE_TOOLS").is_none(),
-            "passt is missing: apt-get install passt"
-        );
+    if !has_tool("passt")? {
         println!("skip  {machine}/socket-passt: needs passt");
         return Ok(());
     }
-    let vmsg = stage.vmsg()?;
     // Where another user comes, too, whoever owns the folders above the run's.
     let dir = tempfile::tempdir()?;
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777))?;
@@ -119,21 +110,7 @@ pub(super) fn passt(stage: &mut Stage, report: &mut Report) -> Result<()> {
         "net,id=net0,backend=socket,path={},mac={TEST_MAC}",
         socket.display()
     );
-    vmsg.run(
-        &mut stage.scene,
-        "serve",
-        "serve",
-        &[("--bus", vmsg::BUS), ("--device", &device)],
-        1,
-    )?;
-    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
-    vmsg.run(
-        &mut stage.scene,
-        "proxy",
-        "proxy",
-        &[("--bus", vmsg::BUS), ("--front", &front)],
-        1,
-    )?;
+    serve(stage, &device)?;
     let first = start_passt(stage, "passt", &socket)?;
     let board = Board::new(Backend::VhostUser(NET_SOCKET.to_owned()), Backend::Qemu);
     let guest = stage.guest("guest", &board, include_str!("../guest/passt.sh"))?;
