@@ -47,12 +47,17 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn start() -> Self {
+        Self::start_with("restrict=on")
+    }
+
+    /// Started so that the network device has these settings.
+    pub(crate) fn start_with(net: &str) -> Self {
         let folder = TempDir::new().expect("a folder");
         let mut child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
             .current_dir(folder.path())
             .args(["serve", "--bus", "unix,path=b0.sock", "--keep", "0"])
             .args(["--device", "rng,num=0", "--device", "rng,num=1"])
-            .args(["--device", "net,num=2,restrict=on"])
+            .args(["--device", &format!("net,num=2,{net}")])
             .env_remove("VMSG_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -11,6 +11,7 @@ mod host;
 mod memory;
 mod messages;
 mod net;
+mod net_pairs;
 mod notify;
 mod peer;
 mod rings;

@@ -22,6 +22,7 @@ pub(crate) const MARKER: [u8; 8] = [0x02, 0xc0, 0, 0, 0, 0, 8, 0];
 
 /// Message ids, of requests and events about a device.
 pub(crate) const GET_INFO: u8 = 0x02;
+pub(crate) const GET_FEATURES: u8 = 0x03;
 pub(crate) const SET_FEATURES: u8 = 0x04;
 pub(crate) const SET_CONFIG: u8 = 0x06;
 pub(crate) const GET_STATUS: u8 = 0x07;
