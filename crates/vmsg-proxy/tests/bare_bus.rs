@@ -6,7 +6,7 @@ mod common;
 mod stage;
 
 use common::Host;
-use stage::{LIVE, Setting, Stage, Vmm, is_closed};
+use stage::{LIVE, Setting, Stage, Vmm, is_closed, rung};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vhost::VhostBackend;
@@ -26,18 +26,6 @@ fn used(stage: &Stage, queue: u32) {
         queue: QueueIndex(queue),
     };
     stage.tell(number, message);
-}
-
-/// Waits until the eventfd is rung, and takes what is in it.
-#[track_caller]
-fn rung(fd: &vmm_sys_util::eventfd::EventFd) {
-    let end = Instant::now() + Duration::from_secs(10);
-    // The link has made it one that does not block.
-    while let Err(error) = fd.read() {
-        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
-        assert!(Instant::now() < end, "not rung in time");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]

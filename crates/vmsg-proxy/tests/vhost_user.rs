@@ -9,7 +9,7 @@ use common::Host;
 use rustix::event::{PollFd, PollFlags, poll};
 use stage::{
     FEATURES, GUEST, LIVE, OFFSET, PROTOCOL_FEATURES, RAM, Stage, USER, Vmm, is_closed, request,
-    ring_at,
+    ring_at, rung,
 };
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -335,8 +335,7 @@ fn a_device_that_needs_a_reset_rings_the_eventfds_for_errors() {
         data: &[],
     };
     stage.tell(DevNum(1), Message::EventConfig(event));
-    // A blocking eventfd: this waits for the ring.
-    assert_eq!(error.read().unwrap(), 1);
+    assert_eq!(rung(&error), 1);
     assert!(vmm.front.get_features().is_ok());
     // A VMM that starts over finds a clean device.
     drop(vmm);
@@ -349,8 +348,7 @@ fn a_used_queue_by_message_rings_the_call_eventfd() {
     let vmm = Vmm::start(&stage, 1);
     let queue = QueueIndex(0);
     stage.tell(DevNum(1), Message::EventUsed { queue });
-    // A blocking eventfd: this waits for the ring.
-    assert_eq!(vmm.calls[&0].read().unwrap(), 1);
+    assert_eq!(rung(&vmm.calls[&0]), 1);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures}
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_msg::{Channel, DevNum, Frame, Message, Token};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::{Capabilities, DeviceBus, loopback};
 use vmsg_mem::Mapping;
@@ -353,6 +354,19 @@ impl Vmm {
         });
         vmm
     }
+}
+
+/// Waits until the eventfd is rung; gives what was in it.
+#[track_caller]
+pub fn rung(fd: &EventFd) -> u64 {
+    let epoll = Epoll::new().unwrap();
+    let readable = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, fd.as_raw_fd(), readable)
+        .unwrap();
+    let ready = epoll.wait(10_000, &mut [EpollEvent::default()]).unwrap();
+    assert_eq!(ready, 1, "not rung in time");
+    fd.read().unwrap()
 }
 
 pub fn request(id: u32, payload: &[u8]) -> Vec<u8> {
