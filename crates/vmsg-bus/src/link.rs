@@ -334,7 +334,7 @@ impl Link {
             };
         };
         if self.is_lost() {
-            return Err(self.fail("the file of a queue has shrunk"));
+            return Err(self.fail("the file of a queue has shrunk, or its disk is full"));
         }
         self.counters.received += 1;
         self.carrier_full = false;
@@ -399,7 +399,7 @@ impl Link {
             return false;
         }
         if self.is_lost() {
-            self.fail("the file of a queue has shrunk");
+            self.fail("the file of a queue has shrunk, or its disk is full");
             return false;
         }
         if self.look_for_end() {

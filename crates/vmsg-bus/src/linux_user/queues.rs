@@ -4,7 +4,7 @@
 use super::{Role, Site};
 use crate::lock::{FileLock, LockError};
 use crate::memory::Part;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -206,6 +206,11 @@ impl Queue {
         if u64::try_from(stat.st_size).is_ok_and(|size| size < QUEUE_BYTES) {
             rustix::fs::ftruncate(&fd, QUEUE_BYTES)
                 .map_err(|error| os("make room in")(error.into()))?;
+        }
+        // On a full disk the queue would break later, at the first message for which there is no page.
+        match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, QUEUE_BYTES) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
+            Err(error) => return Err(os("make room in")(error.into())),
         }
         let mapping = Mapping::of_fd(fd.as_fd(), 0, QUEUE_BYTES, Access::ReadWrite)
             .map_err(|error| os("map")(io::Error::other(error)))?;

@@ -519,7 +519,7 @@ impl Entry {
         for _ in 0..mappings.len().min(MAPPINGS) {
             self.next_mapping = (self.next_mapping + 1) % mappings.len();
             if mappings[self.next_mapping].is_lost() {
-                return Some("memory that the driver has lent is gone: its file has shrunk".into());
+                return Some("memory that the driver has lent is gone: its file has shrunk, or its disk is full".into());
             }
         }
         None
