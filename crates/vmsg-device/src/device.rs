@@ -238,6 +238,11 @@ impl ActiveQueue {
         Self { ring, call }
     }
 
+    /// Whether the file of the record has shrunk: then the next process would not find what is in flight.
+    pub(crate) fn has_lost_record(&self) -> bool {
+        matches!(&self.ring, Ring::Recorded(_, record) if record.is_lost())
+    }
+
     /// Tells the driver that something was used.
     pub(crate) fn interrupt(&mut self, queue: usize, notices: &mut Vec<Notice>) {
         let Some(call) = &self.call else {

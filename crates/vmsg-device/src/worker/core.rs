@@ -515,6 +515,14 @@ impl Entry {
     /// Looks at a few mappings, others each time, for one whose file has
     /// shrunk: what a device writes there fills private memory of this process.
     fn lost_memory(&mut self) -> Option<String> {
+        if self
+            .active
+            .iter()
+            .flatten()
+            .any(ActiveQueue::has_lost_record)
+        {
+            return Some("the record of what is in flight is gone: its file has shrunk".into());
+        }
         let mappings = self.memory.mappings();
         for _ in 0..mappings.len().min(MAPPINGS) {
             self.next_mapping = (self.next_mapping + 1) % mappings.len();

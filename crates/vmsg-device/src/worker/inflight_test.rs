@@ -198,3 +198,84 @@ fn the_next_worker_goes_on_with_what_was_in_flight() {
     while core.step(Instant::now()) {}
     assert!(driver.pop_used().expect("a sane device").is_some());
 }
+
+#[test]
+fn a_record_whose_file_shrinks_breaks_the_device_and_one_that_is_garbage_is_refused() {
+    vmsg_mem::fault::install().expect("a handler");
+    let (memory, _fd) = Mapping::memfd("guest", 1 << 20, true).expect("memfd");
+    let memory = Arc::new(memory);
+    let entry = TableEntry {
+        base: BusAddr(BASE),
+        mapping: Arc::clone(&memory),
+        offset: 0,
+        len: 1 << 20,
+        access: Access::ReadWrite,
+    };
+    let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
+    let layout = Layout::new(SIZE, 0).expect("a size");
+    let ram = memory.ram().get(0, layout.total_len()).expect("inside");
+    let mut driver = DriverQueue::new(
+        layout,
+        QueueFeatures::default(),
+        ram,
+        BusAddr(BASE),
+        vec![DriverSlot::default(); SIZE.into()],
+    )
+    .expect("a queue");
+    let len = u64::try_from(Inflight::bytes_for(SIZE)).expect("small");
+    let lend = |bytes: &[u8]| {
+        let (lent, fd) = Mapping::memfd("record", 4096, false).expect("memfd");
+        lent.ram().write(0, bytes);
+        (Arc::new(lent), fd)
+    };
+
+    // Whatever stands in it.
+    let mut random = 1u64;
+    for round in 0..500u16 {
+        let mut bytes: Vec<u8> = (0..len)
+            .map(|_| {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                random.to_le_bytes()[7]
+            })
+            .collect();
+        if round % 4 > 0 {
+            // The form, so that the rest is looked at: version, entries, the request completed last, the used index.
+            bytes[8..12].copy_from_slice(&[1, 0, 8, 0]);
+            let (last, used) = (bytes[12] % 9, 0u8.wrapping_sub(bytes[14] % 9));
+            bytes[12..16].copy_from_slice(&[last, 0, used, 0xff]);
+        }
+        let (lent, _fd) = lend(&bytes);
+        let record = Record {
+            memory: lent,
+            resume: true,
+        };
+        match worker(EvenFirst::default(), &table, driver.config(), Some(record)) {
+            Ok(core) => drop(core),
+            Err(why) => assert!(why.contains("record"), "{why}"),
+        }
+    }
+
+    let (lent, fd) = lend(&[]);
+    let record = Record {
+        memory: lent,
+        resume: false,
+    };
+    let device = EvenFirst::default();
+    let mut core = worker(device, &table, driver.config(), Some(record)).expect("started");
+    rustix::fs::ftruncate(&fd, 0).expect("not sealed");
+    memory.ram().write(0x8001, &[2]);
+    driver
+        .add(&[(BusAddr(BASE + 0x8001), 1)], &[])
+        .expect("room");
+    driver.publish().expect("published");
+    core.kick(SLOT, 0);
+    while core.step(Instant::now()) {}
+    let broken = core.take_replies().find_map(|reply| match reply {
+        Reply::Notice(_, Notice::Broken { why, .. }) => Some(why),
+        _ => None,
+    });
+    let why = broken.expect("nobody knows any more what is in flight");
+    assert!(why.contains("record"), "{why}");
+}
