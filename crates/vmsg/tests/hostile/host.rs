@@ -56,6 +56,7 @@ impl Host {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
             .current_dir(folder.path())
             .args(["serve", "--bus", "unix,path=b0.sock", "--keep", "0"])
+            .args(["--control", "ctl.sock"])
             .args(["--device", "rng,num=0", "--device", "rng,num=1"])
             .args(["--device", &format!("net,num=2,{net}")])
             .env_remove("VMSG_LOG")
@@ -91,6 +92,11 @@ impl Host {
 
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("b0.sock")
+    }
+
+    /// The control socket.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.folder.path().join("ctl.sock")
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -8,6 +8,7 @@
 
 mod connections;
 mod host;
+mod link;
 mod memory;
 mod messages;
 mod net;
