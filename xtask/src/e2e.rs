@@ -2,6 +2,7 @@
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
 pub(crate) mod linux_user;
+mod list;
 mod nic;
 mod socket;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
+use self::list::{TESTS, Test};
 use crate::dirs;
 use crate::guest::Guest;
 use crate::http::{self, Server};
@@ -78,108 +80,6 @@ struct Stage<'a> {
     /// QEMU takes the link down now and then: while it has no back end.
     link_flaps: bool,
 }
-
-struct Test {
-    name: &'static str,
-    /// It makes sense with QEMU's own devices too.
-    reference: bool,
-    /// The short run plays it on x86 only: the other machine would show the same.
-    once: bool,
-    play: fn(&mut Stage, &mut Report) -> Result<()>,
-}
-
-const TESTS: [Test; 15] = [
-    Test {
-        name: "checks",
-        reference: true,
-        once: false,
-        play: checks,
-    },
-    Test {
-        name: "next-guest",
-        reference: true,
-        once: false,
-        play: next_guest,
-    },
-    Test {
-        name: "device-host-killed",
-        reference: false,
-        once: false,
-        play: device_host_killed,
-    },
-    Test {
-        name: "proxy-killed",
-        reference: false,
-        once: false,
-        play: proxy_killed,
-    },
-    Test {
-        name: "proxy-first",
-        reference: false,
-        once: true,
-        play: proxy_first,
-    },
-    Test {
-        name: "printed-arguments",
-        reference: false,
-        once: false,
-        play: printed_arguments,
-    },
-    Test {
-        name: "linux-user",
-        reference: false,
-        once: false,
-        play: linux_user::revision_1,
-    },
-    Test {
-        name: "linux-user-r1",
-        reference: false,
-        once: false,
-        play: linux_user::r1,
-    },
-    Test {
-        name: "linux-user-killed",
-        reference: false,
-        once: true,
-        play: linux_user::device_host_killed,
-    },
-    Test {
-        name: "nic-generic",
-        reference: false,
-        once: false,
-        play: nic::generic,
-    },
-    Test {
-        name: "nic-vhost-user",
-        reference: false,
-        once: true,
-        play: nic::vhost_user,
-    },
-    Test {
-        name: "nic-tap",
-        reference: false,
-        once: true,
-        play: nic::tap,
-    },
-    Test {
-        name: "socket-stream",
-        reference: false,
-        once: true,
-        play: socket::stream,
-    },
-    Test {
-        name: "socket-passt",
-        reference: false,
-        once: true,
-        play: socket::passt,
-    },
-    Test {
-        name: "memory-not-shared",
-        reference: false,
-        once: true,
-        play: memory_not_shared,
-    },
-];
 
 /// Runs the tests.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
