@@ -194,13 +194,18 @@ fn bus_request(msg_id: u8, p: &[u8]) -> Parsed<'_> {
 fn bus_response(msg_id: u8, p: &[u8]) -> Parsed<'_> {
     Some(match msg_id {
         bus_id::GET_DEVICES => start::<wire_bus::Devices>(p)
-            .map(|(d, bitmap)| DeviceBitmap {
-                offset: d.offset.get(),
-                count: d.count.get(),
-                next: d.next.get(),
-                bitmap,
+            .and_then(|(d, bitmap)| {
+                let count = usize::from(d.count.get());
+                let len = count.div_ceil(8);
+                // QEMU (October 2025) has room for a byte for each device, and fills a bit for each.
+                let right = bitmap.len() == len || bitmap.len() == count;
+                Some(DeviceBitmap {
+                    offset: d.offset.get(),
+                    count: d.count.get(),
+                    next: d.next.get(),
+                    bitmap: bitmap.get(..len).filter(|_| right)?,
+                })
             })
-            .filter(|d| d.bitmap.len() == usize::from(d.count).div_ceil(8))
             .map(Message::Devices),
         bus_id::PING => whole::<wire_bus::Ping>(p).map(|d| Message::Pong { data: d.data.get() }),
         _ => return None,

@@ -86,6 +86,33 @@ fn unknown_ids_are_told_from_wrong_sizes() {
 }
 
 #[test]
+fn a_list_of_devices_has_a_bit_for_each_or_qemus_bytes() {
+    for (payload, good) in [
+        (6, false),
+        (9, false),
+        (10, true),
+        (11, false),
+        (37, false),
+        (38, true),
+        (39, false),
+    ] {
+        let mut bytes = vec![0; payload];
+        bytes[..6].copy_from_slice(&[0, 0, 32, 0, 32, 0]);
+        if payload > 6 {
+            bytes[6] = 3;
+        }
+        let bytes = message(3, 2, &bytes);
+        match decode(&bytes, 48).map(|frame| frame.message) {
+            Ok(Message::Devices(list)) => {
+                assert!(good, "{payload} bytes");
+                assert_eq!(list.bitmap, [3, 0, 0, 0]);
+            }
+            other => assert!(!good, "{payload} bytes: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn every_message_of_fixed_size_has_that_size_only() {
     let sizes: [(u8, u8, usize); 26] = [
         (0, 2, 0),

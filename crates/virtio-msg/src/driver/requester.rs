@@ -206,8 +206,9 @@ impl<const N: usize> Requester<N> {
             .iter()
             .position(|o| o.is_some_and(|o| o.token == frame.token && same_kind(&o)));
         let at = exact.or_else(|| {
-            // QEMU answers GET_DEVICES with token 0 whatever was sent.
-            let lax = matches!(frame.message, Message::Devices(_)) && frame.token == Token(0);
+            // QEMU answers GET_DEVICES and PING with token 0 whatever was sent.
+            let lax = matches!(frame.message, Message::Devices(_) | Message::Pong { .. })
+                && frame.token == Token(0);
             let candidates = self
                 .outstanding
                 .iter()

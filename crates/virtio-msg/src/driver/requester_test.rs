@@ -120,7 +120,7 @@ fn a_request_times_out_once_and_its_late_response_is_dropped() {
 }
 
 #[test]
-fn get_devices_is_matched_with_token_0() {
+fn get_devices_and_ping_are_matched_with_token_0() {
     let mut r = Requester::<4>::new();
     let (first, _) = start(
         &mut r,
@@ -154,9 +154,21 @@ fn get_devices_is_matched_with_token_0() {
         r.handle_frame(&Frame::bus(token, message)),
         Received::Response(second, message)
     );
-    let (_, _) = start(&mut r, Instant(0), 0, Message::Ping { data: 1 });
+    let pong = Message::Pong { data: 1 };
+    let (ping, token) = start(&mut r, Instant(0), 0, Message::Ping { data: 1 });
     assert_eq!(
-        r.handle_frame(&Frame::bus(Token(0), Message::Pong { data: 1 })),
+        r.handle_frame(&Frame::bus(Token(0), pong)),
+        Received::Response(ping, pong)
+    );
+    assert_eq!(
+        r.handle_frame(&Frame::bus(token, pong)),
+        Received::Dropped(Unexpected::Response)
+    );
+    // Of devices the token must be right.
+    let (_, _) = start(&mut r, Instant(0), 1, Message::GetDeviceStatus);
+    let status = Message::DeviceStatus(crate::DeviceStatus::DRIVER);
+    assert_eq!(
+        r.handle_frame(&Frame::new(DevNum(1), Token(0), status)),
         Received::Dropped(Unexpected::Response)
     );
 }

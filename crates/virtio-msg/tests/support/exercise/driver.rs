@@ -66,7 +66,8 @@ fn requests(s: &mut Source<'_>) {
                         assert_eq!(msg_id, (answer.is_bus(), answer.id()));
                         assert!(
                             sent == token
-                                || matches!(answer, Message::Devices(_)) && token == Token(0)
+                                || matches!(answer, Message::Devices(_) | Message::Pong { .. })
+                                    && token == Token(0)
                         );
                         assert!(to == dev_num || answer.is_bus());
                     }
