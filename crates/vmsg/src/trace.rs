@@ -7,6 +7,8 @@ mod line;
 mod pairs;
 mod show;
 
+pub(crate) use self::line::{clean, clean_json};
+
 use std::fs::File;
 
 use anyhow::{Context, bail};

@@ -6,12 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use super::list;
 use super::protocol::{Request, Response};
 use crate::cli::{CtlAction, CtlArgs};
 use crate::out::Out;
+use crate::trace::{clean, clean_json};
 
 /// Longer than the server waits for the device host.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,13 +45,16 @@ pub(crate) fn run(args: CtlArgs) -> anyhow::Result<()> {
         Response::Devices(devices) => {
             let mut out = Out::lock();
             if json {
-                writeln!(out, "{}", serde_json::to_string_pretty(&devices)?)?;
+                let text = serde_json::to_string_pretty(&devices)?;
+                for line in text.lines() {
+                    writeln!(out, "{}", clean_json(line))?;
+                }
             } else {
                 list::print(&mut out, &devices)?;
             }
             Ok(())
         }
-        Response::Error(failure) => bail!("{}", failure.message),
+        Response::Error(failure) => bail!("{}", clean(&failure.message)),
     }
 }
 
@@ -79,5 +83,10 @@ fn ask(path: &Path, request: &Request) -> anyhow::Result<Response> {
         sent.context("the request was not taken")?;
         bail!("{} closed the connection without an answer", path.display());
     }
-    serde_json::from_slice(&answer).context("the answer is not understood")
+    serde_json::from_slice(&answer).map_err(|error| {
+        anyhow!(
+            "the answer is not understood: {}",
+            clean(&error.to_string())
+        )
+    })
 }

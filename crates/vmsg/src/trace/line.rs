@@ -77,11 +77,25 @@ pub(super) fn date(time: u64) -> String {
 }
 
 /// Text from outside, with everything escaped that a terminal would not just print.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() || turns_text_round(c) {
             clean.extend(c.escape_unicode());
+        } else {
+            clean.push(c);
+        }
+    }
+    clean
+}
+
+/// JSON with everything escaped, as JSON has it, that a terminal would not just print.
+pub(crate) fn clean_json(json: &str) -> String {
+    let mut clean = String::with_capacity(json.len());
+    for c in json.chars() {
+        // All of these are below U+10000, and stand in texts only.
+        if c.is_control() || turns_text_round(c) {
+            clean.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             clean.push(c);
         }

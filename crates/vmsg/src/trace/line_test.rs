@@ -29,3 +29,18 @@ fn nothing_reaches_the_terminal_that_would_do_something_there() {
     assert_eq!(clean("a\u{202e}b\u{9b}c"), "a\\u{202e}b\\u{9b}c");
     assert_eq!(clean("Gerät → 1"), "Gerät → 1");
 }
+
+#[test]
+fn json_stays_json_whatever_is_in_it() {
+    let text = "\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{feff}\\\u{202e}\" ü";
+    let json = serde_json::json!({ "text": text }).to_string();
+    let shown = clean_json(&json);
+    assert!(
+        shown
+            .chars()
+            .all(|c| !c.is_control() && !turns_text_round(c)),
+        "{shown}"
+    );
+    let back: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(back["text"], text);
+}

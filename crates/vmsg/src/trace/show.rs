@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 use vmsg_bus::trace::{Captured, Item, Reader, Way};
 
 use super::decode::Decoded;
-use super::line::{Clock, clean, hex, microseconds};
+use super::line::{Clock, clean, clean_json, hex, microseconds};
 use super::pairs::Pairs;
 use crate::cli::TraceArgs;
 use crate::out::Out;
@@ -189,6 +189,6 @@ impl Show {
             Err(why) => set("error", why.as_str().into()),
         }
         // What JSON lets pass, a terminal may not.
-        writeln!(self.out, "{}", clean(&object.to_string()))
+        writeln!(self.out, "{}", clean_json(&object.to_string()))
     }
 }
