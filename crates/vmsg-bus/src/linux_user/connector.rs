@@ -26,9 +26,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long to wait before looking again whether a host has taken what another driver left.
-const LEFT_OVER_PAUSE: Duration = Duration::from_millis(1);
-
 /// How long to wait for others who look at the files just now.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -309,10 +306,12 @@ impl Connecting {
                 // QEMU answers what another driver has left before it answers us.
                 let ready = met && (host.is_some() || queues.is_drained(Role::Driver)?);
                 if ready {
+                    stream.room_found();
                     return connector.finish(&stream, &queues, host.as_ref()).map(Some);
                 }
                 if met {
-                    stream.start_timer(LEFT_OVER_PAUSE);
+                    // It may never take what another driver left: it is looked for less and less often.
+                    stream.wait_for_room();
                 }
                 self.step = Step::Meet {
                     stream,
