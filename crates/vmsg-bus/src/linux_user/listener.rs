@@ -47,8 +47,8 @@ pub struct Listener {
     connected: bool,
     /// That connection.
     stream: Weak<Stream>,
-    /// Somebody was turned away because of it.
-    turned_away: bool,
+    /// When it was last told that somebody was turned away.
+    turned_away: Option<Instant>,
     /// Nothing is tried before that, after trouble.
     paused_until: Option<Instant>,
     /// Let go of last.
@@ -57,6 +57,9 @@ pub struct Listener {
 
 /// How many are turned away in one go: more than wait in the backlog.
 const TURNED_AWAY: usize = 256;
+
+/// From one line of log about that to the next.
+const TELL: Duration = Duration::from_secs(10);
 
 /// How a connection tells its end.
 #[derive(Debug)]
@@ -125,7 +128,7 @@ impl Listener {
             ends,
             connected: false,
             stream: Weak::new(),
-            turned_away: false,
+            turned_away: None,
             paused_until: None,
             _lock: lock,
         })
@@ -164,7 +167,7 @@ impl Listener {
         }
         if self.connected {
             self.door.hush()?;
-            self.turn_away()?;
+            self.turn_away(now)?;
             return Ok(None);
         }
         if self.paused_until.is_some_and(|until| until > now) {
@@ -184,7 +187,7 @@ impl Listener {
     }
 
     /// There is one driver at a time. Who comes after its end, which may not have been seen yet, waits for that.
-    fn turn_away(&mut self) -> io::Result<()> {
+    fn turn_away(&mut self, now: Instant) -> io::Result<()> {
         for _ in 0..TURNED_AWAY {
             let lives = |stream: Arc<Stream>| !packet::is_hung_up(stream.socket());
             if !self.stream.upgrade().is_some_and(lives) {
@@ -193,7 +196,9 @@ impl Listener {
             let Some(socket) = self.door.visitor()? else {
                 break;
             };
-            if !std::mem::replace(&mut self.turned_away, true) {
+            // Whoever comes and goes without end must not fill the disk with it.
+            if self.turned_away.is_none_or(|told| told + TELL <= now) {
+                self.turned_away = Some(now);
                 let visitor = program::peer(socket.as_fd(), None);
                 tracing::warn!(%visitor, bus = %self.site, "turned away: there is one driver at a time");
             }
@@ -220,7 +225,6 @@ impl Listener {
             }
         };
         self.connected = true;
-        self.turned_away = false;
         self.watch_door(EventFlags::IN | EventFlags::ET)?;
         Ok(Some(bus))
     }
