@@ -457,7 +457,7 @@ fn a_running_host_is_looked_at_and_changed_over_its_control_socket() {
         ],
     );
     assert_eq!(second.status.code(), Some(1));
-    assert!(text(&second.stderr).contains("answers there already"));
+    assert!(text(&second.stderr).contains("is in use by"));
     host.end();
     assert!(!folder.path().join("ctl").exists());
     assert!(text(&ctl(&["list"]).stderr).contains("nobody answers"));
