@@ -446,10 +446,7 @@ type Answered = (u16, usize, Option<(u32, u16)>);
 
 /// Sends datagrams of 16 flows, each on one of the pairs, to the host, which answers; gives the pairs on which answers came,
 /// with their hashes.
-fn answers(
-    net: &mut NetDriver<'_, DriverBus, Sleep, Vec<u8>>,
-    length: usize,
-) -> Vec<Answered> {
+fn answers(net: &mut NetDriver<'_, DriverBus, Sleep, Vec<u8>>, length: usize) -> Vec<Answered> {
     let socket = std::net::UdpSocket::bind((HOST, 0)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let port = socket.local_addr().unwrap().port();
