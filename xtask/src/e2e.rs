@@ -6,6 +6,8 @@ mod list;
 mod nic;
 mod socket;
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +36,8 @@ const ENDURE: &str = include_str!("guest/endure.sh");
 const ALL_CHECKS: Duration = Duration::from_secs(240);
 /// Longest time for one step.
 pub(crate) const STEP: Duration = Duration::from_secs(60);
+/// Bytes of a file that is not kept when all went well.
+const LARGE: u64 = 4 << 20;
 /// Interval of the guest's pings in `endure.sh`.
 const PING_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -149,7 +153,23 @@ fn play(
         udp_port: tftp::start()?,
         link_flaps: false,
     };
-    (test.play)(&mut stage, report)
+    (test.play)(&mut stage, report)?;
+    let dir = stage.scene.dir().to_owned();
+    // Who has it open has ended after this.
+    drop(stage);
+    forget_large_files(&dir)
+}
+
+/// Removes captures and memories of guests from the folder of a run that went well.
+fn forget_large_files(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let data = entry.metadata()?;
+        if data.is_file() && data.len() > LARGE {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Stage<'_> {

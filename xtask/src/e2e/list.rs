@@ -23,7 +23,7 @@ pub(super) struct Test {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 15] = [
+pub(super) const TESTS: [Test; 16] = [
     Test {
         name: "checks",
         reference: true,
@@ -95,6 +95,12 @@ pub(super) const TESTS: [Test; 15] = [
         reference: false,
         once: true,
         play: nic::tap,
+    },
+    Test {
+        name: "boot-link-down",
+        reference: false,
+        once: false,
+        play: nic::boot_link_down,
     },
     Test {
         name: "socket-stream",

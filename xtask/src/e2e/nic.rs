@@ -19,9 +19,10 @@ use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
 use crate::scene::{Scene, Stream};
 use crate::tree;
-use crate::vmsg::{self, NET_SOCKET};
+use crate::vmsg::{self, NET_SOCKET, Vmsg};
 
 const NIC: &str = include_str!("../guest/nic.sh");
+const LINK_DOWN: &str = include_str!("../guest/link-down.sh");
 
 /// Queue pairs of the device under test.
 const PAIRS: u32 = 2;
@@ -66,6 +67,36 @@ pub(super) fn tap(stage: &mut Stage, report: &mut Report) -> Result<()> {
         ..behind_generic("backend=tap,ifname=tap0")
     };
     play(stage, report, &kit, &behind)
+}
+
+/// The guest's driver starts while the link is down.
+pub(super) fn boot_link_down(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let device = format!("net,id=net0,{USER},mac={TEST_MAC},link=down");
+    let options = [
+        ("--bus", vmsg::BUS),
+        ("--device", device.as_str()),
+        ("--control", CONTROL),
+    ];
+    vmsg.run(&mut stage.scene, "serve", "serve", &options, 1)?;
+    let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
+    let options = [("--bus", vmsg::BUS), ("--front", front.as_str())];
+    vmsg.run(&mut stage.scene, "proxy", "proxy", &options, 1)?;
+    let board = Board::new(Backend::VhostUser(NET_SOCKET.to_owned()), Backend::Qemu);
+    let guest = stage.guest("guest", &board, LINK_DOWN)?;
+    guest.mark(&mut stage.scene, "link-up", ALL_CHECKS)?;
+    set_link(stage, &vmsg, "up")?;
+    stage.finish(guest, report)
+}
+
+fn set_link(stage: &Stage, vmsg: &Vmsg, word: &str) -> Result<()> {
+    let output = vmsg.control(stage.scene.dir(), CONTROL, &["link", "net0", word])?;
+    ensure!(
+        output.status.success(),
+        "vmsg ctl link net0 {word}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 /// A tap interface with addresses, for as many queue pairs as there are.
@@ -163,12 +194,7 @@ fn play(stage: &mut Stage, report: &mut Report, kit: &Kit, behind: &Behind) -> R
     guest.booted(&mut stage.scene)?;
     for (mark, word) in [("link-down", "down"), ("link-up", "up")] {
         guest.mark(&mut stage.scene, mark, ALL_CHECKS)?;
-        let output = vmsg.control(stage.scene.dir(), CONTROL, &["link", "net0", word])?;
-        ensure!(
-            output.status.success(),
-            "vmsg ctl link net0 {word}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        set_link(stage, &vmsg, word)?;
     }
     // In the middle of what follows another process takes over.
     guest.mark(&mut stage.scene, "kill", ALL_CHECKS)?;
