@@ -80,8 +80,11 @@ pub trait Device: Send {
     ///
     /// Why that cannot be.
     fn operate(&mut self, operation: Operation, io: &mut Io<'_>) -> Result<(), String> {
-        let _ = (operation, io);
-        Err("the device has nothing of the kind".to_owned())
+        let _ = io;
+        Err(match operation {
+            Operation::SetLink(_) => "the device has no link".to_owned(),
+            Operation::Announce => "the device has no addresses".to_owned(),
+        })
     }
 
     /// Where other threads see how the device does.
