@@ -14,4 +14,4 @@ mod pace;
 mod proxy;
 pub mod session;
 
-pub use proxy::{BusRef, DeviceRef, FrontKind, FrontSpec, Proxy, ProxyError, connect, print_qemu};
+pub use proxy::{BusRef, DeviceRef, FrontKind, FrontSpec, Proxy, ProxyError, print_qemu};

@@ -4,7 +4,7 @@
 use crate::front::qemu::{QemuDevice, mac_of, mtu_of, pairs_of};
 use crate::front::vhost_user::{BindError, FrontStats, VhostUserFront, VhostUserOptions};
 use crate::link::{Link, SessionHandle, Source};
-use crate::session::{Op, OpError, Options, Outcome, Session, Target};
+use crate::session::{DeviceFacts, Options, Session, Target};
 use serde::Deserialize;
 use std::fmt;
 use std::io;
@@ -329,22 +329,18 @@ fn place_of(path: &Path) -> PathBuf {
 }
 
 /// The QEMU arguments for one front, as text for a shell, without those of the machine
-/// ([`machine_args`](crate::front::qemu::machine_args)). Asks the device host what the device is.
-///
-/// # Errors
-/// [`OpError`] if the device host does not say.
+/// ([`machine_args`](crate::front::qemu::machine_args)). `facts` and the first bytes of `config`, 12 of a network device, are what the
+/// device host says of the device.
 pub fn print_qemu(
     spec: &FrontSpec,
-    session: &SessionHandle,
+    facts: &DeviceFacts,
+    config: &[u8],
     machine: &crate::front::qemu::Machine,
-) -> Result<String, OpError> {
-    let Outcome::Device(facts) = session.call(Op::Describe)? else {
-        return Err(OpError::NoDevice);
-    };
-    let len = facts.info.config_size.min(12);
-    let config = match session.call(Op::ReadConfig { offset: 0, len })? {
-        Outcome::Config(config) if facts.info.device_id == 1 => config,
-        _ => Vec::new(),
+) -> String {
+    let config = if facts.info.device_id == 1 {
+        config
+    } else {
+        &[]
     };
     let name = spec.name();
     let device = QemuDevice {
@@ -353,32 +349,15 @@ pub fn print_qemu(
         device_id: facts.info.device_id,
         queues: facts.queue_sizes.len(),
         config_size: facts.info.config_size,
-        mac: mac_of(&facts.offered, &config),
+        mac: mac_of(&facts.offered, config),
         pairs: if facts.is_ours() {
-            pairs_of(&facts.offered, &config)
+            pairs_of(&facts.offered, config)
         } else {
             1
         },
-        mtu: mtu_of(&facts.offered, &config),
+        mtu: mtu_of(&facts.offered, config),
     };
-    Ok(crate::front::qemu::to_shell(
-        &crate::front::qemu::device_args(&device, machine),
-    ))
-}
-
-/// A session with a device of a bus, without a front: to ask what the device is.
-///
-/// # Errors
-/// [`ProxyError`].
-pub fn connect(bus: &BusSpec, device: &DeviceRef, name: &str) -> Result<Link, ProxyError> {
-    let connector = bus.connector(name).observer();
-    connector.open_trace()?;
-    let source = Source::Bus(connector);
-    let session = Session::new(device.0.clone(), Options::default());
-    Link::start(name, session, source).map_err(|source| ProxyError::Os {
-        what: "starting a link",
-        source,
-    })
+    crate::front::qemu::to_shell(&crate::front::qemu::device_args(&device, machine))
 }
 
 #[cfg(test)]

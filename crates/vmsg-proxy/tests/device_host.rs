@@ -16,6 +16,8 @@ use vmsg_bus::{BusSpec, UnixSpec, keyval};
 use vmsg_device::host::{Host, Stop};
 use vmsg_device::rng::Rng;
 use vmsg_mem::{Access, BusAddr, Mapping};
+use vmsg_proxy::link::{Link, Source};
+use vmsg_proxy::session::{Op, Options, Outcome, Session};
 use vmsg_proxy::{FrontSpec, Proxy};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
@@ -438,8 +440,13 @@ fn the_arguments_for_qemu_name_what_the_device_is() {
         let _host = DeviceHost::start(&place);
         let spec: FrontSpec =
             keyval::from_str(&format!("vhost-user,socket=rng.sock,dev={}", place.dev)).unwrap();
-        let link = vmsg_proxy::connect(&place.bus, &spec.dev, "test").unwrap();
-        let text = vmsg_proxy::print_qemu(&spec, &link.handle(), &Default::default()).unwrap();
+        let source = Source::Bus(place.bus.connector("test").observer());
+        let session = Session::new(spec.dev.0.clone(), Options::default());
+        let link = Link::start("test", session, source).unwrap();
+        let Ok(Outcome::Device(facts)) = link.handle().call(Op::Describe) else {
+            panic!("there is a device");
+        };
+        let text = vmsg_proxy::print_qemu(&spec, &facts, &[], &Default::default());
         assert_eq!(
             text,
             "-chardev socket,id=vmsg-rng,path=rng.sock \\\n-device vhost-user-rng-pci,chardev=vmsg-rng"

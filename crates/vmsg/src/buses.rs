@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use vmsg_bus::BusSpec;
+use vmsg_bus::linux_user::Revision;
 
 use crate::Usage;
 
@@ -24,10 +25,25 @@ pub(crate) fn socket(spec: &BusSpec) -> PathBuf {
     }
 }
 
+/// Whether the bus carries the messages of February 2025, which say less.
+pub(crate) fn is_r1(spec: &BusSpec) -> bool {
+    matches!(spec, BusSpec::LinuxUser(bus) if bus.revision == Revision::R1)
+}
+
 /// Reads what stands behind one `--bus`.
 pub(crate) fn parse(text: &str) -> Result<BusSpec, Usage> {
-    text.parse()
-        .map_err(|error| Usage(format!("--bus {text}: {error}")))
+    let spec = text
+        .parse()
+        .map_err(|error| Usage(format!("--bus {text}: {error}")))?;
+    if let BusSpec::LinuxUser(bus) = &spec {
+        let (has, needs) = match (bus.mem_low_size, bus.mem_hole) {
+            (0, 1..) => ("mem-hole=", "mem-low-size=, the bytes below the hole"),
+            (1.., 0) => ("mem-low-size=", "mem-hole=, the bytes of the hole above"),
+            _ => return Ok(spec),
+        };
+        return Err(Usage(format!("--bus {text}: {has} needs {needs}")));
+    }
+    Ok(spec)
 }
 
 /// Reads all `--bus`. A bus is called as its file, without what follows the
@@ -48,8 +64,12 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
                 .ok_or_else(|| Usage(format!("--bus {text}: the path names no file")))?,
         };
         if buses.iter().any(|other| other.name == name) {
+            let remedy = match &spec {
+                BusSpec::LinuxUser(_) => "set another name=",
+                _ => "give the sockets different names",
+            };
             return Err(Usage(format!(
-                "--bus {text}: there is a bus `{name}` already; give the sockets different names, or set name="
+                "--bus {text}: there is a bus `{name}` already; {remedy}"
             )));
         }
         buses.push(NamedBus { name, spec });
@@ -94,8 +114,26 @@ mod tests {
 
     #[test]
     fn two_buses_need_two_names() {
-        assert!(parse_all(&texts(&["unix,path=a/b0.sock", "unix,path=c/b0.sock"])).is_err());
+        let error = |buses: &[&str]| match parse_all(&texts(buses)) {
+            Err(Usage(error)) => error,
+            Ok(buses) => panic!("{buses:?}"),
+        };
+        let unix = error(&["unix,path=a/b0.sock", "unix,path=c/b0.sock"]);
+        assert!(unix.contains("different names"), "{unix}");
+        assert!(!unix.contains("name="), "there is no such key: {unix}");
+        assert!(error(&["linux-user", "linux-user,dir=a"]).contains("name="));
         assert!(parse_all(&texts(&["unix"])).is_err());
         assert!(parse_all(&texts(&["unix,path=/"])).is_err());
+    }
+
+    #[test]
+    fn a_hole_in_memory_has_a_place_and_a_size() {
+        for half in ["mem-low-size=2G", "mem-hole=2G"] {
+            let Err(Usage(error)) = parse(&format!("linux-user,{half}")) else {
+                panic!("{half} alone says nothing");
+            };
+            assert!(error.contains("mem-hole=") && error.contains("mem-low-size="));
+        }
+        assert!(parse("linux-user,mem-low-size=2G,mem-hole=2G").is_ok());
     }
 }

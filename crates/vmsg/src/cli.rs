@@ -244,13 +244,28 @@ pub struct ProxyArgs {
     #[arg(long)]
     pub print_qemu: bool,
     /// With --print-qemu: the kind of machine the guest is
-    #[arg(long, value_name = "x86|arm64", default_value = "x86")]
+    #[arg(
+        long,
+        requires = "print_qemu",
+        value_name = "x86|arm64",
+        default_value = "x86"
+    )]
     pub machine: String,
     /// With --print-qemu: which QEMU it is for
-    #[arg(long, value_name = "MAJOR.MINOR", default_value = "7.2")]
+    #[arg(
+        long,
+        requires = "print_qemu",
+        value_name = "MAJOR.MINOR",
+        default_value = "7.2"
+    )]
     pub qemu_version: String,
     /// With --print-qemu: the guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    #[arg(
+        long,
+        requires = "print_qemu",
+        value_name = "SIZE",
+        default_value = "512M"
+    )]
     pub memory: String,
 }
 

@@ -34,7 +34,9 @@ pub struct Usage(String);
 /// Runs the command with the arguments of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.verbose);
+    // Who asks one thing wants the answer alone.
+    let quiet = matches!(&cli.command, Command::Proxy(args) if args.print_qemu);
+    start_log(cli.verbose, quiet);
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Proxy(args) => proxy::run(args),
@@ -60,10 +62,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Logs to stderr; `VMSG_LOG` selects what, as in `VMSG_LOG=vmsg_proxy=debug`.
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, quiet: bool) {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let level = match verbose {
+        0 if quiet => "warn",
         0 => "info",
         1 => "debug",
         _ => "trace",

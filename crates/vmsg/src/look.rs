@@ -8,24 +8,36 @@ use std::time::Duration;
 
 use vmsg_bus::linux_user::Revision;
 use vmsg_bus::{BusSpec, DriverBus};
-use vmsg_driver::{Client, Sleep};
-
-use crate::buses;
+use vmsg_driver::{Client, Error, Sleep};
 
 pub(crate) use list::ls;
 pub(crate) use ping::ping;
 
-type BusClient = Client<DriverBus, Sleep, Vec<u8>>;
+pub(crate) type BusClient = Client<DriverBus, Sleep, Vec<u8>>;
 
-/// Whether the bus carries the messages of February 2025, which say less.
-fn is_r1(spec: &str) -> bool {
-    matches!(buses::parse(spec), Ok(BusSpec::LinuxUser(bus)) if bus.revision == Revision::R1)
+/// What may be the matter when nobody answers, if that is not all there is to say.
+pub(crate) fn silence(spec: &BusSpec) -> Option<&'static str> {
+    match spec {
+        BusSpec::LinuxUser(bus) if bus.revision == Revision::R1 => {
+            Some("the other end may speak another revision: try revision=1")
+        }
+        BusSpec::LinuxUser(_) => Some("the other end may speak another revision: try revision=r1"),
+        _ => None,
+    }
+}
+
+/// `error`, with what may be the matter if it is that nobody answers.
+pub(crate) fn explain(error: Error, spec: &BusSpec) -> anyhow::Error {
+    match (&error, silence(spec)) {
+        (Error::Timeout { .. } | Error::BadAnswer { .. }, Some(hint)) => {
+            anyhow::anyhow!("{error}; {hint}")
+        }
+        _ => error.into(),
+    }
 }
 
 /// Connects as somebody who only looks.
-fn connect(spec: &str, timeout: u64) -> anyhow::Result<BusClient> {
-    let spec = buses::parse(spec)?;
-    let timeout = Duration::from_millis(timeout);
+pub(crate) fn connect(spec: &BusSpec, timeout: Duration) -> anyhow::Result<BusClient> {
     let connector = spec.connector("vmsg").observer().timeout(timeout);
     connector.open_trace()?;
     let bus = connector.connect().map_err(|error| {

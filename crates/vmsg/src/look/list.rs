@@ -2,12 +2,14 @@
 //! `vmsg ls`.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::bail;
 use serde::Serialize;
 use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
 
-use super::{BusClient, connect, is_r1};
+use super::{BusClient, connect, explain, silence};
+use crate::buses::{self, is_r1};
 use crate::cli::LsArgs;
 use crate::out::Out;
 
@@ -40,16 +42,18 @@ struct Queue {
 
 /// Lists the devices on a bus.
 pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
-    let mut client = connect(&args.bus, args.timeout)?;
+    let spec = buses::parse(&args.bus)?;
+    let mut client = connect(&spec, Duration::from_millis(args.timeout))?;
+    let explained = |error| explain(error, &spec);
     let mut numbers = Vec::new();
     if client.channel().capabilities().enumerates {
-        numbers = client.devices()?;
+        numbers = client.devices().map_err(explained)?;
     } else {
-        client.scan(|number| numbers.push(number))?;
-        if numbers.is_empty() && is_r1(&args.bus) {
-            bail!(
-                "who is at the other end does not speak of a device as r1 does; is it revision=1?"
-            );
+        client
+            .scan(|number| numbers.push(number))
+            .map_err(explained)?;
+        if let (true, true, Some(hint)) = (numbers.is_empty(), is_r1(&spec), silence(&spec)) {
+            bail!("there is no device as r1 has one; {hint}");
         }
     }
     let mut devices = Vec::new();
@@ -61,7 +65,7 @@ pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&devices)?)?;
     } else {
         print(&mut out, &devices)?;
-        if is_r1(&args.bus) {
+        if is_r1(&spec) {
             writeln!(
                 out,
                 "r1 has one device, number 0; it does not tell its name, current queue sizes nor how much \

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use super::{connect, is_r1};
+use super::{connect, silence};
 use crate::Usage;
+use crate::buses::{self, is_r1};
 use crate::cli::PingArgs;
 use crate::out::Out;
 use crate::signals::Interrupt;
@@ -25,11 +26,12 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     }
     let interval = Duration::from_secs_f64(args.interval);
     let interrupt = Interrupt::new()?;
-    let mut client = connect(&args.bus, args.timeout)?;
+    let spec = buses::parse(&args.bus)?;
+    let mut client = connect(&spec, Duration::from_millis(args.timeout))?;
     let peer = client.channel().peer_name().to_owned();
     let mut out = Out::lock();
     writeln!(out, "PING {} ({peer})", args.bus)?;
-    if is_r1(&args.bus) {
+    if is_r1(&spec) {
         writeln!(out, "r1 has no PING: the status of device 0 is asked")?;
     }
     let mut times: Vec<Duration> = Vec::new();
@@ -64,7 +66,10 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     }
     summary(&mut out, &args.bus, sent, lost, &mut times)?;
     if sent > 0 && lost == sent {
-        bail!("no answer from {}", args.bus);
+        match silence(&spec) {
+            Some(hint) => bail!("no answer from {}; {hint}", args.bus),
+            None => bail!("no answer from {}", args.bus),
+        }
     }
     Ok(())
 }

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `vmsg proxy --print-qemu`: asks what the devices are, and ends.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use virtio_msg::{DevNum, QueueIndex};
+use vmsg_bus::linux_user::LinuxUserSpec;
+use vmsg_bus::{BusSpec, ConnectError};
+use vmsg_driver::Error;
+use vmsg_proxy::front::qemu::{Arch, Machine, machine_args, to_shell};
+use vmsg_proxy::session::{DeviceFacts, Target};
+use vmsg_proxy::{BusRef, FrontSpec, print_qemu};
+
+use crate::Usage;
+use crate::cli::ProxyArgs;
+use crate::look::{self, BusClient};
+use crate::out::Out;
+
+/// For each answer, as `vmsg ls` has it.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Queues that are asked about; a device may claim more.
+const MAX_QUEUES: u32 = 256;
+
+/// Bytes of a network device's configuration up to its MTU.
+const NET_CONFIG: u32 = 12;
+
+const GIB: u64 = 1 << 30;
+
+/// q35 moves memory above 4 GiB from this size on; all but 2 GiB then.
+const Q35_SPLITS: u64 = 2816 << 20;
+
+/// Where QEMU's `virt` has its memory.
+const VIRT_BASE: u64 = GIB;
+
+/// Prints the QEMU arguments that fit the fronts.
+pub(super) fn print(
+    args: &ProxyArgs,
+    buses: &[BusSpec],
+    fronts: &[FrontSpec],
+) -> anyhow::Result<()> {
+    let arch = match args.machine.as_str() {
+        "x86" => Arch::X86,
+        "arm64" => Arch::Arm64,
+        other => return Err(Usage(format!("--machine {other}: must be x86 or arm64")).into()),
+    };
+    let size = parse_size(&args.memory)?;
+    let mut memory_file = None;
+    let mut asked = Vec::new();
+    for front in fronts {
+        let BusRef::Index(index) = front.bus else {
+            continue;
+        };
+        let bus = &buses[index];
+        if let BusSpec::LinuxUser(bus) = bus {
+            let file = fitting_memory(bus, arch, size)?;
+            if memory_file.as_ref().is_some_and(|other| *other != file) {
+                return Err(Usage(
+                    "--print-qemu: a guest has one memory, and the buses have several ram=".into(),
+                )
+                .into());
+            }
+            memory_file = Some(file);
+        }
+        asked.push((front, bus));
+    }
+    let machine = Machine {
+        arch,
+        memory: args.memory.clone(),
+        version: parse_version(&args.qemu_version)?,
+        memory_file,
+    };
+    let mut lines = vec![to_shell(&machine_args(&machine))];
+    for (front, bus) in asked {
+        let (facts, config) =
+            describe(bus, &front.dev.0).with_context(|| front.dev.0.to_string())?;
+        lines.push(print_qemu(front, &facts, &config, &machine));
+    }
+    // For a person to paste; a script's `$(…)` would take the backslashes for arguments.
+    let terminal = std::io::stdout().is_terminal();
+    let end = if terminal { " \\\n" } else { "\n" };
+    writeln!(Out::lock(), "{}", lines.join(end).replace(" \\\n", end))?;
+    Ok(())
+}
+
+/// What the device host says of a device, and the first bytes of the configuration of a network device.
+fn describe(bus: &BusSpec, target: &Target) -> anyhow::Result<(DeviceFacts, Vec<u8>)> {
+    let mut client = look::connect(bus, TIMEOUT).map_err(|error| match error.downcast_ref() {
+        Some(ConnectError::Held { .. }) => {
+            error.context("ask with --print-qemu before the proxy or another driver starts")
+        }
+        _ => error,
+    })?;
+    let number = match target {
+        Target::Number(number) => *number,
+        Target::Name(name) => find(&mut client, bus, name)?,
+    };
+    ask(&mut client, number).map_err(|error| match error {
+        Error::NoDevice(_) => {
+            anyhow::anyhow!("there is no such device; `vmsg ls --bus {bus}` shows which there are")
+        }
+        error => look::explain(error, bus),
+    })
+}
+
+fn ask(client: &mut BusClient, number: DevNum) -> Result<(DeviceFacts, Vec<u8>), Error> {
+    let info = client.device_info(number)?;
+    let offered = client.device_features(number, &info)?;
+    let mut queue_sizes = Vec::new();
+    for index in 0..info.max_queues.min(MAX_QUEUES) {
+        let size = client.queue(number, QueueIndex(index))?.max_size.0;
+        queue_sizes.push(u16::try_from(size).unwrap_or(u16::MAX));
+    }
+    let mut config = Vec::new();
+    if info.device_id == 1 && info.config_size > 0 {
+        config.resize(info.config_size.min(NET_CONFIG) as usize, 0);
+        client.read_config(number, 0, &mut config)?;
+    }
+    let facts = DeviceFacts {
+        number,
+        info,
+        offered,
+        queue_sizes,
+    };
+    Ok((facts, config))
+}
+
+/// The number of the device called `name`.
+fn find(client: &mut BusClient, bus: &BusSpec, name: &str) -> anyhow::Result<DevNum> {
+    let numbers = client
+        .devices()
+        .map_err(|error| look::explain(error, bus))?;
+    let mut known = Vec::new();
+    for number in numbers {
+        match client.device_name(number) {
+            Ok(other) if other == name => return Ok(number),
+            Ok(other) => known.push(other),
+            Err(Error::NoDevice(_)) => {}
+            Err(error) => {
+                // Who has no names does not answer at all.
+                return Err(anyhow::Error::new(error).context(
+                    "the device host does not tell the names of devices; give the number, as in dev=0",
+                ));
+            }
+        }
+    }
+    bail!(
+        "there is no such device on {bus}; known: {}",
+        known.join(", ")
+    )
+}
+
+/// The file that a guest's memory must be on a bus that lends none, if the bus has it where a machine with `size` bytes has it.
+fn fitting_memory(bus: &LinuxUserSpec, arch: Arch, size: u64) -> Result<PathBuf, Usage> {
+    let usage = |error: String| Usage(format!("--bus {bus}: {error}"));
+    let Some(ram) = &bus.ram else {
+        return Err(usage(
+            "--print-qemu needs ram=FILE, the file that is to be the guest's memory".into(),
+        ));
+    };
+    let whole = bus.mem_hole == 0 || bus.mem_low_size >= size;
+    let (fits, machine, keys) = match arch {
+        Arch::X86 if size >= Q35_SPLITS => (
+            bus.mem_offset == 0 && bus.mem_low_size == 2 * GIB && bus.mem_hole == 2 * GIB,
+            "x86",
+            "mem-offset=0,mem-low-size=2G,mem-hole=2G",
+        ),
+        Arch::X86 => (
+            bus.mem_offset == 0 && whole,
+            "x86",
+            "mem-offset=0, without mem-hole=",
+        ),
+        Arch::Arm64 => (
+            bus.mem_offset == VIRT_BASE && whole,
+            "arm64",
+            "mem-offset=0x40000000, without mem-hole=",
+        ),
+    };
+    if !fits {
+        return Err(usage(format!(
+            "with --machine {machine} and {} MiB of memory this must be {keys}, in `serve` and `proxy` alike",
+            size >> 20
+        )));
+    }
+    // QEMU may be started in another folder.
+    Ok(std::path::absolute(ram).unwrap_or_else(|_| ram.clone()))
+}
+
+/// `512M` or `2G` in bytes. QEMU's options do not agree on what a number alone is.
+fn parse_size(text: &str) -> Result<u64, Usage> {
+    let shift = match text.bytes().last() {
+        Some(b'K' | b'k') => 10,
+        Some(b'M' | b'm') => 20,
+        Some(b'G' | b'g') => 30,
+        Some(b'T' | b't') => 40,
+        _ => 0,
+    };
+    let digits = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
+    match digits.parse::<u64>() {
+        Ok(number) if shift > 0 && number > 0 && number <= u64::MAX >> shift => Ok(number << shift),
+        _ => Err(Usage(format!("--memory {text}: write it as 512M or 2G"))),
+    }
+}
+
+/// `7.2` or `11.1.3` as major and minor version.
+fn parse_version(text: &str) -> Result<(u32, u32), Usage> {
+    let mut numbers = text.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(Usage(format!(
+            "--qemu-version {text}: write it as `qemu-system-x86_64 --version` does, such as 7.2"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fit(keys: &str, arch: Arch, memory: &str) -> Result<PathBuf, Usage> {
+        let spec: BusSpec = format!("linux-user,ram=/ram{keys}").parse().expect("a bus");
+        let BusSpec::LinuxUser(bus) = spec else {
+            panic!("{spec}")
+        };
+        fitting_memory(&bus, arch, parse_size(memory).expect("a size"))
+    }
+
+    #[test]
+    fn memory_must_be_where_the_machine_has_it() {
+        let split = ",mem-offset=0,mem-low-size=2G,mem-hole=2G";
+        for (keys, arch, memory) in [
+            (",mem-offset=0", Arch::X86, "512M"),
+            (",mem-offset=0", Arch::X86, "2815M"),
+            (split, Arch::X86, "2816M"),
+            (split, Arch::X86, "2G"),
+            ("", Arch::Arm64, "8G"),
+        ] {
+            assert!(fit(keys, arch, memory).is_ok(), "{keys} {memory}");
+        }
+        for (keys, arch, memory, remedy) in [
+            ("", Arch::X86, "512M", "mem-offset=0,"),
+            (",mem-offset=0", Arch::X86, "2816M", &split[1..]),
+            (split, Arch::X86, "2176M", "without mem-hole="),
+            (",mem-offset=0", Arch::Arm64, "1G", "mem-offset=0x40000000"),
+        ] {
+            let Err(Usage(error)) = fit(keys, arch, memory) else {
+                panic!("{keys} {memory}");
+            };
+            assert!(error.contains(remedy), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_size_has_a_unit() {
+        assert_eq!(parse_size("2G").expect("a size"), 2 * GIB);
+        for text in ["", "M", "512", "0M", "-1M", "1.5G", "99999999999T", "1€"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
