@@ -159,6 +159,12 @@ fn named_devices<'a>(args: &'a ServeArgs, buses: &[NamedBus]) -> Result<Vec<Name
             )));
         }
         let bus = buses::find(buses, common.bus).map_err(|Usage(error)| usage(error))?;
+        if buses::is_r1(&buses[bus].spec)
+            && (common.num.is_some_and(|num| num != 0)
+                || devices.iter().any(|other: &Named<'_>| other.bus == bus))
+        {
+            return Err(usage("a bus with r1 has one device, number 0".into()));
+        }
         devices.push(Named {
             text,
             id,

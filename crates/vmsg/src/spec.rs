@@ -47,6 +47,7 @@ pub struct NetSpec {
     /// Its MAC address; derived from the id by default.
     pub mac: Option<String>,
     /// The largest IP packet in bytes.
+    #[serde(deserialize_with = "parse::mtu")]
     pub mtu: Option<u16>,
     /// Pairs of queues, 1 to 256; one by default, with `fds` as many as these.
     pub queues: Option<u16>,

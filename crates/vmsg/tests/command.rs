@@ -80,6 +80,19 @@ fn text(bytes: &[u8]) -> String {
 }
 
 const BUS: &str = "unix,path=b0.sock";
+const R1: &str = "linux-user,revision=r1";
+
+/// A bus of which a x86 machine's memory could be the file `ram`.
+fn linux_user(more: &str) -> String {
+    format!("linux-user,ram=ram,mem-offset=0{more}")
+}
+
+/// What is said of the device `dev` of a bus.
+fn print_qemu(folder: &TempDir, bus: &str, dev: &str, more: &[&str]) -> Output {
+    let front = format!("vhost-user,socket=x.sock,dev={dev}");
+    let args = ["proxy", "--print-qemu", "--bus", bus, "--front", &front];
+    output(folder.path(), &[&args, more].concat())
+}
 
 fn serve(folder: &TempDir) -> Running {
     let args = [
@@ -140,7 +153,7 @@ fn ping_prints_what_ping_prints() {
 #[test]
 fn mistakes_exit_with_2_and_name_what_was_meant() {
     let folder = TempDir::new().expect("a folder");
-    let cases: [(&[&str], &str); 13] = [
+    let cases: [(&[&str], &str); 20] = [
         (
             &["serve", "--bus", "unixx,path=x", "--device", "rng"],
             "unix",
@@ -180,6 +193,47 @@ fn mistakes_exit_with_2_and_name_what_was_meant() {
         (
             &["serve", "--bus", BUS, "--device", "rng", "--workers", "0"],
             "256",
+        ),
+        (
+            &["serve", "--bus", BUS, "--device", "net,mtu=70000"],
+            "65520",
+        ),
+        (
+            &["serve", "--bus", R1, "--device", "rng", "--device", "rng"],
+            "one device",
+        ),
+        (
+            &["serve", "--bus", R1, "--device", "rng,num=1"],
+            "one device",
+        ),
+        (
+            &["proxy", "--bus", R1, "--front", "vhost-user,socket=x,dev=a"],
+            "dev=0",
+        ),
+        (&["ls", "--bus", "linux-user,mem-low-size=2G"], "mem-hole="),
+        (
+            &[
+                "proxy",
+                "--bus",
+                BUS,
+                "--front",
+                "vhost-user,socket=x,dev=a",
+                "--front",
+                "vhost-user,socket=y,dev=a",
+            ],
+            "has this device",
+        ),
+        (
+            &[
+                "proxy",
+                "--bus",
+                BUS,
+                "--front",
+                "vhost-user,socket=x,dev=a",
+                "--memory",
+                "1G",
+            ],
+            "--print-qemu",
         ),
     ];
     for (args, meant) in cases {
@@ -398,6 +452,92 @@ fn the_qemu_arguments_fit_the_devices() {
 }
 
 #[test]
+fn the_qemu_arguments_are_asked_for_once() {
+    let folder = TempDir::new().expect("a folder");
+    let refused = |bus: &str, dev: &str, words: &[&str]| {
+        let refused = print_qemu(&folder, bus, dev, &[]);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{bus} {dev}: {error}");
+        assert!(refused.stdout.is_empty(), "{bus} {dev}");
+        for word in words {
+            assert!(error.contains(word), "{bus} {dev} without {word}: {error}");
+        }
+    };
+    let bus = linux_user("");
+    refused(BUS, "net0", &["b0.sock", "vmsg serve"]);
+    refused(&bus, "0", &["linux-user.socket", "vmsg serve"]);
+
+    let host = serve(&folder);
+    let printed = print_qemu(&folder, BUS, "rng0", &[]);
+    assert!(printed.status.success());
+    assert_eq!(text(&printed.stderr), "", "there is nothing to be said");
+    refused(BUS, "nett", &["nett", "known: net0, rng0"]);
+    refused(BUS, "7", &["device 7", "vmsg ls"]);
+    host.end();
+
+    let args = ["serve", "--bus", &bus, "--device", "rng"];
+    let host = Running::start(folder.path(), &args, 1);
+    let printed = print_qemu(&folder, &bus, "rng0", &[]);
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    assert!(text(&printed.stdout).contains("/ram,share=on"));
+    refused(&linux_user(",revision=r1"), "0", &["revision=1"]);
+    let front = "vhost-user,socket=y.sock,dev=0";
+    let args = ["proxy", "--bus", &bus, "--front", front];
+    let proxy = Running::start(folder.path(), &args, 1);
+    // It connects when it is ready already.
+    until("the proxy has the bus", || {
+        !print_qemu(&folder, &bus, "0", &[]).status.success()
+    });
+    refused(&bus, "0", &["vmsg proxy", "before the proxy"]);
+    proxy.end();
+    host.end();
+}
+
+#[test]
+fn the_qemu_arguments_need_memory_that_fits_the_machine() {
+    let folder = TempDir::new().expect("a folder");
+    for (bus, more, words) in [
+        ("linux-user", &[][..], "ram=FILE"),
+        ("linux-user,ram=ram", &[], "mem-offset=0,"),
+        (
+            &linux_user(""),
+            &["--memory", "3G"],
+            "mem-low-size=2G,mem-hole=2G",
+        ),
+        (
+            &linux_user(""),
+            &["--machine", "arm64"],
+            "mem-offset=0x40000000",
+        ),
+        (BUS, &["--memory", "512"], "512M"),
+    ] {
+        let refused = print_qemu(&folder, bus, "0", more);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{bus} {more:?}: {error}");
+        assert!(error.contains(words), "{bus} {more:?}: {error}");
+    }
+}
+
+#[test]
+fn silence_may_be_another_revision() {
+    let folder = TempDir::new().expect("a folder");
+    let revisions = ["linux-user,revision=1", R1];
+    for (host, other) in [(0, 1), (1, 0)] {
+        let args = ["serve", "--bus", revisions[host], "--device", "rng"];
+        let running = Running::start(folder.path(), &args, 1);
+        let hint = revisions[host].split_once(',').expect("a key").1;
+        for command in [&["ls"][..], &["ping", "-c", "1"]] {
+            let bus = ["--bus", revisions[other]];
+            let asked = output(folder.path(), &[command, &bus].concat());
+            let error = text(&asked.stderr);
+            assert_eq!(asked.status.code(), Some(1), "{command:?}: {error}");
+            assert!(error.contains(hint), "{command:?}: {error}");
+        }
+        running.end();
+    }
+}
+
+#[test]
 fn a_running_host_is_looked_at_and_changed_over_its_control_socket() {
     let folder = TempDir::new().expect("a folder");
     let args = [
@@ -434,7 +574,7 @@ fn a_running_host_is_looked_at_and_changed_over_its_control_socket() {
     assert_eq!(listed()[0]["link"]["up"], true);
     for (args, words) in [
         (&["link", "net7", "up"][..], "net7"),
-        (&["link", "rng0", "down"], "rng0"),
+        (&["link", "rng0", "down"], "the device has no link"),
         (&["announce", "net0"], "no driver"),
     ] {
         let refused = ctl(args);

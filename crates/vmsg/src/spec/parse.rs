@@ -3,9 +3,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use vmsg_net::user::{HostForward, Protocol};
 
 use crate::Usage;
+
+/// Beyond what 16 bits hold, the limit is still that of frames, not of the field.
+pub(super) fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let mtu = u64::deserialize(deserializer)?;
+    let mtu = u16::try_from(mtu).map_err(|_| D::Error::custom("at most 65520 is possible"))?;
+    Ok(Some(mtu))
+}
 
 pub(super) fn gateway(text: &str) -> Result<Ipv4Addr, Usage> {
     text.parse().map_err(|_| {
