@@ -147,7 +147,6 @@ impl Guest {
             facts,
         };
         // QEMU keeps the configuration of network devices itself and warns about back ends that offer theirs.
-        guest.look_at_link = guest.is_net();
         guest.config = config.unwrap_or(!guest.is_net()) && guest.facts.info.config_size != 0;
         Ok(guest)
     }
@@ -177,6 +176,16 @@ impl Guest {
 
     pub(super) fn acks(&self) -> bool {
         self.protocol & protocol::REPLY_ACK != 0
+    }
+
+    /// Whether the driver's features are set, and were taken.
+    pub(super) fn is_negotiated(&self) -> bool {
+        self.negotiated
+    }
+
+    /// Whether the device has come to DRIVER_OK.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
     }
 
     pub(super) fn has_memory(&self) -> bool {

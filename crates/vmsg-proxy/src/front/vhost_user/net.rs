@@ -9,6 +9,7 @@
 use super::guest::{Guest, GuestError, op};
 use super::wire::protocol;
 use crate::session::{Op, Outcome};
+use std::time::{Duration, Instant};
 use virtio_msg::FeatureSet;
 
 /// Virtio id of network devices.
@@ -31,7 +32,26 @@ const MTU_AT: u32 = 10;
 /// VIRTIO_NET_S_LINK_UP.
 const LINK_UP: u16 = 1;
 
+/// How long a front end must have said nothing before it is told of a link that is down. One that is in the middle of a start would take
+/// the end of the connection for a failure.
+const QUIET: Duration = Duration::from_millis(300);
+/// The same while features are set and the device does not run yet: there is more to come.
+const QUIET_AT_START: Duration = Duration::from_secs(2);
+
 impl Guest {
+    /// When to look whether the link is down, if the front end says nothing until then.
+    ///
+    /// Not before its guest's driver has chosen features: QEMU before 8.0 goes on, once connected again, with those of the time when the
+    /// connection ended, and a driver that started meanwhile would have a device that knows none of its features.
+    pub(super) fn looks_at_link_at(&self) -> Option<Instant> {
+        let quiet = if self.is_live() {
+            QUIET
+        } else {
+            QUIET_AT_START
+        };
+        (self.look_at_link && self.is_negotiated()).then(|| self.last_request + quiet)
+    }
+
     pub(super) fn is_net(&self) -> bool {
         self.facts.info.device_id == ID
     }

@@ -25,10 +25,6 @@ use vmsg_mem::Doorbell;
 /// A front end sends its memory table right after its features. One that does not has none to share.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a front end must have said nothing before it is told of a link that is down. One that is in the middle of getting to know
-/// the device would take the end of the connection for a failure, and QEMU, at its start, waits until it has connected once.
-const QUIET: Duration = Duration::from_millis(300);
-
 /// How long a device is held for a front end that may come back now that the link is up.
 const RESERVED: Duration = Duration::from_secs(30);
 
@@ -467,7 +463,10 @@ impl Server {
                     return Err(End::Lost(reason));
                 }
             }
-            if guest.look_at_link && guest.last_request.elapsed() >= QUIET {
+            if guest
+                .looks_at_link_at()
+                .is_some_and(|at| at <= Instant::now())
+            {
                 guest.look_at_link = false;
                 // A device that cannot be asked has not told of a change.
                 if guest.link_is_down().unwrap_or_default() {
@@ -538,10 +537,9 @@ impl Server {
             PollFd::from_borrowed_fd(connection.as_fd(), flags),
         ];
         let memory = guest.waits_for_memory.map(|since| since + MEMORY_PATIENCE);
-        let link = guest.look_at_link.then(|| guest.last_request + QUIET);
         let patience = memory
             .into_iter()
-            .chain(link)
+            .chain(guest.looks_at_link_at())
             .chain(guest.tells_of_changes_at())
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()));
