@@ -9,6 +9,7 @@
 //! * [`unix`]: two processes on one host, docs/bus-unix.md.
 //! * [`linux_user`]: the same, as QEMU does it, docs/bus-linux-user.md.
 //! * [`tap`] and [`fault`] wrap any end; [`trace`] records what goes over it.
+//! * [`ending`]: locks and sockets of processes that are being killed.
 //! * [`BusSpec`] names a bus on a command line; [`keyval`] reads such lines into any serde type.
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,8 @@ mod capabilities;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod carrier;
 pub mod control;
+#[cfg(feature = "unix")]
+pub mod ending;
 pub mod fault;
 #[cfg(feature = "unix")]
 mod join;

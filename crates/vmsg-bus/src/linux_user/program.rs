@@ -3,6 +3,7 @@
 
 use super::{QueueError, Role, Site};
 use crate::Peer;
+use crate::ending;
 use crate::lock::{self, FileLock, LockError};
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -72,16 +73,22 @@ impl fmt::Display for Program {
     }
 }
 
-/// Takes the lock of `role` for `program`.
+/// Takes the lock of `role` for `program`. A process that has it and is ending is waited for.
 pub(super) fn take_role(
     site: &Site,
     role: Role,
     program: &Program,
     patience: Duration,
 ) -> Result<FileLock, LockError> {
-    // Others look at the lock by taking it for a moment.
-    let _no_others = FileLock::wait(&site.short_lock(), patience)?;
-    FileLock::take(&site.role_lock(role), &program.to_string())
+    let take = || {
+        // Others look at the lock by taking it for a moment. It is let go of before an end is waited for.
+        let _no_others = FileLock::wait(&site.short_lock(), patience)?;
+        FileLock::take(&site.role_lock(role), &program.to_string())
+    };
+    ending::attempt_past(take, |error| match error {
+        LockError::Held(text) => Program::parse(text).pid,
+        LockError::Os { .. } => None,
+    })
 }
 
 /// The program at the other end of `socket`, if it is the one of ours that has `role`. Others have

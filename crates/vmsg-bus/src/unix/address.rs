@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The socket file of a listener and who may have it: docs/bus-unix.md §1.
 
+use crate::ending;
 use crate::lock::{FileLock, LockError};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -105,6 +106,7 @@ pub struct Address {
 
 impl Address {
     /// Takes the path and listens there, with a socket of type `kind` that does not block; `mode` is that of its file.
+    /// A process that has the path and is ending is waited for ([`ending`]).
     ///
     /// # Errors
     /// [`BindError`]: somebody listens there, or something else is in the way.
@@ -114,8 +116,15 @@ impl Address {
                 path: path.to_owned(),
             });
         }
-        let lock = take_lock(path)?;
-        make_way(path, kind)?;
+        let take = || -> Result<FileLock, BindError> {
+            let lock = take_lock(path)?;
+            make_way(path, kind)?;
+            Ok(lock)
+        };
+        let lock = ending::attempt_past(take, |error| match error {
+            BindError::InUse { pid, .. } => *pid,
+            _ => None,
+        })?;
         // Under another name first, so that the path is never there without being connectable.
         let new = with_suffix(path, ".new");
         match fs::symlink_metadata(&new) {

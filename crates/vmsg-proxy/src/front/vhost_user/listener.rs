@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
+use vmsg_bus::ending;
 
 /// Why a front cannot listen.
 #[derive(Debug, Error)]
@@ -47,18 +48,24 @@ impl Bound {
             path: path.to_owned(),
             source,
         };
-        match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(os(error)),
-            Ok(meta) if !meta.file_type().is_socket() => {
+        if let Some(meta) = look(path).map_err(os)? {
+            if !meta.file_type().is_socket() {
                 return Err(BindError::NotASocket(path.to_owned()));
             }
-            Ok(_) => match UnixStream::connect(path) {
-                Ok(_) => return Err(BindError::InUse(path.to_owned())),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(os(error)),
-            },
+            // Who was killed a moment ago answers until its memory is unmapped.
+            let probe = || match UnixStream::connect(path) {
+                Ok(stream) => Err(Taken::By(owner(&stream))),
+                Err(error) if is_free(&error) => Ok(()),
+                Err(error) => Err(Taken::Unknown(error)),
+            };
+            let owner = |taken: &Taken| match taken {
+                Taken::By(pid) => *pid,
+                Taken::Unknown(_) => None,
+            };
+            ending::attempt_past(probe, owner).map_err(|taken| match taken {
+                Taken::By(_) => BindError::InUse(path.to_owned()),
+                Taken::Unknown(error) => os(error),
+            })?;
         }
         let mut aside = path.as_os_str().to_owned();
         aside.push(format!(".{}", std::process::id()));
@@ -96,6 +103,34 @@ impl Bound {
     }
 }
 
+/// Why a socket may not be replaced.
+enum Taken {
+    /// A process listens there; its id, if that can be known.
+    By(Option<u32>),
+    Unknown(io::Error),
+}
+
+/// The file at `path`, if there is one.
+fn look(path: &Path) -> io::Result<Option<fs::Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether this is how connecting fails where nobody listens.
+fn is_free(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), ConnectionRefused | NotFound)
+}
+
+/// The process that listens where `stream` has connected.
+fn owner(stream: &UnixStream) -> Option<u32> {
+    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
+    u32::try_from(pid.as_raw_pid()).ok()
+}
+
 impl Drop for Bound {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode)
@@ -104,3 +139,7 @@ impl Drop for Bound {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "listener_test.rs"]
+mod tests;
