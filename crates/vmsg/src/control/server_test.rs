@@ -184,7 +184,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
         (
             r#"{"command":"link","device":"rng0","state":"up"}"#,
             FailureKind::Refused,
-            "nothing of the kind",
+            "has no link",
         ),
         (
             r#"{"command":"announce","device":"net1"}"#,
