@@ -137,6 +137,7 @@ impl Connector {
 
     /// Begins to connect without ever waiting: call [`Connecting::advance`] at once and whenever
     /// what this returns is readable. The timeout is up to the caller.
+    /// Only who has the role already and is being killed is waited for, up to two seconds.
     ///
     /// # Errors
     /// [`ConnectError`].
