@@ -41,7 +41,7 @@ const QUIET_AT_START: Duration = Duration::from_secs(2);
 impl Guest {
     /// When to look whether the link is down, if the front end says nothing until then.
     ///
-    /// Not before its guest's driver has chosen features: QEMU before 8.0 goes on, once connected again, with those of the time when the
+    /// Not before its guest's driver has chosen features: QEMU 7.2 goes on, once connected again, with those of the time when the
     /// connection ended, and a driver that started meanwhile would have a device that knows none of its features.
     pub(super) fn looks_at_link_at(&self) -> Option<Instant> {
         let quiet = if self.is_live() {
