@@ -163,7 +163,11 @@ fn named_devices<'a>(args: &'a ServeArgs, buses: &[NamedBus]) -> Result<Vec<Name
             && (common.num.is_some_and(|num| num != 0)
                 || devices.iter().any(|other: &Named<'_>| other.bus == bus))
         {
-            return Err(usage("a bus with r1 has one device, number 0".into()));
+            // The messages have a number; that no driver but those of tests uses another is no fault.
+            tracing::warn!(
+                device = text,
+                "QEMU's drivers and vmsg's own find device number 0 only on a bus with r1"
+            );
         }
         devices.push(Named {
             text,
