@@ -15,6 +15,7 @@ mod backend;
 mod cable;
 mod capture;
 mod checksum;
+mod events;
 mod frame;
 mod io;
 mod null;

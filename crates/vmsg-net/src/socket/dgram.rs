@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, bind, connect, getsockname,
@@ -83,7 +83,6 @@ pub struct Dgram {
     timer: Option<Instant>,
     running: bool,
     counters: SocketCounters,
-    complained: bool,
 }
 
 impl Dgram {
@@ -144,7 +143,6 @@ impl Dgram {
             timer: None,
             running: false,
             counters: SocketCounters::default(),
-            complained: false,
         })
     }
 
@@ -266,13 +264,7 @@ impl Backend for Dgram {
 
     fn poll(&mut self, now: Instant) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        if let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&at_once)) {
-            self.readable |= events.iter().next().is_some();
-        }
+        self.readable |= !crate::events::waiting(&self.epoll, &mut events).is_empty();
         if self.timer.is_some_and(|at| at <= now) {
             self.timer = None;
         }
@@ -284,12 +276,7 @@ impl Backend for Dgram {
     fn transmit(&mut self, now: Instant, _: u16, frames: &[TxFrame<'_>]) -> usize {
         for (index, frame) in frames.iter().enumerate() {
             if !is_plain(frame) {
-                self.counters.tx_bad += 1;
-                if !std::mem::replace(&mut self.complained, true) {
-                    tracing::warn!(
-                        "frames of the guest are no good; they are dropped and counted from now on"
-                    );
-                }
+                self.counters.refuse();
                 continue;
             }
             let mut bytes = std::mem::take(&mut self.sending);
@@ -308,7 +295,7 @@ impl Backend for Dgram {
                     return index;
                 }
                 // Longer than a datagram can be.
-                Err(Errno::MSGSIZE) => self.counters.tx_bad += 1,
+                Err(Errno::MSGSIZE) => self.counters.refuse(),
                 Err(_) => self.counters.tx_no_peer += 1,
             }
         }

@@ -55,6 +55,18 @@ pub struct SocketCounters {
     pub bad_lengths: u64,
 }
 
+impl SocketCounters {
+    /// Counts a frame of the guest that cannot go; the first one is told.
+    fn refuse(&mut self) {
+        self.tx_bad += 1;
+        if self.tx_bad == 1 {
+            tracing::warn!(
+                "frames of the guest are no good; they are dropped and counted from now on"
+            );
+        }
+    }
+}
+
 /// A frame of the guest that may go as it is.
 fn is_plain(frame: &TxFrame<'_>) -> bool {
     !frame.header.needs_csum()

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, getsockname,
@@ -133,7 +133,6 @@ pub struct Stream {
     attempts: usize,
     running: bool,
     counters: SocketCounters,
-    complained: bool,
     chatter: Chatter,
 }
 
@@ -187,7 +186,6 @@ impl Stream {
             attempts: 0,
             running: false,
             counters: SocketCounters::default(),
-            complained: false,
             chatter: Chatter::default(),
         };
         if let Way::Listen { listener, .. } = &stream.way {
@@ -456,15 +454,6 @@ impl Stream {
             self.hang_up(now, &error);
         }
     }
-
-    fn complain(&mut self) {
-        if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!(
-                address = %self.address,
-                "frames of the guest are no good; they are dropped and counted from now on"
-            );
-        }
-    }
 }
 
 fn edges() -> epoll::EventFlags {
@@ -499,38 +488,31 @@ impl Backend for Stream {
 
     fn poll(&mut self, now: Instant) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 4];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        if let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&at_once)) {
-            for event in events.iter() {
-                match event.data.u64() {
-                    LISTENER => {
-                        self.accept(now);
-                        continue;
-                    }
-                    WATCH => {
-                        let watch = self.path_watch.as_ref();
-                        if watch.is_some_and(PathWatch::appeared) && matches!(self.link, Link::Down)
-                        {
-                            // Bound, and listening in a moment.
-                            self.timer = Some(now);
-                            self.pause = FIRST_PAUSE;
-                        }
-                        continue;
-                    }
-                    _ => {}
+        for event in crate::events::waiting(&self.epoll, &mut events) {
+            match event.data.u64() {
+                LISTENER => {
+                    self.accept(now);
+                    continue;
                 }
-                self.connected(now);
-                use epoll::EventFlags;
-                let over = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-                if matches!(self.link, Link::Up(_)) {
-                    self.readable = true;
-                    let flags = event.flags;
-                    self.ended |= flags.intersects(over);
-                    self.flush(now);
+                WATCH => {
+                    let watch = self.path_watch.as_ref();
+                    if watch.is_some_and(PathWatch::appeared) && matches!(self.link, Link::Down) {
+                        // Bound, and listening in a moment.
+                        self.timer = Some(now);
+                        self.pause = FIRST_PAUSE;
+                    }
+                    continue;
                 }
+                _ => {}
+            }
+            self.connected(now);
+            use epoll::EventFlags;
+            let over = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+            if matches!(self.link, Link::Up(_)) {
+                self.readable = true;
+                let flags = event.flags;
+                self.ended |= flags.intersects(over);
+                self.flush(now);
             }
         }
         if self.timer.is_some_and(|at| at <= now) {
@@ -558,9 +540,8 @@ impl Backend for Stream {
                 continue;
             };
             if !is_plain(frame) {
-                self.counters.tx_bad += 1;
+                self.counters.refuse();
                 taken += 1;
-                self.complain();
                 continue;
             }
             match self.output.push(socket.as_fd(), frame.payload) {

@@ -22,7 +22,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll;
 
 pub use self::open::{TapConfig, TapError};
 
@@ -290,16 +290,9 @@ impl Backend for Tap {
 
     fn poll(&mut self, _: Instant) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 32];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
         // One round takes a part of many queues; the rest keeps the descriptor readable.
-        let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&at_once)) else {
-            return;
-        };
         let mut changed = false;
-        for event in events.iter() {
+        for event in crate::events::waiting(&self.epoll, &mut events) {
             match event.data.u64() {
                 MONITOR => changed = true,
                 number => {

@@ -40,7 +40,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use rustix::event::Timespec;
 use rustix::event::epoll;
 use smoltcp::wire::EthernetAddress;
 
@@ -461,15 +460,9 @@ impl Backend for User {
 
     fn poll(&mut self, now: Instant) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); EVENTS];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
         for _ in 0..POLL_BATCHES {
-            let Ok((events, _)) = epoll::wait(&self.net.epoll, &mut events, Some(&at_once)) else {
-                break;
-            };
-            for event in events.iter() {
+            let events = crate::events::waiting(&self.net.epoll, &mut events);
+            for event in events {
                 match Source::from_event(event.data) {
                     Some(Source::Tcp(key)) => {
                         self.tcp.event(&mut self.net, now, key, event.flags);
