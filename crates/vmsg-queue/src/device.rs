@@ -7,7 +7,7 @@ use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
 
 use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage, as_count};
 use crate::config::{DESCRIPTOR_SIZE, check_size};
-use crate::gather::{Gather, Kind};
+use crate::gather::{Gather, Kind, Stop};
 use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
 use crate::{QueueConfig, QueueError, QueueFeatures};
 
@@ -212,20 +212,9 @@ impl DeviceQueue {
             let index = self.next_avail.wrapping_add(taken);
             // Rare in one way or another, or faulty.
             let head = avail.head(index);
-            let start = gather.list.len();
-            match gather.chain(table, head) {
-                Ok(split) => {
-                    *slot = ChainSlot {
-                        head: ChainHead { id: head },
-                        split,
-                        end: as_count(gather.list.len()),
-                    };
-                    taken += 1;
-                }
-                Err(_) if taken > 0 => {
-                    gather.list.truncate(start);
-                    break;
-                }
+            match resolve(&mut gather, table, head, slot) {
+                Ok(()) => taken += 1,
+                Err(_) if taken > 0 => break,
                 Err(stop) => return Err(gather.explain(stop, head, self.config.size)),
             }
         }
@@ -255,20 +244,9 @@ impl DeviceQueue {
         let mut gather = Gather::new(space, list, self.features.indirect);
         let mut taken = 0;
         for (slot, &head) in parts.chains.iter_mut().zip(heads.iter().rev()).take(max) {
-            let start = gather.list.len();
-            match gather.chain(table, head) {
-                Ok(split) => {
-                    *slot = ChainSlot {
-                        head: ChainHead { id: head },
-                        split,
-                        end: as_count(gather.list.len()),
-                    };
-                    taken += 1;
-                }
-                Err(_) if taken > 0 => {
-                    gather.list.truncate(start);
-                    break;
-                }
+            match resolve(&mut gather, table, head, slot) {
+                Ok(()) => taken += 1,
+                Err(_) if taken > 0 => break,
                 Err(stop) => {
                     let error = gather.explain(stop, head, self.config.size);
                     return Err(self.fail(error));
@@ -483,6 +461,30 @@ impl DeviceQueue {
 #[cfg(all(test, feature = "alloc"))]
 #[path = "device_test.rs"]
 mod tests;
+
+/// Puts the chain at `head` into `slot`. A faulty one leaves no pieces behind.
+fn resolve<'b>(
+    gather: &mut Gather<'b>,
+    table: DescriptorTable<'b>,
+    head: u16,
+    slot: &mut ChainSlot,
+) -> Result<(), Stop> {
+    let start = gather.list.len();
+    match gather.chain(table, head) {
+        Ok(split) => {
+            *slot = ChainSlot {
+                head: ChainHead { id: head },
+                split,
+                end: as_count(gather.list.len()),
+            };
+            Ok(())
+        }
+        Err(stop) => {
+            gather.list.truncate(start);
+            Err(stop)
+        }
+    }
+}
 
 #[inline]
 fn used_ring<'b>(
