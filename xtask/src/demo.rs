@@ -105,24 +105,14 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<S
     let rng = kind != Bus::LinuxUserR1;
     let sides = match vmsg {
         Some(vmsg) => {
-            let mut options = vec![("--bus", bus.as_str()), ("--device", NET)];
-            if rng {
-                options.push(("--device", "rng"));
-            }
-            let serve = vmsg.run(scene, "serve", "serve", &options, 1)?;
+            let count = if rng { 2 } else { 1 };
+            let serve = vmsg.serve_on(scene, "serve", &bus, &[NET, "rng"][..count])?;
             tell(
                 scene,
                 &format!("device host listens (process {})", scene.pid(serve)),
             );
-            let mut options = vec![
-                ("--bus", bus.as_str()),
-                ("--front", "vhost-user,socket=net.sock,dev=0"),
-            ];
-            if rng {
-                options.push(("--front", "vhost-user,socket=rng.sock,dev=1"));
-            }
-            let fronts = options.len() - 1;
-            let proxy = vmsg.run(scene, "proxy", "proxy", &options, fronts)?;
+            let fronts = [linux_user::NET_FRONT, linux_user::RNG_FRONT];
+            let proxy = vmsg.proxy_on(scene, &bus, &fronts[..count])?;
             tell(
                 scene,
                 &format!(

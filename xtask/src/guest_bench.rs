@@ -97,10 +97,8 @@ fn once(kit: &Kit, vmsg: &Vmsg, subject: Subject) -> Result<Vec<(String, f64)>> 
             let behind = if tap { "tap,ifname=tap0" } else { "user" };
             let device = format!("net,id=net0,backend={behind},mac={TEST_MAC}");
             let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
-            let serve = [("--bus", vmsg::BUS), ("--device", device.as_str())];
-            vmsg.run(&mut scene, "serve", "serve", &serve, 1)?;
-            let proxy = [("--bus", vmsg::BUS), ("--front", front.as_str())];
-            vmsg.run(&mut scene, "proxy", "proxy", &proxy, 1)?;
+            vmsg.serve_on(&mut scene, "serve", vmsg::BUS, &[&device])?;
+            vmsg.proxy_on(&mut scene, vmsg::BUS, &[&front])?;
             Backend::VhostUser(NET_SOCKET.to_owned())
         }
     };

@@ -135,6 +135,26 @@ impl Vmsg {
         )
     }
 
+    /// Starts a device host with `devices` on `bus`, and gives it.
+    pub(crate) fn serve_on(
+        &self,
+        scene: &mut Scene,
+        name: &str,
+        bus: &str,
+        devices: &[&str],
+    ) -> Result<Id> {
+        let mut options = vec![("--bus", bus)];
+        options.extend(devices.iter().map(|device| ("--device", *device)));
+        self.run(scene, name, "serve", &options, 1)
+    }
+
+    /// Starts a proxy with `fronts` on `bus`, and gives it.
+    pub(crate) fn proxy_on(&self, scene: &mut Scene, bus: &str, fronts: &[&str]) -> Result<Id> {
+        let mut options = vec![("--bus", bus)];
+        options.extend(fronts.iter().map(|front| ("--front", *front)));
+        self.run(scene, "proxy", "proxy", &options, fronts.len())
+    }
+
     /// Runs `vmsg trace FILE` to its end.
     pub(crate) fn trace(&self, dir: &Path, file: &str) -> Result<Output> {
         Command::new(&self.program)

@@ -11,6 +11,9 @@ use crate::qemu::{Backend, Board};
 use crate::report::Report;
 use crate::vmsg::{NET, NET_SOCKET, RNG_SOCKET};
 
+/// Fronts for the two devices.
+pub(crate) const NET_FRONT: &str = "vhost-user,socket=net.sock,dev=0";
+pub(crate) const RNG_FRONT: &str = "vhost-user,socket=rng.sock,dev=1";
 /// The guest's memory.
 const RAM: &str = "ram";
 
@@ -40,34 +43,34 @@ fn fronts() -> (Backend, Backend) {
 
 /// Both devices, and all checks of an ordinary boot.
 pub(super) fn revision_1(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let vmsg = stage.vmsg()?;
     let bus = bus(stage.kit.machine, "1");
-    vmsg.run(
-        &mut stage.scene,
-        "serve",
-        "serve",
-        &[
-            ("--bus", &format!("{bus},trace=bus.pcapng")),
-            ("--device", NET),
-            ("--device", "rng"),
-        ],
-        1,
-    )?;
-    vmsg.run(
-        &mut stage.scene,
-        "proxy",
-        "proxy",
-        &[
-            ("--bus", &bus),
-            ("--front", "vhost-user,socket=net.sock,dev=0"),
-            ("--front", "vhost-user,socket=rng.sock,dev=1"),
-        ],
-        2,
-    )?;
+    sides(stage, &bus, &[NET, "rng"], &[NET_FRONT, RNG_FRONT])?;
     let (net, rng) = fronts();
-    let guest = stage.guest("checks", &board(net, rng), CHECKS)?;
+    checked(stage, report, &board(net, rng), "SET_VQUEUE")
+}
+
+/// The 40-byte messages of the first demos: one device.
+pub(super) fn r1(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let bus = bus(stage.kit.machine, "r1");
+    sides(stage, &bus, &[NET], &[NET_FRONT])?;
+    let (net, _) = fronts();
+    checked(stage, report, &board(net, Backend::Qemu), "r1 dev 0")
+}
+
+/// Both processes; the device host records what goes over the bus.
+fn sides(stage: &mut Stage, bus: &str, devices: &[&str], fronts: &[&str]) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let recorded = format!("{bus},trace=bus.pcapng");
+    vmsg.serve_on(&mut stage.scene, "serve", &recorded, devices)?;
+    vmsg.proxy_on(&mut stage.scene, bus, fronts)?;
+    Ok(())
+}
+
+/// A guest with all checks; then `message` is in what was recorded.
+fn checked(stage: &mut Stage, report: &mut Report, board: &Board, message: &str) -> Result<()> {
+    let guest = stage.guest("checks", board, CHECKS)?;
     stage.finish(guest, report)?;
-    recorded(stage, report, "SET_VQUEUE")
+    recorded(stage, report, message)
 }
 
 /// The conversation was recorded, and reads as one.
@@ -83,53 +86,13 @@ fn recorded(stage: &Stage, report: &mut Report, message: &str) -> Result<()> {
     Ok(())
 }
 
-/// The 40-byte messages of the first demos: one device.
-pub(super) fn r1(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let vmsg = stage.vmsg()?;
-    let bus = bus(stage.kit.machine, "r1");
-    vmsg.run(
-        &mut stage.scene,
-        "serve",
-        "serve",
-        &[
-            ("--bus", &format!("{bus},trace=bus.pcapng")),
-            ("--device", NET),
-        ],
-        1,
-    )?;
-    vmsg.run(
-        &mut stage.scene,
-        "proxy",
-        "proxy",
-        &[
-            ("--bus", &bus),
-            ("--front", "vhost-user,socket=net.sock,dev=0"),
-        ],
-        1,
-    )?;
-    let (net, _) = fronts();
-    let guest = stage.guest("checks", &board(net, Backend::Qemu), CHECKS)?;
-    stage.finish(guest, report)?;
-    recorded(stage, report, "r1 dev 0")
-}
-
 /// The device host is killed again and again under traffic.
 pub(super) fn device_host_killed(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let vmsg = stage.vmsg()?;
     let kills = if stage.full { 50 } else { 5 };
     let bus = bus(stage.kit.machine, "1");
-    let serve = [("--bus", bus.as_str()), ("--device", NET)];
-    let mut host = vmsg.run(&mut stage.scene, "serve", "serve", &serve, 1)?;
-    vmsg.run(
-        &mut stage.scene,
-        "proxy",
-        "proxy",
-        &[
-            ("--bus", &bus),
-            ("--front", "vhost-user,socket=net.sock,dev=0"),
-        ],
-        1,
-    )?;
+    let mut host = vmsg.serve_on(&mut stage.scene, "serve", &bus, &[NET])?;
+    vmsg.proxy_on(&mut stage.scene, &bus, &[NET_FRONT])?;
     let (net, _) = fronts();
     endure(
         stage,
@@ -138,7 +101,7 @@ pub(super) fn device_host_killed(stage: &mut Stage, report: &mut Report) -> Resu
         kills,
         |scene, n| {
             scene.kill(host, Signal::KILL)?;
-            host = vmsg.run(scene, &format!("serve-{n}"), "serve", &serve, 1)?;
+            host = vmsg.serve_on(scene, &format!("serve-{n}"), &bus, &[NET])?;
             Ok(())
         },
     )

@@ -26,11 +26,9 @@ const PEER_MAC: &str = "52:54:00:76:6d:02";
 /// A device host with this network device, and a proxy with a front for it.
 fn serve(stage: &mut Stage, device: &str) -> Result<()> {
     let vmsg = stage.vmsg()?;
-    let options = [("--bus", vmsg::BUS), ("--device", device)];
-    vmsg.run(&mut stage.scene, "serve", "serve", &options, 1)?;
+    vmsg.serve_on(&mut stage.scene, "serve", vmsg::BUS, &[device])?;
     let front = format!("vhost-user,socket={NET_SOCKET},dev=net0");
-    let options = [("--bus", vmsg::BUS), ("--front", &front)];
-    vmsg.run(&mut stage.scene, "proxy", "proxy", &options, 1)?;
+    vmsg.proxy_on(&mut stage.scene, vmsg::BUS, &[&front])?;
     Ok(())
 }
 
