@@ -25,13 +25,13 @@ use driver::Driver;
 use guest_tcp::{Amount, BATCH, Guest, SEGMENT};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use virtio_msg::{DevNum, FeatureSet};
+use virtio_msg::DevNum;
 use vmsg_bus::DriverBus;
 use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
 use vmsg_device::host::{Host, Stop};
 use vmsg_device::net::{Mac, Net, Settings, bits};
 use vmsg_device::rng::Rng;
-use vmsg_driver::net::{NetDriver, NetOptions};
+use vmsg_driver::net::NetDriver;
 use vmsg_driver::rng::RngDriver;
 use vmsg_driver::{BusClient, Client, DmaPool, QueueOptions, Sleep, Spin, Wait};
 use vmsg_mem::spsc::{Consumer, Layout, Producer, SLOT_SIZE};
@@ -410,23 +410,9 @@ fn tcp(plan: &Plan, place: &str) {
     client.set_timeout(PATIENCE);
     let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 32 << 20).expect("memory");
     pool.lend(&mut client, 1).expect("lent");
-    let large = [
-        bits::CSUM,
-        bits::HOST_TSO4,
-        bits::GUEST_CSUM,
-        bits::GUEST_TSO4,
-    ];
-    let defaults = NetOptions::default();
-    let options = NetOptions {
-        buffer_len: 64 << 10,
-        // What Linux uses with MRG_RXBUF when frames are large.
-        rx_buffer_len: Some(4096),
-        features: defaults.features.union(&FeatureSet::from_bits(&large)),
-        ..defaults
-    };
-    let net = NetDriver::new(client, NET, &pool, &options).expect("a device");
+    let net = NetDriver::new(client, NET, &pool, &driver::options()).expect("a device");
     let features = net.device().features();
-    for bit in large.into_iter().chain([bits::MRG_RXBUF]) {
+    for bit in driver::LARGE.into_iter().chain([bits::MRG_RXBUF]) {
         assert!(features.contains(bit), "feature {bit} was not agreed on");
     }
     let mut guest = Guest::new(Driver {

@@ -25,11 +25,11 @@ use driver::Driver;
 use guest_tcp::{BATCH, Frame, Guest, HEADERS, SEGMENT, Wire, through_guest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use virtio_msg::{DevNum, FeatureSet};
+use virtio_msg::DevNum;
 use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
 use vmsg_device::host::Host;
-use vmsg_device::net::{Mac, Net, Settings, bits};
-use vmsg_driver::net::{NetDriver, NetOptions};
+use vmsg_device::net::{Mac, Net, Settings};
+use vmsg_driver::net::NetDriver;
 use vmsg_driver::{BusClient, DmaPool};
 use vmsg_mem::BusAddr;
 use vmsg_net::tap::{Tap, TapConfig};
@@ -405,21 +405,7 @@ fn subject(plan: &Plan) {
     client.set_timeout(PATIENCE);
     let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 32 << 20).expect("memory");
     pool.lend(&mut client, 1).expect("lent");
-    let large = [
-        bits::CSUM,
-        bits::HOST_TSO4,
-        bits::GUEST_CSUM,
-        bits::GUEST_TSO4,
-    ];
-    let defaults = NetOptions::default();
-    let options = NetOptions {
-        buffer_len: 64 << 10,
-        // What Linux uses with MRG_RXBUF when frames are large.
-        rx_buffer_len: Some(4096),
-        features: defaults.features.union(&FeatureSet::from_bits(&large)),
-        ..defaults
-    };
-    let net = NetDriver::new(client, NET, &pool, &options).expect("a device");
+    let net = NetDriver::new(client, NET, &pool, &driver::options()).expect("a device");
     wait_for_carrier();
     let mut driver = Driver {
         net,

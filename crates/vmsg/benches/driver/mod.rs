@@ -3,12 +3,34 @@
 
 use std::time::Duration;
 
+use virtio_msg::FeatureSet;
 use vmsg_bus::DriverBus;
+use vmsg_device::net::bits;
 use vmsg_driver::Sleep;
-use vmsg_driver::net::{HEADER_LEN, NetDriver};
+use vmsg_driver::net::{HEADER_LEN, NetDriver, NetOptions};
 
 use crate::PATIENCE;
 use crate::guest_tcp::{Frame, HEADERS, Wire};
+
+/// Features for large segments both ways.
+pub(crate) const LARGE: [u32; 4] = [
+    bits::CSUM,
+    bits::HOST_TSO4,
+    bits::GUEST_CSUM,
+    bits::GUEST_TSO4,
+];
+
+/// How the driver of these benchmarks is set up.
+pub(crate) fn options() -> NetOptions {
+    let defaults = NetOptions::default();
+    NetOptions {
+        buffer_len: 64 << 10,
+        // What Linux uses with MRG_RXBUF when frames are large.
+        rx_buffer_len: Some(4096),
+        features: defaults.features.union(&FeatureSet::from_bits(&LARGE)),
+        ..defaults
+    }
+}
 
 /// The guest's TCP on a network driver. As in a guest's kernel, payload is copied once: into the
 /// driver's buffers, or out of them.
