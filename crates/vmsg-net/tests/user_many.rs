@@ -235,6 +235,23 @@ fn frames_before(
     (frames, at.is_some())
 }
 
+/// Bytes that the kernel holds at the other end of `socket`, received and not read (`/proc/net/tcp`: addresses in hexadecimal, fifth
+/// field the transmit and the receive queue).
+fn received(socket: &TcpStream) -> u64 {
+    let port = |address: std::io::Result<SocketAddr>| {
+        format!(":{:04X}", address.expect("a TCP socket").port())
+    };
+    let (here, there) = (port(socket.local_addr()), port(socket.peer_addr()));
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let line = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields[1].ends_with(&there) && fields[2].ends_with(&here))
+        .expect("the other end");
+    let queue = line[4].split_once(':').expect("two queues").1;
+    u64::from_str_radix(queue, 16).expect("hexadecimal")
+}
+
 /// What the host has for a small flow reaches the guest after a bounded number of frames of 64
 /// large ones.
 #[test]
@@ -288,7 +305,13 @@ fn a_small_flow_waits_for_few_frames_of_64_downloads() {
             }
             round += 1;
             if waiting.is_none() && round.is_multiple_of(3) {
+                // The kernel may take its time from one end of a socket to the other.
+                let before = received(&small);
                 { &small }.write_all(b"key").expect("write");
+                while received(&small) < before + 3 {
+                    assert!(start.elapsed() < common::PATIENCE, "not received");
+                    std::thread::yield_now();
+                }
                 waiting = Some(0);
             }
             let (frames, found) = frames_before(&mut world, 30_000 + BULK, &store);
