@@ -10,8 +10,11 @@
 pub mod front;
 pub mod link;
 mod log_limit;
+pub mod memory;
 mod pace;
 mod proxy;
 pub mod session;
+pub mod shadow;
+pub mod transport;
 
 pub use proxy::{BusRef, DeviceRef, FrontKind, FrontSpec, Proxy, ProxyError, print_qemu};

@@ -2,4 +2,5 @@
 //! Fronts: what a session looks like to a VMM.
 
 pub mod qemu;
+pub mod vfio_user;
 pub mod vhost_user;
