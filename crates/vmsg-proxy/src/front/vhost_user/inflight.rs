@@ -6,8 +6,9 @@
 
 use super::guest::{Guest, GuestError, Reply, op};
 use super::wire::RawInflight;
+use crate::memory::{FileError, MemoryFile};
 use crate::session::{InflightMemory, Op};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
@@ -30,7 +31,7 @@ impl Guest {
     pub(super) fn make_inflight(&self, wanted: RawInflight) -> Result<Reply, GuestError> {
         check(&wanted)?;
         let memory = InflightMemory::new(wanted.rings, wanted.entries)
-            .map_err(|error| GuestError::Memory(super::MemoryError::Look(error)))?;
+            .map_err(|error| super::MemoryError::File(FileError::Look(error)))?;
         let reply = RawInflight {
             size: InflightMemory::bytes_for(wanted.rings, wanted.entries),
             offset: 0,
@@ -46,20 +47,16 @@ impl Guest {
     /// SET_INFLIGHT_FD.
     pub(super) fn keep_inflight(&self, kept: RawInflight, fd: OwnedFd) -> Result<(), GuestError> {
         check(&kept)?;
-        vmsg_mem::check_backing(fd.as_fd())
-            .map_err(|error| GuestError::Memory(super::MemoryError::Look(error)))?;
         let need = kept.offset.checked_add(kept.size);
-        let stat = rustix::fs::fstat(&fd).map_err(super::MemoryError::Os)?;
-        let have = u64::try_from(stat.st_size).unwrap_or(0);
-        if !kept.offset.is_multiple_of(8)
-            || kept.size < InflightMemory::bytes_for(kept.rings, kept.entries)
-            || need.is_none_or(|need| have < need)
-        {
-            return Err(GuestError::Invalid(
-                "in-flight memory that is too small or not aligned",
-            ));
-        }
-        let memory = InflightMemory::of_file(Arc::new(fd), kept.offset, kept.rings, kept.entries);
+        let need = need.filter(|_| {
+            kept.offset.is_multiple_of(8)
+                && kept.size >= InflightMemory::bytes_for(kept.rings, kept.entries)
+        });
+        let need = need.ok_or(GuestError::Invalid(
+            "in-flight memory that is too small or not aligned",
+        ))?;
+        let file = MemoryFile::new(fd, need).map_err(super::MemoryError::File)?;
+        let memory = InflightMemory::of_file(file.fd, kept.offset, kept.rings, kept.entries);
         self.session
             .call(Op::KeepInflight(Some(memory)))
             .map(drop)

@@ -2,9 +2,9 @@
 //! The memory of a guest as its front end describes it, and how it becomes windows.
 
 use super::wire::{RawRegion, WireError};
-use crate::session::{FileId, Window};
+use crate::memory::{FileError, MemoryFile};
+use crate::session::Window;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use thiserror::Error;
 use vmsg_mem::{Access, Mapping};
 
@@ -26,28 +26,12 @@ pub enum MemoryError {
     /// Two regions lie over each other, or there are too many.
     #[error("regions overlap, or are more than {MAX_REGIONS}")]
     Overlap,
-    /// A file is not long enough.
-    #[error("a region of {need} bytes in a file of {have}")]
-    FileTooShort {
-        /// Bytes of the file.
-        have: u64,
-        /// Where the region ends in it.
-        need: u64,
-    },
     /// The region to remove is not there.
     #[error("no such region")]
     NoSuchRegion,
-    /// A page fault in such a file lasts as long as somebody else likes, or does what a device likes.
-    #[error(
-        "the file of a region is not memory that the kernel itself provides; use a memfd or a file in /dev/shm"
-    )]
-    Foreign,
-    /// A file cannot be looked at.
-    #[error("cannot look at the file of a region: {0}")]
-    Os(#[from] rustix::io::Errno),
-    /// The system does not say what the file of a region is.
-    #[error("cannot look at the file of a region: {0}")]
-    Look(vmsg_mem::Error),
+    /// A file cannot be taken for memory.
+    #[error("the file of a region: {0}")]
+    File(#[from] FileError),
     /// The message itself is broken.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -56,33 +40,14 @@ pub enum MemoryError {
 #[derive(Clone, Debug)]
 struct Region {
     raw: RawRegion,
-    fd: Arc<OwnedFd>,
-    file: FileId,
+    file: MemoryFile,
 }
 
 impl Region {
     fn new(raw: RawRegion, fd: OwnedFd) -> Result<Region, MemoryError> {
-        // First: of a file system that is another program's this is all that can be asked without waiting for that program.
-        vmsg_mem::check_backing(fd.as_fd()).map_err(|error| match error {
-            vmsg_mem::Error::ForeignFile => MemoryError::Foreign,
-            other => MemoryError::Look(other),
-        })?;
-        let stat = rustix::fs::fstat(&fd)?;
         // The sum was checked with the message.
-        let need = raw.offset.saturating_add(raw.size);
-        let have = u64::try_from(stat.st_size).unwrap_or(0);
-        if have < need {
-            return Err(MemoryError::FileTooShort { have, need });
-        }
-        let file = FileId {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        };
-        Ok(Region {
-            raw,
-            fd: Arc::new(fd),
-            file,
-        })
+        let file = MemoryFile::new(fd, raw.offset.saturating_add(raw.size))?;
+        Ok(Region { raw, file })
     }
 
     /// How far `address` lies in the region, if `len` bytes from there do.
@@ -127,7 +92,7 @@ impl GuestMemory {
         fd: OwnedFd,
     ) -> Result<Option<GuestMemory>, MemoryError> {
         let region = Region::new(raw, fd)?;
-        let same = |r: &Region| r.raw == region.raw && r.file == region.file;
+        let same = |r: &Region| r.raw == region.raw && r.file.id == region.file.id;
         if self.regions.iter().any(same) {
             return Ok(None);
         }
@@ -178,8 +143,8 @@ impl GuestMemory {
             len: r.raw.size,
             file_offset: r.raw.offset,
             writable: true,
-            fd: r.fd.clone(),
-            file: r.file,
+            fd: r.file.fd.clone(),
+            file: r.file.id,
         };
         self.regions.iter().map(window).collect()
     }
@@ -199,7 +164,7 @@ impl GuestMemory {
             .iter()
             .find_map(|r| Some((r, Region::offset_of(r.raw.guest, r.raw.size, guest, 2)?)))?;
         let at = region.raw.offset.checked_add(offset)?;
-        let mapping = Mapping::of_fd(region.fd.as_fd(), at, 2, Access::Read).ok()?;
+        let mapping = Mapping::of_fd(region.file.fd.as_fd(), at, 2, Access::Read).ok()?;
         let mut bytes = [0; 2];
         (mapping.ram().read(0, &mut bytes) == 2 && !mapping.is_lost())
             .then(|| u16::from_le_bytes(bytes))

@@ -49,10 +49,10 @@ fn tables_without_files_with_short_files_or_overlapping_regions_are_refused() {
     let short = GuestMemory::of_table(vec![region(0, 0x2000, 0, 0x1000)], vec![file(0x2000).1]);
     assert!(matches!(
         short,
-        Err(MemoryError::FileTooShort {
+        Err(MemoryError::File(FileError::TooShort {
             have: 0x2000,
             need: 0x3000
-        })
+        }))
     ));
     let twice = GuestMemory::of_table(
         vec![one(), region(0xfff, 0x1000, 0, 0)],

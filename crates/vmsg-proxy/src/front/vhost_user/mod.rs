@@ -15,7 +15,6 @@
 mod config;
 mod guest;
 mod inflight;
-mod listener;
 mod memory;
 mod net;
 mod news;
@@ -25,10 +24,10 @@ mod server;
 mod socket;
 mod wire;
 
+pub use crate::front::{BindError, FrontStats};
 pub use guest::GuestError;
-pub use listener::BindError;
 pub use memory::MemoryError;
 pub(crate) use net::{F_MQ, F_MTU};
-pub use server::{FrontStats, VhostUserFront, VhostUserOptions};
+pub use server::{VhostUserFront, VhostUserOptions};
 pub use socket::ConnectionError;
 pub use wire::WireError;

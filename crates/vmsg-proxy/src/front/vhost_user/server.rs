@@ -2,21 +2,21 @@
 //! The listening side: one front end after another, on a thread of its own.
 
 use super::guest::{Guest, GuestError, Reply};
-use super::listener::{BindError, Bound};
 use super::memory::MemoryError;
 use super::pause::{Patience, Pause};
 use super::socket::{Connection, ConnectionError};
 use super::wire::Request;
+use crate::front::listener::{BindError, Bound};
+use crate::front::stats::{Counts, FrontStats};
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
 use crate::session::{Event, Op, OpError, Outcome, ResetReason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -43,30 +43,6 @@ pub struct VhostUserOptions {
     pub mode: u32,
     /// Whether configuration space is offered; `None`: except for network devices, whose configuration QEMU keeps itself.
     pub config: Option<bool>,
-}
-
-/// What a front has seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FrontStats {
-    /// Front ends that connected.
-    pub connections: u64,
-    /// Requests handled.
-    pub requests: u64,
-    /// Connections ended because of what came over them.
-    pub malformed: u64,
-    /// Requests that could not be done.
-    pub refused: u64,
-    /// Times the thread woke up.
-    pub wakeups: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    connections: AtomicU64,
-    requests: AtomicU64,
-    malformed: AtomicU64,
-    refused: AtomicU64,
-    wakeups: AtomicU64,
 }
 
 /// A running front. Dropping it ends the connection, releases the device and removes the socket.
@@ -124,15 +100,7 @@ impl VhostUserFront {
 
     /// What has happened so far.
     pub fn stats(&self) -> FrontStats {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let c = &self.counts;
-        FrontStats {
-            connections: get(&c.connections),
-            requests: get(&c.requests),
-            malformed: get(&c.malformed),
-            refused: get(&c.refused),
-            wakeups: get(&c.wakeups),
-        }
+        self.counts.get()
     }
 }
 
@@ -191,23 +159,15 @@ impl Server {
                 continue;
             }
             let accepted = match &self.listener {
-                Some(listener) => listener.listener.accept(),
+                Some(listener) => listener.accept(),
                 None => continue,
             };
             let socket = match accepted {
-                Ok((socket, _)) => socket,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Some(socket)) => socket,
+                Ok(None) => {
                     if !self.wait_for_front_end(None) {
                         return;
                     }
-                    continue;
-                }
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-                    ) =>
-                {
                     continue;
                 }
                 Err(error) => {

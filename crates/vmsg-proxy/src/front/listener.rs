@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The socket that front ends connect to.
+//! The socket that VMMs connect to.
 
 use std::fs;
 use std::io;
@@ -34,16 +34,16 @@ pub enum BindError {
 
 /// A listening socket whose file goes with it.
 #[derive(Debug)]
-pub(super) struct Bound {
-    pub(super) listener: UnixListener,
-    pub(super) path: PathBuf,
+pub(crate) struct Bound {
+    pub(crate) listener: UnixListener,
+    pub(crate) path: PathBuf,
     /// So that no other program's socket is removed.
     inode: (u64, u64),
 }
 
 impl Bound {
     /// Takes the place of a socket nobody listens on, and of nothing else. The file appears when it can be connected.
-    pub(super) fn new(path: &Path, mode: u32) -> Result<Bound, BindError> {
+    pub(crate) fn new(path: &Path, mode: u32) -> Result<Bound, BindError> {
         let os = |source| BindError::Os {
             path: path.to_owned(),
             source,
@@ -98,6 +98,22 @@ impl Bound {
             Err(error) => {
                 let _ = fs::remove_file(&aside);
                 Err(os(error))
+            }
+        }
+    }
+}
+
+impl Bound {
+    /// The next VMM that has connected; `None` if nobody waits.
+    pub(crate) fn accept(&self) -> io::Result<Option<UnixStream>> {
+        loop {
+            match self.listener.accept() {
+                Ok((socket, _)) => return Ok(Some(socket)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(None),
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => return Err(error),
+                },
             }
         }
     }

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Files that VMMs lend their guests' memory in.
+
+use crate::session::FileId;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why a file is not taken for memory.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// A page fault in such a file lasts as long as somebody else likes, or does what a device likes.
+    #[error("it is not memory that the kernel itself provides; use a memfd or a file in /dev/shm")]
+    Foreign,
+    /// It is not long enough.
+    #[error("it has {have} bytes, {need} are needed")]
+    TooShort {
+        /// Bytes of the file.
+        have: u64,
+        /// Where the memory ends in it.
+        need: u64,
+    },
+    /// It cannot be looked at.
+    #[error("cannot look at it: {0}")]
+    Os(#[from] rustix::io::Errno),
+    /// The system does not say what it is.
+    #[error("cannot look at it: {0}")]
+    Look(vmsg_mem::Error),
+}
+
+/// A file that was looked at.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryFile {
+    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) id: FileId,
+}
+
+impl MemoryFile {
+    /// Takes a file of at least `need` bytes.
+    pub(crate) fn new(fd: OwnedFd, need: u64) -> Result<MemoryFile, FileError> {
+        // First: of a file system that is another program's this is all that can be asked without waiting for that program.
+        vmsg_mem::check_backing(fd.as_fd()).map_err(|error| match error {
+            vmsg_mem::Error::ForeignFile => FileError::Foreign,
+            other => FileError::Look(other),
+        })?;
+        let stat = rustix::fs::fstat(&fd)?;
+        let have = u64::try_from(stat.st_size).unwrap_or(0);
+        if have < need {
+            return Err(FileError::TooShort { have, need });
+        }
+        Ok(MemoryFile {
+            fd: Arc::new(fd),
+            id: FileId {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            },
+        })
+    }
+}
