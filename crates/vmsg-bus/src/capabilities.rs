@@ -16,12 +16,16 @@ pub struct Capabilities {
     pub enumerates: bool,
     /// Devices are claimed: several drivers may look, one drives.
     pub claims: bool,
+    /// Windows can be parts of files that are mapped once (BACKING_ADD, VIEW_ADD).
+    pub views: bool,
+    /// Shared-memory regions of devices can be had with their files (SHARED_MEMORY).
+    pub shared_memory: bool,
     /// Longest message in bytes, 48 to 65536.
     pub max_message_size: usize,
 }
 
 /// Bits of the WELCOME frame, docs/bus-unix.md §2.
-const BITS: [u32; 5] = [1, 1 << 1, 1 << 2, 1 << 3, 1 << 4];
+const BITS: [u32; 7] = [1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6];
 
 impl Capabilities {
     /// Everything a bus can do, with messages up to `max_message_size` bytes.
@@ -32,6 +36,8 @@ impl Capabilities {
             out_of_band_notify: true,
             enumerates: true,
             claims: true,
+            views: true,
+            shared_memory: true,
             max_message_size,
         }
     }
@@ -44,6 +50,8 @@ impl Capabilities {
             self.out_of_band_notify,
             self.enumerates,
             self.claims,
+            self.views,
+            self.shared_memory,
         ];
         flags
             .into_iter()
@@ -60,6 +68,8 @@ impl Capabilities {
             out_of_band_notify: bits & BITS[2] != 0,
             enumerates: bits & BITS[3] != 0,
             claims: bits & BITS[4] != 0,
+            views: bits & BITS[5] != 0,
+            shared_memory: bits & BITS[6] != 0,
             max_message_size,
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The messages of our own buses: windows, eventfds per queue, claims, names.
+//! The messages of our own buses: windows, views, eventfds per queue, claims, names, memory of devices.
 //!
 //! docs/bus-unix.md §5. On the wire these are bus messages with ids from 0x80
 //! ([`Message::BusSpecific`](virtio_msg::Message)); here are their payloads,
@@ -7,8 +7,12 @@
 //! a value or an error.
 
 mod display;
+mod memory;
+mod response;
 
 pub use display::name;
+pub use memory::{BackingAdd, SharedMemory, ViewAdd};
+pub use response::Response;
 
 use std::fmt;
 use virtio_msg::{DevNum, QueueIndex};
@@ -32,12 +36,23 @@ pub mod id {
     pub const DEVICE_NAME: u8 = 0x85;
     /// Lends the record of what is in flight in a queue, with one file descriptor.
     pub const QUEUE_INFLIGHT: u8 = 0x86;
+    /// Lends a file for views, with it as only file descriptor.
+    pub const BACKING_ADD: u8 = 0x87;
+    /// Takes a file for views back.
+    pub const BACKING_REMOVE: u8 = 0x88;
+    /// Makes a window of a part of such a file.
+    pub const VIEW_ADD: u8 = 0x89;
+    /// Asks for memory of a device; the answer has a file descriptor.
+    pub const SHARED_MEMORY: u8 = 0x8a;
     /// Stands in a queue for a message that came over the socket; never seen above the bus.
     pub const MARKER: u8 = 0xC0;
 }
 
 /// The longest name in a response, in bytes.
 pub const MAX_NAME: usize = 200;
+
+/// Bytes of the longest payload of a request (VIEW_ADD); with the header it fits the smallest message of 48 bytes.
+pub const MAX_PAYLOAD: usize = 40;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +63,7 @@ impl Status {
     pub const OK: Self = Self(0);
     /// The request is malformed.
     pub const MALFORMED: Self = Self(1);
-    /// No such device, queue or window.
+    /// No such device, queue, window, backing or region.
     pub const NOT_FOUND: Self = Self(2);
     /// The id is taken, or the range overlaps another window.
     pub const EXISTS: Self = Self(3);
@@ -81,7 +96,7 @@ impl fmt::Display for Status {
         f.write_str(match *self {
             Self::OK => "done",
             Self::MALFORMED => "malformed request",
-            Self::NOT_FOUND => "no such device, queue or window",
+            Self::NOT_FOUND => "no such device, queue, window, backing or region",
             Self::EXISTS => "exists already or overlaps",
             Self::TOO_MANY => "too many",
             Self::HELD => "held by another driver",
@@ -223,17 +238,22 @@ pub enum Request {
     DeviceName(DevNum),
     /// The next SET_VQUEUE of this queue keeps its requests in flight there.
     QueueInflight(QueueInflight),
-}
-
-/// An answer of the device side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Response<'a> {
-    /// Which request: the first u32 of its payload (in CLAIM and DEVICE_NAME with the upper half 0).
-    pub subject: u32,
-    /// How it ended.
-    pub status: Status,
-    /// CLAIM: the holder, if it is another. DEVICE_NAME: the name. Otherwise empty.
-    pub name: &'a str,
+    /// Lend a file for views.
+    BackingAdd(BackingAdd),
+    /// Take a file for views back. Refused with [`Status::BAD_STATE`] while views of it exist or wait to be applied.
+    BackingRemove {
+        /// Which one.
+        id: u32,
+    },
+    /// Make a window of a part of such a file.
+    ViewAdd(ViewAdd),
+    /// Lend a shared-memory region of a device to its driver.
+    SharedMemory {
+        /// The device.
+        dev: DevNum,
+        /// The region's id, as in GET_SHM.
+        id: u32,
+    },
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -288,13 +308,6 @@ struct QueueInflightWire {
     len: U64,
 }
 
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct ResponseWire {
-    subject: U32,
-    status: U32,
-}
-
 const WRITABLE: u32 = 1;
 const MORE: u32 = 2;
 const KICK: u16 = 1;
@@ -324,7 +337,7 @@ fn put(wire: &(impl IntoBytes + Immutable), out: &mut [u8]) -> Result<usize, Con
 impl Request {
     /// Whether `id` is one of these messages.
     pub const fn is_known(id: u8) -> bool {
-        matches!(id, id::WINDOW_ADD..=id::QUEUE_INFLIGHT)
+        matches!(id, id::WINDOW_ADD..=id::SHARED_MEMORY)
     }
 
     /// The id of the message.
@@ -337,13 +350,21 @@ impl Request {
             Self::Claim { .. } => id::CLAIM,
             Self::DeviceName(_) => id::DEVICE_NAME,
             Self::QueueInflight(_) => id::QUEUE_INFLIGHT,
+            Self::BackingAdd(_) => id::BACKING_ADD,
+            Self::BackingRemove { .. } => id::BACKING_REMOVE,
+            Self::ViewAdd(_) => id::VIEW_ADD,
+            Self::SharedMemory { .. } => id::SHARED_MEMORY,
         }
     }
 
     /// The [`Response::subject`] of the answer to this request.
     pub fn subject(&self) -> u32 {
         match *self {
-            Self::WindowAdd(WindowAdd { id, .. }) | Self::WindowRemove { id, .. } => id,
+            Self::WindowAdd(WindowAdd { id, .. })
+            | Self::WindowRemove { id, .. }
+            | Self::BackingAdd(BackingAdd { id, .. })
+            | Self::BackingRemove { id }
+            | Self::ViewAdd(ViewAdd { id, .. }) => id,
             Self::QueueNotify(n) => u32::from(n.dev.0) | u32::from(notify_flags(&n)) << 16,
             Self::QueueResume { dev, from, .. } => {
                 let mode = if from == Resume::UsedInRing {
@@ -353,7 +374,9 @@ impl Request {
                 };
                 u32::from(dev.0) | u32::from(mode) << 16
             }
-            Self::Claim { dev, .. } | Self::DeviceName(dev) => u32::from(dev.0),
+            Self::Claim { dev, .. } | Self::DeviceName(dev) | Self::SharedMemory { dev, .. } => {
+                u32::from(dev.0)
+            }
             Self::QueueInflight(i) => u32::from(i.dev.0) | u32::from(inflight_flags(&i)) << 16,
         }
     }
@@ -425,11 +448,25 @@ impl Request {
                     len: w.len.get(),
                 })
             }
+            id::BACKING_ADD => {
+                Self::BackingAdd(wire::<memory::BackingAddWire>(id, payload)?.into())
+            }
+            id::BACKING_REMOVE => Self::BackingRemove {
+                id: wire::<WindowRemoveWire>(id, payload)?.id.get(),
+            },
+            id::VIEW_ADD => Self::ViewAdd(wire::<memory::ViewAddWire>(id, payload)?.into()),
+            id::SHARED_MEMORY => {
+                let w: memory::SharedMemoryWire = wire(id, payload)?;
+                Self::SharedMemory {
+                    dev: DevNum(w.dev.get()),
+                    id: w.id.get(),
+                }
+            }
             _ => return Err(ControlError::UnknownId(id)),
         })
     }
 
-    /// Writes the payload to `out` and returns its length; 32 bytes are enough for all.
+    /// Writes the payload to `out` and returns its length; [`MAX_PAYLOAD`] bytes are enough for all.
     ///
     /// # Errors
     /// [`ControlError::NoRoom`].
@@ -505,6 +542,16 @@ impl Request {
                 },
                 out,
             ),
+            Self::BackingAdd(b) => put(&memory::BackingAddWire::from(b), out),
+            Self::BackingRemove { id } => put(
+                &WindowRemoveWire {
+                    id: id.into(),
+                    flags: U32::ZERO,
+                },
+                out,
+            ),
+            Self::ViewAdd(v) => put(&memory::ViewAddWire::from(v), out),
+            Self::SharedMemory { dev, id } => put(&memory::SharedMemoryWire::new(dev, id), out),
         }
     }
 
@@ -514,6 +561,7 @@ impl Request {
             subject: self.subject(),
             status,
             name,
+            memory: None,
         }
     }
 }
@@ -524,57 +572,6 @@ fn notify_flags(n: &QueueNotify) -> u16 {
 
 fn inflight_flags(i: &QueueInflight) -> u16 {
     if i.resume { RESUME } else { 0 }
-}
-
-impl<'a> Response<'a> {
-    /// Reads the payload of the response `id`.
-    ///
-    /// # Errors
-    /// [`ControlError`]: what is wrong with it.
-    pub fn decode(id: u8, payload: &'a [u8]) -> Result<Self, ControlError> {
-        if !Request::is_known(id) {
-            return Err(ControlError::UnknownId(id));
-        }
-        let (wire, rest) =
-            ResponseWire::read_from_prefix(payload).map_err(|_| ControlError::BadLength {
-                id,
-                len: payload.len(),
-            })?;
-        if !matches!(id, id::CLAIM | id::DEVICE_NAME) && !rest.is_empty() {
-            return Err(ControlError::BadLength {
-                id,
-                len: payload.len(),
-            });
-        }
-        let name = std::str::from_utf8(rest).map_err(|_| ControlError::BadName(id))?;
-        if name.len() > MAX_NAME {
-            return Err(ControlError::BadName(id));
-        }
-        Ok(Self {
-            subject: wire.subject.get(),
-            status: Status(wire.status.get()),
-            name,
-        })
-    }
-
-    /// Writes the payload to `out` and returns its length. A name for which
-    /// there is no room is cut at a character.
-    ///
-    /// # Errors
-    /// [`ControlError::NoRoom`] if not even the 8 bytes before the name fit.
-    pub fn encode(&self, out: &mut [u8]) -> Result<usize, ControlError> {
-        let at = put(
-            &ResponseWire {
-                subject: self.subject.into(),
-                status: self.status.0.into(),
-            },
-            out,
-        )?;
-        let room = (out.len() - at).min(MAX_NAME);
-        let name = &self.name[..self.name.floor_char_boundary(room)];
-        out[at..at + name.len()].copy_from_slice(name.as_bytes());
-        Ok(at + name.len())
-    }
 }
 
 #[cfg(test)]

@@ -44,17 +44,40 @@ fn requests() -> Vec<Request> {
             offset: 0x4000,
             len: 0x4010,
         }),
+        Request::BackingAdd(BackingAdd {
+            id: 8,
+            writable: true,
+            len: 0x4000_0000,
+            file_offset: 0x1000,
+        }),
+        Request::BackingRemove { id: 10 },
+        Request::ViewAdd(ViewAdd {
+            id: 11,
+            writable: true,
+            backing: 8,
+            base: BusAddr(0xffff_f000),
+            len: 0x1000,
+            offset: 0x2000,
+            more: true,
+        }),
+        Request::SharedMemory {
+            dev: DevNum(7),
+            id: 2,
+        },
     ]
 }
 
 #[test]
 fn requests_survive_the_wire_and_responses_name_them() {
     for request in requests() {
-        let mut bytes = [0; 32];
+        let mut bytes = [0; MAX_PAYLOAD];
         let len = request.encode(&mut bytes).unwrap();
         assert_eq!(Request::decode(request.id(), &bytes[..len]), Ok(request));
         let first = u32::from_le_bytes(bytes[..4].try_into().unwrap());
-        let named = matches!(request.id(), id::CLAIM | id::DEVICE_NAME);
+        let named = matches!(
+            request.id(),
+            id::CLAIM | id::DEVICE_NAME | id::SHARED_MEMORY
+        );
         assert_eq!(
             request.subject(),
             if named { first & 0xffff } else { first }
@@ -81,6 +104,53 @@ fn window_add_has_the_bytes_of_the_specification() {
 }
 
 #[test]
+fn view_add_has_the_bytes_of_the_specification() {
+    let mut bytes = [0; MAX_PAYLOAD];
+    let view = requests()[10];
+    assert_eq!(view.encode(&mut bytes), Ok(40));
+    let mut expected = Vec::new();
+    expected.extend(11u32.to_le_bytes());
+    expected.extend(3u32.to_le_bytes());
+    expected.extend(8u32.to_le_bytes());
+    expected.extend(0u32.to_le_bytes());
+    expected.extend(0xffff_f000u64.to_le_bytes());
+    expected.extend(0x1000u64.to_le_bytes());
+    expected.extend(0x2000u64.to_le_bytes());
+    assert_eq!(bytes.as_slice(), expected);
+}
+
+#[test]
+fn a_region_is_in_the_answer_only_if_there_is_one() {
+    let request = Request::SharedMemory {
+        dev: DevNum(7),
+        id: 2,
+    };
+    let mut out = [0; 64];
+    let found = Response {
+        memory: Some(SharedMemory {
+            len: 0x10_0000,
+            file_offset: 0x1000,
+        }),
+        ..request.response(Status::OK, "")
+    };
+    assert_eq!(found.encode(&mut out), Ok(24));
+    assert_eq!(Response::decode(id::SHARED_MEMORY, &out[..24]), Ok(found));
+    assert_eq!(found.to_string(), "0x100000 bytes at file offset 0x1000");
+    assert_eq!(found.encode(&mut out[..23]), Err(ControlError::NoRoom));
+    for len in [8, 23, 25] {
+        let short = Response::decode(id::SHARED_MEMORY, &out[..len]);
+        assert!(
+            matches!(short, Err(ControlError::BadLength { .. })),
+            "{len}"
+        );
+    }
+    let missing = request.response(Status::NOT_FOUND, "");
+    assert_eq!(missing.encode(&mut out), Ok(8));
+    assert_eq!(Response::decode(id::SHARED_MEMORY, &out[..8]), Ok(missing));
+    assert!(Response::decode(id::SHARED_MEMORY, &out[..24]).is_err());
+}
+
+#[test]
 fn responses_carry_status_and_name() {
     let mut out = [0; 300];
     let claim = Request::Claim {
@@ -95,8 +165,8 @@ fn responses_carry_status_and_name() {
         Err(ControlError::BadLength { id: 0x80, len })
     );
     assert_eq!(
-        Response::decode(0x87, &out[..len]),
-        Err(ControlError::UnknownId(0x87))
+        Response::decode(0x8b, &out[..len]),
+        Err(ControlError::UnknownId(0x8b))
     );
     assert_eq!(
         claim.response(Status::HELD, "é").encode(&mut out[..9]),
@@ -114,7 +184,7 @@ fn responses_carry_status_and_name() {
 fn any_bytes_give_a_value_or_an_error() {
     proptest::proptest!(|(id: u8, bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64))| {
         if let Ok(request) = Request::decode(id, &bytes) {
-            let mut out = [0; 32];
+            let mut out = [0; MAX_PAYLOAD];
             let len = request.encode(&mut out).unwrap();
             assert_eq!(Request::decode(id, &out[..len]), Ok(request));
         }

@@ -36,6 +36,8 @@ fn bare() -> Capabilities {
         out_of_band_notify: false,
         enumerates: true,
         claims: false,
+        views: false,
+        shared_memory: false,
         max_message_size: SIZE,
     }
 }

@@ -14,6 +14,10 @@ pub const fn name(id: u8) -> Option<&'static str> {
         id::CLAIM => "CLAIM",
         id::DEVICE_NAME => "DEVICE_NAME",
         id::QUEUE_INFLIGHT => "QUEUE_INFLIGHT",
+        id::BACKING_ADD => "BACKING_ADD",
+        id::BACKING_REMOVE => "BACKING_REMOVE",
+        id::VIEW_ADD => "VIEW_ADD",
+        id::SHARED_MEMORY => "SHARED_MEMORY",
         _ => return None,
     })
 }
@@ -67,13 +71,39 @@ impl fmt::Display for Request {
                 )?;
                 flag(f, i.resume, "resume")
             }
+            Request::BackingAdd(b) => {
+                write!(
+                    f,
+                    "backing {}, {:#x} bytes at file offset {:#x}",
+                    b.id, b.len, b.file_offset
+                )?;
+                flag(f, b.writable, "writable")
+            }
+            Request::BackingRemove { id } => write!(f, "backing {id}"),
+            Request::ViewAdd(v) => {
+                write!(
+                    f,
+                    "window {}, {:#x} bytes at {:#x}, offset {:#x} of backing {}",
+                    v.id, v.len, v.base.0, v.offset, v.backing
+                )?;
+                flag(f, v.writable, "writable")?;
+                flag(f, v.more, "more")
+            }
+            Request::SharedMemory { dev, id } => write!(f, "device {dev}, region {id}"),
         }
     }
 }
 
-/// How it ended, and the name: `held by another driver: "vmsg proxy net0"`.
+/// How it ended, and the name or the region: `held by another driver: "vmsg proxy net0"`.
 impl fmt::Display for Response<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(memory) = &self.memory {
+            return write!(
+                f,
+                "{:#x} bytes at file offset {:#x}",
+                memory.len, memory.file_offset
+            );
+        }
         match (self.status, self.name) {
             (status, "") => status.fmt(f),
             (Status::OK, name) => write!(f, "{name:?}"),

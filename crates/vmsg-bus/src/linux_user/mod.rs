@@ -106,6 +106,8 @@ impl Site {
             out_of_band_notify: false,
             enumerates: self.revision == Revision::One,
             claims: false,
+            views: false,
+            shared_memory: false,
             max_message_size: MESSAGE_SIZE,
         }
     }

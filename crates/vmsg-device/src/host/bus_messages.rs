@@ -159,6 +159,10 @@ impl Core {
                 Some(_) => Some(Status::DENIED),
                 None => Some(Status::NOT_FOUND),
             },
+            Request::BackingAdd(_)
+            | Request::BackingRemove { .. }
+            | Request::ViewAdd(_)
+            | Request::SharedMemory { .. } => Some(Status::UNSUPPORTED),
             Request::QueueInflight(inflight) => Some(self.set_record(conn, inflight, fds)),
             Request::Claim {
                 dev,

@@ -5,25 +5,17 @@ use std::os::fd::BorrowedFd;
 
 use virtio_msg::{DevNum, Message, QueueIndex};
 use vmsg_bus::Bus;
-use vmsg_bus::control::{QueueNotify, Request, Response, Resume, Status, WindowAdd};
+use vmsg_bus::control::{
+    self, BackingAdd, MAX_PAYLOAD, QueueNotify, Request, Response, Resume, Status, ViewAdd,
+    WindowAdd,
+};
 
 use super::Client;
 use crate::error::Error;
 use crate::wait::Wait;
 
-/// Bytes of the longest request.
-const MAX_REQUEST: usize = 32;
-
 fn name(request: &Request) -> &'static str {
-    match request {
-        Request::WindowAdd(_) => "WINDOW_ADD",
-        Request::WindowRemove { .. } => "WINDOW_REMOVE",
-        Request::QueueNotify(_) => "QUEUE_NOTIFY",
-        Request::QueueResume { .. } => "QUEUE_RESUME",
-        Request::Claim { .. } => "CLAIM",
-        Request::DeviceName(_) => "DEVICE_NAME",
-        Request::QueueInflight(_) => "QUEUE_INFLIGHT",
-    }
+    control::name(request.id()).unwrap_or("a bus message")
 }
 
 impl<C: Bus, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
@@ -43,6 +35,33 @@ impl<C: Bus, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     pub fn remove_window(&mut self, id: u32) -> Result<(), Error> {
         let able = self.channel.capabilities().runtime_windows;
         self.done(Request::WindowRemove { id, more: false }, able, &[])
+    }
+
+    /// Lends a file of which windows can be made with [`Self::add_view`] without mapping anything anew.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unsupported`]; [`Error::Timeout`], [`Error::Channel`].
+    pub fn add_backing(&mut self, backing: BackingAdd, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        let able = self.channel.capabilities().views;
+        self.done(Request::BackingAdd(backing), able, &[fd])
+    }
+
+    /// Takes such a file back; there must be no views of it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unsupported`]; [`Error::Timeout`], [`Error::Channel`].
+    pub fn remove_backing(&mut self, id: u32) -> Result<(), Error> {
+        let able = self.channel.capabilities().views;
+        self.done(Request::BackingRemove { id }, able, &[])
+    }
+
+    /// Makes a window of a part of a backing; [`Self::remove_window`] removes it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unsupported`]; [`Error::Timeout`], [`Error::Channel`].
+    pub fn add_view(&mut self, view: ViewAdd) -> Result<(), Error> {
+        let able = self.channel.capabilities().views;
+        self.done(Request::ViewAdd(view), able, &[])
     }
 
     /// Gives a queue eventfds: the device waits for `kick` beside EVENT_AVAIL, and rings `call` in place of EVENT_USED. `None` takes
@@ -176,10 +195,10 @@ impl<C: Bus, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
                 request: request_name,
             });
         }
-        let mut payload = [0; MAX_REQUEST];
+        let mut payload = [0; MAX_PAYLOAD];
         let size = request
             .encode(&mut payload)
-            .expect("MAX_REQUEST is enough for all");
+            .expect("MAX_PAYLOAD is enough for all");
         let message = Message::BusSpecific {
             id: request.id(),
             response: false,

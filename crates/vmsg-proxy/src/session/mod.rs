@@ -31,5 +31,6 @@ pub use inflight::InflightMemory;
 pub use machine::Session;
 pub use types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, FileId, Op, OpError, OpId, Options,
-    OtherMemory, Outcome, Outgoing, QueueSetup, ResetReason, ResumeAt, Target, Window,
+    OtherMemory, Outcome, Outgoing, QueueSetup, ResetReason, ResumeAt, SharedRegion, Target,
+    Window,
 };

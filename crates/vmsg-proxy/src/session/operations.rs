@@ -77,7 +77,7 @@ impl Session {
 
     /// Whether the record is enough to answer while the device is away.
     pub(super) fn recordable(&self, op: &Op) -> bool {
-        self.facts.is_some() && !matches!(op, Op::WriteConfig { .. })
+        self.facts.is_some() && !matches!(op, Op::WriteConfig { .. } | Op::SharedMemory(_))
     }
 
     pub(super) fn answer_broken(&mut self, id: OpId, op: Op, reason: ResetReason) {
@@ -166,9 +166,13 @@ impl Session {
                 let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
                 self.check_range(*offset, len)
             }
-            Op::Describe | Op::Claim | Op::SetStatus(_) | Op::KeepInflight(_) | Op::Release => {
-                Ok(Vec::new())
-            }
+            Op::ChangeWindows { .. } => Err(OpError::BusCannot("change single windows")),
+            Op::SharedMemory(_)
+            | Op::Describe
+            | Op::Claim
+            | Op::SetStatus(_)
+            | Op::KeepInflight(_)
+            | Op::Release => Ok(Vec::new()),
         }
     }
 
@@ -242,6 +246,7 @@ impl Session {
     /// What a finished script means for its operation.
     pub(super) fn outcome(&mut self, op: &Op, status: DeviceStatus) -> Result<Outcome, OpError> {
         match op {
+            Op::SharedMemory(_) => Ok(Outcome::SharedMemory(None)),
             Op::SetStatus(_) => Ok(Outcome::Status(status)),
             Op::ReadConfig { .. } => Ok(Outcome::Config(
                 self.config_read.take().map_or(Vec::new(), |read| read.data),
@@ -304,7 +309,11 @@ impl Session {
             }
             Op::KeepInflight(memory) => record.inflight.front = memory,
             Op::Release => record.release(),
-            Op::Describe | Op::ReadConfig { .. } | Op::WriteConfig { .. } => {}
+            Op::ChangeWindows { .. }
+            | Op::SharedMemory(_)
+            | Op::Describe
+            | Op::ReadConfig { .. }
+            | Op::WriteConfig { .. } => {}
         }
     }
 }

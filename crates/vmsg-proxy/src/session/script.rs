@@ -10,7 +10,7 @@ use virtio_msg::{
     Message, QueueIndex, QueueSize, Token, U32, VqueueConfig, feature,
 };
 use vmsg_bus::Capabilities;
-use vmsg_bus::control::{QueueInflight, QueueNotify, Request, Resume, WindowAdd};
+use vmsg_bus::control::{MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Resume, WindowAdd};
 use vmsg_mem::BusAddr;
 
 /// How many device numbers are asked for with one GET_DEVICES.
@@ -134,11 +134,9 @@ impl Step {
     /// The message, with its descriptors.
     pub(super) fn encode(&self, env: &Env) -> Outgoing {
         let mut words = [U32::new(0); MAX_BLOCKS];
-        let mut payload = [0; 32];
+        let mut payload = [0; MAX_PAYLOAD];
         let message = if let Some(request) = self.control(env.device) {
-            let len = request
-                .encode(&mut payload)
-                .expect("32 bytes are enough for all");
+            let len = request.encode(&mut payload).expect("enough for all");
             Message::BusSpecific {
                 id: request.id(),
                 response: false,
@@ -390,7 +388,7 @@ pub(super) fn of_op(
 ) -> VecDeque<Step> {
     let mut steps = VecDeque::new();
     match op {
-        Op::Describe | Op::KeepInflight(_) => {}
+        Op::Describe | Op::KeepInflight(_) | Op::ChangeWindows { .. } | Op::SharedMemory(_) => {}
         Op::Claim => {
             if caps.claims && !record.claimed {
                 steps.push_back(Step::Claim { release: false });

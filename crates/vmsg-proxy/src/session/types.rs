@@ -59,7 +59,7 @@ impl Default for Options {
             claim_patience: Duration::from_secs(5),
             max_waiting: 64,
             max_queues: 256,
-            max_windows: 256,
+            max_windows: 16_384,
         }
     }
 }
@@ -234,6 +234,17 @@ pub enum Op {
     Claim,
     /// Lend exactly these windows; those that are lent already stay as they are.
     SetWindows(Vec<Window>),
+    /// Change some of the windows lent, in one step that the device sees whole or not at all. Done when the device host has let go of what
+    /// is removed. Recorded and answered at once while the device host is away, or was never there.
+    ///
+    /// For memory whose windows come and go (a vIOMMU): where the bus can, each file is mapped by the device host once, and windows are
+    /// parts of it that cost no system call there. May be mixed with [`Op::SetWindows`]. Costs O(log n) with n windows here.
+    ChangeWindows {
+        /// Bus addresses at which windows that are lent now begin; each whole window is taken back. [`OpError::Invalid`] if there is none.
+        remove: Vec<u64>,
+        /// New windows, which may overlap those that are removed and no others.
+        add: Vec<Window>,
+    },
     /// Accept these features.
     SetFeatures(FeatureSet),
     /// Write the device status; 0 resets the device and forgets features, queues and notification descriptors. [`Outcome::Status`].
@@ -267,6 +278,9 @@ pub enum Op {
         /// What to write.
         data: Vec<u8>,
     },
+    /// The shared-memory region with this id, with its file. [`Outcome::SharedMemory`]; asked of the device each time, since another device
+    /// host has another file ([`Event::Ready`] with `new_host`).
+    SharedMemory(u8),
     /// The guest is gone: reset the device, take back all windows, let go of the device.
     Release,
 }
@@ -282,7 +296,30 @@ pub enum Outcome {
     Config(Vec<u8>),
     /// The device.
     Device(DeviceFacts),
+    /// The region, if the device has it and the bus can pass its file on.
+    SharedMemory(Option<SharedRegion>),
 }
+
+/// A shared-memory region of the device: a part of a file of the device host. That file is the device host's: it can be truncated under
+/// whoever maps it, which then gets SIGBUS unless it is ready for that (`vmsg_mem::fault`).
+#[derive(Clone, Debug)]
+pub struct SharedRegion {
+    /// Bytes; not zero.
+    pub len: u64,
+    /// Where in the file it begins, bytes; `file_offset + len` does not overflow.
+    pub file_offset: u64,
+    /// The file.
+    pub fd: Arc<OwnedFd>,
+}
+
+impl PartialEq for SharedRegion {
+    fn eq(&self, other: &Self) -> bool {
+        (self.len, self.file_offset) == (other.len, other.file_offset)
+            && Arc::ptr_eq(&self.fd, &other.fd)
+    }
+}
+
+impl Eq for SharedRegion {}
 
 /// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

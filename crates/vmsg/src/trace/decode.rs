@@ -105,6 +105,9 @@ fn own(id: u8, response: bool, payload: &[u8]) -> Option<String> {
         let decoded = control::Response::decode(id, payload).ok()?;
         Some(match device_of(id, payload) {
             Some(device) => format!("device {device}, {decoded}"),
+            None if matches!(id, control::id::BACKING_ADD | control::id::BACKING_REMOVE) => {
+                format!("backing {}, {decoded}", decoded.subject)
+            }
             None => format!("window {}, {decoded}", decoded.subject),
         })
     } else {
@@ -113,9 +116,16 @@ fn own(id: u8, response: bool, payload: &[u8]) -> Option<String> {
     }
 }
 
-/// All but the messages about windows begin with the number of a device, requests and responses.
+/// All but the messages about windows and backings begin with the number of a device, requests and responses.
 fn device_of(id: u8, payload: &[u8]) -> Option<u16> {
-    if matches!(id, control::id::WINDOW_ADD | control::id::WINDOW_REMOVE) {
+    if matches!(
+        id,
+        control::id::WINDOW_ADD
+            | control::id::WINDOW_REMOVE
+            | control::id::BACKING_ADD
+            | control::id::BACKING_REMOVE
+            | control::id::VIEW_ADD
+    ) {
         return None;
     }
     payload.first_chunk().map(|dev| u16::from_le_bytes(*dev))
