@@ -260,7 +260,13 @@ fn kernel_packages(depends: &str) -> Vec<String> {
         .split([',', '|'])
         .filter_map(|d| d.split_whitespace().next())
         .filter(|d| {
-            ["linux-image-", "linux-modules-", "linux-binary-"]
+            // The last one has the list of what is built in.
+            [
+                "linux-image-",
+                "linux-modules-",
+                "linux-binary-",
+                "linux-base-",
+            ]
                 .iter()
                 .any(|p| d.starts_with(p))
         })

@@ -31,23 +31,21 @@ pub(crate) fn build(kit: &Kit, script: &str, settings: &[(&str, String)]) -> Res
     cpio.symlink("bin/sh", "busybox");
     let mut load = String::new();
     if let Some(dir) = &kit.modules {
-        let mut wanted = vec![kit.machine.transport_module(), "virtio_net", "virtio_rng"];
-        if kit.tools.is_some() {
-            wanted.push("8021q");
-        }
+        let mut wanted = kit.more_modules.clone();
+        wanted.extend([kit.machine.transport_module(), "virtio_net", "virtio_rng"]);
         for module in modules::resolve(dir, &wanted)? {
             let path = format!("modules/{}.ko", module.name);
             cpio.file(&path, 0o644, &module.object);
             load.push_str(&format!("/{path}\n"));
         }
     }
-    if let Some(tools) = &kit.tools {
-        let mut files = Files::default();
-        for program in ["ethtool", "iperf3", "ip"] {
-            tools.add_to(&mut files, program)?;
+    let mut files = Files::default();
+    for (tree, programs) in &kit.programs {
+        for program in *programs {
+            tree.add_to(&mut files, program)?;
         }
-        files.write(&mut cpio, &["bin", "modules"]);
     }
+    files.write(&mut cpio, &["bin", "modules"]);
     cpio.file("modules/order", 0o644, load.as_bytes());
     let mut variables = String::new();
     for (name, value) in settings {

@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::debian::{self, Debian, PrivateApt};
+use crate::debian::{self, Debian, PrivateApt, Release};
 use crate::dirs;
 use crate::machine::Machine;
 use crate::tree::{self, Tree};
@@ -56,15 +56,59 @@ pub(crate) struct Kit {
     pub(crate) modules: Option<PathBuf>,
     /// A static busybox for the guest's architecture.
     pub(crate) busybox: PathBuf,
-    /// `ethtool`, `ip` and `iperf3` for the guest, if it gets them.
-    pub(crate) tools: Option<Tree>,
+    /// Programs for the guest beside busybox, by the tree they come from.
+    pub(crate) programs: Vec<(Tree, &'static [&'static str])>,
+    /// Modules for the guest beside the usual ones; they are inserted before those.
+    pub(crate) more_modules: Vec<&'static str>,
 }
 
 impl Kit {
     /// The same with the tools of network tests in the guest.
     pub(crate) fn with_tools(&self) -> Result<Self> {
+        let mut kit = self.with_modules(&["8021q"]);
+        let tree = tree::net_tools(self.machine).fetch()?;
+        kit.programs.push((tree, &["ethtool", "iperf3", "ip"]));
+        Ok(kit)
+    }
+
+    /// The same with `lspci` in the guest.
+    pub(crate) fn with_lspci(&self) -> Result<Self> {
+        let mut kit = self.clone();
+        let tree = tree::pci_tools(self.machine).fetch()?;
+        kit.programs.push((tree, &["lspci"]));
+        Ok(kit)
+    }
+
+    /// The same with these modules in the guest.
+    pub(crate) fn with_modules(&self, names: &[&'static str]) -> Self {
+        let mut kit = self.clone();
+        kit.more_modules.extend(names);
+        kit
+    }
+
+    /// The same with the newest kernel there is for Debian 13, unless the user has named one.
+    pub(crate) fn with_new_kernel(&self) -> Result<Self> {
+        let cache = dirs::cache()?;
+        if !self.kernel.starts_with(&cache) {
+            return Ok(self.clone());
+        }
+        let debian = Debian::here().context("only on Debian is a newer kernel fetched")?;
+        let fetch = Fetch {
+            machine: self.machine,
+            part: Part::Kernel,
+            release: Release::TrixieBackports,
+        };
+        let folder = fetch.folder(&cache, Some(&debian));
+        if !folder.is_dir() {
+            println!("      fetching a kernel into {}", folder.display());
+            let dir = tempfile::tempdir_in(&cache)?;
+            let arch = self.machine.debian_arch();
+            let apt = PrivateApt::with_release(dir.path(), &debian, fetch.release, arch)?;
+            fetch.unpack(&apt, &cache, &debian)?;
+        }
         Ok(Self {
-            tools: Some(tree::net_tools(self.machine).fetch()?),
+            kernel: folder.join(Part::Kernel.file()),
+            modules: Some(folder.join("modules")),
             ..self.clone()
         })
     }
@@ -131,7 +175,7 @@ pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>
                 .into_iter()
                 .filter(|p| p.given(machine, options, debian.as_ref()).is_none())
                 .filter_map(|part| {
-                    let missing = Fetch { machine, part };
+                    let missing = Fetch::own(machine, part);
                     (!missing.folder(&cache, debian.as_ref()).is_dir()).then_some(missing)
                 }),
         );
@@ -171,7 +215,7 @@ fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian
         Some(path) => path
             .canonicalize()
             .with_context(|| format!("no {} at {}", part.what(), path.display())),
-        None => Ok(Fetch { machine, part }
+        None => Ok(Fetch::own(machine, part)
             .folder(cache, debian)
             .join(part.file())),
     };
@@ -193,7 +237,8 @@ fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian
         kernel,
         modules,
         busybox: place(Part::Busybox)?,
-        tools: None,
+        programs: Vec::new(),
+        more_modules: Vec::new(),
     })
 }
 
@@ -258,12 +303,22 @@ impl Part {
 struct Fetch {
     machine: Machine,
     part: Part,
+    release: Release,
 }
 
 impl Fetch {
+    /// From the release that this machine has.
+    fn own(machine: Machine, part: Part) -> Self {
+        Self {
+            machine,
+            part,
+            release: Release::Own,
+        }
+    }
+
     /// The folder in the cache. It appears whole, by a rename, or not at all.
     fn folder(self, cache: &Path, debian: Option<&Debian>) -> PathBuf {
-        let release = debian.map_or("other", |d| d.codename.as_str());
+        let release = debian.map_or("other", |d| self.release.name(d));
         cache.join(format!(
             "{release}-{}-{}",
             self.machine.debian_arch(),
@@ -280,21 +335,19 @@ impl Fetch {
                 // The cloud flavour is a third of the size, with all of virtio; not every release has it.
                 apt.unpack(&format!("linux-image-cloud-{arch}"), raw.path())
                     .or_else(|_| apt.unpack(&format!("linux-image-{arch}"), raw.path()))?;
-                let boot = find_one(&raw.path().join("boot"), "vmlinuz-")?;
-                let version = boot
-                    .file_name()
-                    .and_then(|n| n.to_str())
-                    .and_then(|n| n.strip_prefix("vmlinuz-"));
-                let version = version.context("a kernel package without a version")?;
-                let modules =
-                    ["lib/modules", "usr/lib/modules"].map(|m| raw.path().join(m).join(version));
+                let modules = ["lib/modules", "usr/lib/modules"].map(|m| raw.path().join(m));
                 let modules = modules
                     .iter()
-                    .find(|m| m.is_dir())
+                    .find_map(|m| find_one(m, "").ok())
                     .context("a kernel package without modules")?;
-                fs::rename(modules, ready.path().join("modules"))?;
+                let version = modules.file_name().and_then(|n| n.to_str());
+                let version = version.context("a kernel package without a version")?;
+                // Newer packages have the image beside the modules.
+                let image = find_one(&raw.path().join("boot"), "vmlinuz-")
+                    .or_else(|_| find_one(&modules, "vmlinuz"))?;
+                fs::rename(&image, ready.path().join(self.part.file()))?;
                 fs::write(ready.path().join("version"), version)?;
-                fs::rename(&boot, ready.path().join(self.part.file()))?;
+                fs::rename(&modules, ready.path().join("modules"))?;
             }
             Part::Busybox => {
                 apt.unpack("busybox-static", raw.path())?;
@@ -352,7 +405,7 @@ fn ask(packages: &[&str], fetches: &[Fetch], cache: &Path, yes: bool) -> Result<
     if !packages.is_empty() {
         println!("  install with apt-get: {}", packages.join(" "));
     }
-    for Fetch { machine, part } in fetches {
+    for Fetch { machine, part, .. } in fetches {
         let (what, size) = match part {
             Part::Kernel => ("a stock Debian kernel", "25 to 70 MB"),
             Part::Busybox => ("a static busybox", "1 MB"),
@@ -387,7 +440,7 @@ fn refuse_elsewhere(packages: &[&str], fetches: &[Fetch]) -> Result<()> {
             "\n  QEMU 7.2 or later (Debian calls the package {package}): install it, or name it with --qemu FILE"
         ));
     }
-    for Fetch { machine, part } in fetches {
+    for Fetch { machine, part, .. } in fetches {
         missing.push_str(&match part {
             Part::Kernel => format!(
                 "\n  a kernel for {0} with virtio_net and {1} (built in, or as modules): name it with --kernel FILE, and \

@@ -30,6 +30,20 @@ pub(crate) enum Backend {
     },
     /// What these arguments describe; `net` is the name of the `-netdev`.
     Netdev(Vec<String>),
+    /// A whole PCI device, served over vfio-user on this socket (QEMU 10.1).
+    VfioUser(String),
+    /// QEMU's own, on PCI whatever the machine, as the standard has it: no transitional device, addresses by the
+    /// platform's rules.
+    Pci,
+}
+
+/// The PCI bus of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pci {
+    /// There is an IOMMU: `intel-iommu` on x86, `virtio-iommu-pci` on arm64.
+    pub(crate) iommu: bool,
+    /// The guest does without MSI-X.
+    pub(crate) intx: bool,
 }
 
 /// The hardware of a guest.
@@ -55,6 +69,10 @@ pub(crate) struct Board {
     pub(crate) pairs: u32,
     /// The MTU that the guest is told, unless it is the usual one.
     pub(crate) mtu: Option<u32>,
+    /// The PCI bus.
+    pub(crate) pci: Pci,
+    /// The guest may reboot; otherwise that ends QEMU, as a panic does.
+    pub(crate) may_reboot: bool,
 }
 
 impl Board {
@@ -71,6 +89,8 @@ impl Board {
             net_mac: TEST_MAC,
             pairs: 1,
             mtu: None,
+            pci: Pci::default(),
+            may_reboot: false,
         }
     }
 }
@@ -135,7 +155,6 @@ pub(crate) fn command(
     qemu.args([
         "-nodefaults",
         "-no-user-config",
-        "-no-reboot",
         "-display",
         "none",
         "-accel",
@@ -155,7 +174,14 @@ pub(crate) fn command(
     qemu.arg("-kernel")
         .arg(&kit.kernel)
         .args(["-initrd", initrd]);
-    qemu.args(["-append", &append(kit.machine)]);
+    let (pci, may_reboot) = match hardware {
+        Hardware::Board(board) => (board.pci, board.may_reboot),
+        Hardware::Arguments(_) => (Pci::default(), false),
+    };
+    if !may_reboot {
+        qemu.arg("-no-reboot");
+    }
+    qemu.args(["-append", &append(kit.machine, pci)]);
     qemu.args(["-netdev", "user,id=own,restrict=on"]);
     qemu.args(["-device", &net_device(kit.machine, "own", OWN_MAC)]);
     match hardware {
@@ -201,6 +227,10 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
     if machine == Machine::Arm64 {
         qemu.args(["-global", "virtio-mmio.force-legacy=false"]);
     }
+    if board.pci.iommu {
+        // Devices that are named after it are behind it.
+        qemu.args(["-device", iommu(machine)]);
+    }
     let pairs = match board.pairs {
         1 => String::new(),
         n => format!(",queues={n}"),
@@ -235,6 +265,14 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
                 ])
         }
         Backend::Netdev(arguments) => qemu.args(arguments),
+        Backend::VfioUser(socket) => qemu.args(["-device", &vfio_user(socket)]),
+        Backend::Pci => {
+            let device = format!(
+                "virtio-net-pci,netdev=net,mac={},romfile=,{MODERN}",
+                board.net_mac
+            );
+            qemu.args(["-netdev", "user,id=net", "-device", &device])
+        }
     };
     // QEMU 7.2 without KVM takes the irqfds of a vhost-user network device with MSI-X for granted and crashes
     // (seen in 7.2.22, where the driver sets DRIVER_OK): the device has to do with INTx there.
@@ -251,7 +289,10 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
     if let Some(mtu) = board.mtu {
         more.push_str(&format!(",host_mtu={mtu}"));
     }
-    if !matches!(board.net, Backend::Generic { .. }) {
+    if !matches!(
+        board.net,
+        Backend::Generic { .. } | Backend::VfioUser(_) | Backend::Pci
+    ) {
         qemu.args([
             "-device",
             &format!("{}{more}", net_device(machine, "net", board.net_mac)),
@@ -268,10 +309,32 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
             qemu.args(["-chardev", &chardev("rngsock", socket, version, false)])
                 .args(["-device", &format!("{device},chardev=rngsock")])
         }
+        (Backend::VfioUser(socket), _) => qemu.args(["-device", &vfio_user(socket)]),
+        (Backend::Pci, _) => qemu.args(["-device", &format!("virtio-rng-pci,{MODERN}")]),
         (Backend::Generic { .. } | Backend::Netdev(_), _) => {
             unreachable!("only a network device is plugged in so")
         }
     };
+}
+
+/// Properties of QEMU's own devices that make them what the standard describes.
+const MODERN: &str = "disable-legacy=on,iommu_platform=on";
+
+/// A device served over vfio-user. Its socket's address has parts, so it is written in JSON.
+fn vfio_user(socket: &str) -> String {
+    let device = serde_json::json!({
+        "driver": "vfio-user-pci",
+        "socket": { "type": "unix", "path": socket },
+    });
+    device.to_string()
+}
+
+/// The machine's IOMMU. Devices that are emulated elsewhere must learn of each mapping, hence the caching mode.
+fn iommu(machine: Machine) -> &'static str {
+    match machine {
+        Machine::X86 => "intel-iommu,caching-mode=on",
+        Machine::Arm64 => "virtio-iommu-pci",
+    }
 }
 
 /// A socket to a back end. `reconnect` counts seconds; QEMU 9.2 has put `reconnect-ms` in its place.
@@ -285,7 +348,7 @@ fn chardev(id: &str, socket: &str, version: (u32, u32), reconnect: bool) -> Stri
 }
 
 /// The kernel's command line.
-fn append(machine: Machine) -> String {
+fn append(machine: Machine, pci: Pci) -> String {
     let mut words = vec![format!("console={}", machine.console())];
     // A panic ends QEMU at once (-no-reboot); only panics come to the console, the rest stays in dmesg.
     words.extend(["panic=-1", "loglevel=1", "rdinit=/init"].map(str::to_owned));
@@ -301,6 +364,16 @@ fn append(machine: Machine) -> String {
             ]
             .map(str::to_owned),
         );
+    }
+    if pci.iommu {
+        if machine == Machine::X86 {
+            words.push("intel_iommu=on".to_owned());
+        }
+        // An address is unmapped when the driver says so, not some time later.
+        words.push("iommu.strict=1".to_owned());
+    }
+    if pci.intx {
+        words.push("pci=nomsi".to_owned());
     }
     words.join(" ")
 }

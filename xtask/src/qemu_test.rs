@@ -39,7 +39,8 @@ fn each_machine_gets_its_transport() {
         let kit = Kit {
             machine,
             qemu: Qemu::Program(none.clone()),
-            tools: None,
+            programs: Vec::new(),
+            more_modules: Vec::new(),
             kernel: none.clone(),
             modules: None,
             busybox: none,

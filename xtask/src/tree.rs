@@ -47,6 +47,16 @@ pub(crate) fn net_tools(machine: Machine) -> Spec {
     }
 }
 
+/// What guests of `machine` look at their PCI devices with.
+pub(crate) fn pci_tools(machine: Machine) -> Spec {
+    Spec {
+        name: "pci-tools",
+        release: Release::Own,
+        packages: &["pciutils"],
+        arch: machine.debian_arch(),
+    }
+}
+
 /// [`net_tools`] for this machine.
 pub(crate) fn host_net_tools() -> Spec {
     Spec {
