@@ -3,7 +3,7 @@
 //!
 //! * [`session`]: what one guest has negotiated with one device, replayed to a device host that comes back. No I/O.
 //! * [`link`]: the thread that joins a session to its bus.
-//! * [`front`]: what a VMM sees: vhost-user.
+//! * [`front`]: what a VMM sees: vhost-user, vfio-user.
 //! * [`Proxy`]: several fronts, from plain configuration.
 #![forbid(unsafe_code)]
 
@@ -17,4 +17,6 @@ pub mod session;
 pub mod shadow;
 pub mod transport;
 
-pub use proxy::{BusRef, DeviceRef, FrontKind, FrontSpec, Proxy, ProxyError, print_qemu};
+pub use proxy::{
+    BusRef, DeviceRef, FrontKind, FrontSpec, Proxy, ProxyError, SpecError, print_qemu,
+};

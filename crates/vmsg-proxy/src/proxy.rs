@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A proxy: several fronts on one bus, built from plain configuration.
 
-use crate::front::qemu::{QemuDevice, mac_of, mtu_of, pairs_of};
-use crate::front::vhost_user::{BindError, FrontStats, VhostUserFront, VhostUserOptions};
+use crate::front::qemu::{self, QemuDevice, mac_of, mtu_of, pairs_of};
+use crate::front::vfio_user::{VfioUserFront, VfioUserOptions};
+use crate::front::vhost_user::{VhostUserFront, VhostUserOptions};
+use crate::front::{BindError, FrontStats};
 use crate::link::{Link, SessionHandle, Source};
 use crate::session::{DeviceFacts, Options, Session, Target};
 use serde::Deserialize;
@@ -117,9 +119,21 @@ pub enum FrontKind {
     /// [`vhost_user`](crate::front::vhost_user).
     #[default]
     VhostUser,
+    /// [`vfio_user`](crate::front::vfio_user).
+    VfioUser,
 }
 
-/// A front: `vhost-user,socket=net.sock,dev=net0`.
+impl fmt::Display for FrontKind {
+    /// As in a [`FrontSpec`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FrontKind::VhostUser => "vhost-user",
+            FrontKind::VfioUser => "vfio-user",
+        })
+    }
+}
+
+/// A front: `vhost-user,socket=net.sock,dev=net0` or `vfio-user,socket=net.sock,dev=net0,isolate=on`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FrontSpec {
@@ -132,9 +146,15 @@ pub struct FrontSpec {
     /// Which of the proxy's buses the device is on; otherwise the first one.
     #[serde(default)]
     pub bus: BusRef,
-    /// Whether configuration space is offered; otherwise yes, except for network devices, whose configuration QEMU keeps itself.
+    /// vhost-user: whether configuration space is offered; otherwise yes, except for network devices, whose configuration QEMU keeps itself.
     #[serde(default)]
     pub config: Option<bool>,
+    /// vfio-user: whether the guest's memory is kept from the device host, which gets copies instead; otherwise no.
+    #[serde(default)]
+    pub isolate: Option<bool>,
+    /// vfio-user: bytes of memory for these copies; otherwise 64 MiB.
+    #[serde(default)]
+    pub segment: Option<u64>,
     /// Permissions of the socket, octal; otherwise 0600.
     #[serde(default)]
     pub mode: Option<vmsg_bus::Mode>,
@@ -148,6 +168,66 @@ impl FrontSpec {
             |stem| stem.to_string_lossy().into_owned(),
         )
     }
+
+    /// Whether all that is set fits the kind of front and each other.
+    ///
+    /// # Errors
+    /// [`SpecError`], which names what does not.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let vhost = self.kind == FrontKind::VhostUser;
+        let senseless = [
+            ("config", self.config.is_some() && !vhost),
+            ("isolate", self.isolate.is_some() && vhost),
+            ("segment", self.segment.is_some() && vhost),
+        ];
+        for (key, is) in senseless {
+            if is {
+                let kind = self.kind;
+                return Err(SpecError::NotForKind { key, kind });
+            }
+        }
+        match self.segment {
+            Some(bytes) if !SEGMENT.contains(&bytes) || !bytes.is_multiple_of(PAGE) => {
+                Err(SpecError::Segment(bytes))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the front can do its work on `bus`.
+    fn check_bus(&self, bus: &BusSpec) -> Result<(), SpecError> {
+        match bus {
+            BusSpec::LinuxUser(_) if self.isolate == Some(true) => Err(SpecError::CannotIsolate),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Memory for copies: the least that lets a few requests be under way, and what nobody needs more of.
+const SEGMENT: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 34;
+const PAGE: u64 = 4096;
+
+/// What is wrong with a [`FrontSpec`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// Something was set that this kind of front does not have.
+    #[error("a {kind} front has no {key}=")]
+    NotForKind {
+        /// What.
+        key: &'static str,
+        /// The kind.
+        kind: FrontKind,
+    },
+    /// No segment can be so large or so small.
+    #[error("segment={0}: must be a multiple of 4096 between 1M and 16G")]
+    Segment(u64),
+    /// The bus has the guest's memory in common with the device host, from the start.
+    #[error(
+        "isolate=on: on a linux-user bus the device host has all of the guest's memory from the start (ram=); \
+use a unix bus, where memory is lent at run time"
+    )]
+    CannotIsolate,
 }
 
 /// Why a proxy does not start.
@@ -161,6 +241,14 @@ pub enum ProxyError {
         front: String,
         /// Why.
         source: BindError,
+    },
+    /// A front cannot be as it is described.
+    #[error("front {front}: {source}")]
+    Spec {
+        /// Which.
+        front: String,
+        /// Why.
+        source: SpecError,
     },
     /// A front names a bus that is not there.
     #[error("front {front}: there is no bus {bus}")]
@@ -190,7 +278,44 @@ pub enum ProxyError {
 struct Running {
     spec: FrontSpec,
     session: SessionHandle,
-    front: VhostUserFront,
+    front: Front,
+}
+
+#[derive(Debug)]
+enum Front {
+    VhostUser(VhostUserFront),
+    VfioUser(VfioUserFront),
+}
+
+impl Front {
+    fn start(spec: &FrontSpec, session: SessionHandle) -> Result<Front, BindError> {
+        let (name, socket) = (spec.name(), spec.socket.clone());
+        let mode = spec.mode.map_or(0o600, |mode| mode.0);
+        match spec.kind {
+            FrontKind::VhostUser => {
+                let options = VhostUserOptions {
+                    socket,
+                    mode,
+                    config: spec.config,
+                };
+                VhostUserFront::start(&name, session, options).map(Front::VhostUser)
+            }
+            FrontKind::VfioUser => {
+                let mut options = VfioUserOptions::new(socket);
+                options.mode = mode;
+                options.isolate = spec.isolate.unwrap_or(false);
+                options.segment = spec.segment.unwrap_or(options.segment);
+                VfioUserFront::start(&name, session, options).map(Front::VfioUser)
+            }
+        }
+    }
+
+    fn stats(&self) -> FrontStats {
+        match self {
+            Front::VhostUser(front) => front.stats(),
+            Front::VfioUser(front) => front.stats(),
+        }
+    }
 }
 
 /// Fronts that run, each with a session of its own, and on buses with room for many drivers with a connection of its own: every guest has
@@ -225,8 +350,16 @@ impl Proxy {
                 return Err(ProxyError::SameSocket(spec.socket.clone()));
             }
             places.push(place);
+            let bad = |source| ProxyError::Spec {
+                front: spec.name(),
+                source,
+            };
+            spec.check().map_err(bad)?;
             match &spec.bus {
-                BusRef::Index(bus) if *bus < buses.len() => of_bus[*bus].push(front),
+                BusRef::Index(bus) if *bus < buses.len() => {
+                    spec.check_bus(&buses[*bus]).map_err(bad)?;
+                    of_bus[*bus].push(front);
+                }
                 other => {
                     return Err(ProxyError::NoSuchBus {
                         front: spec.name(),
@@ -248,7 +381,11 @@ impl Proxy {
                     .iter()
                     .map(|&front| {
                         let spec = &specs[front];
-                        let session = Session::new(spec.dev.0.clone(), Options::default());
+                        let options = match spec.kind {
+                            FrontKind::VhostUser => Options::default(),
+                            FrontKind::VfioUser => crate::front::vfio_user::session_options(),
+                        };
+                        let session = Session::new(spec.dev.0.clone(), options);
                         (spec.name(), session)
                     })
                     .collect();
@@ -275,18 +412,10 @@ impl Proxy {
         };
         for (spec, session) in specs.iter().zip(handles.into_iter().flatten()) {
             let name = spec.name();
-            let options = VhostUserOptions {
-                socket: spec.socket.clone(),
-                mode: spec.mode.map_or(0o600, |mode| mode.0),
-                config: spec.config,
-            };
-            let front =
-                VhostUserFront::start(&name, session.clone(), options).map_err(|source| {
-                    ProxyError::Bind {
-                        front: name.clone(),
-                        source,
-                    }
-                })?;
+            let front = Front::start(spec, session.clone()).map_err(|source| ProxyError::Bind {
+                front: name,
+                source,
+            })?;
             proxy.fronts.push(Running {
                 spec: spec.clone(),
                 session,
@@ -335,8 +464,11 @@ pub fn print_qemu(
     spec: &FrontSpec,
     facts: &DeviceFacts,
     config: &[u8],
-    machine: &crate::front::qemu::Machine,
+    machine: &qemu::Machine,
 ) -> String {
+    if spec.kind == FrontKind::VfioUser {
+        return qemu::to_shell(&qemu::vfio_user_args(&spec.socket));
+    }
     let config = if facts.info.device_id == 1 {
         config
     } else {
@@ -357,7 +489,7 @@ pub fn print_qemu(
         },
         mtu: mtu_of(&facts.offered, config),
     };
-    crate::front::qemu::to_shell(&crate::front::qemu::device_args(&device, machine))
+    qemu::to_shell(&qemu::device_args(&device, machine))
 }
 
 #[cfg(test)]

@@ -19,6 +19,35 @@ fn fronts_are_written_as_on_a_command_line() {
 }
 
 #[test]
+fn a_front_is_refused_what_its_kind_does_not_have() {
+    let spec = |text: &str| keyval::from_str::<FrontSpec>(text).unwrap();
+    let good = spec("vfio-user,socket=a,dev=1,isolate=on,segment=8M");
+    assert_eq!((good.isolate, good.segment), (Some(true), Some(8 << 20)));
+    good.check().unwrap();
+    for (text, word) in [
+        ("vfio-user,socket=a,dev=1,config=on", "config="),
+        ("vhost-user,socket=a,dev=1,isolate=on", "isolate="),
+        ("vhost-user,socket=a,dev=1,segment=64M", "segment="),
+        ("vfio-user,socket=a,dev=1,segment=4K", "between 1M"),
+        ("vfio-user,socket=a,dev=1,segment=1048577", "4096"),
+    ] {
+        let error = spec(text).check().unwrap_err().to_string();
+        assert!(error.contains(word), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_bus_that_has_the_memory_in_common_cannot_isolate() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let bus: BusSpec = format!("linux-user,dir={at},ram={at}/ram").parse().unwrap();
+    let fronts = specs(&[format!("vfio-user,socket={at}/a.sock,dev=1,isolate=on")]);
+    let error = Proxy::start(&[bus], &fronts, |_| ()).unwrap_err();
+    assert!(error.to_string().contains("unix bus"), "{error}");
+    assert!(!dir.path().join("a.sock").exists());
+}
+
+#[test]
 fn mistakes_are_named() {
     let error = |text: &str| keyval::from_str::<FrontSpec>(text).unwrap_err().to_string();
     assert!(

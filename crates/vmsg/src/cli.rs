@@ -97,13 +97,20 @@ Example:
 
 /// What `vmsg proxy --help` ends with.
 const FRONTS: &str = "\
-vhost-user:
+vhost-user and vfio-user:
   socket=PATH    where QEMU connects
   dev=NUMBER|ID  the device on the bus, as `vmsg ls` shows it
   bus=NAME|N     which --bus it is on, by name or counted from 0; the first one by default
   mode=OCTAL     permissions of the socket; 0600 by default
+
+vhost-user, the queues of a virtio device that QEMU has:
   config=on|off  whether QEMU is to read the device's configuration from here; on by default,
                  except for network devices
+
+vfio-user, a whole virtio-pci device (QEMU 10.1 and later, cloud-hypervisor):
+  isolate=on|off the device host sees copies of what the guest gives to the device and nothing
+                 else of the guest's memory; off by default; not on a linux-user bus
+  segment=SIZE   memory for these copies; 64M by default
 
 What --print-qemu prints can be pasted into a shell, or used in a script:
   qemu-system-x86_64 -kernel … $(vmsg proxy … --print-qemu)";
@@ -237,7 +244,7 @@ pub struct ProxyArgs {
     /// A bus where devices are: unix,path=SOCKET or linux-user,ram=FILE; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
-    /// A front: vhost-user,socket=PATH,dev=NUMBER|ID; may be repeated
+    /// A front: vhost-user or vfio-user,socket=PATH,dev=NUMBER|ID; may be repeated
     #[arg(long = "front", value_name = "SPEC", required = true)]
     pub fronts: Vec<String>,
     /// Print the QEMU arguments that fit the fronts, and do nothing else; `serve` must be running
@@ -251,14 +258,9 @@ pub struct ProxyArgs {
         default_value = "x86"
     )]
     pub machine: String,
-    /// With --print-qemu: which QEMU it is for
-    #[arg(
-        long,
-        requires = "print_qemu",
-        value_name = "MAJOR.MINOR",
-        default_value = "7.2"
-    )]
-    pub qemu_version: String,
+    /// With --print-qemu: which QEMU it is for; 7.2 by default, with a vfio-user front 10.1
+    #[arg(long, requires = "print_qemu", value_name = "MAJOR.MINOR")]
+    pub qemu_version: Option<String>,
     /// With --print-qemu: the guest's memory
     #[arg(
         long,

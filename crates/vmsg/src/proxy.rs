@@ -28,6 +28,9 @@ pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
         .collect::<Result<_, _>>()?;
     let mut taken: Vec<(usize, Target)> = Vec::new();
     for (front, text) in fronts.iter_mut().zip(&args.fronts) {
+        front
+            .check()
+            .map_err(|error| Usage(format!("--front {text}: {error}")))?;
         let bus = find(&named, &front.bus)?;
         front.bus = BusRef::Index(bus);
         let device = front.dev.0.clone();
@@ -56,7 +59,8 @@ pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         let _ = writeln!(
             out,
-            "ready front=vhost-user,socket={}",
+            "ready front={},socket={}",
+            front.kind,
             front.socket.display()
         );
         let _ = out.flush();

@@ -190,6 +190,26 @@ pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
     args
 }
 
+/// The oldest QEMU with `vfio-user-pci`.
+pub const VFIO_USER_SINCE: (u32, u32) = (10, 1);
+
+/// The arguments for a device behind a vfio-user front: QEMU need not be told what it is.
+pub fn vfio_user_args(socket: &Path) -> Vec<String> {
+    let mut path = String::new();
+    for c in socket.to_string_lossy().chars() {
+        match c {
+            '"' | '\\' => path.extend(['\\', c]),
+            c if u32::from(c) < 0x20 => {
+                let _ = write!(path, "\\u{:04x}", u32::from(c));
+            }
+            c => path.push(c),
+        }
+    }
+    let spec =
+        format!(r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{path}"}}}}"#);
+    vec!["-device".into(), spec]
+}
+
 /// `args` as text for a shell: an option and its value on a line.
 pub fn to_shell(args: &[String]) -> String {
     let plain = |arg: &String| {

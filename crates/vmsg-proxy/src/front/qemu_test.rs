@@ -166,3 +166,17 @@ fn the_remedy_is_a_line_to_use() {
     );
     assert_eq!(memory_remedy(&OtherMemory::NotSaid), None);
 }
+
+#[test]
+fn a_vfio_user_device_is_described_in_json_whatever_its_path() {
+    let args = vfio_user_args(Path::new("/run/net.sock"));
+    assert_eq!(
+        to_shell(&args),
+        r#"-device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/run/net.sock"}}'"#
+    );
+    let args = vfio_user_args(Path::new("a\"b\\c\n'd"));
+    assert_eq!(
+        args[1],
+        r#"{"driver":"vfio-user-pci","socket":{"type":"unix","path":"a\"b\\c\u000a'd"}}"#
+    );
+}

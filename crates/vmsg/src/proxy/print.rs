@@ -10,9 +10,11 @@ use virtio_msg::{DevNum, QueueIndex};
 use vmsg_bus::linux_user::LinuxUserSpec;
 use vmsg_bus::{BusSpec, ConnectError};
 use vmsg_driver::Error;
-use vmsg_proxy::front::qemu::{Arch, Machine, machine_args, to_shell};
+use vmsg_proxy::front::qemu::{
+    Arch, Machine, VFIO_USER_SINCE, machine_args, to_shell, vfio_user_args,
+};
 use vmsg_proxy::session::{DeviceFacts, Target};
-use vmsg_proxy::{BusRef, FrontSpec, print_qemu};
+use vmsg_proxy::{BusRef, FrontKind, FrontSpec, print_qemu};
 
 use crate::Usage;
 use crate::cli::ProxyArgs;
@@ -48,6 +50,7 @@ pub(super) fn print(
         other => return Err(Usage(format!("--machine {other}: must be x86 or arm64")).into()),
     };
     let size = parse_size(&args.memory)?;
+    let version = version_for(args.qemu_version.as_deref(), fronts)?;
     let mut memory_file = None;
     let mut asked = Vec::new();
     for front in fronts {
@@ -70,11 +73,16 @@ pub(super) fn print(
     let machine = Machine {
         arch,
         memory: args.memory.clone(),
-        version: parse_version(&args.qemu_version)?,
+        version,
         memory_file,
     };
     let mut lines = vec![to_shell(&machine_args(&machine))];
     for (front, bus) in asked {
+        if front.kind == FrontKind::VfioUser {
+            // QEMU asks the front what it is.
+            lines.push(to_shell(&vfio_user_args(&front.socket)));
+            continue;
+        }
         let (facts, config) =
             describe(bus, &front.dev.0).with_context(|| front.dev.0.to_string())?;
         lines.push(print_qemu(front, &facts, &config, &machine));
@@ -205,6 +213,26 @@ fn parse_size(text: &str) -> Result<u64, Usage> {
     }
 }
 
+/// QEMU's version: as it was said, otherwise the oldest that has what the fronts need.
+fn version_for(said: Option<&str>, fronts: &[FrontSpec]) -> Result<(u32, u32), Usage> {
+    let vfio_user = fronts
+        .iter()
+        .find(|front| front.kind == FrontKind::VfioUser);
+    let Some(said) = said else {
+        return Ok(vfio_user.map_or(Machine::default().version, |_| VFIO_USER_SINCE));
+    };
+    let version = parse_version(said)?;
+    match vfio_user {
+        Some(front) if version < VFIO_USER_SINCE => Err(Usage(format!(
+            "--qemu-version {said}: front {} is vfio-user, which QEMU has since {}.{}",
+            front.name(),
+            VFIO_USER_SINCE.0,
+            VFIO_USER_SINCE.1
+        ))),
+        _ => Ok(version),
+    }
+}
+
 /// `7.2` or `11.1.3` as major and minor version.
 fn parse_version(text: &str) -> Result<(u32, u32), Usage> {
     let mut numbers = text.split('.').map(str::parse);
@@ -251,6 +279,26 @@ mod tests {
             };
             assert!(error.contains(remedy), "{error}");
         }
+    }
+
+    #[test]
+    fn vfio_user_needs_a_qemu_that_has_it() {
+        let fronts = |texts: &[&str]| -> Vec<FrontSpec> {
+            let parse = |text: &&str| vmsg_bus::keyval::from_str(text).expect("a front");
+            texts.iter().map(parse).collect()
+        };
+        let vhost = fronts(&["vhost-user,socket=a,dev=0"]);
+        let both = fronts(&["vhost-user,socket=a,dev=0", "vfio-user,socket=b,dev=1"]);
+        assert_eq!(version_for(None, &vhost).ok(), Some((7, 2)));
+        assert_eq!(version_for(None, &both).ok(), Some((10, 1)));
+        assert_eq!(version_for(Some("11.1.3"), &both).ok(), Some((11, 1)));
+        let Err(Usage(error)) = version_for(Some("10.0.2"), &both) else {
+            panic!("QEMU 10.0 has no vfio-user");
+        };
+        assert!(
+            error.contains("front b") && error.contains("10.1"),
+            "{error}"
+        );
     }
 
     #[test]
