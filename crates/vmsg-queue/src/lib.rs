@@ -32,6 +32,8 @@ mod gather;
 mod inflight;
 #[cfg(feature = "alloc")]
 mod recorded;
+#[cfg(feature = "alloc")]
+pub mod remote;
 mod ring;
 
 #[cfg(feature = "alloc")]
