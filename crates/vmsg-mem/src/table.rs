@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A set of windows that keeps its memory mapped.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,15 +23,29 @@ pub struct TableEntry {
     pub access: Access,
 }
 
+/// Where the memory behind a window is.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// Which of the mappings.
+    mapping: u32,
+    /// Where in it, in bytes.
+    offset: usize,
+}
+
 /// All windows of one user of a bus, with the mappings behind them.
 ///
 /// It never changes: a new table in a new `Arc` takes its place, and memory is
-/// unmapped when the last user of the old one has let go.
+/// unmapped when the last user of the old one has let go. Windows that follow each
+/// other in the addresses and in one mapping are one window in the table, so what was
+/// lent page by page is as contiguous as it is in memory.
 #[derive(Default)]
 pub struct WindowTable {
     /// Sorted, disjoint, and only handed out for borrows of `self`, which holds the mappings.
-    windows: Box<[Window<'static>]>,
-    mappings: Box<[Arc<Mapping>]>,
+    windows: Vec<Window<'static>>,
+    /// For each window.
+    parts: Vec<Part>,
+    /// Each once; all that `parts` names, and in the order of the addresses as far as they were there from the start.
+    mappings: Vec<Arc<Mapping>>,
 }
 
 impl WindowTable {
@@ -43,30 +58,173 @@ impl WindowTable {
     /// allows more than its mapping.
     pub fn new(mut entries: Vec<TableEntry>) -> Result<Self, Error> {
         entries.sort_by_key(|entry| entry.base);
-        let windows = entries
-            .iter()
-            .map(|entry| {
-                let &TableEntry {
-                    base: addr, len, ..
-                } = entry;
-                if entry.access == Access::ReadWrite && entry.mapping.access() == Access::Read {
-                    return Err(Error::ReadOnly { addr, len });
+        let mut table = Self {
+            windows: Vec::with_capacity(entries.len()),
+            parts: Vec::with_capacity(entries.len()),
+            mappings: Vec::new(),
+        };
+        let mut known = HashMap::new();
+        for entry in entries {
+            let (window, offset) = check(&entry)?;
+            let mapping = *known.entry(Arc::as_ptr(&entry.mapping)).or_insert_with(|| {
+                table.mappings.push(Arc::clone(&entry.mapping));
+                index(table.mappings.len() - 1)
+            });
+            let end = table.windows.len();
+            table.put(end, window, Part { mapping, offset })?;
+        }
+        Ok(table)
+    }
+
+    /// A table that differs from this one in a few windows: first `remove` goes, each a range of addresses within one window, then
+    /// `add` comes. Costs a copy of the table, and no system call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unmapped`] for addresses to be removed that are not in one window; those of [`Self::new`] for what is added.
+    pub fn changed(
+        &self,
+        remove: &[(BusAddr, usize)],
+        add: Vec<TableEntry>,
+    ) -> Result<Self, Error> {
+        let room = self.windows.len() + remove.len() + add.len();
+        let mut table = Self {
+            windows: Vec::with_capacity(room),
+            parts: Vec::with_capacity(room),
+            mappings: self.mappings.clone(),
+        };
+        table.windows.extend_from_slice(&self.windows);
+        table.parts.extend_from_slice(&self.parts);
+        let mut gone = Vec::new();
+        for &(addr, len) in remove {
+            gone.extend(table.cut(addr, len)?);
+        }
+        for entry in add {
+            let (window, offset) = check(&entry)?;
+            let known = |known: &Arc<Mapping>| Arc::ptr_eq(known, &entry.mapping);
+            let mapping = table.mappings.iter().position(known);
+            let mapping = index(mapping.unwrap_or_else(|| {
+                table.mappings.push(entry.mapping.clone());
+                table.mappings.len() - 1
+            }));
+            let at = table.after(window.base());
+            table.put(at, window, Part { mapping, offset })?;
+        }
+        table.forget(gone);
+        Ok(table)
+    }
+
+    /// Index of the first window that begins behind `addr`.
+    fn after(&self, addr: BusAddr) -> usize {
+        self.windows.partition_point(|window| window.base() <= addr)
+    }
+
+    /// Puts a window in its place, `at`, and makes it one with what it continues there.
+    fn put(&mut self, at: usize, window: Window<'static>, part: Part) -> Result<(), Error> {
+        let (base, len) = (window.base(), window.ram().len());
+        let bad = Error::BadWindow {
+            addr: base,
+            len: len as u64,
+        };
+        let distance = |from: BusAddr, to: BusAddr| to.0.checked_sub(from.0);
+        let before = at.checked_sub(1).map(|i| (i, self.windows[i]));
+        if let Some((_, before)) = before
+            && distance(before.base(), base).is_none_or(|d| d < before.ram().len() as u64)
+        {
+            return Err(bad);
+        }
+        let behind = self.windows.get(at).copied();
+        if let Some(behind) = behind
+            && distance(base, behind.base()).is_none_or(|d| d < len as u64)
+        {
+            return Err(bad);
+        }
+        let continues = |(one, a): (Window<'_>, Part), (two, b): (Window<'_>, Part)| {
+            a.mapping == b.mapping
+                && one.access() == two.access()
+                && one.base().0 + one.ram().len() as u64 == two.base().0
+                && a.offset + one.ram().len() == b.offset
+        };
+        let (mut base, mut part, mut len) = (base, part, len);
+        let mut replaced = at..at;
+        if let Some((i, before)) = before
+            && continues((before, self.parts[i]), (window, part))
+        {
+            (base, part) = (before.base(), self.parts[i]);
+            len += before.ram().len();
+            replaced.start = i;
+        }
+        if let Some(behind) = behind
+            && continues(
+                (
+                    window,
+                    Part {
+                        mapping: part.mapping,
+                        offset: part.offset + len - window.ram().len(),
+                    },
+                ),
+                (behind, self.parts[at]),
+            )
+        {
+            len += behind.ram().len();
+            replaced.end = at + 1;
+        }
+        let mapping = &self.mappings[part.mapping as usize];
+        let ram = extend(mapping).get(part.offset, len).ok_or(bad)?;
+        let window = Window::new(base, ram, window.access())?;
+        self.windows.splice(replaced.clone(), [window]);
+        self.parts.splice(replaced, [part]);
+        Ok(())
+    }
+
+    /// Takes addresses out of the window that has them. Gives its mapping if the whole window is gone.
+    fn cut(&mut self, addr: BusAddr, len: usize) -> Result<Option<u32>, Error> {
+        let unmapped = || Error::Unmapped { addr, len };
+        let at = self.after(addr).checked_sub(1).ok_or_else(unmapped)?;
+        let (window, part) = (self.windows[at], self.parts[at]);
+        let into = usize::try_from(addr.0 - window.base().0).map_err(|_| unmapped())?;
+        let end = into
+            .checked_add(len)
+            .filter(|end| len != 0 && *end <= window.ram().len())
+            .ok_or_else(unmapped)?;
+        let (left, rest) = window.ram().split_at(into);
+        let (_, right) = rest.split_at(len);
+        let mut windows = Vec::with_capacity(2);
+        let mut parts = Vec::with_capacity(2);
+        for (skip, ram) in [(0, left), (end, right)] {
+            if ram.is_empty() {
+                continue;
+            }
+            let base = BusAddr(window.base().0 + skip as u64);
+            windows.push(Window::new(base, ram, window.access())?);
+            parts.push(Part {
+                mapping: part.mapping,
+                offset: part.offset + skip,
+            });
+        }
+        let gone = windows.is_empty().then_some(part.mapping);
+        self.windows.splice(at..=at, windows);
+        self.parts.splice(at..=at, parts);
+        Ok(gone)
+    }
+
+    /// Lets go of those of the mappings that no window is in any more.
+    fn forget(&mut self, mut mappings: Vec<u32>) {
+        // From the end: the last one takes the place of one that goes, and none of those still to be looked at moves.
+        mappings.sort_unstable();
+        mappings.dedup();
+        for gone in mappings.into_iter().rev() {
+            if self.parts.iter().any(|part| part.mapping == gone) {
+                continue;
+            }
+            self.mappings.swap_remove(gone as usize);
+            let last = index(self.mappings.len());
+            for part in &mut self.parts {
+                if part.mapping == last {
+                    part.mapping = gone;
                 }
-                let ram =
-                    extend(&entry.mapping)
-                        .get(entry.offset, len)
-                        .ok_or(Error::BadWindow {
-                            addr,
-                            len: len as u64,
-                        })?;
-                Window::new(addr, ram, entry.access)
-            })
-            .collect::<Result<Box<[_]>, _>>()?;
-        AddressSpace::new(&windows)?;
-        Ok(Self {
-            windows,
-            mappings: entries.into_iter().map(|entry| entry.mapping).collect(),
-        })
+            }
+        }
     }
 
     /// A table without windows.
@@ -80,7 +238,7 @@ impl WindowTable {
         AddressSpace::from_checked(&self.windows)
     }
 
-    /// The mappings behind the windows, in the order of the addresses.
+    /// The mappings behind the windows, each once.
     pub fn mappings(&self) -> &[Arc<Mapping>] {
         &self.mappings
     }
@@ -89,6 +247,28 @@ impl WindowTable {
     pub fn is_lost(&self) -> bool {
         self.mappings.iter().any(|mapping| mapping.is_lost())
     }
+}
+
+/// The window that an entry stands for, and where in its mapping it begins.
+fn check(entry: &TableEntry) -> Result<(Window<'static>, usize), Error> {
+    let &TableEntry {
+        base: addr, len, ..
+    } = entry;
+    if entry.access == Access::ReadWrite && entry.mapping.access() == Access::Read {
+        return Err(Error::ReadOnly { addr, len });
+    }
+    let ram = extend(&entry.mapping)
+        .get(entry.offset, len)
+        .ok_or(Error::BadWindow {
+            addr,
+            len: len as u64,
+        })?;
+    Ok((Window::new(addr, ram, entry.access)?, entry.offset))
+}
+
+/// There are no more mappings in a process than fit.
+fn index(at: usize) -> u32 {
+    u32::try_from(at).expect("Linux has fewer mappings in a process")
 }
 
 impl fmt::Debug for WindowTable {
