@@ -10,7 +10,7 @@ mod connecting;
 mod handle;
 mod seat;
 
-pub use handle::{LinkStats, SessionHandle};
+pub use handle::{Deadline, LinkStats, SessionHandle};
 
 use connecting::{Phase, State};
 use handle::Command;
@@ -96,6 +96,7 @@ impl Link {
                 commands: commands.clone(),
                 wake: wake.clone(),
                 news: new.news.clone(),
+                deadline: None,
             });
             seats.push(new);
         }

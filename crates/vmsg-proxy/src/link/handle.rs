@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use virtio_msg::QueueIndex;
 use vmsg_mem::Doorbell;
 
@@ -49,17 +49,52 @@ pub struct SessionHandle {
     pub(super) commands: Sender<(usize, Command)>,
     pub(super) wake: Arc<Doorbell>,
     pub(super) news: Arc<News>,
+    pub(super) deadline: Option<Deadline>,
+}
+
+/// Until when the calls of a handle may take, whatever becomes of them.
+#[derive(Clone, Debug, Default)]
+pub struct Deadline(Arc<Mutex<Option<Instant>>>);
+
+impl Deadline {
+    /// Calls that are made from now on end by `at`; `None`: with their own time-outs.
+    pub fn set(&self, at: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    /// What was set.
+    pub fn get(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SessionHandle {
+    /// A handle of the same session whose calls, and those of its clones, end by a deadline with [`OpError::TimedOut`]. The session does what
+    /// it was asked for nevertheless, in order.
+    pub fn bounded(&self) -> (SessionHandle, Deadline) {
+        let deadline = Deadline::default();
+        let handle = SessionHandle {
+            deadline: Some(deadline.clone()),
+            ..self.clone()
+        };
+        (handle, deadline)
+    }
+
     /// Does an operation and waits for its end, which the session's time-outs bound.
     ///
     /// # Errors
     /// [`OpError`] of the operation; [`OpError::Ended`] if the link was stopped.
     pub fn call(&self, op: Op) -> Result<Outcome, OpError> {
+        let left = self.deadline.as_ref().and_then(Deadline::get);
+        let left = left.map_or(CALL_BOUND, |at| {
+            at.saturating_duration_since(Instant::now())
+        });
+        if left.is_zero() {
+            return Err(OpError::TimedOut);
+        }
         let (reply, result) = mpsc::sync_channel(1);
         self.send(Command::Op(op, reply))?;
-        match result.recv_timeout(CALL_BOUND) {
+        match result.recv_timeout(left) {
             Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Timeout) => Err(OpError::TimedOut),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(OpError::Ended),
