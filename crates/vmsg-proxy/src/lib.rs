@@ -7,6 +7,7 @@
 //! * [`Proxy`]: several fronts, from plain configuration.
 #![forbid(unsafe_code)]
 
+mod edges;
 pub mod front;
 pub mod link;
 mod log_limit;

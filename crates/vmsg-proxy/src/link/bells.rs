@@ -1,21 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Kicks and calls on buses that do not pass eventfds on: the link waits on the kicks itself, and rings the calls.
-//!
-//! A kick is never read. Others hold the eventfd, too, and could make a read block, or take what is there before us. It is watched
-//! edge-triggered instead: each write to it is told once, whether or not anybody has read the last one.
 
+use crate::edges::Edges;
 use crate::session;
-use rustix::event::{Timespec, epoll};
 use std::collections::BTreeMap;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use virtio_msg::QueueIndex;
 use vmsg_mem::Doorbell;
-
-/// Kicks looked at before anything else has its turn.
-const BUDGET: usize = 64;
 
 /// An eventfd of the front end.
 #[derive(Debug)]
@@ -43,7 +36,7 @@ impl Bell {
 /// The eventfds of a session's queues.
 #[derive(Debug)]
 pub(super) struct Bells {
-    epoll: OwnedFd,
+    edges: Edges,
     kicks: BTreeMap<u32, Bell>,
     calls: BTreeMap<u32, Bell>,
 }
@@ -51,7 +44,7 @@ pub(super) struct Bells {
 impl Bells {
     pub(super) fn new() -> io::Result<Bells> {
         Ok(Bells {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            edges: Edges::new()?,
             kicks: BTreeMap::new(),
             calls: BTreeMap::new(),
         })
@@ -64,12 +57,11 @@ impl Bells {
     ) -> Vec<QueueIndex> {
         let wanted: BTreeMap<u32, session::Bell<'a>> =
             wanted.map(|bell| (bell.queue.0, bell)).collect();
-        let epoll = &self.epoll;
+        let edges = &self.edges;
         self.kicks.retain(|queue, kick| {
             let stays = wanted.get(queue).is_some_and(|bell| kick.is(bell.kick));
-            // The file lives on in the front end, and with it whatever is not taken out here.
             if !stays && let Some(bell) = &kick.bell {
-                let _ = epoll::delete(epoll, bell);
+                edges.remove(bell);
             }
             stays
         });
@@ -81,16 +73,15 @@ impl Bells {
                 && !self.kicks.contains_key(&queue)
             {
                 let kick = Bell::new(kick);
-                let data = epoll::EventData::new_u64(queue.into());
-                let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                let queue = QueueIndex(queue);
                 let watched = kick
                     .bell
                     .as_ref()
-                    .is_some_and(|bell| epoll::add(&self.epoll, bell, data, flags).is_ok());
+                    .is_some_and(|bell| self.edges.add(queue, bell).is_ok());
                 if !watched {
-                    deaf.push(QueueIndex(queue));
+                    deaf.push(queue);
                 }
-                self.kicks.insert(queue, kick);
+                self.kicks.insert(queue.0, kick);
             }
             if let Some(call) = wanted.call
                 && !self.calls.contains_key(&queue)
@@ -107,24 +98,8 @@ impl Bells {
     }
 
     /// Calls `kicked` for each queue that was kicked since the last time.
-    pub(super) fn take(&self, mut kicked: impl FnMut(QueueIndex)) -> io::Result<()> {
-        let mut space = [const { MaybeUninit::<epoll::Event>::uninit() }; BUDGET];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        match epoll::wait(&self.epoll, &mut space, Some(&now)) {
-            Ok((found, _)) => {
-                for event in found {
-                    kicked(QueueIndex(
-                        u32::try_from(event.data.u64()).unwrap_or(u32::MAX),
-                    ));
-                }
-                Ok(())
-            }
-            Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+    pub(super) fn take(&self, kicked: impl FnMut(QueueIndex)) -> io::Result<()> {
+        self.edges.take(kicked)
     }
 
     /// Tells the driver that a queue has used buffers. False: there is no call to ring.
@@ -150,7 +125,7 @@ impl Bells {
 impl AsFd for Bells {
     /// Readable when there are kicks to take.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+        self.edges.as_fd()
     }
 }
 

@@ -34,6 +34,8 @@ pub enum FileError {
 pub(crate) struct MemoryFile {
     pub(crate) fd: Arc<OwnedFd>,
     pub(crate) id: FileId,
+    /// Bytes.
+    pub(crate) len: u64,
 }
 
 impl MemoryFile {
@@ -51,6 +53,7 @@ impl MemoryFile {
         }
         Ok(MemoryFile {
             fd: Arc::new(fd),
+            len: have,
             id: FileId {
                 device: stat.st_dev,
                 inode: stat.st_ino,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The memory of a guest, as a front reaches it.
 
+mod dma;
 mod file;
 
 pub use file::FileError;
+pub(crate) use dma::{DmaMemory, MapError, Messages, Range, UnmapError};
 pub(crate) use file::MemoryFile;
 
 use std::time::Duration;
