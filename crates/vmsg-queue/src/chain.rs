@@ -31,7 +31,7 @@ pub(crate) struct ChainSlot {
 }
 
 impl ChainSlot {
-    const EMPTY: Self = Self {
+    pub(crate) const EMPTY: Self = Self {
         head: ChainHead { id: 0 },
         split: 0,
         end: 0,

@@ -19,7 +19,7 @@ use crate::ring::{
 };
 
 /// A chain may be this many bytes long (virtio 1.3, section 2.7.5.2).
-const MAX_CHAIN_BYTES: u64 = 1 << 32;
+pub(crate) const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
 /// Why a chain was not collected; [`Gather::explain`] makes an error of it.
 #[derive(Clone, Copy)]
