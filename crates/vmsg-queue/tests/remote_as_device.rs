@@ -18,8 +18,8 @@ const CONFIG: QueueConfig = QueueConfig {
     driver: BusAddr(BASE + 0x80),
     device: BusAddr(BASE + 0xa0),
 };
-/// Buffers that the devices have room for.
-const CAPACITY: usize = 6;
+/// Buffers that the devices have room for: less or more than the longest chain of the table.
+const CAPACITIES: [usize; 2] = [6, 24];
 
 /// Memory behind copies, which reads as much ahead as it is told.
 struct Far<'m>(AddressSpace<'m>, usize);
@@ -130,7 +130,7 @@ fn remote_fault<T>(result: Result<T, RemoteError<vmsg_mem::Error>>) -> Result<T,
 fn check(
     features: QueueFeatures,
     start: u16,
-    ahead: usize,
+    [ahead, capacity]: [usize; 2],
     steps: &[Step],
 ) -> Result<(usize, Option<QueueError>), TestCaseError> {
     let words: [Vec<AtomicU64>; 2] =
@@ -141,8 +141,8 @@ fn check(
     let far = Far(AddressSpace::new(&windows[1]).unwrap(), ahead);
     let mut near = DeviceQueue::resume(CONFIG, features, space, start, start).unwrap();
     let mut remote = RemoteQueue::resume(CONFIG, features, start, start).unwrap();
-    let mut near_storage = ChainStorage::with_capacity(CAPACITY);
-    let mut storage = RemoteStorage::with_capacity(CAPACITY, CAPACITY);
+    let mut near_storage = ChainStorage::with_capacity(capacity);
+    let mut storage = RemoteStorage::with_capacity(capacity, capacity);
     let mut avail = start;
     let write = |offset: usize, bytes: &[u8]| {
         for ram in rams {
@@ -285,9 +285,10 @@ proptest! {
         features in features(),
         start in prop_oneof![Just(0), Just(0xfffc), any::<u16>()],
         ahead in prop::sample::select(&[0usize, 32, 256, 65536][..]),
+        capacity in prop::sample::select(&CAPACITIES[..]),
         steps in prop::collection::vec(step(), 1..120),
     ) {
-        check(features, start, ahead, &steps)?;
+        check(features, start, [ahead, capacity], &steps)?;
     }
 }
 
@@ -298,10 +299,10 @@ fn the_comparison_sees_many_chains_and_every_kind_of_fault() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut chains = 0;
     let mut faults = std::collections::BTreeSet::new();
-    for _ in 0..3000 {
+    for round in 0..3000 {
         let strategy = (features(), prop::collection::vec(step(), 60..120));
         let (features, steps) = strategy.new_tree(&mut runner).unwrap().current();
-        let (taken, fault) = check(features, 0, 256, &steps).unwrap();
+        let (taken, fault) = check(features, 0, [256, CAPACITIES[round % 2]], &steps).unwrap();
         chains += taken;
         if let Some(fault) = fault {
             let name = format!("{fault:?}");
