@@ -2,7 +2,7 @@
 //! What a device is to the host, and what it may touch.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -87,6 +87,12 @@ pub trait Device: Send {
         })
     }
 
+    /// The device's shared-memory regions, which its driver may map (virtio 1.3, 2.10): asked once, when the device is put on a bus.
+    /// At most [`MAX_REGIONS`](virtio_msg::device::MAX_REGIONS) of them, each with an id of its own.
+    fn shared_memory(&self) -> Vec<SharedRegion> {
+        Vec::new()
+    }
+
     /// Where other threads see how the device does.
     fn monitor(&self) -> Option<Arc<dyn Monitor>> {
         None
@@ -124,6 +130,20 @@ pub trait Device: Send {
         let _ = io;
         Ok(())
     }
+}
+
+/// A shared-memory region of a device. Whoever drives the device gets the file whole, and keeps it as long as it likes: what the next driver
+/// must not share with the last does not belong there.
+#[derive(Clone, Debug)]
+pub struct SharedRegion {
+    /// Its id, whose meaning the device type says.
+    pub id: u8,
+    /// Its length in bytes; not zero.
+    pub len: u64,
+    /// The file that it is a part of; sealed against shrinking, or a driver that maps it must be ready for SIGBUS.
+    pub file: Arc<OwnedFd>,
+    /// Where it begins in the file, in bytes; a multiple of the page size.
+    pub file_offset: u64,
 }
 
 /// What an operator may want of a running device.
@@ -220,6 +240,20 @@ pub enum DeviceError {
     /// The device itself cannot go on.
     #[error("{0}")]
     Local(String),
+}
+
+impl DeviceError {
+    /// Whether it is about an address that no window has, or one in a window that does not allow what it was used for.
+    pub fn is_unmapped(&self) -> bool {
+        use vmsg_mem::Error::{ReadOnly, Scattered, Unmapped};
+        matches!(
+            self,
+            Self::Queue {
+                source: QueueError::Mem(Unmapped { .. } | ReadOnly { .. } | Scattered { .. }),
+                ..
+            }
+        )
+    }
 }
 
 /// A queue that the driver has set up, with the way to notify the driver.

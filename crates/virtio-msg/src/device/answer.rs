@@ -106,10 +106,15 @@ where
             Reply::Vqueue(queue) => Message::Vqueue(self.queues.info(queue)),
             Reply::VqueueSet => Message::VqueueSet,
             Reply::VqueueReset => Message::VqueueReset,
-            Reply::Shm(index) => Message::Shm(ShmInfo {
-                index,
-                ..ShmInfo::default()
-            }),
+            Reply::Shm(index) => {
+                let none = ShmInfo {
+                    index,
+                    ..ShmInfo::default()
+                };
+                let mut regions = self.regions.iter();
+                let region = regions.find(|region| region.len != 0 && region.index == index);
+                Message::Shm(region.copied().unwrap_or(none))
+            }
         };
         Frame::new(self.dev_num, token, message).encode(out)
     }

@@ -2,10 +2,12 @@
 //! The state machine of one device number.
 
 use super::queues::{QueueSlot, Queues};
-use super::{Action, ActionResult, Busy, Counters, Handled, Identity, Ignored, Options};
+use super::{
+    Action, ActionResult, Busy, Counters, Handled, Identity, Ignored, MAX_REGIONS, Options,
+};
 use crate::feature;
 use crate::feature_set::FeatureSet;
-use crate::message::{Frame, Message, VqueueConfig};
+use crate::message::{Frame, Message, ShmInfo, VqueueConfig};
 use crate::status::DeviceStatus;
 use crate::types::{DevNum, Generation, Instant, QueueIndex, Token};
 
@@ -31,6 +33,8 @@ pub struct DeviceMachine<Q, C> {
     pub(super) generation: Generation,
     pub(super) config_event: ConfigChange,
     pub(super) stage: Stage,
+    /// Regions without length are none.
+    pub(super) regions: [ShmInfo; MAX_REGIONS],
     last_message: Option<Instant>,
     pub(super) counters: Counters,
 }
@@ -132,9 +136,23 @@ where
             generation: Generation(0),
             config_event: ConfigChange::None,
             stage: Stage::Idle,
+            regions: [ShmInfo::default(); MAX_REGIONS],
             last_message: None,
             counters: Counters::default(),
         }
+    }
+
+    /// Gives the device a shared-memory region, or another one with its index, for GET_SHM. False: there are [`MAX_REGIONS`] already.
+    pub fn set_region(&mut self, region: ShmInfo) -> bool {
+        let place = self
+            .regions
+            .iter()
+            .position(|other| other.len != 0 && other.index == region.index);
+        let place = place.or_else(|| self.regions.iter().position(|other| other.len == 0));
+        if let Some(place) = place {
+            self.regions[place] = region;
+        }
+        place.is_some()
     }
 
     /// Takes one message in. Requests are answered through [`poll_transmit`](Self::poll_transmit), at once or after an action.

@@ -26,6 +26,9 @@ use crate::types::QueueIndex;
 use crate::wire::{MAX_MESSAGE_SIZE, MIN_MESSAGE_SIZE};
 use thiserror::Error;
 
+/// Shared-memory regions that a [`DeviceMachine`] can have. No device type of virtio 1.3 has more than one.
+pub const MAX_REGIONS: usize = 8;
+
 /// What a device is, apart from what follows from its features, queues and configuration space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {

@@ -5,14 +5,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use virtio_msg::{DevNum, DeviceBitmap, Frame, HEADER_SIZE, Instant, Message, Token};
-use vmsg_bus::control::{self, QueueInflight, QueueNotify, Request, Response, Status, WindowAdd};
+use vmsg_bus::control::{
+    self, BackingAdd, QueueInflight, QueueNotify, Request, Response, SharedMemory, Status,
+    WindowAdd,
+};
 use vmsg_mem::{Access, Doorbell, Mapping};
 use vmsg_queue::Inflight;
 
 use super::connection::{ConnId, Connection};
 use super::core::{Answer, Core, Waiter};
-use super::entry::Holder;
-use super::windows::{Description, Refusal};
+use super::entry::{Holder, encode};
+use super::windows::{Description, Refusal, Shares};
 use crate::worker::{Command, Record, Resume};
 
 /// Device numbers in one answer to GET_DEVICES at most, so that it fits any message.
@@ -159,10 +162,18 @@ impl Core {
                 Some(_) => Some(Status::DENIED),
                 None => Some(Status::NOT_FOUND),
             },
-            Request::BackingAdd(_)
-            | Request::BackingRemove { .. }
-            | Request::ViewAdd(_)
-            | Request::SharedMemory { .. } => Some(Status::UNSUPPORTED),
+            Request::BackingAdd(backing) => self.add_backing(conn, token, request, backing, fds),
+            Request::BackingRemove { id } => self.remove_backing(conn, token, request, id),
+            Request::ViewAdd(view) => {
+                let all = self.shares();
+                let connection = self.connections.get_mut(&conn);
+                let changed = connection.map(|c| c.windows.add_view(view, all));
+                changed.and_then(|changed| self.window_changed(conn, token, request, changed))
+            }
+            Request::SharedMemory { dev, id } => {
+                self.answer_region(conn, token, request, dev, id);
+                None
+            }
             Request::QueueInflight(inflight) => Some(self.set_record(conn, inflight, fds)),
             Request::Claim {
                 dev,
@@ -185,6 +196,53 @@ impl Core {
         };
         if let Some(status) = status {
             self.respond(conn, token, &request, status, "");
+        }
+    }
+
+    /// Lends a region to who holds its device: anybody else could go on looking at what the holder does with it.
+    fn answer_region(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        dev: DevNum,
+        id: u32,
+    ) {
+        let region = match self.entries.get(&dev.0) {
+            None => Err(Status::NOT_FOUND),
+            Some(entry) if !entry.is_held_by(conn) => Err(Status::DENIED),
+            Some(entry) => {
+                let mut regions = entry.regions.iter();
+                regions
+                    .find(|region| u32::from(region.id) == id)
+                    .cloned()
+                    .ok_or(Status::NOT_FOUND)
+            }
+        };
+        let region = match region {
+            Ok(region) => region,
+            Err(status) => return self.respond(conn, token, &request, status, ""),
+        };
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        if connection.bare {
+            return self.respond(conn, token, &request, Status::UNSUPPORTED, "");
+        }
+        let mut response = request.response(Status::OK, "");
+        response.memory = Some(SharedMemory {
+            len: region.len,
+            file_offset: region.file_offset,
+        });
+        let mut payload = [0; 24];
+        let len = response.encode(&mut payload).expect("24 bytes are enough");
+        let message = Message::BusSpecific {
+            id: request.id(),
+            response: true,
+            payload: &payload[..len],
+        };
+        if let Some(bytes) = encode(&Frame::bus(token, message)) {
+            connection.send_with_fd(bytes, region.file);
         }
     }
 
@@ -283,6 +341,17 @@ impl Core {
         self.respond(conn, token, &request, Status::OK, "");
     }
 
+    /// What all connections have lent.
+    fn shares(&self) -> Shares {
+        let mut all = Shares::default();
+        for connection in self.connections.values() {
+            let shares = connection.windows.shares();
+            all.mappings += shares.mappings;
+            all.views += shares.views;
+        }
+        all
+    }
+
     fn add_window(
         &mut self,
         conn: ConnId,
@@ -291,11 +360,7 @@ impl Core {
         window: WindowAdd,
         fds: Vec<OwnedFd>,
     ) -> Option<Status> {
-        let all: usize = self
-            .connections
-            .values()
-            .map(|connection| connection.windows.count())
-            .sum();
+        let all = self.shares();
         let connection = self.connections.get_mut(&conn)?;
         let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
             return Some(Status::BAD_FD);
@@ -311,6 +376,38 @@ impl Core {
         self.window_changed(conn, token, request, changed)
     }
 
+    fn add_backing(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        backing: BackingAdd,
+        fds: Vec<OwnedFd>,
+    ) -> Option<Status> {
+        let all = self.shares();
+        let connection = self.connections.get_mut(&conn)?;
+        let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Some(Status::BAD_FD);
+        };
+        match connection.windows.add_backing(backing, &fd, all) {
+            Ok(()) => Some(Status::OK),
+            Err(refusal) => self.window_changed(conn, token, request, Err(refusal)),
+        }
+    }
+
+    /// Answered when nothing has the file mapped any more: a table from before may still be in use.
+    fn remove_backing(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        id: u32,
+    ) -> Option<Status> {
+        let windows = &mut self.connections.get_mut(&conn)?.windows;
+        let removed = windows.remove_backing(id).map(|()| true);
+        self.window_changed(conn, token, request, removed)
+    }
+
     fn remove_window(
         &mut self,
         conn: ConnId,
@@ -319,7 +416,9 @@ impl Core {
         id: u32,
         more: bool,
     ) -> Option<Status> {
-        let changed = self.connections.get_mut(&conn)?.windows.remove(id, more);
+        let all = self.shares();
+        let windows = &mut self.connections.get_mut(&conn)?.windows;
+        let changed = windows.remove(id, more, all);
         self.window_changed(conn, token, request, changed)
     }
 
@@ -340,12 +439,7 @@ impl Core {
                     let connection = self.connections.get(&conn)?;
                     tracing::warn!(peer = %connection.peer, %refusal, "window refused; what else goes wrong here is not logged");
                 }
-                return Some(match refusal {
-                    Refusal::TooMany | Refusal::TooMuch => Status::TOO_MANY,
-                    Refusal::Exists(_) | Refusal::Overlap(_) => Status::EXISTS,
-                    Refusal::NoSuchWindow(_) => Status::NOT_FOUND,
-                    Refusal::Descriptor(_) => Status::BAD_FD,
-                });
+                return Some(refusal.status());
             }
         }
         let table = Arc::clone(self.connections.get(&conn)?.windows.table());

@@ -3,6 +3,8 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use virtio_msg::wire::{HEADER_SIZE, Header, transport};
 
@@ -56,7 +58,7 @@ pub(super) struct Connection {
     pub(super) ram: Option<StaticRam>,
     /// Requests that wait for a device to finish something.
     pub(super) deferred: usize,
-    out: VecDeque<Vec<u8>>,
+    out: VecDeque<(Vec<u8>, Option<Arc<OwnedFd>>)>,
     /// The EVENT_USED messages in `out`, by device and queue: one of each says it all.
     used: HashSet<[u8; HEADER_SIZE + 4]>,
     complained: bool,
@@ -85,17 +87,28 @@ impl Connection {
         {
             return;
         }
-        self.out.push_back(message);
+        self.out.push_back((message, None));
+    }
+
+    /// As [`Self::send`], with a descriptor.
+    pub(super) fn send_with_fd(&mut self, message: Vec<u8>, fd: Arc<OwnedFd>) {
+        self.out.push_back((message, Some(fd)));
     }
 
     /// The next message to go out, left in place.
     pub(super) fn peek(&self) -> Option<&[u8]> {
-        self.out.front().map(Vec::as_slice)
+        self.out.front().map(|(message, _)| message.as_slice())
+    }
+
+    /// The descriptor that goes with it.
+    pub(super) fn peek_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.out.front()?.1.as_ref().map(|fd| fd.as_fd())
     }
 
     /// Forgets the message that [`peek`](Self::peek) gave: it is sent.
     pub(super) fn sent(&mut self) {
-        if let Some(event) = self.out.pop_front().as_deref().and_then(used_event) {
+        let sent = self.out.pop_front();
+        if let Some(event) = sent.and_then(|(message, _)| used_event(&message)) {
             self.used.remove(&event);
         }
     }

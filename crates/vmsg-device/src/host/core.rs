@@ -2,11 +2,11 @@
 //! The host without its thread: messages and replies in, messages and orders out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use virtio_msg::device::{self, ActionResult, DeviceMachine, Options, QueueSlot};
-use virtio_msg::{DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, Token, decode};
+use virtio_msg::{DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, ShmInfo, Token, decode};
 use vmsg_bus::control::Request;
 use vmsg_mem::WindowTable;
 
@@ -57,6 +57,8 @@ pub struct Counters {
     pub unexpected: u64,
     /// Attempts to change a device that somebody else holds.
     pub refused: u64,
+    /// Devices stopped by an address that no window has, or not for what it was used for.
+    pub unmapped: u64,
 }
 
 /// Who waits for a worker's answer.
@@ -187,6 +189,17 @@ impl Core {
             unordered,
         );
         entry.monitor = device.monitor();
+        for region in device.shared_memory() {
+            // GET_SHM has 32 bits for the length; SHARED_MEMORY says the whole of it.
+            let info = ShmInfo {
+                index: region.id.into(),
+                len: u32::try_from(region.len).unwrap_or(u32::MAX),
+                address: 0,
+            };
+            if region.len != 0 && entry.machine.set_region(info) {
+                entry.regions.push(region);
+            }
+        }
         self.entries.insert(num, entry);
         self.by_slot.insert((worker, slot), num);
         self.order(num, 0, Command::Add(device));
@@ -288,6 +301,16 @@ impl Core {
             }
             return;
         };
+        if let Message::GetShm { index } = frame.message
+            && connection.bare
+        {
+            // Its file cannot be had there.
+            let none = ShmInfo {
+                index,
+                ..ShmInfo::default()
+            };
+            return self.send(conn, &frame.response(Message::Shm(none)));
+        }
         let mut claimed = false;
         let handled = entry.offer(now, conn, bytes, max, &mut claimed);
         self.settle(num, conn, handled, claimed);
@@ -346,7 +369,8 @@ impl Core {
                             tracing::warn!(device = %entry.name, queue, %error, "interrupt descriptor dropped");
                         }
                     }
-                    Notice::Broken { why } => {
+                    Notice::Broken { why, unmapped } => {
+                        self.counters.unmapped += u64::from(unmapped);
                         if entry.log.admit(now) {
                             tracing::warn!(device = %entry.name, %why, "device needs reset");
                         }
@@ -361,6 +385,11 @@ impl Core {
     /// The next message for `conn`, left in line until [`sent`](Self::sent).
     pub fn poll_transmit(&self, conn: ConnId) -> Option<&[u8]> {
         self.connections.get(&conn)?.peek()
+    }
+
+    /// The descriptor that goes with the message which [`poll_transmit`](Self::poll_transmit) gives.
+    pub fn transmit_fd(&self, conn: ConnId) -> Option<BorrowedFd<'_>> {
+        self.connections.get(&conn)?.peek_fd()
     }
 
     /// The message that [`poll_transmit`](Self::poll_transmit) gave is on its way.

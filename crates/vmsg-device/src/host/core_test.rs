@@ -206,7 +206,10 @@ fn a_number_is_one_device_for_as_long_as_the_bus_lives() {
     bench.work();
     // Neither a device that fails nor a driver that ends takes a number away.
     bench.bring_up(conn);
-    bench.notice(Notice::Broken { why: "test".into() });
+    bench.notice(Notice::Broken {
+        why: "test".into(),
+        unmapped: false,
+    });
     bench.core.disconnect(NOW, conn);
     bench.work();
     let conn = bench.connect();

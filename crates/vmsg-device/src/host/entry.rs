@@ -11,7 +11,7 @@ use virtio_msg::{
 
 use super::connection::ConnId;
 use super::log_limit::LogLimit;
-use crate::device::Monitor;
+use crate::device::{Monitor, SharedRegion};
 use crate::worker::{Pending, Record, Resume, Slot};
 
 pub(super) type Machine = DeviceMachine<Box<[QueueSlot]>, Box<[u8]>>;
@@ -64,6 +64,8 @@ pub(super) struct Entry {
     pub(super) memory_of: Option<ConnId>,
     /// For each queue, whether a kick is on its way to the worker.
     pub(super) kicks: Box<[Arc<Pending>]>,
+    /// Its shared-memory regions.
+    pub(super) regions: Vec<SharedRegion>,
     /// How the device does.
     pub(super) monitor: Option<Arc<dyn Monitor>>,
     pub(super) log: LogLimit,
@@ -98,6 +100,7 @@ impl Entry {
             release: None,
             memory_of: None,
             kicks,
+            regions: Vec::new(),
             monitor: None,
             log: LogLimit::new(),
             acting: false,

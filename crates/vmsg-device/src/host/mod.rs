@@ -21,4 +21,4 @@ pub use self::core::{AddError, Core, Counters, Order};
 pub use self::handle::{Handle, HandleError, Report};
 pub use self::log_limit::LogLimit;
 pub use self::runtime::{Host, HostError, Stop};
-pub use self::windows::MAX_WINDOWS;
+pub use self::windows::{MAX_VIEWS, MAX_WINDOWS};

@@ -402,7 +402,15 @@ impl Host {
 
     fn send_orders(&mut self, bus: usize) {
         while let Some(order) = self.buses[bus].core.poll_order() {
-            self.workers[order.worker].send(order.slot, order.ticket, order.command);
+            let worker = &self.workers[order.worker];
+            if worker.send(order.slot, order.ticket, order.command) {
+                let reply = Reply::Done {
+                    ticket: order.ticket,
+                    result: Ok(()),
+                };
+                let now = self.now();
+                self.buses[bus].core.handle_reply(now, order.worker, reply);
+            }
         }
     }
 }
@@ -460,7 +468,11 @@ impl Bus {
         };
         let mut any = false;
         while let Some(message) = core.poll_transmit(conn) {
-            match connection.try_send(message) {
+            let sent = match core.transmit_fd(conn) {
+                Some(fd) => connection.try_send_with_fds(message, &[fd]),
+                None => connection.try_send(message),
+            };
+            match sent {
                 Ok(()) => {
                     core.sent(conn);
                     any = true;

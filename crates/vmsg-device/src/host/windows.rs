@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The memory that one connection has lent.
+//! The memory that one connection has lent: windows, each a mapping, and files mapped once whose parts are windows.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use vmsg_bus::StaticWindow;
+use vmsg_bus::control::{BackingAdd, Status, ViewAdd};
 use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 
-/// Windows one connection may have at a time. A guest has a handful; a
-/// scattered segment of 2 MiB pages needs one for each.
+/// Windows that are mappings, and backings, that one connection may have at a time. A guest
+/// has a handful; a scattered segment of 2 MiB pages needs one for each.
 pub const MAX_WINDOWS: usize = 4096;
 
 /// Windows that each connection may have in any case, and that all of them
@@ -22,6 +23,19 @@ const ALL_WINDOWS: usize = 24 * 1024;
 /// has no more than 128 TiB of addresses.
 const MAX_BYTES: u64 = 1 << 40;
 
+/// Views one connection may have at a time: no mappings, only memory of this process, some 200 bytes for each.
+pub const MAX_VIEWS: usize = 16 * 1024;
+
+/// Views that each connection may have in any case, and that all of them may have beyond that.
+const FAIR_VIEWS: usize = 1024;
+const ALL_VIEWS: usize = 8 * MAX_VIEWS;
+
+/// Changes that may wait to be applied: as many as replace all there can be.
+const MAX_STAGED: usize = 2 * (MAX_WINDOWS + MAX_VIEWS);
+
+/// With more changes than that at once a table is made anew.
+const FEW: usize = 16;
+
 /// A window as WINDOW_ADD describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Description {
@@ -30,6 +44,15 @@ pub(super) struct Description {
     pub(super) base: u64,
     pub(super) len: u64,
     pub(super) file_offset: u64,
+}
+
+/// What all connections of a bus have at the moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shares {
+    /// Mappings: windows and backings.
+    pub(super) mappings: usize,
+    /// Views.
+    pub(super) views: usize,
 }
 
 /// Why a window cannot be had.
@@ -43,17 +66,49 @@ pub(super) enum Refusal {
     Exists(u32),
     #[error("there is no window {0}")]
     NoSuchWindow(u32),
+    #[error("backing {0} exists already")]
+    BackingExists(u32),
+    #[error("there is no backing {0}")]
+    NoSuchBacking(u32),
+    #[error("there are windows in backing {0}")]
+    InUse(u32),
+    #[error("window {0} is not wholly in its backing")]
+    Outside(u32),
+    #[error("window {0} would be writable, and its backing is not")]
+    ReadOnly(u32),
     #[error("the descriptor cannot back a window: {0}")]
     Descriptor(String),
     #[error("windows overlap, wrap around or are empty: {0}")]
     Overlap(vmsg_mem::Error),
 }
 
-#[derive(Debug)]
+impl Refusal {
+    /// How the driver is told.
+    pub(super) fn status(&self) -> Status {
+        match self {
+            Self::TooMany | Self::TooMuch => Status::TOO_MANY,
+            Self::Exists(_) | Self::BackingExists(_) | Self::Overlap(_) => Status::EXISTS,
+            Self::NoSuchWindow(_) | Self::NoSuchBacking(_) => Status::NOT_FOUND,
+            Self::InUse(_) => Status::BAD_STATE,
+            Self::Outside(_) => Status::MALFORMED,
+            Self::ReadOnly(_) => Status::DENIED,
+            Self::Descriptor(_) => Status::BAD_FD,
+        }
+    }
+}
+
+/// A window, and the backing of which it is a part if it has no mapping of its own.
+#[derive(Clone, Debug)]
 struct Lent {
-    base: BusAddr,
-    access: Access,
+    entry: TableEntry,
+    backing: Option<u32>,
+}
+
+#[derive(Debug)]
+struct Backing {
     mapping: Arc<Mapping>,
+    /// Views in it, staged ones included.
+    views: usize,
 }
 
 #[derive(Debug)]
@@ -62,26 +117,53 @@ enum Change {
     Remove(u32),
 }
 
+/// Numbers about the windows in a list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    mappings: usize,
+    views: usize,
+    /// Bytes of the mappings.
+    bytes: u64,
+}
+
+impl Sum {
+    fn add(&mut self, lent: &Lent) {
+        match lent.backing {
+            Some(_) => self.views += 1,
+            None => {
+                self.mappings += 1;
+                self.bytes += lent.entry.mapping.len() as u64;
+            }
+        }
+    }
+
+    fn remove(&mut self, lent: &Lent) {
+        match lent.backing {
+            Some(_) => self.views -= 1,
+            None => {
+                self.mappings -= 1;
+                self.bytes -= lent.entry.mapping.len() as u64;
+            }
+        }
+    }
+}
+
 /// All windows of a connection, and changes that wait for their companions.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Windows {
-    live: BTreeMap<u32, Arc<Lent>>,
+    live: HashMap<u32, Lent>,
     staged: Vec<Change>,
-    /// Bytes of the windows in `live`, and of those in `staged`.
-    live_bytes: u64,
-    staged_bytes: u64,
+    backings: HashMap<u32, Backing>,
+    /// Of `live`, and of what `staged` adds.
+    sum: Sum,
+    staged_sum: Sum,
+    backing_bytes: u64,
     table: Arc<WindowTable>,
 }
 
 impl Windows {
     pub(super) fn new() -> Self {
-        Self {
-            live: BTreeMap::new(),
-            staged: Vec::new(),
-            live_bytes: 0,
-            staged_bytes: 0,
-            table: Arc::new(WindowTable::empty()),
-        }
+        Self::default()
     }
 
     /// The table as of the last change.
@@ -94,114 +176,292 @@ impl Windows {
         self.live.len() + self.staged.len()
     }
 
-    /// Adds a window; `more` only stages it. All connections have `all`
-    /// windows now. True if the table has changed.
+    /// What others cannot have.
+    pub(super) fn shares(&self) -> Shares {
+        Shares {
+            mappings: self.sum.mappings + self.staged_sum.mappings + self.backings.len(),
+            views: self.sum.views + self.staged_sum.views,
+        }
+    }
+
+    /// Whether one more mapping of `len` bytes may be made. All connections have `all` now.
+    fn admit(&self, len: u64, all: Shares) -> Result<(), Refusal> {
+        // Who has many may take half of what is left: nobody can take it all.
+        let fair = ALL_WINDOWS.saturating_sub(all.mappings).max(FAIR_WINDOWS);
+        if self.shares().mappings >= fair.min(MAX_WINDOWS) || self.staged.len() >= MAX_STAGED {
+            return Err(Refusal::TooMany);
+        }
+        let bytes = self.sum.bytes + self.staged_sum.bytes + self.backing_bytes;
+        if bytes.saturating_add(len) > MAX_BYTES {
+            return Err(Refusal::TooMuch);
+        }
+        Ok(())
+    }
+
+    /// Adds a window; `more` only stages it. All connections have `all` now. True if the table has changed.
     pub(super) fn add(
         &mut self,
         window: Description,
         fd: &OwnedFd,
         more: bool,
-        all: usize,
+        all: Shares,
     ) -> Result<bool, Refusal> {
-        // Who has many may take half of what is left: nobody can take it all.
-        let fair = ALL_WINDOWS.saturating_sub(all).max(FAIR_WINDOWS);
-        if self.count() >= fair.min(MAX_WINDOWS) {
-            return Err(self.give_up(Refusal::TooMany));
-        }
-        let bytes = self.live_bytes + self.staged_bytes;
-        if bytes.saturating_add(window.len) > MAX_BYTES {
-            return Err(self.give_up(Refusal::TooMuch));
-        }
-        let access = if window.writable {
-            Access::ReadWrite
-        } else {
-            Access::Read
-        };
-        let mapping = vmsg_mem::check_backing(fd.as_fd())
-            .and_then(|()| Mapping::of_fd(fd.as_fd(), window.file_offset, window.len, access))
-            .map_err(|error| self.give_up(Refusal::Descriptor(error.to_string())))?;
-        let lent = Lent {
+        let access = access(window.writable);
+        let mapping = self
+            .admit(window.len, all)
+            .and_then(|()| map(fd, window.file_offset, window.len, access))
+            .map_err(|refusal| self.give_up(refusal))?;
+        let entry = TableEntry {
             base: BusAddr(window.base),
+            offset: 0,
+            len: mapping.ram().len(),
+            mapping,
             access,
-            mapping: Arc::new(mapping),
         };
-        self.staged_bytes += window.len;
-        self.staged.push(Change::Add(window.id, lent));
-        self.apply_unless(more)
+        self.stage(
+            window.id,
+            Lent {
+                entry,
+                backing: None,
+            },
+        );
+        self.apply_unless(more, all)
     }
 
-    /// Removes a window; `more` only stages that. True if the table has changed.
-    pub(super) fn remove(&mut self, id: u32, more: bool) -> Result<bool, Refusal> {
-        if self.staged.len() >= MAX_WINDOWS {
+    /// Maps a file for views.
+    pub(super) fn add_backing(
+        &mut self,
+        backing: BackingAdd,
+        fd: &OwnedFd,
+        all: Shares,
+    ) -> Result<(), Refusal> {
+        if self.backings.contains_key(&backing.id) {
+            return Err(Refusal::BackingExists(backing.id));
+        }
+        self.admit(backing.len, all)?;
+        let access = access(backing.writable);
+        let mapping = map(fd, backing.file_offset, backing.len, access)?;
+        self.backing_bytes += mapping.len() as u64;
+        self.backings
+            .insert(backing.id, Backing { mapping, views: 0 });
+        Ok(())
+    }
+
+    /// Lets go of a file that no view is in. It is unmapped when no table has it any more.
+    pub(super) fn remove_backing(&mut self, id: u32) -> Result<(), Refusal> {
+        let backing = self.backings.get(&id).ok_or(Refusal::NoSuchBacking(id))?;
+        if backing.views != 0 {
+            return Err(Refusal::InUse(id));
+        }
+        self.backing_bytes -= backing.mapping.len() as u64;
+        self.backings.remove(&id);
+        Ok(())
+    }
+
+    /// Adds a window that is a part of a backing; `more` only stages it. All connections have `all` now. True if the table has changed.
+    pub(super) fn add_view(&mut self, view: ViewAdd, all: Shares) -> Result<bool, Refusal> {
+        let entry = self.view(&view).map_err(|refusal| self.give_up(refusal))?;
+        let backing = self.backings.get_mut(&view.backing);
+        backing.expect("the view is in it").views += 1;
+        let backing = Some(view.backing);
+        self.stage(view.id, Lent { entry, backing });
+        self.apply_unless(view.more, all)
+    }
+
+    fn view(&self, view: &ViewAdd) -> Result<TableEntry, Refusal> {
+        // Staged ones may take the place of others: how many are left is looked at when they are applied.
+        if self.staged_sum.views >= MAX_VIEWS || self.staged.len() >= MAX_STAGED {
+            return Err(Refusal::TooMany);
+        }
+        let Backing { mapping, .. } = self
+            .backings
+            .get(&view.backing)
+            .ok_or(Refusal::NoSuchBacking(view.backing))?;
+        let end = view.offset.checked_add(view.len);
+        if view.len == 0 || end.is_none_or(|end| end > mapping.len() as u64) {
+            return Err(Refusal::Outside(view.id));
+        }
+        if view.writable && mapping.access() == Access::Read {
+            return Err(Refusal::ReadOnly(view.id));
+        }
+        if mapping.is_lost() {
+            return Err(Refusal::Descriptor("its file has shrunk".to_owned()));
+        }
+        let part = |value| usize::try_from(value).map_err(|_| Refusal::Outside(view.id));
+        Ok(TableEntry {
+            base: view.base,
+            mapping: Arc::clone(mapping),
+            offset: part(view.offset)?,
+            len: part(view.len)?,
+            access: access(view.writable),
+        })
+    }
+
+    /// Removes a window; `more` only stages that. All connections have `all` now. True if the table has changed.
+    pub(super) fn remove(&mut self, id: u32, more: bool, all: Shares) -> Result<bool, Refusal> {
+        if self.staged.len() >= MAX_STAGED {
             return Err(self.give_up(Refusal::TooMany));
         }
         self.staged.push(Change::Remove(id));
-        self.apply_unless(more)
+        self.apply_unless(more, all)
+    }
+
+    fn stage(&mut self, id: u32, lent: Lent) {
+        self.staged_sum.add(&lent);
+        self.staged.push(Change::Add(id, lent));
     }
 
     /// A refused change takes those with it that were to be applied together.
     fn give_up(&mut self, why: Refusal) -> Refusal {
-        self.staged.clear();
-        self.staged_bytes = 0;
+        for change in std::mem::take(&mut self.staged) {
+            if let Change::Add(_, lent) = change {
+                self.leave(&lent);
+            }
+        }
+        self.staged_sum = Sum::default();
         why
+    }
+
+    /// A view is gone from its backing.
+    fn leave(&mut self, lent: &Lent) {
+        if let Some(backing) = lent.backing.and_then(|id| self.backings.get_mut(&id)) {
+            backing.views -= 1;
+        }
     }
 
     /// Puts memory in place that was not lent by message: `windows` are all there are.
     pub(super) fn set_static(&mut self, windows: &[StaticWindow]) -> Result<(), Refusal> {
-        let mut live = BTreeMap::new();
+        let mut new = Self::new();
         for (id, window) in (0..).zip(windows) {
             let file = window.file.as_fd();
             let mapping = Mapping::of_fd(file, window.file_offset, window.len, Access::ReadWrite)
                 .map_err(|error| Refusal::Descriptor(error.to_string()))?;
-            let lent = Lent {
+            let entry = TableEntry {
                 base: BusAddr(window.base),
-                access: Access::ReadWrite,
+                offset: 0,
+                len: mapping.ram().len(),
                 mapping: Arc::new(mapping),
+                access: Access::ReadWrite,
             };
-            live.insert(id, Arc::new(lent));
+            new.stage(
+                id,
+                Lent {
+                    entry,
+                    backing: None,
+                },
+            );
         }
-        self.staged.clear();
-        self.staged_bytes = 0;
-        self.put(live)
+        new.apply(Shares::default())?;
+        *self = new;
+        Ok(())
     }
 
-    fn apply_unless(&mut self, more: bool) -> Result<bool, Refusal> {
+    fn apply_unless(&mut self, more: bool, all: Shares) -> Result<bool, Refusal> {
         if more {
             return Ok(false);
         }
-        let mut live = self.live.clone();
-        self.staged_bytes = 0;
-        for change in self.staged.drain(..) {
-            match change {
-                Change::Add(id, lent) => {
-                    if live.insert(id, Arc::new(lent)).is_some() {
-                        return Err(Refusal::Exists(id));
-                    }
-                }
-                Change::Remove(id) => {
-                    live.remove(&id).ok_or(Refusal::NoSuchWindow(id))?;
-                }
-            }
-        }
-        self.put(live).map(|()| true)
+        self.apply(all).map(|()| true)
     }
 
-    fn put(&mut self, live: BTreeMap<u32, Arc<Lent>>) -> Result<(), Refusal> {
-        let entries = live
-            .values()
-            .map(|lent| TableEntry {
-                base: lent.base,
-                mapping: Arc::clone(&lent.mapping),
-                offset: 0,
-                len: lent.mapping.ram().len(),
-                access: lent.access,
-            })
-            .collect();
-        self.table = Arc::new(WindowTable::new(entries).map_err(Refusal::Overlap)?);
-        self.live_bytes = live.values().map(|lent| lent.mapping.len() as u64).sum();
-        self.live = live;
-        Ok(())
+    /// Applies what is staged, all of it or nothing.
+    fn apply(&mut self, all: Shares) -> Result<(), Refusal> {
+        let views = self.sum.views;
+        let staged = std::mem::take(&mut self.staged);
+        self.staged_sum = Sum::default();
+        // What stood in the place of each id before, in the order of the changes.
+        let mut undo: Vec<(u32, Option<Lent>)> = Vec::with_capacity(staged.len());
+        let mut refusal = None;
+        for change in staged {
+            match change {
+                // Also those behind a change that cannot be: their backings are to be left.
+                Change::Add(id, lent) if refusal.is_some() || self.live.contains_key(&id) => {
+                    self.leave(&lent);
+                    refusal.get_or_insert(Refusal::Exists(id));
+                }
+                Change::Add(id, lent) => {
+                    self.sum.add(&lent);
+                    self.live.insert(id, lent);
+                    undo.push((id, None));
+                }
+                Change::Remove(_) if refusal.is_some() => {}
+                Change::Remove(id) => match self.live.remove(&id) {
+                    Some(lent) => {
+                        self.sum.remove(&lent);
+                        undo.push((id, Some(lent)));
+                    }
+                    None => refusal = Some(Refusal::NoSuchWindow(id)),
+                },
+            }
+        }
+        let table = match refusal {
+            Some(refusal) => Err(refusal),
+            None if self.sum.views > views.max(fair_views(all)) => Err(Refusal::TooMany),
+            None => self.make_table(&undo).map_err(Refusal::Overlap),
+        };
+        match table {
+            Ok(table) => {
+                self.table = Arc::new(table);
+                for (_, before) in undo {
+                    before.iter().for_each(|lent| self.leave(lent));
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                for (id, before) in undo.into_iter().rev() {
+                    if let Some(added) = self.live.remove(&id) {
+                        self.sum.remove(&added);
+                        self.leave(&added);
+                    }
+                    if let Some(before) = before {
+                        self.sum.add(&before);
+                        self.live.insert(id, before);
+                    }
+                }
+                Err(refusal)
+            }
+        }
     }
+
+    /// The table of what is live now; `changed` has what stood in the place of each id that was changed.
+    fn make_table(&self, changed: &[(u32, Option<Lent>)]) -> Result<WindowTable, vmsg_mem::Error> {
+        // An id that was changed twice: what comes of it is not only what stood there at first and what does now.
+        let twice = |(at, (id, _)): (usize, &(u32, Option<Lent>))| {
+            changed[..at].iter().any(|(other, _)| other == id)
+        };
+        if changed.len() > FEW || changed.iter().enumerate().any(twice) {
+            return WindowTable::new(self.live.values().map(|lent| lent.entry.clone()).collect());
+        }
+        let mut remove = Vec::new();
+        let mut add = Vec::new();
+        for (id, before) in changed {
+            remove.extend(before.iter().map(|old| (old.entry.base, old.entry.len)));
+            add.extend(self.live.get(id).map(|new| new.entry.clone()));
+        }
+        self.table.changed(&remove, add)
+    }
+}
+
+/// Views that one connection may have, if all of them have `all`.
+fn fair_views(all: Shares) -> usize {
+    ALL_VIEWS
+        .saturating_sub(all.views)
+        .clamp(FAIR_VIEWS, MAX_VIEWS)
+}
+
+fn access(writable: bool) -> Access {
+    if writable {
+        Access::ReadWrite
+    } else {
+        Access::Read
+    }
+}
+
+/// Maps a part of a file that a driver has lent.
+fn map(fd: &OwnedFd, offset: u64, len: u64, access: Access) -> Result<Arc<Mapping>, Refusal> {
+    vmsg_mem::check_backing(fd.as_fd())
+        .and_then(|()| Mapping::of_fd(fd.as_fd(), offset, len, access))
+        .map(Arc::new)
+        .map_err(|error| Refusal::Descriptor(error.to_string()))
 }
 
 #[cfg(test)]

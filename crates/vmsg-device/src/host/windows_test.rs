@@ -7,6 +7,10 @@ fn file(len: u64) -> OwnedFd {
     fd
 }
 
+fn mappings(mappings: usize) -> Shares {
+    Shares { mappings, views: 0 }
+}
+
 fn window(id: u32, len: u64) -> Description {
     Description {
         id,
@@ -24,7 +28,10 @@ fn whoever_has_many_windows_takes_half_of_what_is_left() {
     for others in [ALL_WINDOWS - 200, ALL_WINDOWS, ALL_WINDOWS * 2] {
         while windows.count() < 300 {
             let id = u32::try_from(windows.count()).expect("few");
-            let all = others + windows.count();
+            let all = Shares {
+                mappings: others + windows.count(),
+                views: 0,
+            };
             let mut small = window(id, 4096);
             small.base = u64::from(id) << 12;
             match windows.add(small, &file, true, all) {
@@ -47,31 +54,31 @@ fn the_bytes_lent_are_limited_however_they_come_and_go() {
     let file = file(MAX_BYTES);
     let mut windows = Windows::new();
     assert!(matches!(
-        windows.add(window(1, MAX_BYTES), &file, false, 0),
+        windows.add(window(1, MAX_BYTES), &file, false, mappings(0)),
         Ok(true)
     ));
     assert!(matches!(
-        windows.add(window(2, 1), &file, false, 1),
+        windows.add(window(2, 1), &file, false, mappings(1)),
         Err(Refusal::TooMuch)
     ));
-    assert!(matches!(windows.remove(1, false), Ok(true)));
+    assert!(matches!(windows.remove(1, false, mappings(1)), Ok(true)));
     let half = MAX_BYTES / 2;
     assert!(matches!(
-        windows.add(window(1, half), &file, true, 0),
+        windows.add(window(1, half), &file, true, mappings(0)),
         Ok(false)
     ));
     assert!(matches!(
-        windows.add(window(2, half), &file, true, 1),
+        windows.add(window(2, half), &file, true, mappings(1)),
         Ok(false)
     ));
     assert!(matches!(
-        windows.add(window(3, 1), &file, true, 2),
+        windows.add(window(3, 1), &file, true, mappings(2)),
         Err(Refusal::TooMuch)
     ));
     // All three are given up.
     assert_eq!(windows.count(), 0);
     assert!(matches!(
-        windows.add(window(1, MAX_BYTES), &file, false, 0),
+        windows.add(window(1, MAX_BYTES), &file, false, mappings(0)),
         Ok(true)
     ));
     assert_eq!(windows.table().mappings().len(), 1);
@@ -85,6 +92,6 @@ fn devices_are_no_memory() {
         .open("/dev/zero")
         .expect("/dev/zero");
     let mut windows = Windows::new();
-    let added = windows.add(window(1, 4096), &zero.into(), false, 0);
+    let added = windows.add(window(1, 4096), &zero.into(), false, mappings(0));
     assert!(matches!(added, Err(Refusal::Descriptor(_))), "{added:?}");
 }

@@ -163,8 +163,10 @@ pub enum Notice {
     },
     /// The device cannot go on: NEEDS_RESET.
     Broken {
-        /// Why, for the log.
+        /// Why, for the log: names the queue and the address, if it is about one.
         why: String,
+        /// The driver put an address into a queue that no window has, or not for that use.
+        unmapped: bool,
     },
 }
 

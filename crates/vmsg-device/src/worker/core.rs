@@ -7,20 +7,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmsg_mem::{AddressSpace, Doorbell, WindowTable};
+use vmsg_mem::{AddressSpace, Doorbell};
 use vmsg_queue::{
     ChainStorage, DeviceQueue, QueueConfig, QueueError, QueueFeatures, RecordedQueue,
 };
 
 use super::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
 use super::ready::Ready;
+use super::seat::{Seat, Seats, has_lost_some};
 use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress, Ring};
 
 /// Chains of one queue that are worked on before another queue has its turn.
 const BUDGET: usize = 64;
-
-/// Mappings of a driver that are looked at after each turn of one of its queues.
-const MAPPINGS: usize = 16;
 
 /// Pieces of memory that one batch can have at least.
 const MIN_PIECES: usize = 256;
@@ -49,7 +47,7 @@ struct QueueSlot {
 
 struct Entry {
     device: Box<dyn Device>,
-    memory: Arc<WindowTable>,
+    memory: Arc<Seat>,
     slots: Vec<QueueSlot>,
     active: Vec<Option<ActiveQueue>>,
     running: bool,
@@ -72,6 +70,8 @@ pub struct Core {
     replies: Vec<Reply>,
     /// When which device wants to be polled: at most one entry for each.
     timers: BTreeSet<(Instant, u32)>,
+    /// The devices' memory.
+    seats: Arc<Seats>,
     /// Devices whose descriptors are to be watched no more, or again.
     unwatched: Vec<(Slot, bool)>,
 }
@@ -105,6 +105,7 @@ impl Core {
             again: Vec::new(),
             replies: Vec::new(),
             timers: BTreeSet::new(),
+            seats: Arc::default(),
             unwatched: Vec::new(),
         }
     }
@@ -127,7 +128,7 @@ impl Core {
                         catch_unwind(AssertUnwindSafe(|| self.change(slot, command, fds)))
                             .unwrap_or_else(|panic| {
                                 let why = format!("the device panicked: {}", panic_text(&*panic));
-                                self.break_device(slot, why.clone());
+                                self.break_device(slot, why.clone(), false);
                                 Err(why)
                             })
                     }
@@ -145,11 +146,11 @@ impl Core {
     }
 
     /// Leaves a device alone until its driver resets it.
-    fn break_device(&mut self, slot: Slot, why: String) {
+    fn break_device(&mut self, slot: Slot, why: String, unmapped: bool) {
         if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
             entry.broken = true;
             self.unwatched.push((slot, false));
-            self.notices.push(Notice::Broken { why });
+            self.notices.push(Notice::Broken { why, unmapped });
         }
     }
 
@@ -237,6 +238,11 @@ impl Core {
         }
     }
 
+    /// Where control finds the devices' memory.
+    pub(super) fn seats(&self) -> Arc<Seats> {
+        Arc::clone(&self.seats)
+    }
+
     /// What has been answered and noticed since the last call.
     pub fn take_replies(&mut self) -> std::vec::Drain<'_, Reply> {
         self.replies.drain(..)
@@ -260,7 +266,7 @@ impl Core {
         }
         self.entries[index] = Some(Entry {
             device,
-            memory: Arc::new(WindowTable::empty()),
+            memory: self.seats.at(slot),
             slots: sizes.iter().map(|_| QueueSlot::default()).collect(),
             active: sizes.iter().map(|_| None).collect(),
             running: false,
@@ -286,7 +292,7 @@ impl Core {
                 }
                 *place = None;
             }
-            Command::SetMemory(table) => entry.memory = table,
+            Command::SetMemory(table) => entry.memory.set(table),
             Command::StartQueue(start) => {
                 entry.start_queue(&start)?;
                 let started = entry.start_waiting(&mut self.notices);
@@ -405,9 +411,10 @@ impl Core {
         if entry.broken {
             return;
         }
+        let memory = entry.memory.lock();
         let mut io = Io {
             queues: &mut entry.active,
-            space: entry.memory.space(),
+            space: memory.space(),
             storage: &mut self.storage,
             now,
             notices: &mut self.notices,
@@ -417,16 +424,32 @@ impl Core {
         // A panic leaves a device that nothing but `reset` is called on again, and a batch
         // that is cleared before its next use: no broken state is ever looked at.
         let result = catch_unwind(AssertUnwindSafe(|| work(device, &mut io)));
+        let mut unmapped = false;
         let why = match result {
             Ok(Ok(again)) => {
                 self.again.extend(again);
-                entry.lost_memory()
+                if entry
+                    .active
+                    .iter()
+                    .flatten()
+                    .any(ActiveQueue::has_lost_record)
+                {
+                    Some("the record of what is in flight is gone: its file has shrunk".into())
+                } else if has_lost_some(&memory, &mut entry.next_mapping) {
+                    Some("memory that the driver has lent is gone: its file has shrunk, or its disk is full".into())
+                } else {
+                    None
+                }
             }
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Err(error)) => {
+                unmapped = error.is_unmapped();
+                Some(error.to_string())
+            }
             Err(panic) => Some(format!("the device panicked: {}", panic_text(&*panic))),
         };
+        drop(memory);
         if let Some(why) = why {
-            self.break_device(slot, why);
+            self.break_device(slot, why, unmapped);
         }
         for queue in self.again.drain(..) {
             if let Ok(queue) = u16::try_from(queue) {
@@ -470,9 +493,10 @@ fn used_as_found(
 impl Entry {
     fn start_queue(&mut self, start: &QueueStart) -> Result<(), String> {
         let slot = self.slots.get_mut(start.queue).ok_or("no such queue")?;
-        let space = self.memory.space();
+        let memory = self.memory.lock();
+        let space = memory.space();
         let features = QueueFeatures::from_bits(start.features.low_u64());
-        let failed = |error: vmsg_queue::QueueError| error.to_string();
+        let failed = |error: QueueError| format!("queue {}: {error}", start.queue);
         let in_order = self.device.in_order(start.queue);
         if let Some(record) = start.record.as_ref().filter(|_| !in_order) {
             let (config, memory) = (start.config, record.memory.ram());
@@ -510,27 +534,6 @@ impl Entry {
         slot.waiting = Some(Ring::Plain(ring));
         slot.resumed = resumed;
         Ok(())
-    }
-
-    /// Looks at a few mappings, others each time, for one whose file has
-    /// shrunk: what a device writes there fills private memory of this process.
-    fn lost_memory(&mut self) -> Option<String> {
-        if self
-            .active
-            .iter()
-            .flatten()
-            .any(ActiveQueue::has_lost_record)
-        {
-            return Some("the record of what is in flight is gone: its file has shrunk".into());
-        }
-        let mappings = self.memory.mappings();
-        for _ in 0..mappings.len().min(MAPPINGS) {
-            self.next_mapping = (self.next_mapping + 1) % mappings.len();
-            if mappings[self.next_mapping].is_lost() {
-                return Some("memory that the driver has lent is gone: its file has shrunk, or its disk is full".into());
-            }
-        }
-        None
     }
 
     /// Puts the queues that are set up to work, if the driver is ready. `None` if there are none;

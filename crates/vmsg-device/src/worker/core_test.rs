@@ -280,7 +280,7 @@ fn a_device_that_panics_needs_reset_and_nothing_else_falls() {
         .expect("running");
     let notices = bench.run();
     assert!(
-        matches!(&notices[..], [Notice::Broken { why }] if why.contains("bad queue")),
+        matches!(&notices[..], [Notice::Broken { why, .. }] if why.contains("bad queue")),
         "{notices:?}"
     );
     let operate = Command::Operate(Operation::SetLink(true));
@@ -308,7 +308,7 @@ fn a_device_that_panics_in_a_command_needs_reset_too() {
             &replies[..],
             [
                 Reply::Done { ticket: 7, result: Err(_) },
-                Reply::Notice(SLOT, Notice::Broken { why })
+                Reply::Notice(SLOT, Notice::Broken { why, .. })
             ] if why.contains("bad write")
         ),
         "{replies:?}"
@@ -460,7 +460,7 @@ fn a_device_does_not_go_on_in_memory_that_is_gone() {
         .expect("running");
     let notices = bench.run();
     assert!(
-        matches!(&notices[..], [.., Notice::Broken { why }] if why.contains("gone")),
+        matches!(&notices[..], [.., Notice::Broken { why, .. }] if why.contains("gone")),
         "{notices:?}"
     );
 }

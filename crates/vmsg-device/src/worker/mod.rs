@@ -9,6 +9,7 @@ mod command;
 mod core;
 mod outbox;
 mod ready;
+mod seat;
 pub mod thread;
 
 pub use self::command::{Command, Notice, Pending, QueueStart, Record, Reply, Resume, Slot};

@@ -14,6 +14,7 @@ use vmsg_mem::Doorbell;
 use super::command::{Command, Slot};
 use super::core::{Core, Fds};
 use super::outbox::Outbox;
+use super::seat::Seats;
 
 /// Queue turns between two looks at the file descriptors.
 const STEPS: usize = 32;
@@ -34,6 +35,7 @@ pub struct StartError {
 pub struct Worker {
     orders: Option<Sender<(Slot, u64, Command)>>,
     wake: Arc<Doorbell>,
+    seats: Arc<Seats>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -59,11 +61,13 @@ impl Worker {
             .map_err(|error| failed("epoll")(error.into()))?;
         let (orders, inbox) = mpsc::channel();
         let bell_of_thread = Arc::clone(&wake);
+        let core = Core::new();
+        let seats = core.seats();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 let mut thread = Thread {
-                    core: Core::new(),
+                    core,
                     poll,
                     inbox,
                     wake: bell_of_thread,
@@ -77,17 +81,30 @@ impl Worker {
         Ok(Self {
             orders: Some(orders),
             wake,
+            seats,
             thread: Some(thread),
         })
     }
 
-    /// Gives the worker a command; its answer carries `ticket`.
-    pub fn send(&self, slot: Slot, ticket: u64, command: Command) {
+    /// Gives the worker a command; its answer carries `ticket`. True if it was carried out here and now, and no answer comes: a change of the
+    /// memory of a device that sleeps.
+    #[must_use]
+    pub fn send(&self, slot: Slot, ticket: u64, command: Command) -> bool {
+        let seat = self.seats.at(slot);
+        let command = match command {
+            Command::SetMemory(table) => match seat.try_set(table) {
+                Ok(()) => return true,
+                Err(table) => Command::SetMemory(table),
+            },
+            command => command,
+        };
+        seat.command_sent();
         if let Some(orders) = &self.orders {
             // A worker only ends when its handle is dropped; devices that panic are caught.
             let _ = orders.send((slot, ticket, command));
             let _ = self.wake.ring();
         }
+        false
     }
 }
 
@@ -210,6 +227,7 @@ impl Thread {
             match self.inbox.try_recv() {
                 Ok((slot, ticket, command)) => {
                     self.core.command(slot, ticket, command, &mut self.poll);
+                    self.core.seats().at(slot).command_done();
                 }
                 Err(mpsc::TryRecvError::Empty) => return true,
                 Err(mpsc::TryRecvError::Disconnected) => return false,
