@@ -628,7 +628,3 @@ fn block(features: &FeatureSet, select: u32) -> u32 {
         0
     }
 }
-
-#[cfg(test)]
-#[path = "core_test.rs"]
-mod tests;

@@ -242,7 +242,3 @@ fn split(offset: u64, len: usize) -> (usize, Option<u64>) {
 fn low(value: u64) -> u32 {
     value as u32
 }
-
-#[cfg(test)]
-#[path = "mmio_test.rs"]
-mod tests;

@@ -74,7 +74,3 @@ impl PartialEq for Route {
 }
 
 impl Eq for Route {}
-
-#[cfg(test)]
-#[path = "function_test.rs"]
-mod tests;
