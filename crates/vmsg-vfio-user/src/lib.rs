@@ -37,8 +37,22 @@
 //! QEMU aborts when its server goes away. A panic in a [`Device`] is therefore caught, answered with an error and told in [`Turn::panics`] (not where panics abort the process).
 #![forbid(unsafe_code)]
 
+mod capabilities;
+mod connection;
 mod device;
+mod dma;
+mod json;
+mod machine;
+mod receiver;
+mod shared;
+mod socket;
+mod wire;
 
+pub use capabilities::Negotiated;
+pub use connection::{Connection, Counters, End, Interest, Options, Turn};
+pub use dma::Dma;
+pub use shared::DmaError;
+pub use wire::HeaderError;
 pub use device::{
     Device, DeviceInfo, DmaMap, DmaUnmap, IrqAction, IrqData, IrqInfo, MapArea, Region, RegionMap,
     SetIrqs,
