@@ -147,6 +147,11 @@ pub struct DmaUnmap {
 ///
 /// An `Err` goes to the client as it is.
 pub trait Device {
+    /// A client says its version, which comes first. An error turns it away: QEMU ends with it at its start, and prints it.
+    fn greet(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// What it has.
     fn info(&self) -> DeviceInfo;
 

@@ -103,7 +103,10 @@ impl Machine {
             Ok(Err(refusal)) => refusal,
             Err(_) => {
                 self.counters.panics += 1;
-                error!(command = header.command, "the device panicked; answered with EIO");
+                error!(
+                    command = header.command,
+                    "the device panicked; answered with EIO"
+                );
                 Refusal::Device(Errno::IO)
             }
         };
@@ -133,7 +136,10 @@ impl Machine {
             Refusal::Malformed(malformed) => {
                 self.counters.malformed += 1;
                 if self.counters.malformed == 1 {
-                    warn!(command, "refused a command: {malformed}; further ones are only counted");
+                    warn!(
+                        command,
+                        "refused a command: {malformed}; further ones are only counted"
+                    );
                 } else {
                     debug!(command, "refused a command: {malformed}");
                 }
@@ -164,6 +170,7 @@ impl Machine {
         }
         let negotiated = match (command, self.negotiated) {
             (Command::Version { major, minor, data }, None) => {
+                device.greet()?;
                 self.version(major, minor, data, out)?;
                 return Ok(None);
             }
@@ -416,7 +423,11 @@ fn set_irqs(
         set_flag::ACTION_MASK if info.maskable => IrqAction::Mask,
         set_flag::ACTION_UNMASK if info.maskable => IrqAction::Unmask,
         set_flag::ACTION_TRIGGER => IrqAction::Trigger,
-        _ => return Err(Malformed::Flags(flags & (set_flag::ACTION | !set_flag::DATA))),
+        _ => {
+            return Err(Malformed::Flags(
+                flags & (set_flag::ACTION | !set_flag::DATA),
+            ));
+        }
     };
     let kind = flags & set_flag::DATA;
     // None at all stands for all of them, and only for taking them away.
