@@ -267,8 +267,8 @@ fn kernel_packages(depends: &str) -> Vec<String> {
                 "linux-binary-",
                 "linux-base-",
             ]
-                .iter()
-                .any(|p| d.starts_with(p))
+            .iter()
+            .any(|p| d.starts_with(p))
         })
         .map(str::to_owned)
         .collect()

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
+mod endure;
 pub(crate) mod linux_user;
 mod list;
 mod nic;
 mod socket;
+mod vfio_user;
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
-use self::list::{TESTS, Test};
+use self::endure::endure;
+use self::list::{Short, TESTS, Test};
 use crate::dirs;
 use crate::guest::Guest;
 use crate::http::{self, Server};
@@ -21,7 +24,7 @@ use crate::kit::{self, Kit};
 use crate::machine::Machine;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
-use crate::scene::{Id, Line, Scene, Stream};
+use crate::scene::{Id, Scene, Stream};
 use crate::tftp;
 use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
 
@@ -30,7 +33,6 @@ pub(crate) use self::nic::traffic_server;
 /// Scripts of the guests.
 const CHECKS: &str = include_str!("guest/checks.sh");
 const NEXT: &str = include_str!("guest/next.sh");
-const ENDURE: &str = include_str!("guest/endure.sh");
 
 /// Longest time for all checks of a guest.
 const ALL_CHECKS: Duration = Duration::from_secs(240);
@@ -38,8 +40,6 @@ const ALL_CHECKS: Duration = Duration::from_secs(240);
 pub(crate) const STEP: Duration = Duration::from_secs(60);
 /// Bytes of a file that is not kept when all went well.
 const LARGE: u64 = 4 << 20;
-/// Interval of the guest's pings in `endure.sh`.
-const PING_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Options of `e2e`.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -111,11 +111,12 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     };
     for kit in &kits {
         let skipped = |test: &&&Test| {
-            test.once
-                && kit.machine != Machine::X86
-                && !options.full
-                && options.name.is_none()
-                && options.machine.is_none()
+            let played = match test.short {
+                Short::Both => true,
+                Short::X86 => kit.machine == Machine::X86,
+                Short::No => false,
+            };
+            !played && !options.full && options.name.is_none() && options.machine.is_none()
         };
         for test in tests.iter().filter(|test| !skipped(test)) {
             let begun = Instant::now();
@@ -370,106 +371,6 @@ fn proxy_killed(stage: &mut Stage, report: &mut Report) -> Result<()> {
     })
 }
 
-/// A guest pings and downloads at the same time while `act` is done to the other side `times` times, each time in the
-/// middle of the download and after pings have come through again.
-fn endure(
-    stage: &mut Stage,
-    report: &mut Report,
-    board: &Board,
-    times: usize,
-    mut act: impl FnMut(&mut Scene, usize) -> Result<()>,
-) -> Result<()> {
-    // The file is let through in as many parts as are needed for the download to last until the end.
-    let part = http::FILE_SIZE / (times + 1);
-    stage.server.open_to(part);
-    let guest = stage.guest("endure", board, ENDURE)?;
-    guest.mark(&mut stage.scene, "under-way", STEP)?;
-    let mut longest = Duration::ZERO;
-    let mut gaps = Duration::ZERO;
-    for n in 1..=times {
-        let before = ping_answer(&guest, &mut stage.scene)?;
-        let begun = stage.scene.now();
-        act(&mut stage.scene, n).with_context(|| format!("time {n}"))?;
-        let ready = stage.scene.now();
-        // Answers that came earlier are from before.
-        let back = loop {
-            let (number, at) =
-                ping_answer(&guest, &mut stage.scene).with_context(|| format!("after time {n}"))?;
-            if number > before.0 && at > ready {
-                break at;
-            }
-        };
-        longest = longest.max(back - begun);
-        gaps += back - begun;
-        stage.server.open_to(part * (n + 1));
-    }
-    stage.server.open_to(http::FILE_SIZE);
-    let (tries, _) = guest.mark(&mut stage.scene, "fetched", ALL_CHECKS)?;
-    guest.tell(&mut stage.scene, "that is all")?;
-    let counts = guest.expect(&mut stage.scene, "ping's statistics", STEP, |line| {
-        line.text
-            .contains("packets transmitted")
-            .then(|| line.text.clone())
-    })?;
-    let id = guest.id;
-    stage.finish(guest, report)?;
-
-    let name = |check: &str| format!("{}/endure/{check}", stage.kit.machine.name());
-    let console = stage.scene.lines(id, Stream::Out);
-    let boots = console
-        .iter()
-        .filter(|l| l.text.contains("MARK booted"))
-        .count();
-    report.check(&name("no-reboot"), boots == 1, || format!("{boots} boots"));
-    let (sent, lost) =
-        ping_counts(&counts).with_context(|| format!("not ping's statistics: {counts}"))?;
-    // While the other side is away pings get lost, and with each end one that it had taken and not yet answered.
-    let allowed = gaps.as_millis() / PING_INTERVAL.as_millis() + 2 * times as u128;
-    report.check(
-        &name("pings-lost-in-gaps-only"),
-        u128::from(lost) <= allowed,
-        || format!("{counts}; {allowed} may be lost in gaps of {gaps:.1?}"),
-    );
-    let connections = stage.server.requests();
-    report.check(&name("connection-kept"), connections == 1, || {
-        format!("the download needed {tries} tries and {connections} connections")
-    });
-    println!(
-        "      {times} times: longest gap {longest:.2?}, {lost} of {sent} pings lost, download over {connections} connection(s)"
-    );
-    Ok(())
-}
-
-/// The next answer to a ping: its sequence number and when it came.
-fn ping_answer(guest: &Guest, scene: &mut Scene) -> Result<(u64, Duration)> {
-    guest.expect(scene, "an answer to a ping", STEP, sequence)
-}
-
-/// `64 bytes from 10.0.2.2: seq=7 ttl=255 time=1.2 ms`
-fn sequence(line: &Line) -> Option<(u64, Duration)> {
-    let number = line
-        .text
-        .split_once("bytes from 10.0.2.2: seq=")?
-        .1
-        .split_whitespace()
-        .next()?;
-    Some((number.parse().ok()?, line.at))
-}
-
-/// Sent and lost in `10 packets transmitted, 9 packets received, 10% packet loss`.
-fn ping_counts(line: &str) -> Option<(u64, u64)> {
-    let number = |before: &str| {
-        line.split(before)
-            .next()?
-            .split_whitespace()
-            .next_back()?
-            .parse::<u64>()
-            .ok()
-    };
-    let sent = number(" packets transmitted")?;
-    Some((sent, sent.checked_sub(number(" packets received")?)?))
-}
-
 /// The proxy is started before the device host.
 fn proxy_first(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let vmsg = stage.vmsg()?;
@@ -519,7 +420,3 @@ fn memory_not_shared(stage: &mut Stage, _: &mut Report) -> Result<()> {
         |line| line.text.contains("share=on").then_some(()),
     )
 }
-
-#[cfg(test)]
-#[path = "e2e_test.rs"]
-mod tests;

@@ -37,15 +37,6 @@ pub(crate) enum Backend {
     Pci,
 }
 
-/// The PCI bus of a machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pci {
-    /// There is an IOMMU: `intel-iommu` on x86, `virtio-iommu-pci` on arm64.
-    pub(crate) iommu: bool,
-    /// The guest does without MSI-X.
-    pub(crate) intx: bool,
-}
-
 /// The hardware of a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Board {
@@ -69,8 +60,10 @@ pub(crate) struct Board {
     pub(crate) pairs: u32,
     /// The MTU that the guest is told, unless it is the usual one.
     pub(crate) mtu: Option<u32>,
-    /// The PCI bus.
-    pub(crate) pci: Pci,
+    /// There is an IOMMU: `intel-iommu` on x86, `virtio-iommu-pci` on arm64.
+    pub(crate) iommu: bool,
+    /// More words for the kernel's command line.
+    pub(crate) words: Vec<&'static str>,
     /// The guest may reboot; otherwise that ends QEMU, as a panic does.
     pub(crate) may_reboot: bool,
 }
@@ -89,7 +82,8 @@ impl Board {
             net_mac: TEST_MAC,
             pairs: 1,
             mtu: None,
-            pci: Pci::default(),
+            iommu: false,
+            words: Vec::new(),
             may_reboot: false,
         }
     }
@@ -174,14 +168,14 @@ pub(crate) fn command(
     qemu.arg("-kernel")
         .arg(&kit.kernel)
         .args(["-initrd", initrd]);
-    let (pci, may_reboot) = match hardware {
-        Hardware::Board(board) => (board.pci, board.may_reboot),
-        Hardware::Arguments(_) => (Pci::default(), false),
+    let board = match hardware {
+        Hardware::Board(board) => Some(board),
+        Hardware::Arguments(_) => None,
     };
-    if !may_reboot {
+    if !board.is_some_and(|b| b.may_reboot) {
         qemu.arg("-no-reboot");
     }
-    qemu.args(["-append", &append(kit.machine, pci)]);
+    qemu.args(["-append", &append(kit.machine, board)]);
     qemu.args(["-netdev", "user,id=own,restrict=on"]);
     qemu.args(["-device", &net_device(kit.machine, "own", OWN_MAC)]);
     match hardware {
@@ -227,7 +221,7 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
     if machine == Machine::Arm64 {
         qemu.args(["-global", "virtio-mmio.force-legacy=false"]);
     }
-    if board.pci.iommu {
+    if board.iommu {
         // Devices that are named after it are behind it.
         qemu.args(["-device", iommu(machine)]);
     }
@@ -348,7 +342,7 @@ fn chardev(id: &str, socket: &str, version: (u32, u32), reconnect: bool) -> Stri
 }
 
 /// The kernel's command line.
-fn append(machine: Machine, pci: Pci) -> String {
+fn append(machine: Machine, board: Option<&Board>) -> String {
     let mut words = vec![format!("console={}", machine.console())];
     // A panic ends QEMU at once (-no-reboot); only panics come to the console, the rest stays in dmesg.
     words.extend(["panic=-1", "loglevel=1", "rdinit=/init"].map(str::to_owned));
@@ -365,15 +359,15 @@ fn append(machine: Machine, pci: Pci) -> String {
             .map(str::to_owned),
         );
     }
-    if pci.iommu {
-        if machine == Machine::X86 {
-            words.push("intel_iommu=on".to_owned());
+    if let Some(board) = board {
+        if board.iommu {
+            if machine == Machine::X86 {
+                words.push("intel_iommu=on".to_owned());
+            }
+            // An address is unmapped when the driver says so, not some time later.
+            words.push("iommu.strict=1".to_owned());
         }
-        // An address is unmapped when the driver says so, not some time later.
-        words.push("iommu.strict=1".to_owned());
-    }
-    if pci.intx {
-        words.push("pci=nomsi".to_owned());
+        words.extend(board.words.iter().map(|w| (*w).to_owned()));
     }
     words.join(" ")
 }

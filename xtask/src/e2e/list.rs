@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Stage, linux_user, nic, socket};
+use super::{Stage, linux_user, nic, socket, vfio_user};
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
     proxy_killed,
@@ -16,108 +16,185 @@ pub(super) struct Test {
     pub(super) name: &'static str,
     /// It makes sense with QEMU's own devices too.
     pub(super) reference: bool,
-    /// The short run plays it on x86 only: the other machine would show the same.
-    pub(super) once: bool,
+    /// The short run plays it on these machines.
+    pub(super) short: Short,
     /// The test.
     pub(super) play: fn(&mut Stage, &mut Report) -> Result<()>,
 }
 
+/// What the short run plays of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Short {
+    /// It on both machines.
+    Both,
+    /// It on x86 only: the other machine would show the same.
+    X86,
+    /// Nothing.
+    No,
+}
+
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 16] = [
+pub(super) const TESTS: [Test; 27] = [
     Test {
         name: "checks",
         reference: true,
-        once: false,
+        short: Short::Both,
         play: checks,
     },
     Test {
         name: "next-guest",
         reference: true,
-        once: false,
+        short: Short::Both,
         play: next_guest,
     },
     Test {
         name: "device-host-killed",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: device_host_killed,
     },
     Test {
         name: "proxy-killed",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: proxy_killed,
     },
     Test {
         name: "proxy-first",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: proxy_first,
     },
     Test {
         name: "printed-arguments",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: printed_arguments,
     },
     Test {
         name: "linux-user",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: linux_user::revision_1,
     },
     Test {
         name: "linux-user-r1",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: linux_user::r1,
     },
     Test {
         name: "linux-user-killed",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: linux_user::device_host_killed,
     },
     Test {
         name: "nic-generic",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: nic::generic,
     },
     Test {
         name: "nic-vhost-user",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: nic::vhost_user,
     },
     Test {
         name: "nic-tap",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: nic::tap,
     },
     Test {
         name: "boot-link-down",
         reference: false,
-        once: false,
+        short: Short::Both,
         play: nic::boot_link_down,
     },
     Test {
         name: "socket-stream",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: socket::stream,
     },
     Test {
         name: "socket-passt",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: socket::passt,
+    },
+    Test {
+        name: "vfio-user",
+        reference: true,
+        short: Short::X86,
+        play: vfio_user::whole,
+    },
+    Test {
+        name: "vfio-user-isolate",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::isolate,
+    },
+    Test {
+        name: "vfio-user-new-kernel",
+        reference: true,
+        short: Short::No,
+        play: vfio_user::new_kernel,
+    },
+    Test {
+        name: "vfio-user-isolate-new-kernel",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::isolate_new_kernel,
+    },
+    Test {
+        name: "vfio-user-iommu",
+        reference: true,
+        short: Short::No,
+        play: vfio_user::iommu,
+    },
+    Test {
+        name: "vfio-user-iommu-new-kernel",
+        reference: true,
+        short: Short::No,
+        play: vfio_user::iommu_new_kernel,
+    },
+    Test {
+        name: "vfio-user-iommu-isolate",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::iommu_isolate,
+    },
+    Test {
+        name: "vfio-user-unshared",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::unshared,
+    },
+    Test {
+        name: "vfio-user-intx",
+        reference: true,
+        short: Short::No,
+        play: vfio_user::intx,
+    },
+    Test {
+        name: "vfio-user-gone",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::gone,
+    },
+    Test {
+        name: "vfio-user-next-guest",
+        reference: true,
+        short: Short::No,
+        play: vfio_user::next_guest,
     },
     Test {
         name: "memory-not-shared",
         reference: false,
-        once: true,
+        short: Short::X86,
         play: memory_not_shared,
     },
 ];

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# Pings and downloads at the same time while the host does things to the other side, until the host says so.
+# Pings and downloads at the same time while the host does things to the other side, until the host says so. With
+# ENTROPY=read it reads random numbers all the time, too.
 name_nic "$OWN_MAC" eth0 || fail "no network device with the address $OWN_MAC"
 name_nic "$TEST_MAC" eth1 || fail "no network device with the address $TEST_MAC"
 lease eth1 || fail "no address by DHCP"
@@ -15,8 +16,16 @@ download() {
     mark fetched $tries
 }
 download &
+keep_reading() {
+    while [ -e /tmp/reading ]; do dd if=/dev/hwrng of=/dev/null bs=64 count=16 2> /dev/null; done
+}
+if [ "$ENTROPY" = read ]; then
+    : > /tmp/reading
+    keep_reading &
+fi
 mark under-way
 read -r answer
+rm -f /tmp/reading
 kill -INT $ping
 wait
 sum() { sha256sum < /tmp/file | grep -q "$SUM"; }

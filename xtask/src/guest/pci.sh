@@ -15,7 +15,10 @@ interrupts() {
             for (cpu = 2; cpu <= cpus + 1; cpu++) sum += $cpu; next } }
         END { print sum + 0 }' /proc/interrupts
 }
-kind_of_interrupt() { holds "$(grep "$1\(-\|,\|\$\)" /proc/interrupts)" "$INTERRUPTS"; }
+kind_of_interrupt() {
+    lines=$(grep "$1\(-\|,\|\$\)" /proc/interrupts)
+    case "$INTERRUPTS $lines" in MSI*$1*) holds "$lines" -MSI ;; INTx*$1*) not holds "$lines" -MSI ;; *) echo "$lines"; return 1 ;; esac
+}
 # Each request is answered with 64 bytes, and by an interrupt of its own.
 many_requests() {
     before=$(interrupts "$rng_virtio")

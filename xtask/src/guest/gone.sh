@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# The other side of the devices goes away for good, and later another one comes: the guest never waits for long.
+name_nic "$OWN_MAC" eth0 || fail "no network device with the address $OWN_MAC"
+name_nic "$TEST_MAC" eth1 || fail "no network device with the address $TEST_MAC"
+device=$(readlink -f /sys/class/net/eth1/device)
+virtio=${device##*/}
+function=$(basename "${device%/*}")
+net=/sys/bus/virtio/drivers/virtio_net
+rng=/sys/bus/virtio/drivers/virtio_rng
+rng_virtio=$(basename "$(ls -d $rng/virtio*)")
+lease eth1 || fail "no address"
+ping -q -c 2 -i 0.1 10.0.2.2 || fail "no answer"
+
+# soon NAME COMMAND…: whatever comes of it, it comes within ten seconds, and in half of what QEMU would wait for.
+soon() {
+    name=$1; shift
+    begun=$(cut -d ' ' -f 1 /proc/uptime)
+    timeout 10 "$@" > /tmp/soon 2>&1
+    result=$?
+    took=$(awk -v from="$begun" '{ print int(($1 - from) * 1000) }' /proc/uptime)
+    mark took "$name $took ms, result $result: $(head -c 200 /tmp/soon | tr '\n' ' ')"
+    # 143: it was still at it. What a signal cannot end does not even come to this.
+    [ $result != 143 ] && [ $result != 124 ] && [ "$took" -lt 5000 ] && ok "$name" || bad "$name" "took $took ms, result $result"
+}
+
+mark ready
+read -r answer
+soon gone-lspci lspci -nvv -s "$function"
+soon gone-status cat "$device/status" "$device/features"
+soon gone-send ping -q -c 3 -i 0.2 -W 1 10.0.2.2
+soon gone-down ip link set eth1 down
+soon gone-up ip link set eth1 up
+soon gone-down-again ip link set eth1 down
+soon gone-unbind sh -c "echo $virtio > $net/unbind"
+soon gone-bind sh -c "echo $virtio > $net/bind"
+soon gone-rng-unbind sh -c "echo $rng_virtio > $rng/unbind"
+soon gone-rng-bind sh -c "echo $rng_virtio > $rng/bind"
+mark without
+read -r answer
+# The next device host is there: drivers that start anew have devices as new.
+for pair in "$virtio $net" "$rng_virtio $rng"; do
+    [ ! -e "${pair#* }/${pair% *}" ] || echo "${pair% *}" > "${pair#* }/unbind"
+    echo "${pair% *}" > "${pair#* }/bind"
+done
+again() { await 10 name_nic "$TEST_MAC" eth1 && lease eth1 && ping -q -c 3 -i 0.1 10.0.2.2; }
+check back-net again
+random() { [ "$(dd if=/dev/hwrng bs=64 count=16 2> /dev/null | wc -c)" = 1024 ]; }
+check back-rng random

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use memchr::memmem::Finder;
+
+use super::{CHUNK, LENGTH, random, scan, search};
+
+#[test]
+fn bytes_across_two_reads_are_found() {
+    let secret = random().expect("random bytes");
+    let mut content = vec![0; CHUNK + 100];
+    content[CHUNK - 10..CHUNK - 10 + LENGTH].copy_from_slice(&secret);
+    let mut at = 0;
+    let mut pieces = |size: usize| {
+        at = 0;
+        let content = &content;
+        scan(&Finder::new(&secret), |buffer| {
+            let count = size.min(buffer.len()).min(content.len() - at);
+            buffer[..count].copy_from_slice(&content[at..at + count]);
+            at += count;
+            Ok(count)
+        })
+        .1
+    };
+    assert!(pieces(CHUNK));
+    assert!(pieces(1000));
+    assert!(!scan(&Finder::new(&secret), |_| Ok(0)).1);
+}
+
+#[test]
+fn what_a_child_of_the_process_has_in_memory_or_in_a_file_is_found() {
+    let secret = random().expect("random bytes");
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&secret).expect("writes");
+    // A shell that waits for its child; the child has the file open, by its standard input.
+    let mut shell = Command::new("sh")
+        .args(["-c", "sleep 100 & wait"])
+        .stdin(Stdio::from(file))
+        .spawn()
+        .expect("a shell");
+    let found = search(shell.id(), &secret).expect("it can be read");
+    let other = search(shell.id(), &random().expect("random bytes")).expect("it can be read");
+    shell.kill().expect("it runs");
+    shell.wait().expect("it ends");
+    assert!(!found.open.is_empty(), "{found:?}");
+    assert!(
+        other.open.is_empty() && other.mapped.is_empty(),
+        "{other:?}"
+    );
+}
