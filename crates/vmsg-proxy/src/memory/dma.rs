@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use thiserror::Error;
 use vmsg_mem::{Access, BusAddr, Mapping, RamSlice};
 use vmsg_queue::remote::Memory;
+use vmsg_vfio_user::DmaError;
 
 /// The most ranges at a time. With a vIOMMU each page of each request is one.
 pub(crate) const MAX_RANGES: usize = 16_384;
@@ -29,6 +30,32 @@ pub(crate) trait Messages: Send + Sync {
     fn write(&self, address: u64, from: &[u8]) -> Result<(), MemoryError>;
     /// Ends those that wait now.
     fn cancel(&self);
+}
+
+impl Messages for vmsg_vfio_user::Dma {
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), MemoryError> {
+        vmsg_vfio_user::Dma::read(self, address, into).map_err(|error| failed(address, error))
+    }
+
+    fn write(&self, address: u64, from: &[u8]) -> Result<(), MemoryError> {
+        vmsg_vfio_user::Dma::write(self, address, from).map_err(|error| failed(address, error))
+    }
+
+    fn cancel(&self) {
+        vmsg_vfio_user::Dma::cancel(self);
+    }
+}
+
+fn failed(address: u64, error: DmaError) -> MemoryError {
+    match error {
+        DmaError::Refused(errno) => MemoryError::Refused {
+            addr: BusAddr(address),
+            errno: errno.raw_os_error(),
+        },
+        DmaError::TimedOut => MemoryError::TimedOut,
+        DmaError::Cancelled => MemoryError::Cancelled,
+        _ => MemoryError::Gone,
+    }
 }
 
 /// Why a range is not taken.

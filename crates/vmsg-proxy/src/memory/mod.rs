@@ -5,10 +5,9 @@ mod dma;
 mod file;
 
 pub use file::FileError;
-pub(crate) use dma::{DmaMemory, MapError, Messages, Range, UnmapError};
+pub(crate) use dma::{DmaMemory, MapError, Range};
 pub(crate) use file::MemoryFile;
 
-use std::time::Duration;
 use thiserror::Error;
 use vmsg_mem::BusAddr;
 use vmsg_queue::remote::Memory;
@@ -58,8 +57,8 @@ pub enum MemoryError {
         errno: i32,
     },
     /// The VMM did not answer.
-    #[error("the VMM did not answer within {0:?}")]
-    TimedOut(Duration),
+    #[error("the VMM did not answer in time")]
+    TimedOut,
     /// The VMM is gone.
     #[error("the VMM is gone")]
     Gone,

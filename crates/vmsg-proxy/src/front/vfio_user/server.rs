@@ -1,34 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The listening side: one client after another, on a thread of its own.
 
+use super::behind::Behind;
+use super::function::{self, Served};
+use super::lending::Lending;
 use crate::front::listener::{BindError, Bound};
 use crate::front::stats::{Counts, FrontStats};
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
-use crate::session::Options;
+use crate::memory::DmaMemory;
+use crate::session::{self, Op, OpError};
+use crate::transport::{Backend, Direct};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use thiserror::Error;
 use vmsg_mem::Doorbell;
+use vmsg_vfio_user::{
+    Connection, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, Options, Region, SetIrqs, Turn,
+};
 
 /// How long a client waits for a device that was never seen. QEMU gives up after 5 s.
 const FIRST_CONTACT: Duration = Duration::from_secs(4);
+
+/// How long a client that is turned away has to read why.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Messages taken before news of the device have their turn.
+const BUDGET: u32 = 64;
 
 /// Memory for copies, bytes.
 const SEGMENT: u64 = 64 << 20;
 
 /// The session's times, as clients of vfio-user need them.
-pub(crate) fn session_options() -> Options {
-    Options {
+pub(crate) fn session_options() -> session::Options {
+    session::Options {
         first_contact_timeout: FIRST_CONTACT,
         // A client that comes again was started again by somebody.
         second_contact_timeout: FIRST_CONTACT,
-        ..Options::default()
+        ..session::Options::default()
     }
 }
 
@@ -122,6 +138,84 @@ impl Drop for VfioUserFront {
     }
 }
 
+/// Why a client is not served any more.
+#[derive(Debug)]
+enum End {
+    Stop,
+    Client(vmsg_vfio_user::End),
+    /// It was never served.
+    Away(#[allow(dead_code, reason = "for people who debug")] Refusal),
+    Os(io::Error),
+}
+
+/// Why a client is not served.
+#[derive(Debug, Error)]
+enum Refusal {
+    #[error(
+        "the device was not seen until now, so it is not known what to show; start its device host (`vmsg serve`) first, \
+`vmsg ls` shows what there is"
+    )]
+    Absent,
+    #[error("the device is held by {0}, and a device has one driver at a time")]
+    Held(String),
+    #[error("the device cannot be looked at: {0}")]
+    Other(OpError),
+    #[error("out of descriptors: {0}")]
+    Os(io::Error),
+}
+
+impl Refusal {
+    /// What the client's user reads.
+    fn errno(&self) -> Errno {
+        match self {
+            Refusal::Absent => Errno::NODEV,
+            Refusal::Held(_) => Errno::BUSY,
+            Refusal::Other(_) | Refusal::Os(_) => Errno::IO,
+        }
+    }
+}
+
+/// What is shown to clients for which there is nothing.
+struct Nobody(Errno);
+
+impl vmsg_vfio_user::Device for Nobody {
+    fn greet(&mut self) -> Result<(), Errno> {
+        Err(self.0)
+    }
+    // Nothing of this is asked of a device that does not greet.
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            regions: 0,
+            irqs: 0,
+            can_reset: false,
+        }
+    }
+    fn region(&self, _: u32) -> Option<Region<'_>> {
+        None
+    }
+    fn irq(&self, _: u32) -> IrqInfo {
+        IrqInfo::NONE
+    }
+    fn read(&mut self, _: u32, _: u64, _: &mut [u8]) -> Result<(), Errno> {
+        Err(self.0)
+    }
+    fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Result<(), Errno> {
+        Err(self.0)
+    }
+    fn set_irqs(&mut self, _: SetIrqs) -> Result<(), Errno> {
+        Err(self.0)
+    }
+    fn map(&mut self, _: DmaMap) -> Result<(), Errno> {
+        Err(self.0)
+    }
+    fn unmap(&mut self, _: DmaUnmap) -> Result<u64, Errno> {
+        Err(self.0)
+    }
+    fn reset(&mut self) -> Result<(), Errno> {
+        Err(self.0)
+    }
+}
+
 struct Server {
     name: String,
     session: SessionHandle,
@@ -157,12 +251,203 @@ impl Server {
                 }
             };
             self.counts.connections.fetch_add(1, Ordering::Relaxed);
-            self.serve(socket);
+            if !self.serve(socket) {
+                return;
+            }
         }
     }
 
-    fn serve(&mut self, socket: UnixStream) {
-        drop(socket);
+    /// One client, from its first message to its end. False: stop.
+    fn serve(&mut self, socket: UnixStream) -> bool {
+        // Whoever comes and goes without having been told of leaves no trace but in the counts.
+        let told = self.limit.admit();
+        if let Some(unsaid) = told {
+            tracing::info!(front = self.name, unsaid, "client connected");
+        }
+        // Of the client before, or of nobody.
+        self.session.clear();
+        drop(self.session.take_events());
+        let mut connection = match Connection::new(socket, Options::default()) {
+            Ok(connection) => connection,
+            Err(error) => {
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::error!(front = self.name, %error, unsaid, "cannot serve a client");
+                }
+                return true;
+            }
+        };
+        let end = match self.meet(&connection) {
+            Ok(mut served) => {
+                let end = self.converse(&mut connection, &mut served);
+                drop(connection);
+                // First: copying stops, and nobody rings the client's eventfds.
+                drop(served);
+                end
+            }
+            Err(refusal) => self.turn_away(&mut connection, refusal),
+        };
+        match self.session.call(Op::Release) {
+            Ok(_) | Err(OpError::Ended) => {}
+            Err(error) => {
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::warn!(front = self.name, %error, unsaid, "the device was not released properly");
+                }
+            }
+        }
+        match end {
+            End::Stop => return false,
+            End::Client(vmsg_vfio_user::End::Closed) => {
+                if told.is_some() {
+                    tracing::info!(front = self.name, "client gone");
+                }
+            }
+            End::Client(end) => {
+                self.counts.malformed.fetch_add(1, Ordering::Relaxed);
+                if told.is_some() {
+                    tracing::warn!(front = self.name, %end, "client dropped");
+                }
+            }
+            End::Away(_) => {}
+            End::Os(error) => {
+                if let Some(unsaid) = self.limit.admit() {
+                    tracing::error!(front = self.name, %error, unsaid, "cannot serve a client any more");
+                }
+            }
+        }
+        true
+    }
+
+    /// Finds out what there is to serve. A client waits meanwhile.
+    fn meet(&mut self, connection: &Connection) -> Result<Served, Refusal> {
+        let (session, deadline) = self.session.bounded();
+        deadline.set(Some(Instant::now() + FIRST_CONTACT));
+        let absent = |error| match error {
+            OpError::Held(holder) => Refusal::Held(holder),
+            OpError::TimedOut | OpError::NoDevice => Refusal::Absent,
+            error => Refusal::Other(error),
+        };
+        let direct = Direct::new(session.clone()).map_err(absent)?;
+        session.call(Op::Claim).map_err(absent)?;
+        let device_id = direct.facts().info.device_id;
+        let shared = function::shared_memory(&session, device_id);
+        deadline.set(None);
+        let memory = Arc::new(DmaMemory::new(Box::new(connection.dma())));
+        // Without this nothing below has a way to lend the guest's memory.
+        let lending = (!self.options.isolate).then(|| Lending::new(session));
+        let behind =
+            Behind::new(&self.name, direct, memory, lending).map_err(Refusal::Os)?;
+        Ok(Served::new(
+            &self.name,
+            behind,
+            deadline,
+            shared,
+            self.limit.clone(),
+        ))
+    }
+
+    /// Tells a client that there is nothing for it, and waits until it has read that.
+    fn turn_away(&mut self, connection: &mut Connection, refusal: Refusal) -> End {
+        let stopped = matches!(refusal, Refusal::Other(OpError::Ended));
+        if !stopped && let Some(unsaid) = self.limit.admit() {
+            tracing::error!(front = self.name, unsaid, "a client is turned away: {refusal}");
+        }
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+        let mut nobody = Nobody(refusal.errno());
+        let until = Instant::now() + FAREWELL;
+        loop {
+            match connection.turn(&mut nobody, BUDGET) {
+                Ok(turn) => {
+                    self.count(turn);
+                    if turn.more {
+                        continue;
+                    }
+                }
+                Err(_) => return End::Away(refusal),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || stopped {
+                return End::Away(refusal);
+            }
+            match self.wait(connection, None, Some(left)) {
+                Ok(()) => {}
+                Err(end) => return end,
+            }
+        }
+    }
+
+    fn converse(&mut self, connection: &mut Connection, served: &mut Served) -> End {
+        loop {
+            self.session.clear();
+            // Those that are there now: a device host can make new ones faster than they are passed on.
+            for event in self.session.take_events() {
+                served.news(&event);
+            }
+            if let Err(error) = served.take_calls() {
+                return End::Os(error);
+            }
+            served.settle();
+            match connection.turn(served, BUDGET) {
+                Ok(turn) => {
+                    self.count(turn);
+                    self.counts
+                        .refused
+                        .fetch_add(std::mem::take(&mut served.refused), Ordering::Relaxed);
+                    if turn.panics > 0 {
+                        if let Some(unsaid) = self.limit.admit() {
+                            tracing::error!(
+                                front = self.name,
+                                unsaid,
+                                "a mistake in this program; the device needs a reset"
+                            );
+                        }
+                        served.broken();
+                    }
+                    if turn.more {
+                        continue;
+                    }
+                }
+                Err(end) => return End::Client(end),
+            }
+            if let Err(end) = self.wait(connection, Some(served), None) {
+                return end;
+            }
+        }
+    }
+
+    fn count(&self, turn: Turn) {
+        self.counts
+            .requests
+            .fetch_add(turn.handled.into(), Ordering::Relaxed);
+    }
+
+    /// Until there is something to do, or for so long.
+    fn wait(
+        &self,
+        connection: &Connection,
+        served: Option<&Served>,
+        left: Option<Duration>,
+    ) -> Result<(), End> {
+        let interest = connection.interest();
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, interest.read);
+        flags.set(PollFlags::OUT, interest.write);
+        let news = self.session.event_fd();
+        let mut fds = vec![
+            PollFd::new(&*self.stop, PollFlags::IN),
+            PollFd::new(connection, flags),
+        ];
+        if let Some(served) = served {
+            fds.push(PollFd::new(&news, PollFlags::IN));
+            fds.push(PollFd::new(served.behind().calls(), PollFlags::IN));
+        }
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let waited = poll(&mut fds, timeout.as_ref());
+        self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
+        match waited {
+            Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Err(End::Stop),
+            Err(error) => Err(End::Os(error.into())),
+        }
     }
 
     /// With `pause`, only for that long and whether or not anybody comes. False: stop.

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The device as VFIO describes it: regions, interrupts and memory, over the PCI function.
+
+use super::behind::Behind;
+use crate::link::{Deadline, SessionHandle};
+use crate::log_limit::LogLimit;
+use crate::memory::{MapError, Range};
+use crate::session::{Event, OpError};
+use crate::transport::pci::{Function, Irq, Region as Part, Route};
+use crate::transport::{Options, SharedMemory};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vmsg_vfio_user::{
+    Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MapArea, Region,
+    RegionMap, SetIrqs,
+};
+
+/// How long one message of the client may take. QEMU gives up after 5 s.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Regions of a PCI device in `<linux/vfio.h>`: BARs, then ROM, configuration space, VGA.
+const BARS: u32 = 6;
+const CONFIG: u32 = 7;
+const REGIONS: u32 = 9;
+
+/// Kinds of interrupt of a PCI device in `<linux/vfio.h>`.
+const INTX: u32 = 0;
+const MSIX: u32 = 2;
+const ERR: u32 = 3;
+const REQ: u32 = 4;
+const IRQS: u32 = 5;
+
+/// A function being served to a client.
+pub(super) struct Served {
+    name: String,
+    function: Function<Behind>,
+    deadline: Deadline,
+    limit: Arc<LogLimit>,
+    /// Requests that could not be done.
+    pub(super) refused: u64,
+}
+
+impl Served {
+    pub(super) fn new(
+        name: &str,
+        behind: Behind,
+        deadline: Deadline,
+        shared: Vec<SharedMemory>,
+        limit: Arc<LogLimit>,
+    ) -> Served {
+        Served {
+            name: name.to_owned(),
+            function: Function::new(behind, Options::default(), shared),
+            deadline,
+            limit,
+            refused: 0,
+        }
+    }
+
+    pub(super) fn behind(&self) -> &Behind {
+        self.function.backend()
+    }
+
+    /// What happens from now on is to end in time.
+    fn begin(&self) {
+        self.deadline.set(Some(Instant::now() + PATIENCE));
+    }
+
+    /// The device cannot be trusted any more until it is reset.
+    pub(super) fn broken(&mut self) {
+        self.function.needs_reset();
+    }
+
+    /// Passes news of the device on.
+    pub(super) fn news(&mut self, event: &Event) {
+        match event {
+            Event::ConfigChanged => self.function.config_changed(),
+            Event::QueueUsed(queue) => self.function.queue_used(*queue),
+            Event::NeedsReset(reason) => {
+                self.function.backend_mut().tell_remedy_of(reason);
+                self.function.needs_reset();
+            }
+            _ => {}
+        }
+    }
+
+    /// Passes on what rang without going to the client itself.
+    pub(super) fn take_calls(&mut self) -> io::Result<()> {
+        let mut used = Vec::new();
+        let result = self.function.backend().take_calls(|queue| used.push(queue));
+        for queue in used {
+            self.function.queue_used(queue);
+        }
+        result
+    }
+
+    /// Lets the device ring where the driver waits, now that something has happened.
+    pub(super) fn settle(&mut self) {
+        for (queue, route) in self.function.take_route_changes() {
+            let result = self.function.backend_mut().set_route(queue, route.clone());
+            if let Err(error) = result {
+                self.trouble("telling the device whom to interrupt", &error);
+                self.function.needs_reset();
+            }
+            // What the device told the one before may have been lost on the way.
+            match route {
+                Route::Direct(_) => self.function.backend().ring_route(queue),
+                Route::Through => self.function.queue_used(queue),
+                Route::Nobody => {}
+            }
+        }
+    }
+
+    fn trouble(&mut self, what: &'static str, error: &OpError) {
+        self.function.backend_mut().tell_remedy(error);
+        if let Some(unsaid) = self.limit.admit() {
+            tracing::warn!(front = self.name, what, %error, unsaid, "the device needs a reset");
+        }
+    }
+
+    fn part(&self, index: u32) -> Option<Part> {
+        match index {
+            CONFIG => Some(Part::Config),
+            bar if bar < BARS => u8::try_from(bar).ok().map(Part::Bar),
+            _ => None,
+        }
+    }
+
+    /// Refuses something, and says so.
+    fn refuse(&mut self, what: &'static str, why: &dyn std::fmt::Display, errno: Errno) -> Errno {
+        self.refused += 1;
+        if let Some(unsaid) = self.limit.admit() {
+            tracing::warn!(front = self.name, what, %why, unsaid, "refused");
+        }
+        errno
+    }
+
+    fn set_triggers(&mut self, set: SetIrqs) -> Result<(), Errno> {
+        let files: Vec<(u32, Option<OwnedFd>)> = match set.data {
+            IrqData::Eventfds(fds) => (set.start..).zip(fds).collect(),
+            // Takes all away.
+            IrqData::None if set.count == 0 => {
+                let count = self.irq(set.index).count;
+                (0..count).map(|index| (index, None)).collect()
+            }
+            // Ring them by hand.
+            IrqData::None => {
+                for index in set.start..set.start.saturating_add(set.count) {
+                    if let Some(irq) = irq(set.index, index) {
+                        self.function.trigger(irq);
+                    }
+                }
+                return Ok(());
+            }
+            IrqData::Bools(bools) => {
+                for (index, on) in (set.start..).zip(bools) {
+                    if let Some(irq) = irq(set.index, index).filter(|_| on) {
+                        self.function.trigger(irq);
+                    }
+                }
+                return Ok(());
+            }
+        };
+        for (index, file) in files {
+            let Some(irq) = irq(set.index, index) else {
+                return Err(Errno::INVAL);
+            };
+            if let Err(error) = self.function.set_trigger(irq, file.map(Arc::new)) {
+                return Err(self.refuse("an eventfd for an interrupt", &error, Errno::INVAL));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_masks(&mut self, set: &SetIrqs, masked: bool) -> Result<(), Errno> {
+        let all = self.irq(set.index).count;
+        let (start, count) = if set.count == 0 {
+            (0, all)
+        } else {
+            (set.start, set.count)
+        };
+        let on = |at: usize| match &set.data {
+            IrqData::None => true,
+            IrqData::Bools(bools) => bools.get(at).copied().unwrap_or(false),
+            IrqData::Eventfds(_) => false,
+        };
+        if matches!(set.data, IrqData::Eventfds(_)) {
+            // Masking by eventfd is for clients that route the end of an interrupt past themselves; those do without.
+            return Err(Errno::INVAL);
+        }
+        for (at, index) in (start..start.saturating_add(count)).enumerate() {
+            if let Some(irq) = irq(set.index, index).filter(|_| on(at)) {
+                if masked {
+                    self.function.mask(irq);
+                } else {
+                    self.function.unmask(irq);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn irq(kind: u32, index: u32) -> Option<Irq> {
+    match (kind, index) {
+        (INTX, 0) => Some(Irq::Intx),
+        (MSIX, vector) => u16::try_from(vector).ok().map(Irq::Msix),
+        (ERR, 0) => Some(Irq::Err),
+        (REQ, 0) => Some(Irq::Req),
+        _ => None,
+    }
+}
+
+impl Device for Served {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            regions: REGIONS,
+            irqs: IRQS,
+            can_reset: true,
+        }
+    }
+
+    fn region(&self, index: u32) -> Option<Region<'_>> {
+        if index >= BARS && index != CONFIG {
+            return (index != 6).then_some(Region {
+                size: 0,
+                readable: false,
+                writable: false,
+                mmap: None,
+            });
+        }
+        let size = self.function.region_size(self.part(index)?);
+        let mut mmap = None;
+        // One file behind the BAR can be mapped; several regions have several files.
+        if index == 2
+            && let [shared] = self.function.shared_layout()
+        {
+            let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+            let fits = shared.memory.len.is_multiple_of(page)
+                && shared.memory.file_offset.is_multiple_of(page);
+            mmap = fits.then(|| RegionMap {
+                areas: vec![MapArea {
+                    offset: shared.offset,
+                    len: shared.memory.len,
+                }],
+                fd: shared.memory.file.as_fd(),
+                offset: shared.memory.file_offset,
+            });
+        }
+        Some(Region {
+            size,
+            readable: size > 0,
+            writable: size > 0,
+            mmap,
+        })
+    }
+
+    fn irq(&self, index: u32) -> IrqInfo {
+        let one = IrqInfo {
+            count: 1,
+            eventfd: true,
+            ..IrqInfo::NONE
+        };
+        match index {
+            INTX => IrqInfo {
+                maskable: true,
+                automasked: true,
+                ..one
+            },
+            MSIX => IrqInfo {
+                count: self.function.vectors().into(),
+                maskable: true,
+                ..one
+            },
+            ERR | REQ => one,
+            _ => IrqInfo::NONE,
+        }
+    }
+
+    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.begin();
+        let part = self.part(region).ok_or(Errno::INVAL)?;
+        self.function.read(part, offset, data);
+        self.settle();
+        Ok(())
+    }
+
+    fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.begin();
+        let part = self.part(region).ok_or(Errno::INVAL)?;
+        self.function.write(part, offset, data);
+        self.settle();
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, set: SetIrqs) -> Result<(), Errno> {
+        self.begin();
+        let result = match set.action {
+            IrqAction::Trigger => self.set_triggers(set),
+            IrqAction::Mask => self.set_masks(&set, true),
+            IrqAction::Unmask => self.set_masks(&set, false),
+        };
+        self.settle();
+        result
+    }
+
+    fn map(&mut self, map: DmaMap) -> Result<(), Errno> {
+        self.begin();
+        let range = Range {
+            address: map.address,
+            size: map.size,
+            offset: map.offset,
+            readable: map.readable,
+            writable: map.writable,
+            fd: map.fd,
+        };
+        let window = match self.behind().memory().map(range) {
+            Ok(window) => window,
+            Err(error) => {
+                let errno = match &error {
+                    MapError::Overlap(_) => Errno::EXIST,
+                    MapError::TooMany => Errno::NOSPC,
+                    MapError::BadRange | MapError::File(_) => Errno::INVAL,
+                };
+                return Err(self.refuse("memory for the device", &error, errno));
+            }
+        };
+        if let Some(window) = window
+            && let Err(error) = self.function.backend_mut().opened(window)
+        {
+            // The client has done nothing wrong, and QEMU may end if it hears of an error here. The device finds nothing at these addresses.
+            self.trouble("lending memory", &error);
+            self.function.needs_reset();
+        }
+        Ok(())
+    }
+
+    fn unmap(&mut self, unmap: DmaUnmap) -> Result<u64, Errno> {
+        self.begin();
+        let memory = self.behind().memory();
+        let (gone, from, to) = if unmap.all {
+            (Ok(memory.clear()), 0, u64::MAX)
+        } else {
+            let last = unmap.address.saturating_add(unmap.size.saturating_sub(1));
+            let gone = memory.unmap(unmap.address, unmap.size);
+            (gone, unmap.address, last)
+        };
+        let gone = match gone {
+            Ok(gone) => gone,
+            Err(error) => return Err(self.refuse("taking memory back", &error, Errno::INVAL)),
+        };
+        match self.function.backend_mut().closed(from, to) {
+            Ok(()) => Ok(gone),
+            Err(error) => {
+                self.trouble("taking memory back", &error);
+                self.function.needs_reset();
+                self.refused += 1;
+                Err(Errno::IO)
+            }
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.begin();
+        self.function.reset();
+        self.settle();
+        Ok(())
+    }
+}
+
+/// The shared-memory regions of the device, for kinds that have any.
+pub(super) fn shared_memory(session: &SessionHandle, device_id: u32) -> Vec<SharedMemory> {
+    use crate::session::{Op, Outcome};
+    // Virtio 1.3 §5.7, §5.11, §5.19.
+    let ids: &[u8] = match device_id {
+        // gpu: host-visible memory.
+        16 => &[1],
+        // fs: the DAX window; pmem: the memory itself.
+        26 | 27 => &[0],
+        _ => &[],
+    };
+    let ask = |id: &u8| match session.call(Op::SharedMemory(*id)) {
+        Ok(Outcome::SharedMemory(Some(region))) => Some(SharedMemory {
+            id: *id,
+            len: region.len,
+            file_offset: region.file_offset,
+            file: region.fd,
+        }),
+        _ => None,
+    };
+    ids.iter().filter_map(ask).collect()
+}
