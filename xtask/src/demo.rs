@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::dirs;
-use crate::e2e::linux_user;
+use crate::e2e::{linux_user, vfio_user};
 use crate::guest::Guest;
 use crate::http::{FILE_SIZE, Server};
 use crate::kit::{self, Kit};
@@ -34,6 +34,15 @@ pub(crate) struct Options {
     /// The bus between device host and proxy
     #[arg(long, value_enum, default_value_t = Bus::Unix)]
     bus: Bus,
+    /// How the proxy attaches to QEMU
+    #[arg(long, value_enum, default_value_t = Front::VhostUser)]
+    front: Front,
+    /// The guest has an IOMMU, and the device host follows it; needs --front vfio-user
+    #[arg(long)]
+    iommu: bool,
+    /// The device host sees nothing of the guest's memory: the proxy copies; needs --front vfio-user
+    #[arg(long, conflicts_with = "reference")]
+    isolate: bool,
     /// Keep logs and captures in this folder, new or empty [default: a new one under target/xtask]
     #[arg(long, value_name = "DIR")]
     keep_dir: Option<PathBuf>,
@@ -53,6 +62,15 @@ enum Bus {
     LinuxUser,
     /// The same with the 40-byte messages of the first demos; one device, so entropy is QEMU's own
     LinuxUserR1,
+}
+
+/// What QEMU has in its place of the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Front {
+    /// QEMU's own virtio devices, their queues served elsewhere: virtio-pci on x86, virtio-mmio on arm64
+    VhostUser,
+    /// Whole PCI functions, with QEMU 11.1 from Debian 13's backports, unpacked in the cache
+    VfioUser,
 }
 
 /// Runs the demo; prints `TEST PASSED` or `TEST FAILED` as last line and gives whether it passed.
@@ -75,8 +93,20 @@ pub(crate) fn run(options: &Options) -> bool {
 }
 
 fn play(options: &Options) -> Result<String> {
-    let kits = kit::gather(&[options.machine], &options.kit)?;
-    let kit = kits.first().expect("one kit for one machine");
+    let whole = options.front == Front::VfioUser;
+    ensure!(
+        whole || !(options.iommu || options.isolate),
+        "--iommu and --isolate need --front vfio-user"
+    );
+    ensure!(
+        !whole || options.bus != Bus::LinuxUserR1,
+        "the messages of the first demos carry too little for --front vfio-user: choose another --bus"
+    );
+    let mut kits = kit::gather(&[options.machine], &options.kit)?;
+    let mut kit = kits.pop().expect("one kit for one machine");
+    if whole {
+        kit = vfio_user::kit(&kit, options.iommu, false)?;
+    }
     let vmsg = if options.reference {
         None
     } else {
@@ -87,7 +117,7 @@ fn play(options: &Options) -> Result<String> {
     let dir = dirs::run_folder(&name, options.keep_dir.as_deref())?;
     println!("logs: {}", dir.display());
     let mut scene = Scene::new(dir);
-    act(&mut scene, kit, vmsg.as_ref(), options.bus)
+    act(&mut scene, &kit, vmsg.as_ref(), options)
 }
 
 /// Tells progress: the time since the start and what has happened.
@@ -95,7 +125,9 @@ fn tell(scene: &Scene, what: &str) {
     println!("[{:5.1} s] {what}", scene.now().as_secs_f64());
 }
 
-fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<String> {
+fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> Result<String> {
+    let kind = options.bus;
+    let whole = options.front == Front::VfioUser;
     let server = Server::start(FILE_SIZE)?;
     let bus = match kind {
         Bus::Unix => crate::vmsg::BUS.to_owned(),
@@ -106,12 +138,22 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<S
     let sides = match vmsg {
         Some(vmsg) => {
             let count = if rng { 2 } else { 1 };
-            let serve = vmsg.serve_on(scene, "serve", &bus, &[NET, "rng"][..count])?;
+            let net = if whole {
+                vfio_user::net_device()
+            } else {
+                NET.to_owned()
+            };
+            let serve = vmsg.serve_on(scene, "serve", &bus, &[&net, "rng"][..count])?;
             tell(
                 scene,
                 &format!("device host listens (process {})", scene.pid(serve)),
             );
-            let fronts = [linux_user::NET_FRONT, linux_user::RNG_FRONT];
+            let fronts = if whole {
+                vfio_user::fronts(options.isolate)
+            } else {
+                [linux_user::NET_FRONT, linux_user::RNG_FRONT].map(str::to_owned)
+            };
+            let fronts: Vec<&str> = fronts.iter().map(String::as_str).collect();
             let proxy = vmsg.proxy_on(scene, &bus, &fronts[..count])?;
             tell(
                 scene,
@@ -124,7 +166,15 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<S
         }
         None => None,
     };
-    let board = match sides {
+    let mut board = match sides {
+        Some(_) if whole => {
+            let (net, rng) = vfio_user::backends();
+            match kind {
+                Bus::Unix => Board::new(net, rng),
+                Bus::LinuxUser | Bus::LinuxUserR1 => linux_user::board(net, rng),
+            }
+        }
+        None if whole => Board::new(Backend::Pci, Backend::Pci),
         Some(_) => {
             let net = Backend::VhostUser(NET_SOCKET.to_owned());
             let rng = if rng {
@@ -139,6 +189,7 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<S
         }
         None => Board::new(Backend::Qemu, Backend::Qemu),
     };
+    board.iommu = options.iommu;
     let settings = settings(&server, PINGS);
     let guest = Guest::start(
         scene,
@@ -153,12 +204,24 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, kind: Bus) -> Result<S
     tell(scene, &format!("guest runs Linux {kernel}"));
 
     let (nic, _) = guest.mark(scene, "nic", STEP)?;
-    let transport = kit.machine.transport_name();
+    let transport = if whole {
+        "virtio-pci"
+    } else {
+        kit.machine.transport_name()
+    };
     ensure!(
-        nic.contains("/pci") == (kit.machine == Machine::X86),
+        nic.contains("/virtio_mmio") == (transport == "virtio-mmio"),
         "eth1 is not a {transport} device: it is {nic}"
     );
     tell(scene, &format!("eth1 is {nic} ({transport})"));
+    if options.iommu {
+        let (group, _) = guest.mark(scene, "iommu", STEP)?;
+        ensure!(
+            group.contains("DMA"),
+            "eth1 is not behind the IOMMU: {group}"
+        );
+        tell(scene, &format!("eth1 is behind an IOMMU: {group}"));
+    }
     let (lease, _) = guest.mark(scene, "lease", STEP)?;
     tell(scene, &format!("DHCP: {lease}"));
     let address = lease

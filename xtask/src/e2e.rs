@@ -6,7 +6,7 @@ pub(crate) mod linux_user;
 mod list;
 mod nic;
 mod socket;
-mod vfio_user;
+pub(crate) mod vfio_user;
 
 use std::fs;
 use std::path::Path;

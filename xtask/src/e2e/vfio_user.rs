@@ -52,16 +52,6 @@ const PLAIN: Variant = Variant {
 };
 
 impl Variant {
-    /// QEMU, kernel and programs of such a guest.
-    fn kit(self, kit: &Kit) -> Result<Kit> {
-        let mut kit = kit.with_new_qemu()?.with_lspci()?;
-        // Debian's kernel 6.1 for arm64 has no driver for virtio-iommu.
-        if self.new_kernel || (self.iommu && kit.machine == Machine::Arm64) {
-            kit = kit.with_new_kernel()?;
-        }
-        Ok(with_drivers(&kit, self.iommu))
-    }
-
     fn board(self, stage: &Stage) -> Board {
         let (net, rng) = match stage.vmsg {
             Some(_) => backends(),
@@ -101,14 +91,19 @@ impl Variant {
     }
 }
 
-/// The kit with the modules that PCI devices need, on machines that have other ones too.
-pub(crate) fn with_drivers(kit: &Kit, iommu: bool) -> Kit {
-    match kit.machine {
-        Machine::X86 => kit.clone(),
+/// QEMU, kernel and drivers of a guest with such devices.
+pub(crate) fn kit(kit: &Kit, iommu: bool, new_kernel: bool) -> Result<Kit> {
+    let mut kit = kit.with_new_qemu()?;
+    // Debian's kernel 6.1 for arm64 has no driver for virtio-iommu.
+    if new_kernel || (iommu && kit.machine == Machine::Arm64) {
+        kit = kit.with_new_kernel()?;
+    }
+    Ok(match kit.machine {
+        Machine::X86 => kit,
         // It must be there before what is behind it.
         Machine::Arm64 if iommu => kit.with_modules(&["virtio_iommu", "virtio_pci"]),
         Machine::Arm64 => kit.with_modules(&["virtio_pci"]),
-    }
+    })
 }
 
 /// Both devices over vfio-user.
@@ -215,7 +210,7 @@ pub(super) fn intx(stage: &mut Stage, report: &mut Report) -> Result<()> {
 }
 
 fn play(stage: &mut Stage, report: &mut Report, variant: Variant) -> Result<()> {
-    let kit = variant.kit(stage.kit)?;
+    let kit = kit(stage.kit, variant.iommu, variant.new_kernel)?.with_lspci()?;
     let mut serve = sides(stage, variant)?;
     let board = variant.board(stage);
     let secret = secret::random()?;
@@ -380,7 +375,7 @@ fn hidden(
 
 /// The device host is killed and stays away: QEMU lives, and the guest does not hang. Then there is another one.
 pub(super) fn gone(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let kit = PLAIN.kit(stage.kit)?;
+    let kit = kit(stage.kit, false, false)?.with_lspci()?;
     let vmsg = stage.vmsg()?;
     let serve = sides(stage, PLAIN)?.context("this test needs vmsg")?;
     let board = PLAIN.board(stage);
@@ -414,7 +409,7 @@ pub(super) fn gone(stage: &mut Stage, report: &mut Report) -> Result<()> {
 
 /// Guests follow one another on the same sockets, one of them after QEMU was killed.
 pub(super) fn next_guest(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let kit = PLAIN.kit(stage.kit)?;
+    let kit = kit(stage.kit, false, false)?.with_lspci()?;
     sides(stage, PLAIN)?;
     let board = PLAIN.board(stage);
     let settings = PLAIN.settings(stage)?;

@@ -2,7 +2,10 @@
 # The demo: an address by DHCP, pings, a file over HTTP with its checksum, random bytes.
 name_nic "$OWN_MAC" eth0 || fail "no network device with the address $OWN_MAC"
 name_nic "$TEST_MAC" eth1 || fail "no network device with the address $TEST_MAC"
-mark nic "$(readlink -f /sys/class/net/eth1/device)"
+device=$(readlink -f /sys/class/net/eth1/device)
+mark nic "$device"
+group=$(readlink -f "${device%/*}/iommu_group")
+[ ! -e "$group/type" ] || mark iommu "group ${group##*/}, $(cat "$group/type")"
 lease eth1 || fail "no address by DHCP"
 mark lease "$(cat /tmp/lease.eth1)"
 ping -c "$PINGS" -i 0.2 10.0.2.2

@@ -17,7 +17,7 @@ interrupts() {
 }
 kind_of_interrupt() {
     lines=$(grep "$1\(-\|,\|\$\)" /proc/interrupts)
-    case "$INTERRUPTS $lines" in MSI*$1*) holds "$lines" -MSI ;; INTx*$1*) not holds "$lines" -MSI ;; *) echo "$lines"; return 1 ;; esac
+    case "$INTERRUPTS $lines" in MSI*$1*) holds "$lines" MSI ;; INTx*$1*) not holds "$lines" MSI ;; *) echo "$lines"; return 1 ;; esac
 }
 # Each request is answered with 64 bytes, and by an interrupt of its own.
 many_requests() {
