@@ -165,6 +165,14 @@ pub enum Broken {
         /// Bytes that there are for it.
         most: u64,
     },
+    /// A request that is read and written takes two entries, and the queue has one.
+    #[error("queue {queue}: with {size} entries it cannot hold a request that is read and written")]
+    TooShort {
+        /// Which queue.
+        queue: u32,
+        /// Its entries.
+        size: u16,
+    },
     /// Memory of the guest could not be reached.
     #[error("queue {queue}: {error}")]
     Memory {
