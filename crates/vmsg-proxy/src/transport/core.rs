@@ -6,7 +6,7 @@ mod queues;
 
 use super::Backend;
 use crate::session::{DeviceFacts, OpError, QueueSetup, ResumeAt};
-use config::ConfigSpace;
+use config::Seen;
 pub(super) use queues::Address;
 use queues::Queue;
 use std::time::{Duration, Instant};
@@ -115,7 +115,7 @@ pub struct Core<B> {
     driver_ready: bool,
     queue_select: u32,
     queues: Vec<Queue>,
-    config: ConfigSpace,
+    config: Seen,
     config_interrupt: bool,
     was_reset: bool,
 }
@@ -142,7 +142,7 @@ impl<B: Backend> Core<B> {
             driver_ready: false,
             queue_select: 0,
             queues,
-            config: ConfigSpace::default(),
+            config: Seen::default(),
             config_interrupt: false,
             was_reset: false,
         }
@@ -549,59 +549,6 @@ impl<B: Backend> Core<B> {
             .is_some_and(|since| since.elapsed() >= self.options.retry);
         if let Some(index) = self.selected_index().filter(|_| due) {
             self.stop(index);
-        }
-    }
-
-    // Configuration
-
-    fn read_generation(&mut self) -> u32 {
-        // What the driver has read until now must be of one piece.
-        let size = self.config_size();
-        let looked_at = self.config.seen(size);
-        if looked_at != 0 && self.is_well() {
-            let mut now = vec![0; looked_at];
-            match self.backend.read_config(0, &mut now) {
-                Ok(()) => self.config.compare(0, &now),
-                Err(error) => self.fail("reading the configuration", &error),
-            }
-        }
-        self.config.generation
-    }
-
-    /// Reads the configuration; bytes past its end are 0.
-    pub(super) fn read_config(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let size = self.config_size();
-        let Some((offset, len)) = config::within(offset, data.len(), size) else {
-            return;
-        };
-        let Some(data) = data.get_mut(..len) else {
-            return;
-        };
-        if self.is_well() {
-            match self.backend.read_config(offset, data) {
-                Ok(()) => {
-                    self.config.observe(offset, data);
-                    return;
-                }
-                Err(error) => self.fail("reading the configuration", &error),
-            }
-        }
-        self.config.recall(offset, data);
-    }
-
-    /// Writes the configuration; bytes past its end are ignored.
-    pub(super) fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let size = self.config_size();
-        let Some((offset, len)) = config::within(offset, data.len(), size) else {
-            return;
-        };
-        let Some(data) = data.get(..len).filter(|_| self.is_well()) else {
-            return;
-        };
-        match self.backend.write_config(offset, data) {
-            Ok(()) => self.config.unsee(offset, len),
-            Err(error) => self.fail("writing the configuration", &error),
         }
     }
 }
