@@ -22,7 +22,7 @@ use crate::session::{CommonMemory, FileId, Op, OtherMemory, Outgoing, Session};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -264,9 +264,12 @@ impl Runner {
         let Some(seat) = self.seats.get_mut(seat) else {
             return;
         };
-        if let (Phase::Connected(bus), Command::Op(Op::SetWindows(windows), _)) =
-            (&state.phase, &command)
-            && !windows.is_empty()
+        let lends = match &command {
+            Command::Op(Op::SetWindows(add) | Op::ChangeWindows { add, .. }, _) => !add.is_empty(),
+            _ => false,
+        };
+        if let Phase::Connected(bus) = &state.phase
+            && lends
             && !self.fixed
         {
             // The VMM has made the file in the meantime, or made it anew.
@@ -331,13 +334,14 @@ impl Runner {
     fn receive(&mut self, bus: &mut DriverBus) -> Result<bool, ChannelError> {
         // Slots may be longer than messages.
         let mut buf = vec![0; vmsg_bus::slot_size(bus.max_message_size())];
+        let mut fds = Vec::new();
         for _ in 0..BUDGET {
-            match bus.try_recv(&mut buf)? {
+            match bus.try_recv_with_fds(&mut buf, &mut fds)? {
                 None => return Ok(false),
                 Some(len) => {
                     self.stats.received += 1;
                     let max = bus.max_message_size();
-                    self.dispatch(&buf[..len.min(buf.len())], max);
+                    self.dispatch(&buf[..len.min(buf.len())], std::mem::take(&mut fds), max);
                 }
             }
         }
@@ -345,10 +349,10 @@ impl Runner {
     }
 
     /// To the session it is for.
-    fn dispatch(&mut self, bytes: &[u8], max: usize) {
+    fn dispatch(&mut self, bytes: &[u8], mut fds: Vec<OwnedFd>, max: usize) {
         let now = self.now();
         if let [only] = &mut *self.seats {
-            return only.session.handle_message(now, bytes);
+            return only.session.handle_message_with_fds(now, bytes, fds);
         }
         let share = tokens_each(self.seats.len());
         let is_for = |index: usize, seat: &Seat, frame: &Frame<'_>| match frame.message {
@@ -374,7 +378,9 @@ impl Runner {
                 .as_ref()
                 .map_or(index == 0, |frame| is_for(index, seat, frame))
             {
-                seat.session.handle_message(now, bytes);
+                // Answers, which are what has descriptors, are for one of them.
+                let fds = std::mem::take(&mut fds);
+                seat.session.handle_message_with_fds(now, bytes, fds);
             }
         }
     }

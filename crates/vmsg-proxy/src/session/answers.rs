@@ -3,7 +3,10 @@
 
 use super::machine::{ConfigRead, Failure, Job, MAX_CONFIG, Session};
 use super::script::Step;
-use super::types::{ResetReason, ResumeAt, Target};
+use super::types::{ResetReason, ResumeAt, SharedRegion, Target};
+use super::windows::size;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use virtio_msg::{DeviceStatus, FeatureSet, Message, QueueIndex, QueueSize};
 use vmsg_bus::control::{Response, Status};
 
@@ -15,6 +18,10 @@ fn what(step: &Step) -> &'static str {
     match step {
         Step::WindowAdd { .. } => "WINDOW_ADD",
         Step::WindowRemove { .. } => "WINDOW_REMOVE",
+        Step::BackingAdd(_) => "BACKING_ADD",
+        Step::BackingRemove(_) => "BACKING_REMOVE",
+        Step::ViewAdd { .. } => "VIEW_ADD",
+        Step::Region(_) => "SHARED_MEMORY",
         Step::Notify { .. } => "QUEUE_NOTIFY",
         Step::Resume { .. } => "QUEUE_RESUME",
         Step::Claim { .. } => "CLAIM",
@@ -158,7 +165,8 @@ impl Session {
                     .control(self.found.number)
                     .map(|request| request.subject());
                 // Some hosts echo only what CLAIM and DEVICE_NAME say is echoed; the upper half is free there.
-                let lower_half = matches!(step, Step::Claim { .. } | Step::NameOf(_));
+                let lower_half =
+                    matches!(step, Step::Claim { .. } | Step::NameOf(_) | Step::Region(_));
                 let mask = if lower_half { 0xffff } else { u32::MAX };
                 if subject.is_none_or(|subject| (subject ^ response.subject) & mask != 0) {
                     return Err(Failure::Bad("a bus message answered for something else"));
@@ -172,6 +180,12 @@ impl Session {
 
     fn control_answer(&mut self, step: Step, response: &Response<'_>) -> Result<(), Failure> {
         match (&step, response.status) {
+            (Step::Region(_), Status::OK) => self.region_answer(response)?,
+            (Step::Region(_), Status::NOT_FOUND | Status::UNSUPPORTED) => self.region = None,
+            (Step::BackingAdd(backing), Status::OK) => {
+                self.record.windows.backing_added(backing.clone());
+            }
+            (Step::BackingRemove(id), Status::OK) => self.record.windows.backing_removed(*id),
             (Step::NameOf(dev), status) => {
                 let wanted = matches!(&self.target, Target::Name(name) if status.is_ok() && name == response.name);
                 if wanted {
@@ -195,6 +209,31 @@ impl Session {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// A region came with its file.
+    fn region_answer(&mut self, response: &Response<'_>) -> Result<(), Failure> {
+        let (Some(memory), Some(fd), true) = (response.memory, self.fds.pop(), self.fds.is_empty())
+        else {
+            return Err(Failure::Bad("a region without its file"));
+        };
+        let end = memory.file_offset.checked_add(memory.len);
+        let Some(end) = end.filter(|_| memory.len != 0) else {
+            return Err(Failure::Bad("a region of no or too many bytes"));
+        };
+        // Whoever maps it, which is not this process, is killed by a page that is not there.
+        let is_safe = vmsg_mem::check_backing(fd.as_fd()).is_ok()
+            && vmsg_mem::check_seals(fd.as_fd()).is_ok_and(|sealed| sealed)
+            && size(&fd).is_some_and(|size| size >= end);
+        if !is_safe {
+            tracing::warn!(target = %self.target, "the device's shared memory is not used: its file is too short, can shrink, or is none");
+        }
+        self.region = is_safe.then(|| SharedRegion {
+            len: memory.len,
+            file_offset: memory.file_offset,
+            fd: Arc::new(fd),
+        });
         Ok(())
     }
 

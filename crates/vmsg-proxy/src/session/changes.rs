@@ -71,7 +71,8 @@ impl Session {
             }
             if !self.caps.runtime_windows {
                 let windows = self.record.windows.iter().map(|lent| &lent.window);
-                common_memory::left_out(windows, &self.common).map_err(ResetReason::OtherMemory)?;
+                common_memory::left_out(windows, &self.common, false)
+                    .map_err(ResetReason::OtherMemory)?;
             }
         }
         for (&queue, setup) in &self.record.queues {
@@ -129,10 +130,11 @@ impl Session {
             (Some(Job::Attach { .. }), Failure::Refused { .. }) => {
                 self.link_fault("the device host refused to be asked")
             }
-            (Some(Job::Attach { .. } | Job::Refresh), Failure::Bad(why)) => {
+            (Some(Job::Attach { .. } | Job::Refresh | Job::Tidy), Failure::Bad(why)) => {
                 self.counters.bad_answers += 1;
                 self.link_fault(why);
             }
+            (Some(Job::Tidy), _) => self.link_fault("the device host does not let go of a file"),
             (Some(Job::Refresh), _) => {}
             (
                 Some(Job::Op {
@@ -154,7 +156,13 @@ impl Session {
                 });
                 self.pause = Some(now + CLAIM_PAUSE);
             }
-            (Some(Job::Op { id, op, .. }), failure) => {
+            (
+                Some(Job::Op {
+                    id, op, planned, ..
+                }),
+                failure,
+            ) => {
+                self.record.windows.abandon(planned);
                 let error = match failure {
                     Failure::Bad(why) => {
                         self.counters.bad_answers += 1;
@@ -216,6 +224,7 @@ impl Session {
             }
         }
         self.config_read = None;
+        self.record.windows.forget_idle();
     }
 
     /// An interrupted operation may have made the device move.

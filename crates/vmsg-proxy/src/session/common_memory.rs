@@ -27,19 +27,20 @@ fn overlap(window: &Window, common: &CommonMemory) -> u64 {
         .saturating_sub(window.base.max(common.base))
 }
 
-/// The windows that are not in common and can be done without.
+/// The windows that are not in common and can be done without. `some`: they are only some of the guest's, and may all be of that kind.
 ///
 /// # Errors
 /// [`OtherMemory`] if the guest's memory is not the one that the bus has.
 pub(super) fn left_out<'a>(
     windows: impl IntoIterator<Item = &'a Window>,
     common: &[CommonMemory],
+    some: bool,
 ) -> Result<Vec<&'a Window>, OtherMemory> {
     let Some(first) = common.first() else {
         return Ok(Vec::new());
     };
     let mut left_out = Vec::new();
-    let mut any = false;
+    let mut any = some;
     let mut none = None;
     for window in windows {
         if common.iter().any(|common| is_common(window, common)) {

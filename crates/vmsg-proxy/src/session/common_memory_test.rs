@@ -47,7 +47,7 @@ fn the_same_file_at_the_same_addresses_is_common() {
         window(0xc0000, (3 << 30) - 0xc0000, 0xc0000, RAM),
         window(4 << 30, 1 << 30, 3 << 30, RAM),
     ];
-    assert!(left_out(&windows, &pc()).unwrap().is_empty());
+    assert!(left_out(&windows, &pc(), false).unwrap().is_empty());
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn roms_are_left_out() {
         window(0xc0000, 0x20000, 0, ROM),
         window(0xfffc_0000, 0x4_0000, 0, ROM),
     ];
-    let out = left_out(&windows, &pc()).unwrap();
+    let out = left_out(&windows, &pc(), false).unwrap();
     assert_eq!(
         out.iter().map(|w| w.base).collect::<Vec<_>>(),
         [0xc0000, 0xfffc_0000]
@@ -66,7 +66,7 @@ fn roms_are_left_out() {
 
 #[test]
 fn another_file_for_memory_is_refused() {
-    let other = |windows: &[Window]| match left_out(windows, &pc()) {
+    let other = |windows: &[Window]| match left_out(windows, &pc(), false) {
         Err(OtherMemory::OtherFile { path, size, base }) => (path, size, base),
         other => panic!("{other:?}"),
     };
@@ -88,7 +88,7 @@ fn the_right_file_at_other_addresses_is_refused() {
         ((3 << 30) - 0x1000, 0x2000, (3 << 30) - 0x1000),
         (u64::MAX - 0xfff, 0xfff, 0),
     ] {
-        let result = left_out(&[window(base, len, offset, RAM)], &pc()).map(|_| ());
+        let result = left_out(&[window(base, len, offset, RAM)], &pc(), false).map(|_| ());
         assert!(
             matches!(result, Err(OtherMemory::Misplaced { .. })),
             "{base:#x} {result:?}"
@@ -107,7 +107,11 @@ fn a_queue_must_lie_in_common_memory_with_all_its_parts() {
     };
     let end = 3 << 30;
     assert!(holds(&setup(0, 0x1000, 0x2000), &pc()));
-    assert!(holds(&setup(end - 4096, 0x1000, (5 << 30) - 2054), &pc()));
+    assert!(holds(
+        &setup(end - 4096, 0x1000, (5 << 30) - 2054),
+        &pc(),
+        false
+    ));
     assert!(!holds(&setup(end - 4095, 0x1000, 0x2000), &pc()));
     assert!(!holds(&setup(0, end - 517, 0x2000), &pc()));
     assert!(!holds(&setup(0, 0x1000, (5 << 30) - 2053), &pc()));

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The session machine: operations one after another, each a script of requests; attaching and replay are scripts as well.
 
-use super::record::{LentWindow, Record};
+use super::record::Record;
 use super::script::Step;
 use super::types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, Op, OpError, OpId, Options, OtherMemory,
-    Outgoing, ResetReason, Target, Window,
+    Outgoing, ResetReason, SharedRegion, Target, Window,
 };
+use super::windows::Change;
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use virtio_msg::{
     DevNum, DeviceInfo, DeviceStatus, FeatureSet, Instant, Kind, Message, QueueIndex, Token, decode,
@@ -52,12 +54,14 @@ pub(super) enum Job {
     Op {
         id: OpId,
         op: Op,
-        planned: Vec<LentWindow>,
+        planned: Change,
         deadline: Instant,
         status: DeviceStatus,
     },
     /// The configuration changed, and the device did not say what to.
     Refresh,
+    /// Backings that nobody needs are taken back.
+    Tidy,
 }
 
 /// The one request that is outstanding.
@@ -153,6 +157,10 @@ pub struct Session {
     pub(super) waiting: VecDeque<Waiting>,
     pub(super) config_read: Option<ConfigRead>,
     pub(super) config_stale: bool,
+    /// Descriptors that came with the message being handled.
+    pub(super) fds: Vec<OwnedFd>,
+    /// The region that the operation under way has got.
+    pub(super) region: Option<SharedRegion>,
     /// Somebody has waited for the device in vain, and it was not seen since.
     pub(super) waited_in_vain: bool,
     /// Connections so far.
@@ -194,6 +202,8 @@ impl Session {
             waiting: VecDeque::new(),
             config_read: None,
             config_stale: false,
+            fds: Vec::new(),
+            region: None,
             waited_in_vain: false,
             links: 0,
             next_op: 0,
@@ -239,6 +249,11 @@ impl Session {
     /// [`Op::SetWindows`].
     pub fn set_windows(&mut self, now: Instant, table: Vec<Window>) -> OpId {
         self.submit(now, Op::SetWindows(table))
+    }
+
+    /// [`Op::ChangeWindows`].
+    pub fn change_windows(&mut self, now: Instant, remove: Vec<u64>, add: Vec<Window>) -> OpId {
+        self.submit(now, Op::ChangeWindows { remove, add })
     }
 
     /// [`Op::SetFeatures`].
@@ -315,6 +330,13 @@ impl Session {
         self.pump(now);
     }
 
+    /// As [`Self::handle_message`], with the descriptors that came with it; those that it has no use for are closed.
+    pub fn handle_message_with_fds(&mut self, now: Instant, bytes: &[u8], fds: Vec<OwnedFd>) {
+        self.fds = fds;
+        self.handle_message(now, bytes);
+        self.fds.clear();
+    }
+
     /// A message of the bus, with whatever follows it in its slot.
     pub fn handle_message(&mut self, now: Instant, bytes: &[u8]) {
         if self.phase == Phase::Down {
@@ -348,7 +370,9 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let exchange = self.exchange.as_ref().map(|e| e.deadline);
         let waiting = self.waiting.iter().map(|w| w.deadline);
-        waiting.chain(exchange).chain(self.pause).min()
+        let tidy = self.record.windows.next_expiry();
+        let tidy = tidy.filter(|_| self.phase == Phase::Ready && self.job.is_none());
+        waiting.chain(exchange).chain(self.pause).chain(tidy).min()
     }
 
     /// Time has passed.
@@ -381,11 +405,13 @@ impl Session {
             self.pause = None;
         }
         // Whoever answers each request in time, but has many asked, must not hold a front up either.
-        if matches!(self.job, Some(Job::Attach { .. } | Job::Refresh))
-            && self
-                .waiting
-                .iter()
-                .any(|w| w.deadline <= now && self.recordable(&w.op))
+        if matches!(
+            self.job,
+            Some(Job::Attach { .. } | Job::Refresh | Job::Tidy)
+        ) && self
+            .waiting
+            .iter()
+            .any(|w| w.deadline <= now && self.recordable(&w.op))
         {
             self.counters.timeouts += 1;
             self.link_fault("the device host takes too long");

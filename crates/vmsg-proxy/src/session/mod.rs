@@ -26,6 +26,7 @@ mod pump;
 mod record;
 mod script;
 mod types;
+mod windows;
 
 pub use inflight::InflightMemory;
 pub use machine::Session;

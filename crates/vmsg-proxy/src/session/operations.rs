@@ -2,10 +2,11 @@
 //! Operations: what is checked before they begin, what they change in the record, and what is answered while the device is away.
 
 use super::machine::{ConfigRead, Job, Phase, Session, Waiting};
-use super::record::{LentWindow, Notify};
+use super::record::Notify;
 use super::types::{
     DeviceFacts, Event, Op, OpError, OpId, Outcome, QueueSetup, ResetReason, ResumeAt, Window,
 };
+use super::windows::Change;
 use super::{common_memory, script};
 use virtio_msg::{DeviceStatus, FeatureSet, Instant, feature};
 
@@ -38,7 +39,7 @@ impl Session {
         }
         if let Phase::Broken(reason) = &self.phase {
             let reason = reason.clone();
-            self.answer_broken(id, op, reason);
+            self.answer_broken(id, op, planned, reason);
             return true;
         }
         if !online {
@@ -77,30 +78,36 @@ impl Session {
 
     /// Whether the record is enough to answer while the device is away.
     pub(super) fn recordable(&self, op: &Op) -> bool {
-        self.facts.is_some() && !matches!(op, Op::WriteConfig { .. } | Op::SharedMemory(_))
+        // What a guest has mapped can be noted before the device was ever seen.
+        matches!(op, Op::ChangeWindows { .. })
+            || (self.facts.is_some() && !matches!(op, Op::WriteConfig { .. } | Op::SharedMemory(_)))
     }
 
-    pub(super) fn answer_broken(&mut self, id: OpId, op: Op, reason: ResetReason) {
+    pub(super) fn answer_broken(&mut self, id: OpId, op: Op, planned: Change, reason: ResetReason) {
         let starts_over =
             matches!(&op, Op::Release) || matches!(&op, Op::SetStatus(status) if status.is_empty());
         let known = self.facts.is_some();
         let harmless = matches!(
             op,
-            Op::StopQueue(_) | Op::SetNotify { .. } | Op::KeepInflight(_)
+            Op::StopQueue(_)
+                | Op::SetNotify { .. }
+                | Op::KeepInflight(_)
+                | Op::ChangeWindows { .. }
         ) || (known && matches!(op, Op::Describe | Op::ReadConfig { .. }));
         if !starts_over && !harmless {
+            self.record.windows.abandon(planned);
             self.finish(id, Err(OpError::NeedsReset(reason)));
             return;
         }
         let result = self.outcome_from_record(&op);
-        self.apply(op, Vec::new(), DeviceStatus::RESET);
+        self.apply(op, planned, DeviceStatus::RESET);
         self.finish(id, result);
         if starts_over {
             self.link_fault("the device starts over after a failed replay");
         }
     }
 
-    pub(super) fn validate(&mut self, op: &Op) -> Result<Vec<LentWindow>, OpError> {
+    pub(super) fn validate(&mut self, op: &Op) -> Result<Change, OpError> {
         let online = self.phase == Phase::Ready;
         match op {
             Op::SetWindows(windows) => {
@@ -110,11 +117,14 @@ impl Session {
                 if !windows.is_empty()
                     && (online || !self.common.is_empty() || self.common_trouble.is_some())
                 {
-                    self.check_lendable(windows)?;
+                    self.check_lendable(windows, false)?;
                 }
-                self.record.plan_windows(windows).ok_or(OpError::Invalid(
-                    "a window is empty, too large, or overlaps another",
-                ))
+                self.record
+                    .windows
+                    .plan_table(windows)
+                    .ok_or(OpError::Invalid(
+                        "a window is empty, too large, or overlaps another",
+                    ))
             }
             Op::SetFeatures(features) => {
                 let offered = self
@@ -123,7 +133,7 @@ impl Session {
                     .map_or(FeatureSet::EMPTY, |facts| facts.offered);
                 let foreign = features.difference(&offered);
                 if foreign.is_empty() {
-                    Ok(Vec::new())
+                    Ok(Change::default())
                 } else {
                     Err(OpError::NotOffered(foreign))
                 }
@@ -146,7 +156,7 @@ impl Session {
                         if online {
                             self.check_queue(queue.0, setup)?;
                         }
-                        Ok(Vec::new())
+                        Ok(Change::default())
                     }
                 }
             }
@@ -156,7 +166,7 @@ impl Session {
                     .as_ref()
                     .is_some_and(|facts| queue.to_usize() < facts.queue_sizes.len());
                 if known {
-                    Ok(Vec::new())
+                    Ok(Change::default())
                 } else {
                     Err(OpError::Invalid("no such queue"))
                 }
@@ -166,18 +176,32 @@ impl Session {
                 let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
                 self.check_range(*offset, len)
             }
-            Op::ChangeWindows { .. } => Err(OpError::BusCannot("change single windows")),
+            Op::ChangeWindows { remove, add } => {
+                let left = self.record.windows.len().saturating_sub(remove.len());
+                if left.saturating_add(add.len()) > self.options.max_views {
+                    return Err(OpError::Invalid("too many windows"));
+                }
+                if !add.is_empty()
+                    && (online || !self.common.is_empty() || self.common_trouble.is_some())
+                {
+                    self.check_lendable(add, true)?;
+                }
+                let change = self.record.windows.plan_change(remove, add);
+                change.ok_or(OpError::Invalid(
+                    "a window is not there, empty, too large, or overlaps another",
+                ))
+            }
             Op::SharedMemory(_)
             | Op::Describe
             | Op::Claim
             | Op::SetStatus(_)
             | Op::KeepInflight(_)
-            | Op::Release => Ok(Vec::new()),
+            | Op::Release => Ok(Change::default()),
         }
     }
 
-    /// Whether the bus can make `windows` the device's: it lends them, or has them in common.
-    fn check_lendable(&mut self, windows: &[Window]) -> Result<(), OpError> {
+    /// Whether the bus can make `windows` the device's: it lends them, or has them in common. `some`: they are not all there are.
+    fn check_lendable(&mut self, windows: &[Window], some: bool) -> Result<(), OpError> {
         if self.caps.runtime_windows {
             return if self.caps.passes_fds {
                 Ok(())
@@ -192,7 +216,7 @@ impl Session {
             return Err(OpError::BusCannot("lend memory"));
         }
         let left_out =
-            common_memory::left_out(windows, &self.common).map_err(OpError::OtherMemory)?;
+            common_memory::left_out(windows, &self.common, some).map_err(OpError::OtherMemory)?;
         for window in left_out {
             self.events
                 .retain(|event| !matches!(event, Event::LeftOut { .. }));
@@ -236,9 +260,9 @@ impl Session {
         self.facts.as_ref().is_some_and(DeviceFacts::is_ours)
     }
 
-    pub(super) fn check_range(&self, offset: u32, len: u32) -> Result<Vec<LentWindow>, OpError> {
+    pub(super) fn check_range(&self, offset: u32, len: u32) -> Result<Change, OpError> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.config_size() => Ok(Vec::new()),
+            Some(end) if end <= self.config_size() => Ok(Change::default()),
             _ => Err(OpError::Invalid("outside of the configuration space")),
         }
     }
@@ -246,7 +270,7 @@ impl Session {
     /// What a finished script means for its operation.
     pub(super) fn outcome(&mut self, op: &Op, status: DeviceStatus) -> Result<Outcome, OpError> {
         match op {
-            Op::SharedMemory(_) => Ok(Outcome::SharedMemory(None)),
+            Op::SharedMemory(_) => Ok(Outcome::SharedMemory(self.region.take())),
             Op::SetStatus(_) => Ok(Outcome::Status(status)),
             Op::ReadConfig { .. } => Ok(Outcome::Config(
                 self.config_read.take().map_or(Vec::new(), |read| read.data),
@@ -282,11 +306,11 @@ impl Session {
     }
 
     /// Records what an operation has changed.
-    pub(super) fn apply(&mut self, op: Op, planned: Vec<LentWindow>, status: DeviceStatus) {
+    pub(super) fn apply(&mut self, op: Op, planned: Change, status: DeviceStatus) {
         let record = &mut self.record;
         match op {
             Op::Claim => record.claimed = true,
-            Op::SetWindows(_) => record.windows = planned,
+            Op::SetWindows(_) | Op::ChangeWindows { .. } => record.windows.apply(planned),
             Op::SetFeatures(features) => record.features = features,
             Op::SetStatus(asked) if asked.is_empty() => record.reset(),
             Op::SetStatus(_) => {
@@ -309,11 +333,8 @@ impl Session {
             }
             Op::KeepInflight(memory) => record.inflight.front = memory,
             Op::Release => record.release(),
-            Op::ChangeWindows { .. }
-            | Op::SharedMemory(_)
-            | Op::Describe
-            | Op::ReadConfig { .. }
-            | Op::WriteConfig { .. } => {}
+            Op::SharedMemory(_) | Op::Describe | Op::ReadConfig { .. } | Op::WriteConfig { .. } => {
+            }
         }
     }
 }

@@ -108,6 +108,7 @@ impl Session {
                     self.finish(id, result);
                 }
                 Some(Job::Refresh) => self.push_once(Event::ConfigChanged),
+                Some(Job::Tidy) => {}
                 // Operations first: a device can say without end that its configuration has changed.
                 None if self.start_next(now) => {}
                 None if self.config_stale && self.phase == Phase::Ready => {
@@ -120,6 +121,15 @@ impl Session {
                         self.job = Some(Job::Refresh);
                         self.script.push_back(Step::ConfigPiece);
                     }
+                }
+                None if self.phase == Phase::Ready && self.caps.views => {
+                    let expired = self.record.windows.expired(now);
+                    if expired.is_empty() {
+                        return;
+                    }
+                    self.job = Some(Job::Tidy);
+                    self.script
+                        .extend(expired.into_iter().map(Step::BackingRemove));
                 }
                 None => return,
             }

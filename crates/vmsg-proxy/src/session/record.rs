@@ -2,18 +2,12 @@
 //! What a guest has negotiated.
 
 use super::inflight::Inflight;
-use super::types::{QueueSetup, ResumeAt, Window};
+use super::types::{QueueSetup, ResumeAt};
+use super::windows::Windows;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio_msg::{DeviceStatus, FeatureSet};
-
-/// A window with the id it has on the bus.
-#[derive(Clone, Debug)]
-pub(super) struct LentWindow {
-    pub(super) id: u32,
-    pub(super) window: Window,
-}
 
 /// The eventfds of a queue.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +20,7 @@ pub(super) struct Notify {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Record {
     pub(super) claimed: bool,
-    pub(super) windows: Vec<LentWindow>,
+    pub(super) windows: Windows,
     pub(super) features: FeatureSet,
     pub(super) status: DeviceStatus,
     pub(super) queues: BTreeMap<u32, QueueSetup>,
@@ -36,7 +30,6 @@ pub(super) struct Record {
     /// Configuration space as last seen. Kept over resets: it is the device's.
     pub(super) config: Vec<u8>,
     pub(super) generation: u32,
-    next_window: u32,
     /// Records of what is in flight. Kept over resets: a front may stop a queue with a reset and go on with it.
     pub(super) inflight: Inflight,
 }
@@ -99,34 +92,5 @@ impl Record {
         for queue in self.queues.values_mut() {
             queue.resume = ResumeAt::UsedIndex;
         }
-    }
-
-    /// The table that `wanted` makes, with the ids of the windows that stay. `None` if a window is empty, wraps, or overlaps another.
-    pub(super) fn plan_windows(&mut self, wanted: &[Window]) -> Option<Vec<LentWindow>> {
-        let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(wanted.len());
-        for w in wanted {
-            let end = w.base.checked_add(w.len).filter(|_| w.len != 0)?;
-            w.file_offset.checked_add(w.len)?;
-            ranges.push((w.base, end));
-        }
-        ranges.sort_unstable();
-        if ranges.windows(2).any(|pair| pair[0].1 > pair[1].0) {
-            return None;
-        }
-        let mut planned = Vec::with_capacity(wanted.len());
-        for window in wanted {
-            let old = self.windows.iter().find(|old| old.window.is_same(window));
-            planned.push(match old {
-                Some(old) => old.clone(),
-                None => {
-                    self.next_window = self.next_window.wrapping_add(1);
-                    LentWindow {
-                        id: self.next_window,
-                        window: window.clone(),
-                    }
-                }
-            });
-        }
-        Some(planned)
     }
 }

@@ -2,15 +2,18 @@
 //! Scripts: the requests that an operation or a replay consists of, in order.
 
 use super::inflight::Place;
-use super::record::{LentWindow, Notify, Record};
+use super::record::{Notify, Record};
 use super::types::{Op, Outgoing, QueueSetup, ResumeAt, Target};
+use super::windows::{Backing, Change, LentWindow};
 use std::collections::VecDeque;
 use virtio_msg::{
     ConfigData, DevNum, DeviceStatus, FeatureBlocks, FeatureSet, Frame, Generation, MAX_BLOCKS,
     Message, QueueIndex, QueueSize, Token, U32, VqueueConfig, feature,
 };
 use vmsg_bus::Capabilities;
-use vmsg_bus::control::{MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Resume, WindowAdd};
+use vmsg_bus::control::{
+    BackingAdd, MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Resume, ViewAdd, WindowAdd,
+};
 use vmsg_mem::BusAddr;
 
 /// How many device numbers are asked for with one GET_DEVICES.
@@ -46,6 +49,14 @@ pub(super) enum Step {
         id: u32,
         more: bool,
     },
+    BackingAdd(Backing),
+    BackingRemove(u32),
+    ViewAdd {
+        window: LentWindow,
+        backing: u32,
+        more: bool,
+    },
+    Region(u8),
     Status(DeviceStatus),
     DriverFeatures(FeatureSet),
     Notify {
@@ -99,6 +110,31 @@ impl Step {
                 id: *id,
                 more: *more,
             },
+            Step::BackingAdd(backing) => Request::BackingAdd(BackingAdd {
+                id: backing.id,
+                writable: backing.writable,
+                len: backing.len,
+                file_offset: 0,
+            }),
+            Step::BackingRemove(id) => Request::BackingRemove { id: *id },
+            Step::ViewAdd {
+                window,
+                backing,
+                more,
+            } => Request::ViewAdd(ViewAdd {
+                id: window.id,
+                writable: window.window.writable,
+                backing: *backing,
+                base: BusAddr(window.window.base),
+                len: window.window.len,
+                // Backings are whole files.
+                offset: window.window.file_offset,
+                more: *more,
+            }),
+            Step::Region(id) => Request::SharedMemory {
+                dev: device,
+                id: u32::from(*id),
+            },
             Step::Notify { queue, notify } => Request::QueueNotify(QueueNotify {
                 dev: device,
                 queue: QueueIndex(*queue),
@@ -147,6 +183,7 @@ impl Step {
         };
         let fds = match self {
             Step::WindowAdd { window, .. } => vec![window.window.fd.clone()],
+            Step::BackingAdd(backing) => vec![backing.fd.clone()],
             Step::Inflight { place, .. } => vec![place.file.clone()],
             Step::Notify { notify, .. } => [&notify.kick, &notify.call]
                 .into_iter()
@@ -233,6 +270,10 @@ impl Step {
             | Step::Claim { .. }
             | Step::WindowAdd { .. }
             | Step::WindowRemove { .. }
+            | Step::BackingAdd(_)
+            | Step::BackingRemove(_)
+            | Step::ViewAdd { .. }
+            | Step::Region(_)
             | Step::Notify { .. }
             | Step::Inflight { .. }
             | Step::Resume { .. } => unreachable!("those are bus messages of our own"),
@@ -283,7 +324,7 @@ pub(super) fn replay(record: &Record, caps: &Capabilities) -> VecDeque<Step> {
     if caps.claims && record.claimed {
         steps.push_back(Step::Claim { release: false });
     }
-    steps.extend(change_windows(&[], &record.windows, caps));
+    steps.extend(change_windows(record.windows.replay(), caps));
     if !record.is_negotiated() {
         return steps;
     }
@@ -348,32 +389,33 @@ pub(super) fn set_queue(
     ])
 }
 
-/// The change from the windows lent now to `planned`, to be applied as one. Nothing where memory is in common and not lent.
-pub(super) fn change_windows(
-    now: &[LentWindow],
-    planned: &[LentWindow],
-    caps: &Capabilities,
-) -> VecDeque<Step> {
+/// A change of the windows, to be applied as one. Nothing where memory is in common and not lent.
+pub(super) fn change_windows(change: Change, caps: &Capabilities) -> VecDeque<Step> {
+    let mut steps = VecDeque::new();
     if !caps.runtime_windows {
-        return VecDeque::new();
+        return steps;
     }
-    let gone = now
-        .iter()
-        .filter(|old| planned.iter().all(|new| new.id != old.id));
-    let new = planned
-        .iter()
-        .filter(|new| now.iter().all(|old| old.id != new.id));
-    let mut steps: VecDeque<Step> = gone
-        .map(|old| Step::WindowRemove {
-            id: old.id,
-            more: true,
-        })
-        .collect();
-    steps.extend(new.map(|new| Step::WindowAdd {
-        window: new.clone(),
-        more: true,
-    }));
-    if let Some(Step::WindowRemove { more, .. } | Step::WindowAdd { more, .. }) = steps.back_mut() {
+    if caps.views {
+        steps.extend(change.backings.into_iter().map(Step::BackingAdd));
+    }
+    let more = true;
+    let gone = change.remove.into_iter();
+    steps.extend(gone.map(|old| Step::WindowRemove { id: old.id, more }));
+    let new = change.add.into_iter();
+    steps.extend(
+        new.map(|window| match window.backing.filter(|_| caps.views) {
+            Some(backing) => Step::ViewAdd {
+                window,
+                backing,
+                more,
+            },
+            None => Step::WindowAdd { window, more },
+        }),
+    );
+    if let Some(
+        Step::WindowRemove { more, .. } | Step::WindowAdd { more, .. } | Step::ViewAdd { more, .. },
+    ) = steps.back_mut()
+    {
         *more = false;
     }
     steps
@@ -382,19 +424,26 @@ pub(super) fn change_windows(
 /// The script of an operation; for windows `planned` has the table. Reads of the configuration are set up by the caller.
 pub(super) fn of_op(
     op: &Op,
-    planned: &[LentWindow],
+    planned: &Change,
     record: &Record,
     caps: &Capabilities,
 ) -> VecDeque<Step> {
     let mut steps = VecDeque::new();
     match op {
-        Op::Describe | Op::KeepInflight(_) | Op::ChangeWindows { .. } | Op::SharedMemory(_) => {}
+        Op::Describe | Op::KeepInflight(_) => {}
         Op::Claim => {
             if caps.claims && !record.claimed {
                 steps.push_back(Step::Claim { release: false });
             }
         }
-        Op::SetWindows(_) => steps = change_windows(&record.windows, planned, caps),
+        Op::SetWindows(_) | Op::ChangeWindows { .. } => {
+            steps = change_windows(planned.clone(), caps);
+        }
+        Op::SharedMemory(id) => {
+            if caps.shared_memory && caps.passes_fds {
+                steps.push_back(Step::Region(*id));
+            }
+        }
         Op::SetFeatures(features) => steps.push_back(Step::DriverFeatures(*features)),
         Op::SetStatus(status) => {
             steps.push_back(Step::Status(*status));
@@ -439,7 +488,11 @@ pub(super) fn of_op(
             if record.is_negotiated() {
                 steps.push_back(Step::Status(DeviceStatus::RESET));
             }
-            steps.extend(change_windows(&record.windows, &[], caps));
+            steps.extend(change_windows(record.windows.takeback(), caps));
+            if caps.views {
+                let backings = record.windows.backings();
+                steps.extend(backings.map(|backing| Step::BackingRemove(backing.id)));
+            }
             if caps.claims && record.claimed {
                 steps.push_back(Step::Claim { release: true });
             }

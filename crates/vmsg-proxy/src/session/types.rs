@@ -45,8 +45,10 @@ pub struct Options {
     pub max_waiting: usize,
     /// The most queues looked at; a device may say it has more.
     pub max_queues: u32,
-    /// The most windows a table may have.
+    /// The most windows that [`Op::SetWindows`] may set.
     pub max_windows: usize,
+    /// The most windows there may be after [`Op::ChangeWindows`].
+    pub max_views: usize,
 }
 
 impl Default for Options {
@@ -59,7 +61,8 @@ impl Default for Options {
             claim_patience: Duration::from_secs(5),
             max_waiting: 64,
             max_queues: 256,
-            max_windows: 16_384,
+            max_windows: 256,
+            max_views: 16_384,
         }
     }
 }
