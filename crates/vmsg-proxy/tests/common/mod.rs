@@ -9,11 +9,15 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use virtio_msg::{
     ConfigData, DevNum, DeviceBitmap, DeviceInfo, DeviceStatus, FeatureBlocks, FeatureSet,
     Generation, Message, QueueSize, U32, VqueueConfig, VqueueInfo, decode,
 };
-use vmsg_bus::control::{QueueInflight, QueueNotify, Request, Resume, Status, WindowAdd};
+use vmsg_bus::control::{
+    self, BackingAdd, QueueInflight, QueueNotify, Request, Resume, SharedMemory, Status, ViewAdd,
+    WindowAdd,
+};
 
 pub const MAX: usize = 264;
 
@@ -43,6 +47,13 @@ pub struct Host {
     pub notify: BTreeMap<u32, (QueueNotify, Vec<OwnedFd>)>,
     pub windows: BTreeMap<u32, WindowAdd>,
     pub window_files: BTreeMap<u32, OwnedFd>,
+    pub views: BTreeMap<u32, ViewAdd>,
+    pub backings: BTreeMap<u32, (BackingAdd, OwnedFd)>,
+    /// How VIEW_ADD is answered, if not done.
+    pub refuse_views: Option<Status>,
+    pub refuse_backings: bool,
+    /// What SHARED_MEMORY is answered with, and how many times its file comes along.
+    pub region: Option<(SharedMemory, Arc<OwnedFd>, usize)>,
     staged: Vec<Request>,
     staged_files: BTreeMap<u32, OwnedFd>,
     /// How often windows were changed, a staged set counting once.
@@ -88,6 +99,11 @@ impl Host {
             notify: BTreeMap::new(),
             windows: BTreeMap::new(),
             window_files: BTreeMap::new(),
+            views: BTreeMap::new(),
+            backings: BTreeMap::new(),
+            refuse_views: None,
+            refuse_backings: false,
+            region: None,
             staged: Vec::new(),
             staged_files: BTreeMap::new(),
             table_changes: 0,
@@ -134,6 +150,8 @@ impl Host {
     pub fn end_of_connection(&mut self) {
         self.reset();
         self.windows.clear();
+        self.views.clear();
+        self.backings.clear();
         self.window_files.clear();
         self.staged.clear();
         self.staged_files.clear();
@@ -173,10 +191,12 @@ impl Host {
                     return None;
                 }
                 let (status, name) = self.control(request, fds);
-                let len = request
-                    .response(status, &name)
-                    .encode(&mut payload)
-                    .unwrap();
+                let mut response = request.response(status, &name);
+                if let (Request::SharedMemory { .. }, Some((memory, ..))) = (request, &self.region)
+                {
+                    response.memory = Some(*memory);
+                }
+                let len = response.encode(&mut payload).unwrap();
                 Message::BusSpecific {
                     id,
                     response: true,
@@ -308,6 +328,36 @@ impl Host {
                 self.change_table(more);
                 (Status::OK, none)
             }
+            Request::BackingAdd(_) if self.refuse_backings => (Status::BAD_FD, none),
+            Request::BackingAdd(add) => {
+                let old = self.backings.insert(add.id, (add, fds.remove(0)));
+                assert!(old.is_none(), "backing id taken");
+                (Status::OK, none)
+            }
+            Request::BackingRemove { id } => {
+                assert!(self.views.values().all(|view| view.backing != id), "in use");
+                self.backings.remove(&id).expect("the backing was there");
+                (Status::OK, none)
+            }
+            Request::ViewAdd(view) => {
+                if let Some(status) = self.refuse_views {
+                    self.staged.clear();
+                    return (status, none);
+                }
+                let (backing, _) = &self.backings[&view.backing];
+                assert!(
+                    view.offset + view.len <= backing.len,
+                    "outside of its backing"
+                );
+                assert!(backing.writable || !view.writable);
+                self.staged.push(request);
+                self.change_table(view.more);
+                (Status::OK, none)
+            }
+            Request::SharedMemory { .. } => match self.region {
+                Some(_) => (Status::OK, none),
+                None => (Status::NOT_FOUND, none),
+            },
             Request::QueueNotify(notify) => {
                 assert_eq!(fds.len(), notify.fds(), "descriptors of QUEUE_NOTIFY");
                 self.notify.insert(notify.queue.0, (notify, fds));
@@ -326,6 +376,17 @@ impl Host {
             }
             #[allow(unreachable_patterns)]
             other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    /// The descriptors that go with this answer.
+    pub fn region_fds(&self, answer: &[u8]) -> Vec<OwnedFd> {
+        match &self.region {
+            Some((_, fd, times)) if answer[1] == control::id::SHARED_MEMORY => {
+                let copies = (0..*times).map(|_| fd.try_clone().expect("a descriptor"));
+                copies.collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -352,8 +413,25 @@ impl Host {
                         self.window_files.insert(add.id, file);
                     }
                 }
+                Request::ViewAdd(view) => {
+                    // All against all takes its time.
+                    for old in self.views.values().take(1000) {
+                        assert!(
+                            view.base.0 + view.len <= old.base.0
+                                || old.base.0 + old.len <= view.base.0,
+                            "views overlap: {view:?} {old:?}"
+                        );
+                    }
+                    assert!(!self.windows.contains_key(&view.id), "window id taken");
+                    assert!(
+                        self.views.insert(view.id, view).is_none(),
+                        "window id taken"
+                    );
+                }
                 Request::WindowRemove { id, .. } => {
-                    self.windows.remove(&id).expect("the window was there");
+                    let view = self.views.remove(&id).is_some();
+                    let window = self.windows.remove(&id).is_some();
+                    assert!(view || window, "the window was there");
                     self.window_files.remove(&id);
                 }
                 _ => unreachable!(),

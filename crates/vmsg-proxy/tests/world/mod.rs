@@ -115,7 +115,10 @@ impl World {
                 continue;
             };
             match mishap {
-                None => self.session.handle_message(self.now, &answer),
+                None => {
+                    let fds = self.host.region_fds(&answer);
+                    self.session.handle_message_with_fds(self.now, &answer, fds);
+                }
                 Some(Mishap::Never) => {}
                 Some(Mishap::Late) => self.late.push(answer),
                 Some(Mishap::OtherAnswer) => {
