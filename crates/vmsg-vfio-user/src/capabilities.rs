@@ -45,10 +45,14 @@ impl Proposal {
             return Ok(proposal);
         }
         if data.len() > MAX_DATA {
-            return Err(Malformed::Long(u32::try_from(data.len()).unwrap_or(u32::MAX)));
+            return Err(Malformed::Long(
+                u32::try_from(data.len()).unwrap_or(u32::MAX),
+            ));
         }
         let text = CStr::from_bytes_with_nul(data).map_err(|_| Malformed::Nul)?;
-        let text = text.to_str().map_err(|error| JsonError::Syntax(error.valid_up_to()))?;
+        let text = text
+            .to_str()
+            .map_err(|error| JsonError::Syntax(error.valid_up_to()))?;
         proposal.present = true;
         let mut reader = Reader::new(text);
         reader.object(|reader, key| match key {
@@ -81,7 +85,9 @@ impl Proposal {
         Negotiated {
             minor,
             max_msg_fds: self.max_msg_fds.unwrap_or(DEFAULT_MAX_MSG_FDS),
-            max_data_xfer_size: self.max_data_xfer_size.unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE),
+            max_data_xfer_size: self
+                .max_data_xfer_size
+                .unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE),
         }
     }
 

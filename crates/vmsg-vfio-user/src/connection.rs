@@ -259,7 +259,9 @@ impl Connection {
                 };
                 let (header, payload) = (message.header, message.payload);
                 let unknown = self.machine.negotiated().is_none();
-                let answer = self.machine.command(&header, payload, fds, device, &mut self.out);
+                let answer = self
+                    .machine
+                    .command(&header, payload, fds, device, &mut self.out);
                 if let Some(negotiated) = self.machine.negotiated().filter(|_| unknown) {
                     self.shared.set_negotiated(negotiated);
                 }

@@ -71,7 +71,8 @@ impl Transfer {
             None if self.command == id::DMA_WRITE => return Ok(Vec::new()),
             None => {}
         }
-        self.data(payload).map_err(|_| DmaError::Refused(Errno::PROTO))
+        self.data(payload)
+            .map_err(|_| DmaError::Refused(Errno::PROTO))
     }
 
     fn data(&self, payload: &[u8]) -> Result<Vec<u8>, Malformed> {
@@ -88,7 +89,9 @@ impl Transfer {
             Layout::Wide => WIDE_HEAD,
             Layout::Narrow => NARROW_HEAD,
         };
-        Fields(&payload[start..]).bytes(self.count).map(<[u8]>::to_vec)
+        Fields(&payload[start..])
+            .bytes(self.count)
+            .map(<[u8]>::to_vec)
     }
 }
 
@@ -145,7 +148,10 @@ impl Dma {
     }
 
     fn call(&self, address: u64, len: usize) -> Result<Call<'_>, DmaError> {
-        let negotiated = self.shared.negotiated().ok_or(DmaError::Refused(Errno::NOTCONN))?;
+        let negotiated = self
+            .shared
+            .negotiated()
+            .ok_or(DmaError::Refused(Errno::NOTCONN))?;
         let most = usize::try_from(negotiated.max_data_xfer_size).unwrap_or(MAX_DATA);
         let mut call = Call {
             shared: &self.shared,
@@ -193,7 +199,8 @@ impl Call<'_> {
     }
 
     fn make(&self, transfer: Transfer, data: &[u8]) -> Result<Vec<u8>, DmaError> {
-        self.shared.transfer(transfer, data, self.cancels, self.deadline)
+        self.shared
+            .transfer(transfer, data, self.cancels, self.deadline)
     }
 
     /// Reads a few bytes to see how the client lays messages out.
@@ -217,7 +224,3 @@ impl Call<'_> {
         Ok(layout)
     }
 }
-
-#[cfg(test)]
-#[path = "dma_test.rs"]
-mod tests;

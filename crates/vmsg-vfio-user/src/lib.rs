@@ -50,11 +50,11 @@ mod wire;
 
 pub use capabilities::Negotiated;
 pub use connection::{Connection, Counters, End, Interest, Options, Turn};
-pub use dma::Dma;
-pub use shared::DmaError;
-pub use wire::HeaderError;
 pub use device::{
     Device, DeviceInfo, DmaMap, DmaUnmap, IrqAction, IrqData, IrqInfo, MapArea, Region, RegionMap,
     SetIrqs,
 };
+pub use dma::Dma;
 pub use rustix::io::Errno;
+pub use shared::DmaError;
+pub use wire::HeaderError;

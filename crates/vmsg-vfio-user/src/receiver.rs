@@ -103,7 +103,11 @@ impl Receiver {
         if fds.is_empty() || len == 0 {
             return;
         }
-        let before = self.arrived.iter().map(|arrived| arrived.fds.len()).sum::<usize>();
+        let before = self
+            .arrived
+            .iter()
+            .map(|arrived| arrived.fds.len())
+            .sum::<usize>();
         let room = self.max_fds.saturating_sub(before);
         let too_many = fds.len() > room;
         fds.truncate(room);
@@ -116,7 +120,10 @@ impl Receiver {
     }
 
     fn header(&self) -> Option<Result<Header, HeaderError>> {
-        let bytes = self.buf.get(self.head..self.tail)?.first_chunk::<HEADER>()?;
+        let bytes = self
+            .buf
+            .get(self.head..self.tail)?
+            .first_chunk::<HEADER>()?;
         Some(Header::parse(bytes))
     }
 
@@ -133,7 +140,10 @@ impl Receiver {
     /// Takes the descriptors that came before the present position.
     fn take_fds(&mut self) -> (Vec<OwnedFd>, bool) {
         let mut taken = (Vec::new(), false);
-        while let Some(arrived) = self.arrived.pop_front_if(|arrived| arrived.at < self.position) {
+        while let Some(arrived) = self
+            .arrived
+            .pop_front_if(|arrived| arrived.at < self.position)
+        {
             taken.0.extend(arrived.fds);
             taken.1 |= arrived.too_many;
         }

@@ -313,10 +313,10 @@ impl State {
     fn forget(&mut self, id: u16) {
         let unsent = |packet: &Packet| packet.transfer == Some(id) && packet.sent == 0;
         self.queue.retain(|packet| !unsent(packet));
-        self.queued = self.queue.iter().map(|packet| packet.bytes.len() - packet.sent).sum();
+        self.queued = self
+            .queue
+            .iter()
+            .map(|packet| packet.bytes.len() - packet.sent)
+            .sum();
     }
 }
-
-#[cfg(test)]
-#[path = "shared_test.rs"]
-mod tests;

@@ -21,14 +21,8 @@ pub(crate) fn receive(
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut room);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let received = retry_on_intr(|| {
-        recvmsg(
-            socket,
-            &mut [IoSliceMut::new(space)],
-            &mut ancillary,
-            flags,
-        )
-    })?;
+    let received =
+        retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(space)], &mut ancillary, flags))?;
     let mut fds = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

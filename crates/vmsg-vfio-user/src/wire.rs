@@ -169,9 +169,13 @@ impl Header {
             error: 0,
         };
         // Never short: the array has all 16 bytes.
-        if let (Ok(id), Ok(command), Ok(size), Ok(flags), Ok(error)) =
-            (fields.u16(), fields.u16(), fields.u32(), fields.u32(), fields.u32())
-        {
+        if let (Ok(id), Ok(command), Ok(size), Ok(flags), Ok(error)) = (
+            fields.u16(),
+            fields.u16(),
+            fields.u32(),
+            fields.u32(),
+            fields.u32(),
+        ) {
             header = Header {
                 id,
                 command,
@@ -248,13 +252,19 @@ pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {
     pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let (front, rest) = self.0.split_at_checked(len).ok_or(Malformed::Short(self.0.len()))?;
+        let (front, rest) = self
+            .0
+            .split_at_checked(len)
+            .ok_or(Malformed::Short(self.0.len()))?;
         self.0 = rest;
         Ok(front)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (front, rest) = self.0.split_first_chunk().ok_or(Malformed::Short(self.0.len()))?;
+        let (front, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or(Malformed::Short(self.0.len()))?;
         self.0 = rest;
         Ok(*front)
     }
@@ -303,14 +313,38 @@ impl Access {
 /// A command of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
-    Version { major: u16, minor: u16, data: &'a [u8] },
-    DmaMap { flags: u32, offset: u64, address: u64, size: u64 },
-    DmaUnmap { flags: u32, address: u64, size: u64 },
+    Version {
+        major: u16,
+        minor: u16,
+        data: &'a [u8],
+    },
+    DmaMap {
+        flags: u32,
+        offset: u64,
+        address: u64,
+        size: u64,
+    },
+    DmaUnmap {
+        flags: u32,
+        address: u64,
+        size: u64,
+    },
     GetInfo,
-    GetRegionInfo { argsz: u32, index: u32 },
-    GetIrqInfo { index: u32 },
+    GetRegionInfo {
+        argsz: u32,
+        index: u32,
+    },
+    GetIrqInfo {
+        index: u32,
+    },
     /// `data` is what follows the structure.
-    SetIrqs { flags: u32, index: u32, start: u32, count: u32, data: &'a [u8] },
+    SetIrqs {
+        flags: u32,
+        index: u32,
+        start: u32,
+        count: u32,
+        data: &'a [u8],
+    },
     RegionRead(Access),
     /// As many bytes as the access says.
     RegionWrite(Access, &'a [u8]),
@@ -360,7 +394,9 @@ impl<'a> Command<'a> {
             id::DEVICE_GET_IRQ_INFO => {
                 check_argsz(fields.u32()?, INFO)?;
                 fields.u32()?;
-                Command::GetIrqInfo { index: fields.u32()? }
+                Command::GetIrqInfo {
+                    index: fields.u32()?,
+                }
             }
             // argsz says nothing that the message does not: QEMU gives that of the structure, the kernel's rule has the data in it.
             id::DEVICE_SET_IRQS => {
@@ -430,7 +466,8 @@ impl<'a> Writes<'a> {
     }
 
     pub(crate) fn writes(self) -> impl Iterator<Item = (Access, &'a [u8])> {
-        self.iter().filter_map(|(access, data)| Some((access, data?)))
+        self.iter()
+            .filter_map(|(access, data)| Some((access, data?)))
     }
 }
 
