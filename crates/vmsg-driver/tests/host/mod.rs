@@ -147,13 +147,20 @@ pub fn over_loopback(options: &Options) -> (Running, DriverBus) {
 pub fn over_unix() -> Running {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("b0.sock");
+    let mut running = over_unix_at(path);
+    running._dir = Some(dir);
+    running
+}
+
+/// A host that listens on this socket.
+pub fn over_unix_at(path: PathBuf) -> Running {
     let listener = Listener::bind(&path, ListenerOptions::default()).unwrap();
     let mut host = Host::new(1).unwrap();
     let bus = host
         .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener.into()))
         .unwrap();
     with_devices(&mut host, bus);
-    run(host, Some(dir), path)
+    run(host, None, path)
 }
 
 /// A driver's connection to `host`.
