@@ -13,9 +13,11 @@ pub(crate) struct Expected {
     pub(crate) class: &'static str,
     /// Vendor and device, as `1af4:1041`.
     pub(crate) ids: &'static str,
-    /// The guest uses MSI-X, with a vector for the configuration and one for each queue at least.
+    /// Virtqueues: MSI-X has a vector for each, and one for changes of the configuration.
     pub(crate) queues: u32,
-    /// It is behind message-signalled interrupts; with INTx they are there and not enabled.
+    /// There is a configuration of this kind of device.
+    pub(crate) config: bool,
+    /// The guest has enabled MSI-X.
     pub(crate) msix: bool,
 }
 
@@ -74,7 +76,12 @@ pub(crate) fn problems(text: &str, expected: &Expected) -> Vec<String> {
         .collect();
     for kind in KINDS {
         let found = virtio.iter().filter(|(k, _)| *k == kind).count();
-        hold(found == 1, format!("{found} virtio capabilities {kind}"));
+        // A device without a configuration of its own need not say where it is.
+        let optional = kind == "DeviceCfg" && !expected.config;
+        hold(
+            found == 1 || (optional && found == 0),
+            format!("{found} virtio capabilities {kind}"),
+        );
     }
     for (kind, place) in virtio.iter().filter(|(kind, _)| *kind != "<unknown>") {
         hold(
@@ -83,7 +90,7 @@ pub(crate) fn problems(text: &str, expected: &Expected) -> Vec<String> {
         );
     }
     hold(
-        virtio.len() == KINDS.len(),
+        virtio.len() <= KINDS.len(),
         format!("{} virtio capabilities", virtio.len()),
     );
 
@@ -118,7 +125,7 @@ pub(crate) fn problems(text: &str, expected: &Expected) -> Vec<String> {
     let regions: Vec<_> = function.regions.iter().collect();
     hold(
         matches!(regions[..], [(1, low), (4, high)]
-            if low.contains("(32-bit, non-prefetchable)") && high.contains("(64-bit, prefetchable)")),
+            if low.contains("(32-bit, non-prefetchable)") && high.contains("(64-bit, ")),
         format!("other regions: {regions:?}"),
     );
     hold(

@@ -5,6 +5,7 @@ const EXPECTED: Expected = Expected {
     class: "0200",
     ids: "1af4:1041",
     queues: 2,
+    config: true,
     msix: true,
 };
 
@@ -64,6 +65,22 @@ fn each_fault_is_named() {
         let hit = found.iter().any(|p| p.contains(named));
         assert!(hit, "{what} by {by}: {found:?}");
     }
+}
+
+#[test]
+fn a_device_without_a_configuration_may_leave_its_capability_out() {
+    let without = GOOD.replace(
+        "\tCapabilities: [60] Vendor Specific Information: VirtIO: DeviceCfg\n\t\tBAR=4 offset=00002000 size=00001000\n",
+        "",
+    );
+    assert_ne!(without, GOOD);
+    let entropy = Expected {
+        config: false,
+        ..EXPECTED
+    };
+    assert_eq!(problems(&without, &entropy), Vec::<String>::new());
+    assert_eq!(problems(GOOD, &entropy), Vec::<String>::new());
+    assert!(!problems(&without, &EXPECTED).is_empty());
 }
 
 #[test]

@@ -299,6 +299,7 @@ fn functions(stage: &Stage, report: &mut Report, guest: &Guest, variant: Variant
             class,
             ids,
             queues,
+            config: name == "net",
             msix: !variant.intx,
         };
         let problems = lspci::problems(&text, &expected);

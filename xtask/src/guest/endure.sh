@@ -4,6 +4,7 @@
 name_nic "$OWN_MAC" eth0 || fail "no network device with the address $OWN_MAC"
 name_nic "$TEST_MAC" eth1 || fail "no network device with the address $TEST_MAC"
 lease eth1 || fail "no address by DHCP"
+rm -f /tmp/file
 carrier=$(cat /sys/class/net/eth1/carrier_changes)
 ping -i 0.2 10.0.2.2 &
 ping=$!
