@@ -11,6 +11,10 @@ use vmsg_bus::keyval::escape;
 pub const SHARE_REMEDY: &str = "the guest's memory is not shared with this process, so its devices cannot work. \
 Start QEMU with `-object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem` (size= as in -m)";
 
+/// What to do about a guest whose memory is not shared, behind a front that can do without.
+pub const COPY_REMEDY: &str = "the guest's memory is not shared with this process, so everything is copied by messages to its VMM, which is slow. \
+Start QEMU with `-object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem` (size= as in -m)";
+
 /// What to do about a guest whose memory is not the file that the bus has in common.
 pub fn memory_remedy(other: &OtherMemory) -> Option<String> {
     let (path, size) = match other {

@@ -5,7 +5,7 @@ use super::{FileError, GuestMemory, MemoryError, MemoryFile};
 use crate::session::{FileId, Window};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use thiserror::Error;
 use vmsg_mem::{Access, BusAddr, Mapping, RamSlice};
@@ -97,9 +97,24 @@ struct Backing {
     /// Bytes that may be mapped.
     len: u64,
     mapping: OnceLock<Option<Mapping>>,
+    /// Nothing was ever written to it, though the guest has written: the client has a private copy of what it mapped.
+    hollow: AtomicBool,
 }
 
 impl Backing {
+    fn is_hollow(&self) -> bool {
+        self.hollow.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether anything was written to the file.
+    fn sound(&self) -> bool {
+        let blocks = rustix::fs::fstat(&self.file.fd).map_or(1, |stat| stat.st_blocks);
+        if blocks == 0 {
+            self.hollow.store(true, Ordering::Relaxed);
+        }
+        !self.is_hollow()
+    }
+
     fn mapping(&self) -> Option<&Mapping> {
         let map = || {
             let of = |access| Mapping::of_fd(self.file.fd.as_fd(), 0, self.len, access);
@@ -145,6 +160,7 @@ impl State {
         let backing = Arc::new(Backing {
             len: file.len,
             mapping: OnceLock::new(),
+            hollow: AtomicBool::new(false),
             file,
         });
         self.files.insert(backing.file.id, backing.clone());
@@ -233,7 +249,11 @@ impl DmaMemory {
         {
             return Err(UnmapError::Cuts(*start));
         }
-        let inside: Vec<u64> = state.ranges.range(address..end).map(|(at, _)| *at).collect();
+        let inside: Vec<u64> = state
+            .ranges
+            .range(address..end)
+            .map(|(at, _)| *at)
+            .collect();
         if let Some(last) = inside.last()
             && last + state.ranges[last].size > end
         {
@@ -258,11 +278,19 @@ impl DmaMemory {
             .collect()
     }
 
-    /// Whether memory at `address` is there, but without a file.
-    pub(crate) fn is_without_file(&self, address: u64) -> bool {
-        self.state()
-            .find(address)
-            .is_some_and(|(range, _)| range.backing.is_none())
+    /// Whether memory at `address`, to which the guest has written, is there but can only be reached by messages: without a file, or with one that the
+    /// client has mapped for itself alone (QEMU's `share=off`). In the latter case no range of this file is mapped or lent from now on.
+    pub(crate) fn is_unshared(&self, address: u64) -> bool {
+        let state = self.state();
+        let found = state.find(address);
+        found.is_some_and(|(range, _)| !range.backing.as_ref().is_some_and(|file| file.sound()))
+    }
+
+    /// Bytes of the largest range.
+    pub(crate) fn largest(&self) -> u64 {
+        let state = self.state();
+        let sizes = state.ranges.values().map(|range| range.size);
+        sizes.max().unwrap_or(0)
     }
 
     /// Calls `each` for the parts of `len` bytes at `addr`, in order, with how many bytes were before it and how many it has.
@@ -288,7 +316,7 @@ impl DmaMemory {
             }
             let left = usize::try_from(range.size - offset).unwrap_or(usize::MAX);
             let n = left.min(len - done);
-            match &range.backing {
+            match range.backing.as_ref().filter(|file| !file.is_hollow()) {
                 Some(backing) => {
                     let mapping = backing.mapping().ok_or(unmapped)?;
                     if access == Access::ReadWrite && mapping.access() == Access::Read {
@@ -354,7 +382,8 @@ fn in_chunks(
 
 /// What can be lent of a range.
 fn window(base: u64, range: &Mapped) -> Option<Window> {
-    let backing = range.backing.as_ref().filter(|_| range.readable)?;
+    let backing = range.backing.as_ref();
+    let backing = backing.filter(|file| range.readable && !file.is_hollow())?;
     Some(Window {
         base,
         len: range.size,
@@ -459,7 +488,8 @@ impl Memory for DmaMemory {
     }
 
     fn read_ahead(&self) -> usize {
-        if self.state().files.is_empty() {
+        let state = self.state();
+        if state.files.values().all(|file| file.is_hollow()) {
             READ_AHEAD.1
         } else {
             READ_AHEAD.0

@@ -57,14 +57,22 @@ fn an_access_goes_through_mapped_ranges_and_messages_as_they_lie() {
     memory
         .map(range(0x1000, 0x1000, 0x2000, Some(&fd)))
         .unwrap();
-    assert!(memory.map(range(0x2000, 0x1000, 0, None)).unwrap().is_none());
+    assert!(
+        memory
+            .map(range(0x2000, 0x1000, 0, None))
+            .unwrap()
+            .is_none()
+    );
     memory.map(range(0x3000, 0x1000, 0, Some(&fd))).unwrap();
     let data: Vec<u8> = (0..0x2800).map(|i| (i % 251) as u8).collect();
     memory.write(BusAddr(0x1400), &data).unwrap();
     let mut back = vec![0; 0x1000];
     ram.ram().read(0x2000, &mut back);
     assert_eq!(back[0x400..], data[..0xc00]);
-    assert_eq!(client.0.lock().unwrap()[0x2000..0x3000], data[0xc00..0x1c00]);
+    assert_eq!(
+        client.0.lock().unwrap()[0x2000..0x3000],
+        data[0xc00..0x1c00]
+    );
     ram.ram().read(0, &mut back);
     assert_eq!(back[..0xc00], data[0x1c00..]);
     let mut all = vec![0; data.len()];
@@ -141,7 +149,9 @@ fn what_may_only_be_read_is_lent_so_and_not_written() {
         ..range(0x1000, 0x1000, 0x1000, Some(&fd))
     };
     assert!(memory.map(blind).unwrap().is_none());
-    let window = memory.map(range(0x2000, 0x1000, 0x2000, Some(&fd))).unwrap();
+    let window = memory
+        .map(range(0x2000, 0x1000, 0x2000, Some(&fd)))
+        .unwrap();
     assert_eq!(window.unwrap().file_offset, 0x2000);
     assert_eq!(memory.windows().len(), 2);
     let denied = |addr, len| MemoryError::Denied {
@@ -185,7 +195,10 @@ fn ranges_are_closed_whole() {
     }
     for (address, size, cut) in [(0x800, 0x1000, 0), (0x1000, 0x1800, 0x2000), (1, 1, 0)] {
         let error = memory.unmap(address, size).unwrap_err();
-        assert!(matches!(error, UnmapError::Cuts(at) if at == cut), "{error}");
+        assert!(
+            matches!(error, UnmapError::Cuts(at) if at == cut),
+            "{error}"
+        );
     }
     assert_eq!(memory.unmap(0x1000, 0x2000).unwrap(), 0x2000);
     assert_eq!(memory.unmap(0x1000, 0x2000).unwrap(), 0, "nothing there");
@@ -212,7 +225,9 @@ fn a_file_is_mapped_once_however_many_ranges_it_has_and_again_when_it_has_grown(
     let World { memory, .. } = world();
     let (_, fd) = ram(0x2000);
     memory.map(range(0, 0x1000, 0, Some(&fd))).unwrap();
-    memory.map(range(0x1000, 0x1000, 0x1000, Some(&fd))).unwrap();
+    memory
+        .map(range(0x1000, 0x1000, 0x1000, Some(&fd)))
+        .unwrap();
     let same = |memory: &DmaMemory| {
         let state = memory.state();
         let backing = |at: u64| state.ranges[&at].backing.clone().unwrap();
@@ -220,7 +235,9 @@ fn a_file_is_mapped_once_however_many_ranges_it_has_and_again_when_it_has_grown(
     };
     assert!(same(&memory));
     rustix::fs::ftruncate(&fd, 0x4000).unwrap();
-    memory.map(range(0x8000, 0x1000, 0x3000, Some(&fd))).unwrap();
+    memory
+        .map(range(0x8000, 0x1000, 0x3000, Some(&fd)))
+        .unwrap();
     memory.write(BusAddr(0x8000), &[1]).unwrap();
     memory.write(BusAddr(0), &[1]).unwrap();
 }
@@ -234,4 +251,30 @@ fn a_file_that_was_cut_off_is_an_error_and_no_signal() {
     memory.read(BusAddr(0x1000), &mut [0]).unwrap();
     rustix::fs::ftruncate(&fd, 0).unwrap();
     assert!(memory.read(BusAddr(0x1000), &mut [0]).is_err());
+}
+
+#[test]
+fn memory_that_the_client_has_mapped_for_itself_alone_is_reached_by_messages() {
+    let World { memory, client } = world();
+    let (shared, fd) = ram(0x1000);
+    shared.ram().write(0, &[1]);
+    let private = rustix::fs::memfd_create("private", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&private, 0x1000).unwrap();
+    memory.map(range(0x1000, 0x1000, 0, Some(&fd))).unwrap();
+    memory
+        .map(range(0x2000, 0x1000, 0, Some(&private)))
+        .unwrap();
+    client.0.lock().unwrap()[0x2000] = 9;
+    assert!(!memory.is_unshared(0x1000));
+    assert!(memory.is_unshared(0x2fff));
+    assert!(!memory.is_unshared(0x3000), "there is nothing");
+    assert_eq!(memory.windows().len(), 1);
+    let mut byte = [0];
+    memory.read(BusAddr(0x2000), &mut byte).unwrap();
+    assert_eq!(byte, [9]);
+    memory.read(BusAddr(0x1000), &mut byte).unwrap();
+    assert_eq!(byte, [1]);
+    // One without any file.
+    memory.map(range(0x4000, 0x1000, 0, None)).unwrap();
+    assert!(memory.is_unshared(0x4000));
 }

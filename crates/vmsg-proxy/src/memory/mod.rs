@@ -4,8 +4,8 @@
 mod dma;
 mod file;
 
-pub use file::FileError;
 pub(crate) use dma::{DmaMemory, MapError, Range};
+pub use file::FileError;
 pub(crate) use file::MemoryFile;
 
 use thiserror::Error;

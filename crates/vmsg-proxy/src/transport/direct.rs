@@ -83,6 +83,35 @@ impl Direct {
         self.session.call(op).map(drop)
     }
 
+    /// Sets a queue up with eventfds of somebody who goes between driver and device.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub fn start_queue_with(
+        &mut self,
+        queue: QueueIndex,
+        setup: QueueSetup,
+        kick: Arc<OwnedFd>,
+        call: Arc<OwnedFd>,
+    ) -> Result<(), OpError> {
+        let Some(line) = self.lines.get_mut(queue.to_usize()) else {
+            return Err(OpError::Invalid("no such queue"));
+        };
+        let bell = kick.try_clone().and_then(Doorbell::from_fd);
+        line.kick = bell.ok().map(|bell| (bell, kick));
+        line.call = Some(call);
+        self.begin(queue, setup)
+    }
+
+    fn begin(&mut self, queue: QueueIndex, setup: QueueSetup) -> Result<(), OpError> {
+        self.tell(queue)?;
+        self.session.call(Op::SetQueue(queue, setup))?;
+        if let Some(line) = self.lines.get_mut(queue.to_usize()) {
+            line.started = true;
+        }
+        Ok(())
+    }
+
     /// An eventfd that nobody has held before.
     fn new_kick() -> Option<(Doorbell, Arc<OwnedFd>)> {
         let bell = Doorbell::new().ok()?;
@@ -131,12 +160,7 @@ impl Backend for Direct {
         };
         // Without one the kicks go by message.
         line.kick = Direct::new_kick();
-        self.tell(queue)?;
-        self.session.call(Op::SetQueue(queue, setup))?;
-        if let Some(line) = self.lines.get_mut(queue.to_usize()) {
-            line.started = true;
-        }
-        Ok(())
+        self.begin(queue, setup)
     }
 
     fn stop_queue(&mut self, queue: QueueIndex) -> Result<(), OpError> {

@@ -3,18 +3,27 @@
 
 use super::calls::Calls;
 use super::lending::Lending;
-use crate::memory::DmaMemory;
-use crate::session::{DeviceFacts, OpError, QueueSetup, ResetReason, Window};
+use crate::link::SessionHandle;
+use crate::memory::{DmaMemory, GuestMemory};
+use crate::session::{DeviceFacts, Op, OpError, QueueSetup, ResetReason, Window};
+use crate::shadow::{self, Shadow};
 use crate::transport::pci::Route;
 use crate::transport::{Backend, Direct};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex, feature};
 use vmsg_mem::Doorbell;
 
-/// Features that neither our queues nor a session that resumes them have.
-const WITHHELD: [u32; 1] = [feature::RING_PACKED];
+/// Features that a session which resumes queues, and queues that are copied, do not have.
+const WITHHELD: [u32; 2] = [feature::RING_PACKED, feature::IN_ORDER];
+
+/// Ranges as large as this are not made by a guest's IOMMU driver for a device without queues.
+const UNTRANSLATED: u64 = 4 << 20;
+
+/// Behind an IOMMU neighbouring pages of a ring may lie anywhere, and what a device needs in one piece must lie in one page of 4096 bytes. Linux
+/// puts the descriptors of so many entries in one page, and the rest of the ring in the next.
+const TRANSLATED_SIZE: u16 = 256;
 
 /// How the device gets at what the guest gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,34 +42,102 @@ pub(super) struct Behind {
     memory: Arc<DmaMemory>,
     /// `None`: no memory of the guest is ever lent.
     lending: Option<Lending>,
+    shadow: Option<Shadow>,
+    /// How it would be made.
+    copying: shadow::Options,
+    /// The segment is lent.
+    segment_lent: bool,
     calls: Calls,
     /// By queue.
     routes: Vec<Route>,
+    /// As the driver has accepted and written them last.
+    features: FeatureSet,
+    status: DeviceStatus,
     /// Since the driver has started its first queue.
     way: Option<Way>,
     told_remedy: bool,
 }
 
 impl Behind {
-    /// `lending` is `None` where the guest's memory is to be kept from the device host.
+    /// `session` is `None` where the guest's memory is to be kept from the device host: without it nothing here can lend any.
+    ///
+    /// # Errors
+    /// No descriptors are left, or the queues of the device do not fit the memory for copies.
     pub(super) fn new(
-        name: &str,
         direct: Direct,
         memory: Arc<DmaMemory>,
-        lending: Option<Lending>,
-    ) -> io::Result<Behind> {
-        let facts = withhold(direct.facts());
-        Ok(Behind {
-            name: name.to_owned(),
-            routes: vec![Route::Through; facts.queue_sizes.len()],
-            facts,
+        session: Option<SessionHandle>,
+        copying: shadow::Options,
+    ) -> Result<Behind, shadow::NewError> {
+        let os = |source| shadow::NewError::Os {
+            what: "an epoll set",
+            source,
+        };
+        let mut behind = Behind {
+            name: copying.name.clone(),
+            routes: vec![Route::Through; direct.facts().queue_sizes.len()],
+            facts: direct.facts().clone(),
             direct,
             memory,
-            lending,
-            calls: Calls::new()?,
+            lending: session.map(Lending::new),
+            shadow: None,
+            copying,
+            segment_lent: false,
+            calls: Calls::new().map_err(os)?,
+            features: FeatureSet::EMPTY,
+            status: DeviceStatus::RESET,
             way: None,
             told_remedy: false,
-        })
+        };
+        if behind.lending.is_none() {
+            behind.shadow()?;
+        }
+        behind.look_again();
+        Ok(behind)
+    }
+
+    /// Settles what the driver is shown of what the device has.
+    fn look_again(&mut self) {
+        let device = self.direct.facts();
+        self.facts = device.clone();
+        if self.lending.is_none() {
+            self.facts.offered = shadow::offered(&device.offered);
+        } else if self.memory.largest() < UNTRANSLATED {
+            for size in &mut self.facts.queue_sizes {
+                *size = TRANSLATED_SIZE.min(*size);
+            }
+        }
+        for bit in WITHHELD {
+            self.facts.offered.remove(bit);
+        }
+    }
+
+    /// The queues that are copies, made when they are first needed.
+    fn shadow(&mut self) -> Result<&Shadow, shadow::NewError> {
+        if self.shadow.is_none() {
+            let memory: Arc<dyn GuestMemory> = self.memory.clone();
+            let shadow = Shadow::new(memory, self.direct.facts(), self.copying.clone())?;
+            self.shadow = Some(shadow);
+        }
+        Ok(self.shadow.as_ref().expect("made just now"))
+    }
+
+    /// Readable when [`Self::take_news`] may have some.
+    pub(super) fn news_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.shadow.as_ref().map(Shadow::event_fd)
+    }
+
+    /// News of the copies.
+    pub(super) fn take_news(&self) -> Vec<shadow::Event> {
+        let Some(shadow) = &self.shadow else {
+            return Vec::new();
+        };
+        shadow.clear();
+        // Each queue is told of once until it is taken.
+        let most = self.routes.len() + 1;
+        std::iter::from_fn(|| shadow.poll_event())
+            .take(most)
+            .collect()
     }
 
     pub(super) fn memory(&self) -> &DmaMemory {
@@ -95,13 +172,29 @@ impl Behind {
 
     /// How the driver learns of used buffers from now on.
     pub(super) fn set_route(&mut self, queue: QueueIndex, route: Route) -> Result<(), OpError> {
-        let call = match &route {
-            Route::Direct(fd) => Some(fd.clone()),
-            Route::Through | Route::Nobody => self.calls.of(queue),
-        };
         if let Some(known) = self.routes.get_mut(queue.to_usize()) {
             *known = route;
         }
+        self.tell_route(queue)
+    }
+
+    fn tell_route(&mut self, queue: QueueIndex) -> Result<(), OpError> {
+        let route = self.routes.get(queue.to_usize());
+        if self.way == Some(Way::Copied) || self.lending.is_none() {
+            let interrupt = match route {
+                Some(Route::Direct(fd)) => shadow::Interrupt::Eventfd(fd.clone()),
+                Some(Route::Nobody) => shadow::Interrupt::Nobody,
+                Some(Route::Through) | None => shadow::Interrupt::Front,
+            };
+            if let Some(shadow) = &self.shadow {
+                shadow.set_interrupt(queue, interrupt);
+            }
+            return Ok(());
+        }
+        let call = match route {
+            Some(Route::Direct(fd)) => Some(fd.clone()),
+            Some(Route::Through | Route::Nobody) | None => self.calls.of(queue),
+        };
         self.direct.set_call(queue, call)
     }
 
@@ -141,36 +234,75 @@ impl Behind {
     /// Settles how the device gets at the memory of a queue, which is the same for all queues.
     fn choose(&mut self, setup: &QueueSetup) -> Result<Way, OpError> {
         let rings = [setup.descriptor, setup.driver, setup.device];
-        let unshared = rings.iter().any(|at| self.memory.is_without_file(*at));
+        // The driver has written to all of them: new rings are zeroed.
+        let unshared = rings.iter().any(|at| self.memory.is_unshared(*at));
         let way = if self.lending.is_none() || unshared {
             Way::Copied
         } else {
             Way::Lent
         };
-        match self.way {
-            Some(other) if other != way => Err(OpError::Invalid(
+        if self.way.is_some_and(|other| other != way) {
+            return Err(OpError::Invalid(
                 "some queues are in memory that can be lent, and some are not",
-            )),
-            _ => {
-                if way == Way::Lent
-                    && let Some(lending) = &mut self.lending
-                    && !lending.is_on()
-                {
-                    lending.lend(self.memory.windows())?;
-                }
-                self.way = Some(way);
-                Ok(way)
-            }
+            ));
+        }
+        match way {
+            Way::Lent => self.lend()?,
+            Way::Copied => self.copy()?,
+        }
+        self.way = Some(way);
+        Ok(way)
+    }
+
+    fn lend(&mut self) -> Result<(), OpError> {
+        if std::mem::take(&mut self.segment_lent) {
+            self.set_windows(Vec::new())?;
+        }
+        match &mut self.lending {
+            Some(lending) if !lending.is_on() => lending.lend(self.memory.windows()),
+            _ => Ok(()),
         }
     }
-}
 
-fn withhold(facts: &DeviceFacts) -> DeviceFacts {
-    let mut facts = facts.clone();
-    for bit in WITHHELD {
-        facts.offered.remove(bit);
+    fn copy(&mut self) -> Result<(), OpError> {
+        if self.way == Some(Way::Copied) {
+            return Ok(());
+        }
+        if let Some(lending) = &mut self.lending {
+            lending.take_back()?;
+            self.tell(crate::front::qemu::COPY_REMEDY.to_owned());
+        }
+        let features = self.features;
+        let shadow = self.shadow().map_err(|error| {
+            tracing::error!(%error, "the guest's memory is not shared, and cannot be copied");
+            OpError::Invalid("there is no memory for copies")
+        })?;
+        let (wanted, window) = (shadow.set_features(features), shadow.window());
+        if !self.segment_lent {
+            self.set_windows(vec![window])?;
+            self.segment_lent = true;
+        }
+        // Where this was not known when the driver chose its features, the device has those of a driver without copies.
+        if self.lending.is_some() && wanted != features {
+            let status = self.status;
+            self.direct.set_status(DeviceStatus::RESET)?;
+            self.direct
+                .set_status(status & !(DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK))?;
+            self.direct.set_features(wanted)?;
+            let result = self.direct.set_status(status)?;
+            if !result.contains(status) {
+                return Err(OpError::Invalid("the device does not take other features"));
+            }
+        }
+        Ok(())
     }
-    facts
+
+    fn set_windows(&self, windows: Vec<Window>) -> Result<(), OpError> {
+        self.direct
+            .session()
+            .call(Op::SetWindows(windows))
+            .map(drop)
+    }
 }
 
 /// Rings an eventfd of the client. It may have made it unusable: that is its loss.
@@ -190,41 +322,76 @@ impl Backend for Behind {
     }
 
     fn set_features(&mut self, features: FeatureSet) -> Result<(), OpError> {
+        self.features = features;
+        let features = match &self.shadow {
+            Some(shadow) if self.lending.is_none() => shadow.set_features(features),
+            _ => features,
+        };
         self.direct.set_features(features)
     }
 
     fn set_status(&mut self, status: DeviceStatus) -> Result<DeviceStatus, OpError> {
         let result = self.direct.set_status(status);
         if status.is_empty() {
-            self.facts = withhold(self.direct.facts());
+            if let Some(shadow) = &self.shadow {
+                // Whatever the device does now, it does not concern the guest any more.
+                shadow.reset();
+            }
+            self.look_again();
+            self.features = FeatureSet::EMPTY;
             if result.is_ok() {
                 self.way = None;
+            }
+        }
+        if let Ok(now) = result {
+            self.status = now;
+            if let Some(shadow) = &self.shadow
+                && now.contains(DeviceStatus::DRIVER_OK)
+            {
+                shadow.run();
             }
         }
         result
     }
 
     fn start_queue(&mut self, queue: QueueIndex, setup: QueueSetup) -> Result<(), OpError> {
-        match self.choose(&setup) {
-            Ok(Way::Lent) => {
-                let route = self.routes.get(queue.to_usize()).cloned();
-                self.set_route(queue, route.unwrap_or(Route::Through))?;
-                self.direct.start_queue(queue, setup)
-            }
-            Ok(Way::Copied) => Err(OpError::Invalid("no copies yet")),
+        let way = match self.choose(&setup) {
+            Ok(way) => way,
             Err(error) => {
                 self.tell_remedy(&error);
-                Err(error)
+                return Err(error);
             }
+        };
+        self.tell_route(queue)?;
+        let Some(shadow) = self.shadow.as_ref().filter(|_| way == Way::Copied) else {
+            return self.direct.start_queue(queue, setup);
+        };
+        let started = shadow.start_queue(queue, setup).map_err(|error| {
+            tracing::warn!(front = self.name, %error, "a queue cannot be copied");
+            OpError::Invalid("the queue cannot be copied")
+        })?;
+        let begun = self
+            .direct
+            .start_queue_with(queue, started.setup, started.kick, started.call);
+        if begun.is_err() {
+            shadow.stop_queue(queue);
         }
+        begun
     }
 
     fn stop_queue(&mut self, queue: QueueIndex) -> Result<(), OpError> {
-        self.direct.stop_queue(queue)
+        let stopped = self.direct.stop_queue(queue);
+        if let Some(shadow) = &self.shadow {
+            shadow.stop_queue(queue);
+        }
+        stopped
     }
 
     fn kick(&mut self, queue: QueueIndex) {
-        self.direct.kick(queue);
+        match &self.shadow {
+            Some(shadow) if self.way == Some(Way::Copied) => shadow.kick(queue),
+            _ => self.direct.kick(queue),
+        }
     }
 
     fn read_config(&mut self, offset: u32, data: &mut [u8]) -> Result<(), OpError> {

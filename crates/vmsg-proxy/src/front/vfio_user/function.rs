@@ -6,6 +6,7 @@ use crate::link::{Deadline, SessionHandle};
 use crate::log_limit::LogLimit;
 use crate::memory::{MapError, Range};
 use crate::session::{Event, OpError};
+use crate::shadow;
 use crate::transport::pci::{Function, Irq, Region as Part, Route};
 use crate::transport::{Options, SharedMemory};
 use std::io;
@@ -90,6 +91,17 @@ impl Served {
     pub(super) fn take_calls(&mut self) -> io::Result<()> {
         let mut used = Vec::new();
         let result = self.function.backend().take_calls(|queue| used.push(queue));
+        for event in self.function.backend().take_news() {
+            match event {
+                shadow::Event::QueueUsed(queue) => used.push(queue),
+                shadow::Event::NeedsReset(broken) => {
+                    if let Some(unsaid) = self.limit.admit() {
+                        tracing::error!(front = self.name, why = %broken, unsaid, "the device needs a reset");
+                    }
+                    self.function.needs_reset();
+                }
+            }
+        }
         for queue in used {
             self.function.queue_used(queue);
         }

@@ -3,13 +3,13 @@
 
 use super::behind::Behind;
 use super::function::{self, Served};
-use super::lending::Lending;
 use crate::front::listener::{BindError, Bound};
 use crate::front::stats::{Counts, FrontStats};
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
 use crate::memory::DmaMemory;
 use crate::session::{self, Op, OpError};
+use crate::shadow;
 use crate::transport::{Backend, Direct};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -160,8 +160,8 @@ enum Refusal {
     Held(String),
     #[error("the device cannot be looked at: {0}")]
     Other(OpError),
-    #[error("out of descriptors: {0}")]
-    Os(io::Error),
+    #[error("{0}")]
+    Copies(shadow::NewError),
 }
 
 impl Refusal {
@@ -170,7 +170,8 @@ impl Refusal {
         match self {
             Refusal::Absent => Errno::NODEV,
             Refusal::Held(_) => Errno::BUSY,
-            Refusal::Other(_) | Refusal::Os(_) => Errno::IO,
+            Refusal::Copies(shadow::NewError::TooSmall { .. }) => Errno::INVAL,
+            Refusal::Other(_) | Refusal::Copies(_) => Errno::IO,
         }
     }
 }
@@ -332,10 +333,13 @@ impl Server {
         let shared = function::shared_memory(&session, device_id);
         deadline.set(None);
         let memory = Arc::new(DmaMemory::new(Box::new(connection.dma())));
-        // Without this nothing below has a way to lend the guest's memory.
-        let lending = (!self.options.isolate).then(|| Lending::new(session));
-        let behind =
-            Behind::new(&self.name, direct, memory, lending).map_err(Refusal::Os)?;
+        let copying = shadow::Options {
+            name: self.name.clone(),
+            segment: self.options.segment,
+            ..shadow::Options::default()
+        };
+        let lends = (!self.options.isolate).then_some(session);
+        let behind = Behind::new(direct, memory, lends, copying).map_err(Refusal::Copies)?;
         Ok(Served::new(
             &self.name,
             behind,
@@ -349,7 +353,11 @@ impl Server {
     fn turn_away(&mut self, connection: &mut Connection, refusal: Refusal) -> End {
         let stopped = matches!(refusal, Refusal::Other(OpError::Ended));
         if !stopped && let Some(unsaid) = self.limit.admit() {
-            tracing::error!(front = self.name, unsaid, "a client is turned away: {refusal}");
+            tracing::error!(
+                front = self.name,
+                unsaid,
+                "a client is turned away: {refusal}"
+            );
         }
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
         let mut nobody = Nobody(refusal.errno());
@@ -439,6 +447,8 @@ impl Server {
         if let Some(served) = served {
             fds.push(PollFd::new(&news, PollFlags::IN));
             fds.push(PollFd::new(served.behind().calls(), PollFlags::IN));
+            let copies = served.behind().news_fd();
+            fds.extend(copies.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let waited = poll(&mut fds, timeout.as_ref());
