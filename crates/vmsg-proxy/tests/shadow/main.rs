@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Shadow queues between a guest's driver and a device that sees nothing but the segment.
+#![allow(missing_docs, clippy::cast_possible_truncation)]
+
+mod device;
+mod guest;
+mod hostile_device;
+mod hostile_guest;
+mod real_host;
+mod room;
+mod secret;
+mod stop;
+mod traffic;
