@@ -224,14 +224,14 @@ impl Connection {
         let space = self.receiver.space();
         let room = space.len();
         match receive(self.shared.socket.as_fd(), space) {
-            Ok((0, _)) if self.receiver.is_partial() => Err(End::Cut),
-            Ok((0, _)) => Err(End::Closed),
-            Ok((len, fds)) => {
+            Ok(received) if received.bytes > 0 => {
                 // A read stops at descriptors even if there is more behind.
-                let likely_more = len == room || !fds.is_empty();
-                self.receiver.received(len, fds);
+                let likely_more = received.bytes == room || !received.fds.is_empty();
+                self.receiver.received(received);
                 Ok(Some(likely_more))
             }
+            Ok(_) if self.receiver.is_partial() => Err(End::Cut),
+            Ok(_) => Err(End::Closed),
             Err(Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -252,8 +252,8 @@ impl Connection {
                 Answer::None
             }
             Next::Message(message) => {
-                let fds = if message.too_many_fds {
-                    Err(Malformed::TooManyDescriptors)
+                let fds = if message.lost_fds {
+                    Err(Malformed::LostDescriptors)
                 } else {
                     Ok(message.fds)
                 };

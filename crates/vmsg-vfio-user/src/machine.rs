@@ -43,8 +43,17 @@ impl Malformed {
             Malformed::Long(_) => Errno::TOOBIG,
             Malformed::Version(_) | Malformed::NotServed => Errno::OPNOTSUPP,
             Malformed::Unknown => Errno::NOSYS,
+            Malformed::LostDescriptors => Errno::MFILE,
             _ => Errno::INVAL,
         }
+    }
+
+    /// Whether a client that does nothing wrong may send it, to see whether it is served.
+    fn is_fair(self) -> bool {
+        matches!(
+            self,
+            Malformed::Version(_) | Malformed::NotServed | Malformed::Unknown
+        )
     }
 }
 
@@ -134,8 +143,8 @@ impl Machine {
         let command = header.command;
         let errno = match refusal {
             Refusal::Malformed(malformed) => {
-                self.counters.malformed += 1;
-                if self.counters.malformed == 1 {
+                self.counters.malformed += u64::from(!malformed.is_fair());
+                if self.counters.malformed == 1 && !malformed.is_fair() {
                     warn!(
                         command,
                         "refused a command: {malformed}; further ones are only counted"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Puts messages together from what a stream socket gives: bytes in any pieces, and descriptors that came with some of them.
 
+use crate::socket::Received;
 use crate::wire::{HEADER, Header, HeaderError};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -27,8 +28,8 @@ pub(crate) struct Incoming<'a> {
     pub(crate) header: Header,
     pub(crate) payload: &'a [u8],
     pub(crate) fds: Vec<OwnedFd>,
-    /// More descriptors came than may; those above the limit are closed.
-    pub(crate) too_many_fds: bool,
+    /// More descriptors came than may, or than this process had room for; those above the limit are closed.
+    pub(crate) lost_fds: bool,
 }
 
 /// Descriptors, and where in the stream they came.
@@ -36,7 +37,7 @@ pub(crate) struct Incoming<'a> {
 struct Arrived {
     at: u64,
     fds: Vec<OwnedFd>,
-    too_many: bool,
+    lost: bool,
 }
 
 /// The incoming half of a connection, without the socket.
@@ -95,27 +96,33 @@ impl Receiver {
         &mut self.buf[self.tail..end]
     }
 
-    /// `len` bytes were read to [`Receiver::space`], with descriptors.
+    /// Bytes were read to [`Receiver::space`].
     ///
     /// The kernel does not read past bytes that carry descriptors: these belong to the message that has the last byte read.
-    pub(crate) fn received(&mut self, len: usize, mut fds: Vec<OwnedFd>) {
-        self.tail += len;
-        if fds.is_empty() || len == 0 {
+    pub(crate) fn received(&mut self, received: Received) {
+        let Received {
+            bytes,
+            mut fds,
+            lost_fds,
+        } = received;
+        self.tail += bytes;
+        if bytes == 0 || (fds.is_empty() && !lost_fds) {
             return;
         }
-        let before = self
-            .arrived
-            .iter()
-            .map(|arrived| arrived.fds.len())
-            .sum::<usize>();
+        let before: usize = self.arrived.iter().map(|arrived| arrived.fds.len()).sum();
         let room = self.max_fds.saturating_sub(before);
-        let too_many = fds.len() > room;
+        let lost = lost_fds || fds.len() > room;
         fds.truncate(room);
         let at = self.position + position(self.tail - self.head) - 1;
+        let message = match self.header() {
+            Some(Ok(header)) => header.len().min(self.tail - self.head),
+            _ => HEADER,
+        };
+        let in_this_message = at < self.position + position(message);
         match self.arrived.back_mut() {
             // A message that comes byte by byte, each with too many descriptors, leaves one note.
-            Some(last) if too_many && last.too_many => last.at = at,
-            _ => self.arrived.push_back(Arrived { at, fds, too_many }),
+            Some(last) if lost && last.lost && fds.is_empty() && in_this_message => last.at = at,
+            _ => self.arrived.push_back(Arrived { at, fds, lost }),
         }
     }
 
@@ -145,7 +152,7 @@ impl Receiver {
             .pop_front_if(|arrived| arrived.at < self.position)
         {
             taken.0.extend(arrived.fds);
-            taken.1 |= arrived.too_many;
+            taken.1 |= arrived.lost;
         }
         taken
     }
@@ -175,12 +182,12 @@ impl Receiver {
         }
         let start = self.head;
         self.advance(len);
-        let (fds, too_many_fds) = self.take_fds();
+        let (fds, lost_fds) = self.take_fds();
         Ok(Next::Message(Incoming {
             header,
             payload: &self.buf[start + HEADER..start + len],
             fds,
-            too_many_fds,
+            lost_fds,
         }))
     }
 }

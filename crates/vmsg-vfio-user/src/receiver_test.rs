@@ -15,7 +15,11 @@ fn feed(receiver: &mut Receiver, bytes: &[u8]) -> usize {
     let space = receiver.space();
     let len = space.len().min(bytes.len());
     space[..len].copy_from_slice(&bytes[..len]);
-    receiver.received(len, Vec::new());
+    receiver.received(Received {
+        bytes: len,
+        fds: Vec::new(),
+        lost_fds: false,
+    });
     len
 }
 

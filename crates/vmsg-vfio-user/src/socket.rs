@@ -3,7 +3,7 @@
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 use std::io::{IoSlice, IoSliceMut};
@@ -13,11 +13,18 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// The most descriptors the kernel passes with one send (SCM_MAX_FD): room for them means that none is lost, and none mistaken for another's.
 const SCM_MAX_FD: usize = 253;
 
-/// Reads what there is, up to the end of `space`, and the descriptors that came with it. 0 bytes mean that the other side has closed.
-pub(crate) fn receive(
-    socket: BorrowedFd<'_>,
-    space: &mut [u8],
-) -> rustix::io::Result<(usize, Vec<OwnedFd>)> {
+/// What one read brought.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// 0 if the other side has closed.
+    pub(crate) bytes: usize,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Descriptors came that this process had no room for.
+    pub(crate) lost_fds: bool,
+}
+
+/// Reads what there is, up to the end of `space`, and the descriptors that came with it.
+pub(crate) fn receive(socket: BorrowedFd<'_>, space: &mut [u8]) -> rustix::io::Result<Received> {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut room);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
@@ -29,7 +36,11 @@ pub(crate) fn receive(
             fds.extend(rights);
         }
     }
-    Ok((received.bytes, fds))
+    Ok(Received {
+        bytes: received.bytes,
+        fds,
+        lost_fds: received.flags.contains(ReturnFlags::CTRUNC),
+    })
 }
 
 /// Sends as much as goes, with a descriptor at the first byte.

@@ -129,8 +129,8 @@ pub(crate) enum Malformed {
     Address,
     #[error("{0} descriptors where they do not belong")]
     Descriptors(usize),
-    #[error("more descriptors than agreed on")]
-    TooManyDescriptors,
+    #[error("more descriptors than agreed on, or than there is room for")]
+    LostDescriptors,
     #[error("the version data does not end in its only NUL")]
     Nul,
     #[error("the version data is no JSON that could be understood: {0}")]

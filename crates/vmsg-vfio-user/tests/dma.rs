@@ -12,7 +12,7 @@ use support::*;
 use vmsg_vfio_user::{Connection, Dma, DmaError, End, Errno, Options};
 
 /// What a client does with a question about its memory.
-type Client = fn(&mut Vec<u8>, &Message) -> Vec<u8>;
+type Client = fn(&mut [u8], &Message) -> Vec<u8>;
 
 const BASE: u64 = 0x10_0000;
 
@@ -28,7 +28,7 @@ fn place(memory: &[u8], address: u64, count: usize) -> Option<std::ops::Range<us
 }
 
 /// The byte count has 64 bits, more than 1 MiB is refused.
-fn as_specified(memory: &mut Vec<u8>, ask: &Message) -> Vec<u8> {
+fn as_specified(memory: &mut [u8], ask: &Message) -> Vec<u8> {
     let (address, count) = (ask.u64_at(0), ask.u64_at(8));
     if count > 1 << 20 {
         return error(ask, Errno::TOOBIG);
@@ -46,7 +46,7 @@ fn as_specified(memory: &mut Vec<u8>, ask: &Message) -> Vec<u8> {
 }
 
 /// The byte count has 32 bits, what follows is 4 bytes longer than it says.
-fn as_qemu(memory: &mut Vec<u8>, ask: &Message) -> Vec<u8> {
+fn as_qemu(memory: &mut [u8], ask: &Message) -> Vec<u8> {
     let count = usize::try_from(ask.u32_at(8)).expect("fits");
     let Some(range) = place(memory, ask.u64_at(0), count) else {
         return error(ask, Errno::NODEV);
@@ -211,7 +211,7 @@ fn the_first_access_may_be_refused_and_teaches_nothing() {
 
 #[test]
 fn a_client_that_refuses_any_large_count_with_its_own_error_is_understood() {
-    fn client(memory: &mut Vec<u8>, ask: &Message) -> Vec<u8> {
+    fn client(memory: &mut [u8], ask: &Message) -> Vec<u8> {
         if ask.u64_at(8) > 1 << 20 {
             return error(ask, Errno::INVAL);
         }
@@ -268,7 +268,7 @@ fn answers_that_make_no_sense_are_refusals() {
 
 #[test]
 fn an_answer_to_another_question_is_not_taken() {
-    fn client(memory: &mut Vec<u8>, ask: &Message) -> Vec<u8> {
+    fn client(memory: &mut [u8], ask: &Message) -> Vec<u8> {
         let mut stray = message(ask.id.wrapping_add(1), ask.command, REPLY, &ask.payload);
         stray.extend(message(ask.id, DMA_WRITE, REPLY, &ask.payload));
         stray.extend(as_specified(memory, ask));
@@ -313,7 +313,7 @@ fn waiting(dma: &Dma) -> JoinHandle<(Result<(), DmaError>, Duration)> {
 
 #[test]
 fn waiting_ends_at_once_when_it_is_cancelled_and_later_calls_work() {
-    fn client(memory: &mut Vec<u8>, ask: &Message) -> Vec<u8> {
+    fn client(memory: &mut [u8], ask: &Message) -> Vec<u8> {
         // The first question is never answered.
         if memory[0] == 0 {
             memory[0] = 1;

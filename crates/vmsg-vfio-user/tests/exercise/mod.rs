@@ -149,6 +149,7 @@ pub fn server(bytes: &[u8]) {
         );
         support::send(&pair.client, &version, &[]);
         sent.extend(version);
+        end = turn(&mut pair, &mut answered);
     }
     while let Some(what) = story.byte() {
         let chunk = if what & 0x80 == 0 {
