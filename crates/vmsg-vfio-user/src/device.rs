@@ -142,8 +142,8 @@ pub struct DmaUnmap {
 
 /// A PCI device.
 ///
-/// All is called from [`crate::Connection::turn`], on its thread, and answered when it returns: QEMU waits 5 s at most. None of it may wait for a [`crate::Dma`], whose answers come
-/// through that same `turn`.
+/// All is called from [`crate::Connection::turn`], on its thread, and answered when it returns: QEMU waits 5 s at most. None of it may wait for a [`crate::Dma`], nor for a thread that waits for
+/// one: answers come through that same `turn`, and QEMU gives them only when it has had its own. [`crate::Dma::cancel`] ends such waiting.
 ///
 /// An `Err` goes to the client as it is.
 pub trait Device {
