@@ -107,11 +107,7 @@ fn a_queue_must_lie_in_common_memory_with_all_its_parts() {
     };
     let end = 3 << 30;
     assert!(holds(&setup(0, 0x1000, 0x2000), &pc()));
-    assert!(holds(
-        &setup(end - 4096, 0x1000, (5 << 30) - 2054),
-        &pc(),
-        false
-    ));
+    assert!(holds(&setup(end - 4096, 0x1000, (5 << 30) - 2054), &pc()));
     assert!(!holds(&setup(end - 4095, 0x1000, 0x2000), &pc()));
     assert!(!holds(&setup(0, end - 517, 0x2000), &pc()));
     assert!(!holds(&setup(0, 0x1000, (5 << 30) - 2053), &pc()));

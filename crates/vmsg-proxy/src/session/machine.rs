@@ -404,15 +404,14 @@ impl Session {
         if self.pause.is_some_and(|pause| pause <= now) {
             self.pause = None;
         }
-        // Whoever answers each request in time, but has many asked, must not hold a front up either.
-        if matches!(
-            self.job,
-            Some(Job::Attach { .. } | Job::Refresh | Job::Tidy)
-        ) && self
-            .waiting
-            .iter()
-            .any(|w| w.deadline <= now && self.recordable(&w.op))
-        {
+        // Whoever answers each request in time, but has many asked, must not hold a front up either. And what a guest has unmapped is unmapped,
+        // whatever is in front of it.
+        let patient = matches!(self.job, Some(Job::Op { .. }) | None);
+        let is_overdue = |w: &Waiting| {
+            let must_be = matches!(w.op, Op::ChangeWindows { .. });
+            w.deadline <= now && self.recordable(&w.op) && (must_be || !patient)
+        };
+        if self.waiting.iter().any(is_overdue) {
             self.counters.timeouts += 1;
             self.link_fault("the device host takes too long");
             self.pump(now);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A guest: memory, queues, and the steps in which a front sets its device up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -21,6 +21,10 @@ const BUFFERS: usize = QUEUES * QUEUE_BYTES;
 const SLOT: usize = 128;
 /// Of a network device.
 const RECEIVE: usize = 0;
+/// Where the IOMMU shows buffers, each in a page of its own.
+const SHOWN: u64 = 0x10_0000_0000;
+/// What is in a buffer that no device can reach.
+const POISON: u8 = 0xa5;
 const BYTES: usize = BUFFERS + QUEUES * QUEUE_SIZE as usize * SLOT;
 
 /// The guest's memory; queues borrow from it.
@@ -60,6 +64,16 @@ impl Memory {
         }
     }
 
+    /// Bytes of it that the guest's IOMMU shows at another address.
+    fn view(&self, base: u64, at: usize, len: usize) -> Window {
+        Window {
+            base,
+            len: len as u64,
+            file_offset: at as u64,
+            ..self.window()
+        }
+    }
+
     fn window(&self) -> Window {
         Window {
             base: BASE,
@@ -75,6 +89,18 @@ impl Memory {
     }
 }
 
+/// Where a buffer is in the memory.
+fn place(queue: usize, slot: usize) -> usize {
+    BUFFERS + (queue * usize::from(QUEUE_SIZE) + slot) * SLOT
+}
+
+/// Where the IOMMU shows it.
+fn address(queue: usize, slot: usize) -> u64 {
+    let at = place(queue, slot);
+    let page = (at - BUFFERS) / SLOT;
+    SHOWN + page as u64 * 4096 + (at % 4096) as u64
+}
+
 struct Queue<'m> {
     ring: DriverQueue<'m, Vec<DriverSlot>>,
     outstanding: HashMap<Token, u64>,
@@ -82,6 +108,10 @@ struct Queue<'m> {
     slots: HashMap<Token, usize>,
     /// The request that came back last.
     last: u64,
+    /// Buffers that are shown to the device.
+    shown: BTreeSet<usize>,
+    /// Buffers that were, and are not any more.
+    hidden: BTreeSet<usize>,
 }
 
 /// What the guest's kernel and the front in front of it do together.
@@ -96,6 +126,8 @@ pub(crate) struct Guest<'m> {
     /// Kicks and interrupts go through eventfds.
     pub(crate) eventfds: Option<Eventfds>,
     habits: Habits,
+    /// Buffers of requests that came back, to be hidden from the device: queue and place.
+    pub(crate) back: Vec<(usize, usize)>,
     /// Where what is in flight is kept, if it is kept here.
     inflight: Option<InflightMemory>,
 }
@@ -111,6 +143,8 @@ pub(crate) struct Habits {
     pub(crate) in_order: bool,
     /// Queue 0 is for frames that come, queue 1 for frames that go.
     pub(crate) frames: bool,
+    /// Each buffer is shown to the device for its request only.
+    pub(crate) iommu: bool,
 }
 
 /// The eventfds of each queue.
@@ -138,6 +172,7 @@ impl<'m> Guest<'m> {
             steps: Vec::new(),
             eventfds,
             habits,
+            back: Vec::new(),
             inflight: None,
         };
         guest.boot();
@@ -168,9 +203,12 @@ impl<'m> Guest<'m> {
                     free: (0..usize::from(QUEUE_SIZE) / 2).collect(),
                     slots: HashMap::new(),
                     last: 0,
+                    shown: BTreeSet::new(),
+                    hidden: BTreeSet::new(),
                 }
             })
             .collect();
+        self.back.clear();
         self.inflight = self.habits.keeps_inflight.then(|| {
             let queues = u16::try_from(QUEUES).expect("few queues");
             InflightMemory::new(queues, QUEUE_SIZE).expect("memory")
@@ -202,7 +240,7 @@ impl<'m> Guest<'m> {
         let mut steps = vec![
             Op::Describe,
             Op::Claim,
-            Op::SetWindows(vec![self.memory.window()]),
+            self.windows(),
             status(DeviceStatus::RESET),
             status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER),
             Op::SetFeatures(features),
@@ -244,6 +282,68 @@ impl<'m> Guest<'m> {
         steps
     }
 
+    /// All memory, or what the IOMMU shows of it.
+    fn windows(&self) -> Op {
+        if !self.habits.iommu {
+            return Op::SetWindows(vec![self.memory.window()]);
+        }
+        let rings = (0..QUEUES).map(|queue| queue * QUEUE_BYTES);
+        let rings = rings.map(|at| self.memory.view(BASE + at as u64, at, QUEUE_BYTES));
+        let shown = self.queues.iter().enumerate().flat_map(|(index, queue)| {
+            let slots = queue.shown.iter();
+            slots.map(move |slot| self.shown(index, *slot))
+        });
+        Op::ChangeWindows {
+            remove: Vec::new(),
+            add: rings.chain(shown).collect(),
+        }
+    }
+
+    /// The window in which the device finds a buffer.
+    pub(crate) fn shown(&self, queue: usize, slot: usize) -> Window {
+        let at = place(queue, slot);
+        self.memory.view(address(queue, slot), at, SLOT)
+    }
+
+    /// The room for another request, if there is any; for a device to which it has to be shown first.
+    pub(crate) fn take_room(&mut self, queue: usize) -> Option<usize> {
+        let slot = self.queues[queue].free.pop()?;
+        self.check_hidden(queue, slot);
+        self.queues[queue].hidden.remove(&slot);
+        Some(slot)
+    }
+
+    /// It will not be used.
+    pub(crate) fn give_back(&mut self, queue: usize, slot: usize) {
+        self.queues[queue].free.push(slot);
+    }
+
+    /// No device can reach a buffer any more: from now on nobody else writes there.
+    pub(crate) fn is_hidden(&mut self, queue: usize, slot: usize) {
+        self.memory.ram().write(place(queue, slot), &[POISON; SLOT]);
+        let queue = &mut self.queues[queue];
+        assert!(queue.shown.remove(&slot), "hidden once");
+        queue.hidden.insert(slot);
+        queue.free.push(slot);
+    }
+
+    fn check_hidden(&self, queue: usize, slot: usize) {
+        if self.queues[queue].hidden.contains(&slot) {
+            let mut bytes = [0; SLOT];
+            self.memory.ram().read(place(queue, slot), &mut bytes);
+            assert_eq!(bytes, [POISON; SLOT], "written although it was hidden");
+        }
+    }
+
+    /// What was hidden is as it was.
+    pub(crate) fn check_all_hidden(&self) {
+        for (index, queue) in self.queues.iter().enumerate() {
+            for &slot in &queue.hidden {
+                self.check_hidden(index, slot);
+            }
+        }
+    }
+
     pub(crate) fn is_set_up(&self) -> bool {
         self.steps.is_empty()
     }
@@ -260,11 +360,21 @@ impl<'m> Guest<'m> {
 
     /// Puts a request into a queue, if there is room; true if the device must be kicked.
     pub(crate) fn submit(&mut self, index: usize) -> bool {
+        match self.queues[index].free.pop() {
+            Some(slot) => self.submit_at(index, slot),
+            None => false,
+        }
+    }
+
+    /// The same with a buffer that the device can reach by now.
+    pub(crate) fn submit_shown(&mut self, index: usize, slot: usize) -> bool {
+        self.queues[index].shown.insert(slot);
+        self.submit_at(index, slot)
+    }
+
+    fn submit_at(&mut self, index: usize, slot: usize) -> bool {
         let queue = &mut self.queues[index];
-        let Some(slot) = queue.free.pop() else {
-            return false;
-        };
-        let at = BUFFERS + (index * usize::from(QUEUE_SIZE) + slot) * SLOT;
+        let at = place(index, slot);
         self.sequence += 1;
         let number = if self.habits.frames {
             HEADER + NUMBER
@@ -274,7 +384,12 @@ impl<'m> Guest<'m> {
         let ram = self.memory.ram();
         ram.write(at, &[0; SLOT]);
         ram.write(at + number, &self.sequence.to_le_bytes());
-        let address = |offset: usize| BusAddr(BASE + (at + offset) as u64);
+        let base = if self.habits.iommu {
+            address(index, slot)
+        } else {
+            BASE + at as u64
+        };
+        let address = |offset: usize| BusAddr(base + offset as u64);
         let whole = [(address(0), u32::try_from(HEADER + FRAME).expect("short"))];
         let added = match (self.habits.frames, index) {
             (false, _) => queue.ring.add(&[(address(0), 16)], &[(address(16), 16)]),
@@ -314,7 +429,7 @@ impl<'m> Guest<'m> {
                     .remove(&used.token)
                     .expect("asked for once");
                 let slot = queue.slots.remove(&used.token).expect("as above");
-                let at = BUFFERS + (index * usize::from(QUEUE_SIZE) + slot) * SLOT;
+                let at = place(index, slot);
                 let ram = self.memory.ram();
                 let mut bytes = [0; 8];
                 let number = match (self.habits.frames, index) {
@@ -341,7 +456,11 @@ impl<'m> Guest<'m> {
                     queue.last
                 );
                 queue.last = number;
-                queue.free.push(slot);
+                if self.habits.iommu {
+                    self.back.push((index, slot));
+                } else {
+                    queue.free.push(slot);
+                }
                 self.completed += 1;
             }
             if !queue.ring.enable_notifications().expect("a sound queue") {

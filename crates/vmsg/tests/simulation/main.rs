@@ -31,6 +31,7 @@ const WITH_EVENTFDS: Setting = Setting {
     kind: Kind::Echo,
     eventfds: true,
     keeps_inflight: false,
+    iommu: false,
 };
 
 fn cases() -> (u64, u64) {
@@ -193,10 +194,31 @@ fn buses_without_descriptors_go_on_in_order_and_say_so_where_they_cannot() {
             kind,
             eventfds: false,
             keeps_inflight: false,
+            iommu: false,
         };
         let outcome = run("bare, kills", KILLS, setting(Kind::Echo));
         assert_eq!(outcome.refused, 0, "the queue says where it stands");
         let outcome = run("bare, kills, out of order", KILLS, setting(Kind::Disk));
         assert!(outcome.refused > 0, "nobody knows what is done");
+    }
+}
+
+#[test]
+fn windows_that_come_and_go_with_each_request_survive_killed_hosts_and_reboots() {
+    for kind in [Kind::Echo, Kind::Disk, Kind::Net] {
+        for reboots in [false, true] {
+            let faults = Faults { reboots, ..KILLS };
+            let setting = Setting {
+                kind,
+                iommu: true,
+                ..WITH_EVENTFDS
+            };
+            let outcome = run("a window for each request, kills", faults, setting);
+            assert!(outcome.kills > 0 && outcome.replays > 0);
+            assert_eq!(
+                outcome.refused, 0,
+                "every address was mapped when it was used"
+            );
+        }
     }
 }

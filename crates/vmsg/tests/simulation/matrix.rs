@@ -45,8 +45,9 @@ struct Table {
     memory: Memory,
 }
 
-fn bus_name(bus: Bus) -> &'static str {
-    match bus {
+fn bus_name(setting: Setting) -> &'static str {
+    match setting.bus {
+        Bus::Unix if setting.iommu => "unix, a window for each request",
         Bus::Unix => "unix",
         Bus::Bare => "without descriptors",
         Bus::BareR1 => "the same, r1",
@@ -84,7 +85,7 @@ impl Table {
             (_, _, true) => "front end",
         };
         let who = who_name(plan[0].1);
-        let key = (bus_name(setting.bus), device, record, who, when);
+        let key = (bus_name(setting), device, record, who, when);
         for seed in 1..=self.seeds {
             let place = || format!("{setting:?}, seed {seed}: {plan:?}");
             let ending = catch_unwind(AssertUnwindSafe(|| play(seed, setting, plan, &self.memory)));
@@ -192,10 +193,18 @@ fn whoever_is_killed_whenever_nothing_is_lost_nothing_is_doubled_nothing_hangs()
                     kind,
                     eventfds: bus.lends(),
                     keeps_inflight,
+                    iommu: false,
                 });
             }
         }
     }
+    settings.extend([Kind::Echo, Kind::Disk].map(|kind| Setting {
+        bus: Bus::Unix,
+        kind,
+        eventfds: true,
+        keeps_inflight: true,
+        iommu: true,
+    }));
     let mut table = new();
     std::thread::scope(|scope| {
         let play = |setting| {

@@ -2,7 +2,7 @@
 //! Guest, session, bus, host and worker in one thread, with a seeded
 //! scheduler and a virtual clock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use vmsg_device::device::Device;
 use vmsg_device::host::{ConnId, Core as Host, Peer};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
-use vmsg_proxy::session::{Event, Op, OpId, Options, Session, Target};
+use vmsg_proxy::session::{Event, Op, OpError, OpId, Options, Session, Target};
 
 use crate::disk::{Disk, Platter};
 use crate::echo::{Echo, QUEUES};
@@ -47,6 +47,8 @@ pub(crate) struct Setting {
     pub(crate) eventfds: bool,
     /// The front end keeps what is in flight.
     pub(crate) keeps_inflight: bool,
+    /// Each request has windows of its own, which come before it and go after it.
+    pub(crate) iommu: bool,
 }
 
 /// Which device.
@@ -71,6 +73,15 @@ pub(crate) struct Outcome {
     pub(crate) reboots: u64,
     /// Times the device said that it needs a reset.
     pub(crate) refused: u64,
+}
+
+/// A window on its way: the buffer that it is for.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    queue: usize,
+    slot: usize,
+    /// Otherwise it is to be hidden.
+    show: bool,
 }
 
 /// Which queue belongs to which kick descriptor.
@@ -132,6 +143,8 @@ pub(crate) struct World<'m> {
     pub(crate) linked: bool,
     pub(crate) line: Line,
     waiting_for: Option<OpId>,
+    /// Windows on their way.
+    changes: BTreeMap<OpId, Change>,
     /// What is waited for is the end of the last driver, no step of the set-up.
     releasing: bool,
     /// Nothing new is asked for.
@@ -161,6 +174,7 @@ impl<'m> World<'m> {
             keeps_inflight: setting.keeps_inflight,
             in_order: setting.kind != Kind::Disk,
             frames: setting.kind == Kind::Net,
+            iommu: setting.iommu,
         };
         Self {
             random,
@@ -178,6 +192,7 @@ impl<'m> World<'m> {
             linked: false,
             line: Line::new(setting.bus),
             waiting_for: None,
+            changes: BTreeMap::new(),
             releasing: false,
             resting: false,
             epoch: 0,
@@ -200,6 +215,7 @@ impl<'m> World<'m> {
         // Far more than any recovery takes: whoever needs more hangs.
         for _ in 0..200_000 {
             if self.is_at_rest() {
+                self.guest.check_all_hidden();
                 self.outcome.completed = self.guest.completed;
                 self.outcome.replays = self.session.counters().replays;
                 return self.outcome;
@@ -214,6 +230,8 @@ impl<'m> World<'m> {
             && self.session.is_ready()
             && self.guest.is_set_up()
             && self.guest.outstanding() == 0
+            && self.changes.is_empty()
+            && self.guest.back.is_empty()
     }
 
     fn step(&mut self) {
@@ -259,6 +277,7 @@ impl<'m> World<'m> {
     /// The guest lets go of the device; when that is done, it begins anew.
     pub(crate) fn start_over(&mut self) {
         self.releasing = true;
+        self.guest.check_all_hidden();
         self.waiting_for = Some(self.session.submit(self.now, Op::Release));
     }
 
@@ -294,9 +313,51 @@ impl<'m> World<'m> {
 
     /// The guest asks for something, if it can and there is room.
     pub(crate) fn ask(&mut self, queue: usize) {
-        if !self.is_set_up() || !self.guest.submit(queue) {
+        if !self.is_set_up() {
             return;
         }
+        if self.setting.iommu {
+            if let Some(slot) = self.guest.take_room(queue) {
+                self.change(queue, slot, true);
+            }
+        } else if self.guest.submit(queue) {
+            self.kick(queue);
+        }
+    }
+
+    /// Shows the device a buffer, or hides it.
+    fn change(&mut self, queue: usize, slot: usize, show: bool) {
+        let window = self.guest.shown(queue, slot);
+        let (remove, add) = if show {
+            (Vec::new(), vec![window])
+        } else {
+            (vec![window.base], Vec::new())
+        };
+        let id = self
+            .session
+            .submit(self.now, Op::ChangeWindows { remove, add });
+        self.changes.insert(id, Change { queue, slot, show });
+    }
+
+    /// A change of the windows is done.
+    fn changed(&mut self, change: Change, result: &Result<vmsg_proxy::session::Outcome, OpError>) {
+        let Change { queue, slot, show } = change;
+        match (show, result) {
+            // What was asked for before the guest had to start over is not used any more.
+            (true, Ok(_)) if self.releasing => {}
+            (true, Ok(_)) => {
+                if self.guest.submit_shown(queue, slot) {
+                    self.kick(queue);
+                }
+            }
+            (true, Err(OpError::TooMany)) => self.guest.give_back(queue, slot),
+            (false, Ok(_)) => self.guest.is_hidden(queue, slot),
+            (false, Err(OpError::TooMany)) => self.guest.back.push((queue, slot)),
+            (_, Err(error)) => panic!("a window that comes and goes: {error}"),
+        }
+    }
+
+    fn kick(&mut self, queue: usize) {
         match &self.guest.eventfds {
             Some(_) => {
                 if let Some(HostProcess {
@@ -330,6 +391,14 @@ impl<'m> World<'m> {
     /// The process with the session ends; the front end sets the next one up.
     pub(crate) fn kill_proxy(&mut self) {
         self.unlink();
+        // Nobody has answered: a buffer that was to be shown is not, one that was to be hidden is seen.
+        for (_, Change { queue, slot, show }) in std::mem::take(&mut self.changes) {
+            if show {
+                self.guest.give_back(queue, slot);
+            } else {
+                self.guest.back.push((queue, slot));
+            }
+        }
         self.session = Session::new(self.target.clone(), Options::default());
         self.waiting_for = None;
         if std::mem::take(&mut self.releasing) {
@@ -513,6 +582,7 @@ impl<'m> World<'m> {
                 Event::Done { id, result } if self.waiting_for == Some(id) => {
                     self.waiting_for = None;
                     if std::mem::take(&mut self.releasing) {
+                        self.changes.clear();
                         self.guest.boot();
                         continue;
                     }
@@ -525,6 +595,10 @@ impl<'m> World<'m> {
                         }
                     }
                 }
+                Event::Done { id, result } if self.changes.contains_key(&id) => {
+                    let change = self.changes.remove(&id).expect("it is there");
+                    self.changed(change, &result);
+                }
                 Event::QueueUsed(queue) if !self.releasing => self.guest.collect(queue.to_usize()),
                 Event::LinkFault(_) => self.unlink(),
                 Event::NeedsReset(reason) => {
@@ -535,6 +609,12 @@ impl<'m> World<'m> {
                     }
                 }
                 _ => {}
+            }
+        }
+        if self.is_set_up() {
+            for (queue, slot) in std::mem::take(&mut self.guest.back) {
+                self.moved = true;
+                self.change(queue, slot, false);
             }
         }
     }
