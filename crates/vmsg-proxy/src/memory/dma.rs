@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The memory that a vfio-user client has opened to its device.
 
+use super::file::has_private;
 use super::{FileError, GuestMemory, MemoryError, MemoryFile};
 use crate::session::{FileId, Window};
+use rustix::process::Pid;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use thiserror::Error;
 use vmsg_mem::{Access, BusAddr, Mapping, RamSlice};
@@ -97,22 +99,13 @@ struct Backing {
     /// Bytes that may be mapped.
     len: u64,
     mapping: OnceLock<Option<Mapping>>,
-    /// Nothing was ever written to it, though the guest has written: the client has a private copy of what it mapped.
-    hollow: AtomicBool,
+    /// Whether what the guest writes does not go there, once somebody has looked.
+    private: OnceLock<bool>,
 }
 
 impl Backing {
-    fn is_hollow(&self) -> bool {
-        self.hollow.load(Ordering::Relaxed)
-    }
-
-    /// Looks whether anything was written to the file.
-    fn sound(&self) -> bool {
-        let blocks = rustix::fs::fstat(&self.file.fd).map_or(1, |stat| stat.st_blocks);
-        if blocks == 0 {
-            self.hollow.store(true, Ordering::Relaxed);
-        }
-        !self.is_hollow()
+    fn is_private(&self) -> bool {
+        self.private.get() == Some(&true)
     }
 
     fn mapping(&self) -> Option<&Mapping> {
@@ -160,7 +153,7 @@ impl State {
         let backing = Arc::new(Backing {
             len: file.len,
             mapping: OnceLock::new(),
-            hollow: AtomicBool::new(false),
+            private: OnceLock::new(),
             file,
         });
         self.files.insert(backing.file.id, backing.clone());
@@ -179,6 +172,8 @@ enum Place<'a> {
 pub(crate) struct DmaMemory {
     state: RwLock<State>,
     messages: Box<dyn Messages>,
+    /// The client's process, if it is known.
+    client: Option<Pid>,
 }
 
 impl std::fmt::Debug for DmaMemory {
@@ -190,10 +185,11 @@ impl std::fmt::Debug for DmaMemory {
 }
 
 impl DmaMemory {
-    pub(crate) fn new(messages: Box<dyn Messages>) -> DmaMemory {
+    pub(crate) fn new(messages: Box<dyn Messages>, client: Option<Pid>) -> DmaMemory {
         DmaMemory {
             state: RwLock::default(),
             messages,
+            client,
         }
     }
 
@@ -278,12 +274,20 @@ impl DmaMemory {
             .collect()
     }
 
-    /// Whether memory at `address`, to which the guest has written, is there but can only be reached by messages: without a file, or with one that the
-    /// client has mapped for itself alone (QEMU's `share=off`). In the latter case no range of this file is mapped or lent from now on.
+    /// Whether memory at `address` is there but can only be reached by messages: without a file, or with one that the client has mapped for itself
+    /// alone (QEMU's `share=off`). In the latter case no range of this file is mapped or lent from now on.
     pub(crate) fn is_unshared(&self, address: u64) -> bool {
         let state = self.state();
-        let found = state.find(address);
-        found.is_some_and(|(range, _)| !range.backing.as_ref().is_some_and(|file| file.sound()))
+        let Some((range, _)) = state.find(address) else {
+            return false;
+        };
+        range.backing.as_ref().is_none_or(|backing| {
+            let look = || {
+                self.client
+                    .is_some_and(|client| has_private(client, backing.file.id))
+            };
+            *backing.private.get_or_init(look)
+        })
     }
 
     /// Bytes of the largest range.
@@ -316,7 +320,7 @@ impl DmaMemory {
             }
             let left = usize::try_from(range.size - offset).unwrap_or(usize::MAX);
             let n = left.min(len - done);
-            match range.backing.as_ref().filter(|file| !file.is_hollow()) {
+            match range.backing.as_ref().filter(|file| !file.is_private()) {
                 Some(backing) => {
                     let mapping = backing.mapping().ok_or(unmapped)?;
                     if access == Access::ReadWrite && mapping.access() == Access::Read {
@@ -383,7 +387,7 @@ fn in_chunks(
 /// What can be lent of a range.
 fn window(base: u64, range: &Mapped) -> Option<Window> {
     let backing = range.backing.as_ref();
-    let backing = backing.filter(|file| range.readable && !file.is_hollow())?;
+    let backing = backing.filter(|file| range.readable && !file.is_private())?;
     Some(Window {
         base,
         len: range.size,
@@ -489,7 +493,7 @@ impl Memory for DmaMemory {
 
     fn read_ahead(&self) -> usize {
         let state = self.state();
-        if state.files.values().all(|file| file.is_hollow()) {
+        if state.files.values().all(|file| file.is_private()) {
             READ_AHEAD.1
         } else {
             READ_AHEAD.0

@@ -30,7 +30,7 @@ struct World {
 fn world() -> World {
     let client = Arc::new(Client(Mutex::new(vec![0; 0x20_0000])));
     World {
-        memory: DmaMemory::new(Box::new(client.clone())),
+        memory: DmaMemory::new(Box::new(client.clone()), Some(rustix::process::getpid())),
         client,
     }
 }
@@ -181,7 +181,8 @@ fn bad_ranges_are_refused_and_leave_all_as_it_was() {
         let error = memory.map(range(0x8000, 0x1000, offset, Some(&fd)));
         assert!(error.is_err(), "{offset:#x}");
     }
-    let (pipe, _other) = rustix::pipe::pipe().unwrap();
+    let (pipe, _other) = std::io::pipe().unwrap();
+    let pipe = OwnedFd::from(pipe);
     assert!(memory.map(range(0x8000, 1, 0, Some(&pipe))).is_err());
     assert_eq!(memory.windows().len(), 1);
     assert_eq!(memory.clear(), 0x1000);
@@ -254,27 +255,37 @@ fn a_file_that_was_cut_off_is_an_error_and_no_signal() {
 }
 
 #[test]
-fn memory_that_the_client_has_mapped_for_itself_alone_is_reached_by_messages() {
+fn memory_without_a_file_can_only_be_reached_by_messages() {
     let World { memory, client } = world();
-    let (shared, fd) = ram(0x1000);
-    shared.ram().write(0, &[1]);
-    let private = rustix::fs::memfd_create("private", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&private, 0x1000).unwrap();
+    let (_, fd) = ram(0x1000);
     memory.map(range(0x1000, 0x1000, 0, Some(&fd))).unwrap();
-    memory
-        .map(range(0x2000, 0x1000, 0, Some(&private)))
-        .unwrap();
-    client.0.lock().unwrap()[0x2000] = 9;
-    assert!(!memory.is_unshared(0x1000));
-    assert!(memory.is_unshared(0x2fff));
+    memory.map(range(0x2000, 0x1000, 0, None)).unwrap();
+    assert!(!memory.is_unshared(0x1fff));
+    assert!(memory.is_unshared(0x2000));
     assert!(!memory.is_unshared(0x3000), "there is nothing");
+    // As if the client had mapped it for itself.
+    let state = memory.state();
+    let backing = state.ranges[&0x1000].backing.clone().unwrap();
+    drop(state);
+    assert_eq!(backing.private.get(), Some(&false));
     assert_eq!(memory.windows().len(), 1);
+    assert_eq!(memory.largest(), 0x1000);
+    drop(client);
+}
+
+#[test]
+fn a_file_that_the_client_has_mapped_for_itself_is_neither_lent_nor_used() {
+    let World { memory, client } = world();
+    let program = std::fs::File::open("/proc/self/exe").unwrap();
+    let program = OwnedFd::from(program);
+    memory
+        .map(range(0x1000, 0x1000, 0, Some(&program)))
+        .unwrap();
+    assert_eq!(memory.windows().len(), 1);
+    assert!(memory.is_unshared(0x1000), "it is this program");
+    assert!(memory.windows().is_empty());
+    client.0.lock().unwrap()[0x1000] = 9;
     let mut byte = [0];
-    memory.read(BusAddr(0x2000), &mut byte).unwrap();
-    assert_eq!(byte, [9]);
     memory.read(BusAddr(0x1000), &mut byte).unwrap();
-    assert_eq!(byte, [1]);
-    // One without any file.
-    memory.map(range(0x4000, 0x1000, 0, None)).unwrap();
-    assert!(memory.is_unshared(0x4000));
+    assert_eq!(byte, [9]);
 }

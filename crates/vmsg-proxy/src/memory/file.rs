@@ -2,6 +2,9 @@
 //! Files that VMMs lend their guests' memory in.
 
 use crate::session::FileId;
+use rustix::process::Pid;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use thiserror::Error;
@@ -61,3 +64,44 @@ impl MemoryFile {
         })
     }
 }
+
+/// More than the map of any process takes, as text.
+const MAPS: u64 = 16 << 20;
+
+/// Whether a process has mapped a file for itself alone, so that what it writes there is not seen in the file. False if that cannot be known.
+pub(crate) fn has_private(process: Pid, file: FileId) -> bool {
+    let path = format!("/proc/{}/maps", process.as_raw_pid());
+    let mut maps = String::new();
+    let read = File::open(path).and_then(|maps_of| maps_of.take(MAPS).read_to_string(&mut maps));
+    read.is_ok() && is_only_private(&maps, file)
+}
+
+/// The same, by the text of proc_pid_maps(5).
+fn is_only_private(maps: &str, file: FileId) -> bool {
+    let device = (
+        rustix::fs::major(file.device),
+        rustix::fs::minor(file.device),
+    );
+    let mut private = false;
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (rights, place, inode) = (fields.next(), fields.nth(1), fields.next());
+        let place = place.and_then(|place| place.split_once(':'));
+        let place = place.and_then(|(major, minor)| {
+            let hex = |text| u32::from_str_radix(text, 16).ok();
+            Some((hex(major)?, hex(minor)?))
+        });
+        if place != Some(device) || inode.and_then(|inode| inode.parse().ok()) != Some(file.inode) {
+            continue;
+        }
+        match rights.and_then(|rights| rights.chars().nth(3)) {
+            Some('s') => return false,
+            _ => private = true,
+        }
+    }
+    private
+}
+
+#[cfg(test)]
+#[path = "file_test.rs"]
+mod tests;

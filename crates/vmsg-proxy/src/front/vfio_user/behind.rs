@@ -4,6 +4,7 @@
 use super::calls::Calls;
 use super::lending::Lending;
 use crate::link::SessionHandle;
+use crate::log_limit::LogLimit;
 use crate::memory::{DmaMemory, GuestMemory};
 use crate::session::{DeviceFacts, Op, OpError, QueueSetup, ResetReason, Window};
 use crate::shadow::{self, Shadow};
@@ -56,6 +57,8 @@ pub(super) struct Behind {
     /// Since the driver has started its first queue.
     way: Option<Way>,
     told_remedy: bool,
+    told_copying: bool,
+    limit: Arc<LogLimit>,
 }
 
 impl Behind {
@@ -68,6 +71,7 @@ impl Behind {
         memory: Arc<DmaMemory>,
         session: Option<SessionHandle>,
         copying: shadow::Options,
+        limit: Arc<LogLimit>,
     ) -> Result<Behind, shadow::NewError> {
         let os = |source| shadow::NewError::Os {
             what: "an epoll set",
@@ -88,6 +92,8 @@ impl Behind {
             status: DeviceStatus::RESET,
             way: None,
             told_remedy: false,
+            told_copying: false,
+            limit,
         };
         if behind.lending.is_none() {
             behind.shadow()?;
@@ -226,7 +232,7 @@ impl Behind {
     }
 
     fn tell(&mut self, remedy: String) {
-        if !std::mem::replace(&mut self.told_remedy, true) {
+        if !std::mem::replace(&mut self.told_remedy, true) && self.limit.admit().is_some() {
             tracing::error!(front = self.name, "{remedy}");
         }
     }
@@ -234,7 +240,6 @@ impl Behind {
     /// Settles how the device gets at the memory of a queue, which is the same for all queues.
     fn choose(&mut self, setup: &QueueSetup) -> Result<Way, OpError> {
         let rings = [setup.descriptor, setup.driver, setup.device];
-        // The driver has written to all of them: new rings are zeroed.
         let unshared = rings.iter().any(|at| self.memory.is_unshared(*at));
         let way = if self.lending.is_none() || unshared {
             Way::Copied
@@ -270,7 +275,9 @@ impl Behind {
         }
         if let Some(lending) = &mut self.lending {
             lending.take_back()?;
-            self.tell(crate::front::qemu::COPY_REMEDY.to_owned());
+            if !std::mem::replace(&mut self.told_copying, true) && self.limit.admit().is_some() {
+                tracing::warn!(front = self.name, "{}", crate::front::qemu::COPY_REMEDY);
+            }
         }
         let features = self.features;
         let shadow = self.shadow().map_err(|error| {

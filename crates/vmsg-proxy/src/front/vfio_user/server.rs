@@ -332,14 +332,18 @@ impl Server {
         let device_id = direct.facts().info.device_id;
         let shared = function::shared_memory(&session, device_id);
         deadline.set(None);
-        let memory = Arc::new(DmaMemory::new(Box::new(connection.dma())));
+        // Of another name space: then it is not known.
+        let client = rustix::net::sockopt::socket_peercred(connection).ok();
+        let client = client.map(|client| client.pid);
+        let memory = Arc::new(DmaMemory::new(Box::new(connection.dma()), client));
         let copying = shadow::Options {
             name: self.name.clone(),
             segment: self.options.segment,
             ..shadow::Options::default()
         };
         let lends = (!self.options.isolate).then_some(session);
-        let behind = Behind::new(direct, memory, lends, copying).map_err(Refusal::Copies)?;
+        let behind = Behind::new(direct, memory, lends, copying, self.limit.clone())
+            .map_err(Refusal::Copies)?;
         Ok(Served::new(
             &self.name,
             behind,

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use super::*;
+
+#[test]
+fn a_file_that_is_mapped_without_sharing_is_told_from_others() {
+    let file = FileId {
+        device: rustix::fs::makedev(0, 1),
+        inode: 77,
+    };
+    let line = |rights: &str, place: &str, inode: u64| {
+        format!(
+            "7f0000000000-7f0000001000 {rights} 00000000 {place} {inode}   /memfd:mem (deleted)\n"
+        )
+    };
+    let [shared, private] = ["rw-s", "rw-p"].map(|rights| line(rights, "00:01", 77));
+    let others = line("rw-p", "00:01", 78) + &line("rw-p", "00:02", 77);
+    let odd = "\nffff-ffff rw-p\n7f-80 rw-p 0 x:y z\n";
+    assert!(!is_only_private(&format!("{others}{odd}"), file));
+    assert!(is_only_private(&format!("{others}{odd}{private}"), file));
+    assert!(!is_only_private(&shared, file));
+    assert!(!is_only_private(&format!("{private}{shared}"), file));
+}
+
+#[test]
+fn the_maps_of_this_process_are_understood() {
+    let (_mapping, fd) = vmsg_mem::Mapping::memfd("shared", 0x1000, false).unwrap();
+    let file = MemoryFile::new(fd, 0x1000).unwrap();
+    let me = rustix::process::getpid();
+    assert!(!has_private(me, file.id));
+    // The program itself is.
+    let program = File::open("/proc/self/exe").unwrap();
+    let stat = rustix::fs::fstat(&program).unwrap();
+    let id = FileId {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    };
+    assert!(has_private(me, id));
+}
