@@ -32,11 +32,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn no_access_makes_a_function_panic(acts in proptest::collection::vec(acts(), 1..200)) {
+    fn whatever_was_accessed_a_driver_can_start_over(acts in proptest::collection::vec(acts(), 1..200)) {
         let mut bench = Bench::new();
         for each in acts {
             act(&mut bench, &each);
         }
+        bench.comes_up();
+    }
+
+    #[test]
+    fn any_bytes_tell_a_story_that_ends(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        accesses::story(&bytes);
     }
 
     #[test]

@@ -86,6 +86,39 @@ impl Bench {
         self.function.write(Region::Bar(4), at, &data[..width]);
     }
 
+    fn status(&mut self) -> u8 {
+        let mut status = [0];
+        self.function.read(Region::Bar(4), 0x14, &mut status);
+        status[0]
+    }
+
+    /// Whatever has happened: with a device that does its part, a driver that begins with a reset gets to DRIVER_OK with its queue.
+    pub fn comes_up(&mut self) {
+        let device = self.function.backend_mut();
+        (device.fail, device.picky, device.breaks) = (None, false, false);
+        self.set(0x14, 1, 0);
+        assert_eq!(self.status(), 0);
+        for (at, width, value) in [
+            (0x14, 1, 3),
+            (0x8, 4, 1),
+            (0xc, 4, 1),
+            (0x14, 1, 0xb),
+            (0x16, 2, 2),
+            (0x20, 8, 0x1000),
+            (0x28, 8, 0x2000),
+            (0x30, 8, 0x3000),
+            (0x1c, 2, 1),
+            (0x14, 1, 0xf),
+        ] {
+            self.set(at, width, value);
+        }
+        assert_eq!(self.status(), 0xf);
+        let mut enabled = [0; 2];
+        self.function.read(Region::Bar(4), 0x1c, &mut enabled);
+        assert_eq!(enabled, [1, 0]);
+        assert_eq!(self.function.backend().queues.len(), 1);
+    }
+
     pub fn read(&mut self, place: Place) {
         let mut data = [0; 32];
         let len = place.len.min(32);
@@ -173,4 +206,27 @@ pub fn act(bench: &mut Bench, act: &Act) {
             }
         }
     }
+}
+
+/// A story told by any bytes; in its end a driver comes up.
+pub fn story(bytes: &[u8]) {
+    let mut bench = Bench::new();
+    for bytes in bytes.chunks(8) {
+        let byte = |at: usize| bytes.get(at).copied().unwrap_or(0);
+        let place = Place {
+            region: byte(1),
+            offset: u16::from_le_bytes([byte(2), byte(3)]),
+            len: usize::from(byte(4)) % 17,
+        };
+        let value = u64::from_le_bytes([byte(5), byte(6), byte(7), 0, byte(5), byte(6), 0, 0]);
+        let next = match byte(0) % 8 {
+            0 | 1 => Act::Read(place),
+            2..=4 => Act::Write(place, value),
+            5 => Act::Step(byte(1)),
+            6 => Act::Event(byte(1)),
+            _ => Act::Device(byte(1)),
+        };
+        act(&mut bench, &next);
+    }
+    bench.comes_up();
 }
