@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A guest: memory, queues, and the steps in which a front sets its device up.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -112,6 +112,8 @@ struct Queue<'m> {
     shown: BTreeSet<usize>,
     /// Buffers that were, and are not any more.
     hidden: BTreeSet<usize>,
+    /// Buffers hidden, or on the way to it, although their requests were not back; true: by now they are.
+    early: BTreeMap<usize, bool>,
 }
 
 /// What the guest's kernel and the front in front of it do together.
@@ -205,6 +207,7 @@ impl<'m> Guest<'m> {
                     last: 0,
                     shown: BTreeSet::new(),
                     hidden: BTreeSet::new(),
+                    early: BTreeMap::new(),
                 }
             })
             .collect();
@@ -324,7 +327,16 @@ impl<'m> Guest<'m> {
         let queue = &mut self.queues[queue];
         assert!(queue.shown.remove(&slot), "hidden once");
         queue.hidden.insert(slot);
-        queue.free.push(slot);
+        // The device may still give it back.
+        if queue.early.get(&slot) != Some(&false) {
+            queue.early.remove(&slot);
+            queue.free.push(slot);
+        }
+    }
+
+    /// A buffer that the device has is hidden: the guest gives its request up.
+    pub(crate) fn give_up(&mut self, queue: usize, slot: usize) {
+        self.queues[queue].early.insert(slot, false);
     }
 
     fn check_hidden(&self, queue: usize, slot: usize) {
@@ -430,6 +442,14 @@ impl<'m> Guest<'m> {
                     .expect("asked for once");
                 let slot = queue.slots.remove(&used.token).expect("as above");
                 let at = place(index, slot);
+                if let Some(back) = queue.early.get_mut(&slot) {
+                    *back = true;
+                    if queue.hidden.contains(&slot) {
+                        queue.early.remove(&slot);
+                        queue.free.push(slot);
+                    }
+                    continue;
+                }
                 let ram = self.memory.ram();
                 let mut bytes = [0; 8];
                 let number = match (self.habits.frames, index) {

@@ -129,6 +129,7 @@ fn everything_at_once() {
         duplicates: true,
         kills: true,
         reboots: true,
+        early: false,
     };
     run("everything", faults, WITH_EVENTFDS);
 }
@@ -157,6 +158,7 @@ const KILLS: Faults = Faults {
     duplicates: false,
     kills: true,
     reboots: false,
+    early: false,
 };
 
 #[test]
@@ -182,6 +184,7 @@ fn requests_that_overtake_each_other_survive_everything_at_once() {
         duplicates: true,
         kills: true,
         reboots: true,
+        early: false,
     };
     run("everything, out of order", faults, DISK);
 }
@@ -219,6 +222,27 @@ fn windows_that_come_and_go_with_each_request_survive_killed_hosts_and_reboots()
                 outcome.refused, 0,
                 "every address was mapped when it was used"
             );
+        }
+    }
+}
+
+/// The device either has done its work by then, or finds the address unmapped and needs a reset; it never touches the buffer.
+#[test]
+fn what_a_guest_has_unmapped_is_never_touched_and_using_it_stops_the_device() {
+    for kind in [Kind::Echo, Kind::Disk, Kind::Net] {
+        for kills in [false, true] {
+            let faults = Faults {
+                kills,
+                early: true,
+                ..Faults::default()
+            };
+            let setting = Setting {
+                kind,
+                iommu: true,
+                ..WITH_EVENTFDS
+            };
+            let outcome = run("buffers taken away", faults, setting);
+            assert!(outcome.refused > 0, "nobody has noticed");
         }
     }
 }

@@ -12,7 +12,12 @@ use vmsg_device::device::Device;
 use vmsg_device::host::{ConnId, Core as Host, Peer};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
-use vmsg_proxy::session::{Event, Op, OpError, OpId, Options, Session, Target};
+use vmsg_proxy::session::{Event, Op, OpId, Options, Session, Target};
+
+#[path = "iommu.rs"]
+mod iommu;
+
+use iommu::Change;
 
 use crate::disk::{Disk, Platter};
 use crate::echo::{Echo, QUEUES};
@@ -36,6 +41,8 @@ pub(crate) struct Faults {
     pub(crate) kills: bool,
     /// The guest is reset and starts over.
     pub(crate) reboots: bool,
+    /// The guest takes buffers away while the device has them.
+    pub(crate) early: bool,
 }
 
 /// What a case takes place with.
@@ -73,15 +80,6 @@ pub(crate) struct Outcome {
     pub(crate) reboots: u64,
     /// Times the device said that it needs a reset.
     pub(crate) refused: u64,
-}
-
-/// A window on its way: the buffer that it is for.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    queue: usize,
-    slot: usize,
-    /// Otherwise it is to be hidden.
-    show: bool,
 }
 
 /// Which queue belongs to which kick descriptor.
@@ -318,42 +316,10 @@ impl<'m> World<'m> {
         }
         if self.setting.iommu {
             if let Some(slot) = self.guest.take_room(queue) {
-                self.change(queue, slot, true);
+                self.show(queue, slot);
             }
         } else if self.guest.submit(queue) {
             self.kick(queue);
-        }
-    }
-
-    /// Shows the device a buffer, or hides it.
-    fn change(&mut self, queue: usize, slot: usize, show: bool) {
-        let window = self.guest.shown(queue, slot);
-        let (remove, add) = if show {
-            (Vec::new(), vec![window])
-        } else {
-            (vec![window.base], Vec::new())
-        };
-        let id = self
-            .session
-            .submit(self.now, Op::ChangeWindows { remove, add });
-        self.changes.insert(id, Change { queue, slot, show });
-    }
-
-    /// A change of the windows is done.
-    fn changed(&mut self, change: Change, result: &Result<vmsg_proxy::session::Outcome, OpError>) {
-        let Change { queue, slot, show } = change;
-        match (show, result) {
-            // What was asked for before the guest had to start over is not used any more.
-            (true, Ok(_)) if self.releasing => {}
-            (true, Ok(_)) => {
-                if self.guest.submit_shown(queue, slot) {
-                    self.kick(queue);
-                }
-            }
-            (true, Err(OpError::TooMany)) => self.guest.give_back(queue, slot),
-            (false, Ok(_)) => self.guest.is_hidden(queue, slot),
-            (false, Err(OpError::TooMany)) => self.guest.back.push((queue, slot)),
-            (_, Err(error)) => panic!("a window that comes and goes: {error}"),
         }
     }
 
@@ -392,7 +358,13 @@ impl<'m> World<'m> {
     pub(crate) fn kill_proxy(&mut self) {
         self.unlink();
         // Nobody has answered: a buffer that was to be shown is not, one that was to be hidden is seen.
-        for (_, Change { queue, slot, show }) in std::mem::take(&mut self.changes) {
+        for (
+            _,
+            Change {
+                queue, slot, show, ..
+            },
+        ) in std::mem::take(&mut self.changes)
+        {
             if show {
                 self.guest.give_back(queue, slot);
             } else {
@@ -484,6 +456,7 @@ impl<'m> World<'m> {
             }
         }
         replies.extend(worker.take_replies());
+        self.guest.check_all_hidden();
         self.platter.check();
         self.wire.check();
         self.guest.take_interrupts();
@@ -614,7 +587,7 @@ impl<'m> World<'m> {
         if self.is_set_up() {
             for (queue, slot) in std::mem::take(&mut self.guest.back) {
                 self.moved = true;
-                self.change(queue, slot, false);
+                self.hide(queue, slot);
             }
         }
     }
