@@ -112,10 +112,12 @@ impl Machine {
             Ok(Err(refusal)) => refusal,
             Err(_) => {
                 self.counters.panics += 1;
-                error!(
-                    command = header.command,
-                    "the device panicked; answered with EIO"
-                );
+                if self.counters.panics == 1 {
+                    error!(
+                        command = header.command,
+                        "the device panicked; answered with EIO; further panics are only counted"
+                    );
+                }
                 Refusal::Device(Errno::IO)
             }
         };
@@ -179,8 +181,7 @@ impl Machine {
         }
         let negotiated = match (command, self.negotiated) {
             (Command::Version { major, minor, data }, None) => {
-                device.greet()?;
-                self.version(major, minor, data, out)?;
+                self.version(major, minor, data, device, out)?;
                 return Ok(None);
             }
             (Command::Version { .. }, Some(_)) | (_, None) => return Err(Malformed::Order.into()),
@@ -229,12 +230,14 @@ impl Machine {
         major: u16,
         minor: u16,
         data: &[u8],
+        device: &mut dyn Device,
         out: &mut Vec<u8>,
-    ) -> Result<(), Malformed> {
+    ) -> Result<(), Refusal> {
         if major != 0 {
-            return Err(Malformed::Version(major));
+            return Err(Malformed::Version(major).into());
         }
         let proposal = Proposal::parse(data)?;
+        device.greet()?;
         let minor = minor.min(MINOR);
         out.extend_from_slice(&major.to_ne_bytes());
         out.extend_from_slice(&minor.to_ne_bytes());

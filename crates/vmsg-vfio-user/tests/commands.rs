@@ -404,3 +404,16 @@ fn a_panic_of_the_device_is_an_answer() {
     assert_eq!((pair.panics, pair.connection.counters().panics), (2, 2));
     pair.check_alive();
 }
+
+#[test]
+fn a_device_turns_a_client_away_until_it_is_ready() {
+    let mut pair = Pair::silent(Options::default());
+    pair.device.busy = true;
+    let errno = pair.ask(VERSION, &version(QEMU)).refused();
+    assert_eq!(errno, Errno::BUSY);
+    assert_eq!(pair.connection.negotiated(), None);
+    assert_eq!(pair.ask(RESET, b"").refused(), Errno::INVAL);
+    pair.device.busy = false;
+    pair.ask(VERSION, &version(QEMU)).ok();
+    pair.check_alive();
+}

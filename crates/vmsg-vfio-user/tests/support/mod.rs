@@ -66,6 +66,8 @@ pub struct Recorder {
     pub calls: Vec<String>,
     pub eventfds: Vec<Option<OwnedFd>>,
     pub fds: Vec<OwnedFd>,
+    /// Turns clients away.
+    pub busy: bool,
 }
 
 impl Recorder {
@@ -76,6 +78,7 @@ impl Recorder {
             calls: Vec::new(),
             eventfds: Vec::new(),
             fds: Vec::new(),
+            busy: false,
         }
     }
 
@@ -90,6 +93,10 @@ fn span(offset: u64, len: usize) -> std::ops::Range<usize> {
 }
 
 impl Device for Recorder {
+    fn greet(&mut self) -> Result<(), Errno> {
+        if self.busy { Err(Errno::BUSY) } else { Ok(()) }
+    }
+
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             regions: 9,
