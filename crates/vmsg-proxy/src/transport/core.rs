@@ -5,6 +5,7 @@ mod config;
 mod queues;
 
 use super::Backend;
+use crate::log_limit::LogLimit;
 use crate::session::{DeviceFacts, OpError, QueueSetup, ResumeAt};
 use config::Seen;
 pub(super) use queues::Address;
@@ -118,6 +119,8 @@ pub struct Core<B> {
     config: Seen,
     config_interrupt: bool,
     was_reset: bool,
+    /// A driver can do what fails again and again.
+    limit: LogLimit,
 }
 
 impl<B: Backend> Core<B> {
@@ -145,6 +148,7 @@ impl<B: Backend> Core<B> {
             config: Seen::default(),
             config_interrupt: false,
             was_reset: false,
+            limit: LogLimit::default(),
         }
     }
 
@@ -232,7 +236,9 @@ impl<B: Backend> Core<B> {
     }
 
     fn fail(&mut self, what: &'static str, error: &OpError) {
-        tracing::warn!(what, %error, "the device needs a reset");
+        if let Some(unsaid) = self.limit.admit() {
+            tracing::warn!(what, %error, unsaid, "the device needs a reset");
+        }
         if self.health == Health::Well {
             self.health = Health::Broken;
             self.ask_for_config_interrupt();
@@ -264,6 +270,7 @@ impl<B: Backend> Core<B> {
             config,
             config_interrupt,
             was_reset,
+            limit,
         } = self;
         let done = backend.set_status(DeviceStatus::RESET).and_then(|status| {
             let same = backend.facts().info.device_id == *device_id;
@@ -292,7 +299,9 @@ impl<B: Backend> Core<B> {
         match done {
             Ok(()) => *health = Health::Well,
             Err(error) => {
-                tracing::warn!(%error, "the device was not reset; tried again later");
+                if let Some(unsaid) = limit.admit() {
+                    tracing::warn!(%error, unsaid, "the device was not reset; tried again later");
+                }
                 *health = Health::ResetDue(Instant::now());
             }
         }
@@ -335,19 +344,24 @@ impl<B: Backend> Core<B> {
         if !asked.contains(DeviceStatus::FEATURES_OK) {
             asked.remove(DeviceStatus::DRIVER_OK);
         }
-        self.driver_ready |= asked.contains(DeviceStatus::DRIVER_OK);
         if !self.is_well() || asked == self.status {
             return;
         }
+        // Drivers do not look whether DRIVER_OK was taken, but wait for interrupts.
+        let ready = asked.contains(DeviceStatus::DRIVER_OK);
         match self.backend.set_status(asked) {
             Ok(status) => {
                 self.status = status & asked;
+                self.driver_ready |= ready && status.contains(DeviceStatus::FEATURES_OK);
                 if status.contains(DeviceStatus::NEEDS_RESET) && !self.needs_reset {
                     self.needs_reset = true;
                     self.ask_for_config_interrupt();
                 }
             }
-            Err(error) => self.fail("setting the status", &error),
+            Err(error) => {
+                self.driver_ready |= ready;
+                self.fail("setting the status", &error);
+            }
         }
     }
 

@@ -13,6 +13,6 @@ pub struct SharedMemory {
     pub len: u64,
     /// Where in the file it begins, bytes.
     pub file_offset: u64,
-    /// The file.
+    /// The file. Reading and writing it must not block: it lies in memory.
     pub file: Arc<OwnedFd>,
 }

@@ -108,7 +108,9 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
             &mut *context.cast::<libc::ucontext_t>(),
         )
     };
-    let bank = HANDLING.replace(true).then_some(None).unwrap_or_else(|| {
+    let bank = if HANDLING.replace(true) {
+        None
+    } else {
         // The fault is at an instruction of a driver, which holds no lock of ours.
         banks(|banks| {
             let mut banks = banks.iter();
@@ -116,7 +118,7 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
                 .find(|(start, len, _)| (*start..start + len).contains(&address))
                 .map(|(start, _, registers)| ((address - start) as u64, registers.clone()))
         })
-    });
+    };
     match bank {
         Some((offset, registers)) => {
             let mut registers = registers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -50,6 +50,8 @@ pub struct Function<B> {
     shared: Vec<SharedAt>,
     /// The routes as they were told last.
     told: Vec<Route>,
+    /// They may be others now.
+    routes_stale: bool,
 }
 
 impl<B: Backend> Function<B> {
@@ -80,6 +82,7 @@ impl<B: Backend> Function<B> {
             },
             shared,
             told: vec![Route::Through; queues],
+            routes_stale: false,
         }
     }
 
@@ -143,6 +146,7 @@ impl<B: Backend> Function<B> {
                 self.config.write(offset, data);
                 let (enabled, masked) = self.config.msix();
                 self.msix.set_control(enabled, masked);
+                self.routes_stale = true;
                 let at = self.config.window_data();
                 if let Some((0, written)) = overlap(offset, data.len(), at, 4) {
                     self.write_window(written.len());
@@ -183,7 +187,10 @@ impl<B: Backend> Function<B> {
             return;
         };
         match bar {
-            MSIX_BAR => self.msix.write(offset, data),
+            MSIX_BAR => {
+                self.msix.write(offset, data);
+                self.routes_stale = true;
+            }
             SHARED_BAR => self.write_shared(offset, data),
             _ => {
                 for part in Part::ALL {
@@ -236,7 +243,12 @@ impl<B: Backend> Function<B> {
                         .filter(|&vector| vector < count)
                         .unwrap_or(NO_VECTOR)
                 };
-                let Function { core, vectors, .. } = self;
+                let Function {
+                    core,
+                    vectors,
+                    routes_stale,
+                    ..
+                } = self;
                 registers::write(
                     &common::REGISTERS,
                     at,
@@ -248,6 +260,7 @@ impl<B: Backend> Function<B> {
                             let queue = core.selected_queue();
                             if let Some(out) = queue.and_then(|q| vectors.queues.get_mut(q)) {
                                 *out = vector(value);
+                                *routes_stale = true;
                             }
                         }
                         Common::NotifyOffset | Common::NotifyData => {}
@@ -359,6 +372,7 @@ impl<B: Backend> Function<B> {
             Irq::Err => self.err = trigger,
             Irq::Req => self.req = trigger,
         }
+        self.routes_stale = true;
         self.settle();
         Ok(())
     }
@@ -376,7 +390,10 @@ impl<B: Backend> Function<B> {
     fn set_masked(&mut self, irq: Irq, masked: bool) {
         match irq {
             Irq::Intx => self.intx.set_masked(masked),
-            Irq::Msix(vector) => self.msix.set_masked(vector, masked),
+            Irq::Msix(vector) => {
+                self.msix.set_masked(vector, masked);
+                self.routes_stale = true;
+            }
             Irq::Err | Irq::Req => {}
         }
         self.settle();
@@ -436,6 +453,7 @@ impl<B: Backend> Function<B> {
             self.isr = 0;
             self.vectors.reset();
             self.msix.forget_pending();
+            self.routes_stale = true;
         }
         if self.core.take_config_interrupt() {
             self.raise(self.vectors.config, CONFIG_CHANGED);
@@ -464,6 +482,9 @@ impl<B: Backend> Function<B> {
     /// The routes of all queues that are others than at the last call. At first each is [`Route::Through`].
     pub fn take_route_changes(&mut self) -> Vec<(QueueIndex, Route)> {
         let mut changes = Vec::new();
+        if !std::mem::take(&mut self.routes_stale) {
+            return changes;
+        }
         for index in 0..self.told.len() {
             let queue = QueueIndex(u32::try_from(index).unwrap_or(u32::MAX));
             let route = self.route(queue);
