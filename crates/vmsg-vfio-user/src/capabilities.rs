@@ -2,10 +2,9 @@
 //! What the two sides agree on with VERSION: limits, told in a JSON object.
 
 use crate::Options;
-use crate::json::{JsonError, Reader};
 use crate::wire::Malformed;
+use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
-use std::fmt::Write as _;
 
 /// The longest version data that is read. QEMU's are some 200 bytes.
 const MAX_DATA: usize = 4096;
@@ -28,21 +27,37 @@ pub struct Negotiated {
 
 /// What a client proposed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Proposal {
-    /// Whether there was any version data.
-    present: bool,
-    max_msg_fds: Option<u32>,
-    max_data_xfer_size: Option<u32>,
-    max_dma_maps: Option<u32>,
-    write_multiple: Option<bool>,
+pub(crate) struct Proposal(
+    /// `None`: there was no version data.
+    Option<Capabilities>,
+);
+
+/// The object `capabilities` of the version data; what else it may have means nothing here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Capabilities {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_msg_fds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_data_xfer_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_dma_maps: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    write_multiple: bool,
+}
+
+/// The version data.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct VersionData {
+    capabilities: Capabilities,
 }
 
 impl Proposal {
     /// Reads version data: nothing, or JSON and a NUL.
     pub(crate) fn parse(data: &[u8]) -> Result<Proposal, Malformed> {
-        let mut proposal = Proposal::default();
         if data.is_empty() {
-            return Ok(proposal);
+            return Ok(Proposal(None));
         }
         if data.len() > MAX_DATA {
             return Err(Malformed::Long(
@@ -50,73 +65,48 @@ impl Proposal {
             ));
         }
         let text = CStr::from_bytes_with_nul(data).map_err(|_| Malformed::Nul)?;
-        let text = text
-            .to_str()
-            .map_err(|error| JsonError::Syntax(error.valid_up_to()))?;
-        proposal.present = true;
-        let mut reader = Reader::new(text);
-        reader.object(|reader, key| match key {
-            "capabilities" => reader.object(|reader, key| proposal.entry(reader, key)),
-            _ => reader.skip(),
-        })?;
-        reader.end()?;
-        if proposal.max_data_xfer_size == Some(0) {
+        let data: VersionData =
+            serde_json::from_slice(text.to_bytes()).map_err(|error| Malformed::Json {
+                line: error.line(),
+                column: error.column(),
+            })?;
+        if data.capabilities.max_data_xfer_size == Some(0) {
             return Err(Malformed::Capability);
         }
-        Ok(proposal)
-    }
-
-    fn entry(&mut self, reader: &mut Reader<'_>, key: &str) -> Result<(), JsonError> {
-        let field = match key {
-            "max_msg_fds" => &mut self.max_msg_fds,
-            "max_data_xfer_size" => &mut self.max_data_xfer_size,
-            "max_dma_maps" => &mut self.max_dma_maps,
-            "write_multiple" => {
-                self.write_multiple = Some(reader.boolean()?);
-                return Ok(());
-            }
-            _ => return reader.skip(),
-        };
-        *field = Some(u32::try_from(reader.unsigned()?).unwrap_or(u32::MAX));
-        Ok(())
+        Ok(Proposal(Some(data.capabilities)))
     }
 
     pub(crate) fn negotiated(&self, minor: u16) -> Negotiated {
+        let theirs = self.0.unwrap_or_default();
+        let or = |value: Option<u64>, default: u32| {
+            value.map_or(default, |value| u32::try_from(value).unwrap_or(u32::MAX))
+        };
         Negotiated {
             minor,
-            max_msg_fds: self.max_msg_fds.unwrap_or(DEFAULT_MAX_MSG_FDS),
-            max_data_xfer_size: self
-                .max_data_xfer_size
-                .unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE),
+            max_msg_fds: or(theirs.max_msg_fds, DEFAULT_MAX_MSG_FDS),
+            max_data_xfer_size: or(theirs.max_data_xfer_size, DEFAULT_MAX_DATA_XFER_SIZE),
         }
     }
 
     /// The version data of the answer: what was proposed and means something here, with our values. Never longer than the proposal of a client like QEMU, whose buffer for the answer is
     /// that of its proposal.
     pub(crate) fn answer(&self, options: &Options, out: &mut Vec<u8>) {
-        if !self.present {
+        let Some(theirs) = self.0 else {
             return;
-        }
-        let mut text = String::from("{\"capabilities\":{");
-        let mut put = |name: &str, value: u64| {
-            let comma = if text.ends_with('{') { "" } else { "," };
-            write!(text, "{comma}\"{name}\":{value}").expect("a String takes it");
         };
-        if self.max_msg_fds.is_some() {
-            put("max_msg_fds", options.max_msg_fds.into());
-        }
-        if self.max_data_xfer_size.is_some() {
-            put("max_data_xfer_size", options.max_data_xfer_size.into());
-        }
-        if let Some(theirs) = self.max_dma_maps {
-            put("max_dma_maps", options.max_dma_maps.min(theirs).into());
-        }
-        if self.write_multiple == Some(true) {
-            let comma = if text.ends_with('{') { "" } else { "," };
-            write!(text, "{comma}\"write_multiple\":true").expect("a String takes it");
-        }
-        text.push_str("}}");
-        out.extend_from_slice(text.as_bytes());
+        let ours = VersionData {
+            capabilities: Capabilities {
+                max_msg_fds: theirs.max_msg_fds.map(|_| options.max_msg_fds.into()),
+                max_data_xfer_size: theirs
+                    .max_data_xfer_size
+                    .map(|_| options.max_data_xfer_size.into()),
+                max_dma_maps: theirs
+                    .max_dma_maps
+                    .map(|theirs| theirs.min(options.max_dma_maps.into())),
+                write_multiple: theirs.write_multiple,
+            },
+        };
+        serde_json::to_writer(&mut *out, &ours).expect("numbers and a Vec");
         out.push(0);
     }
 }

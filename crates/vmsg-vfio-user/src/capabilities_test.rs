@@ -56,3 +56,21 @@ fn the_nul_is_where_it_belongs() {
         assert_eq!(Proposal::parse(data), Err(Malformed::Nul));
     }
 }
+
+#[test]
+fn what_is_no_json_or_of_another_kind_is_an_error() {
+    let deep = "[".repeat(3000);
+    for text in [
+        " ",
+        "{",
+        "{}{}",
+        "{\"capabilities\":1}",
+        "{\"capabilities\":{\"max_msg_fds\":-1}}",
+        "{\"capabilities\":{\"max_msg_fds\":\"1\"}}",
+        "{\"capabilities\":{\"write_multiple\":1}}",
+        "{\"x\":\"\u{80}",
+        deep.as_str(),
+    ] {
+        assert!(matches!(parse(text), Err(Malformed::Json { .. })), "{text}");
+    }
+}

@@ -41,7 +41,6 @@ mod capabilities;
 mod connection;
 mod device;
 mod dma;
-mod json;
 mod machine;
 mod receiver;
 mod shared;

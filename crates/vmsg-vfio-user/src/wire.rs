@@ -133,8 +133,8 @@ pub(crate) enum Malformed {
     LostDescriptors,
     #[error("the version data does not end in its only NUL")]
     Nul,
-    #[error("the version data is no JSON that could be understood: {0}")]
-    Json(#[from] crate::json::JsonError),
+    #[error("the version data is no JSON that could be understood, at line {line} column {column}")]
+    Json { line: usize, column: usize },
     #[error("a limit of 0 among the capabilities")]
     Capability,
     #[error("version {0}.x is not spoken here")]
