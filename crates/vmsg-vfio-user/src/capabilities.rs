@@ -4,6 +4,7 @@
 use crate::Options;
 use crate::wire::Malformed;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::ffi::CStr;
 
 /// The longest version data that is read. QEMU's are some 200 bytes.
@@ -46,9 +47,8 @@ struct Capabilities {
     write_multiple: bool,
 }
 
-/// The version data.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default)]
+/// The version data of an answer.
+#[derive(Serialize)]
 struct VersionData {
     capabilities: Capabilities,
 }
@@ -65,15 +65,15 @@ impl Proposal {
             ));
         }
         let text = CStr::from_bytes_with_nul(data).map_err(|_| Malformed::Nul)?;
-        let data: VersionData =
-            serde_json::from_slice(text.to_bytes()).map_err(|error| Malformed::Json {
-                line: error.line(),
-                column: error.column(),
-            })?;
-        if data.capabilities.max_data_xfer_size == Some(0) {
+        // By way of maps: where serde wants a structure, it takes an array as well.
+        let data: Map<String, Value> = serde_json::from_slice(text.to_bytes())?;
+        let capabilities = data.get("capabilities").map(Map::deserialize).transpose()?;
+        let capabilities =
+            Capabilities::deserialize(Value::Object(capabilities.unwrap_or_default()))?;
+        if capabilities.max_data_xfer_size == Some(0) {
             return Err(Malformed::Capability);
         }
-        Ok(Proposal(Some(data.capabilities)))
+        Ok(Proposal(Some(capabilities)))
     }
 
     pub(crate) fn negotiated(&self, minor: u16) -> Negotiated {

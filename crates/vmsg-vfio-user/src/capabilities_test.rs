@@ -64,13 +64,15 @@ fn what_is_no_json_or_of_another_kind_is_an_error() {
         " ",
         "{",
         "{}{}",
+        "[]",
         "{\"capabilities\":1}",
+        "{\"capabilities\":[]}",
         "{\"capabilities\":{\"max_msg_fds\":-1}}",
         "{\"capabilities\":{\"max_msg_fds\":\"1\"}}",
         "{\"capabilities\":{\"write_multiple\":1}}",
         "{\"x\":\"\u{80}",
         deep.as_str(),
     ] {
-        assert!(matches!(parse(text), Err(Malformed::Json { .. })), "{text}");
+        assert!(matches!(parse(text), Err(Malformed::Json(..))), "{text}");
     }
 }

@@ -133,8 +133,8 @@ pub(crate) enum Malformed {
     LostDescriptors,
     #[error("the version data does not end in its only NUL")]
     Nul,
-    #[error("the version data is no JSON that could be understood, at line {line} column {column}")]
-    Json { line: usize, column: usize },
+    #[error("the version data is not understood: {0:?} at column {1}")]
+    Json(serde_json::error::Category, usize),
     #[error("a limit of 0 among the capabilities")]
     Capability,
     #[error("version {0}.x is not spoken here")]
@@ -145,6 +145,12 @@ pub(crate) enum Malformed {
     Unknown,
     #[error("a command that is not served")]
     NotServed,
+}
+
+impl From<serde_json::Error> for Malformed {
+    fn from(error: serde_json::Error) -> Malformed {
+        Malformed::Json(error.classify(), error.column())
+    }
 }
 
 /// The header of a message.
