@@ -52,17 +52,19 @@ impl Division {
                 .map(|&size| rings_len(size, table))
                 .sum()
         };
+        // A page for each queue, and as much for all.
+        let buffers = 2 * PAGE * queues;
         let table = TABLES
             .into_iter()
             .filter(|_| indirect)
-            .find(|&table| rings(table) <= len / 4)
+            .find(|&table| rings(table) <= len / 4 && rings(table) + buffers <= len)
             .unwrap_or(0);
         let all_rings = rings(table);
-        let need = (2 * rings(0)).max(rings(0) + 2 * PAGE * queues.max(1));
-        let own = len.saturating_sub(all_rings) / 2 / queues.max(1) / PAGE * PAGE;
-        if all_rings > len / 2 || own == 0 {
+        let need = (2 * rings(0)).max(rings(0) + buffers);
+        if len < need {
             return Err(need.next_multiple_of(PAGE));
         }
+        let own = (len - all_rings) / 2 / queues.max(1) / PAGE * PAGE;
         let mut at = 0;
         let mut take = |len: usize| {
             let range = at..at + len;

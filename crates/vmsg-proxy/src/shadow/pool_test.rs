@@ -31,7 +31,7 @@ fn buffers_never_overlap_and_all_come_back() {
         let mut number = numbers();
         let mut held: Vec<(usize, Vec<Buffer>)> = Vec::new();
         let mut failures = 0;
-        for _ in 0..20_000 {
+        for round in 0..20_000 {
             if number() % 5 < 3 {
                 let queue = usize::try_from(number() % 2).unwrap();
                 let len = 1 + number() % (1 << (1 + number() % 16));
@@ -50,6 +50,9 @@ fn buffers_never_overlap_and_all_come_back() {
                 let at = usize::try_from(number()).unwrap() % held.len();
                 let (queue, mut buffers) = held.swap_remove(at);
                 pool.wipe_all(queue, &mut buffers);
+            }
+            if round % 32 != 0 {
+                continue;
             }
             let mut taken = BTreeMap::new();
             for &(addr, len) in held.iter().flat_map(|(_, buffers)| buffers) {
@@ -123,6 +126,6 @@ fn what_can_never_be_had_is_known() {
         assert!(!pool.can_ever_hold(0, most, 1));
         assert!(!pool.can_ever_hold(0, 1 << 32, 0));
         let mut out = Vec::new();
-        assert!(pool.take(0, most, &mut out, 2), "from both parts");
+        assert!(pool.take(0, most, &mut out, 64), "from both parts");
     });
 }
