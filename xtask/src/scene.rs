@@ -292,6 +292,13 @@ impl Scene {
         Ok(())
     }
 
+    /// Sends a signal and does not wait for what comes of it.
+    pub(crate) fn signal(&self, id: Id, signal: Signal) -> Result<()> {
+        let process = &self.processes[id.0];
+        kill_process(pid_of(&process.child)?, signal)
+            .with_context(|| format!("cannot signal {}", process.name))
+    }
+
     /// The process may end from now on without ending the run.
     pub(crate) fn may_end(&mut self, id: Id) {
         self.processes[id.0].needed = false;

@@ -34,7 +34,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 27] = [
+pub(super) const TESTS: [Test; 28] = [
     Test {
         name: "checks",
         reference: true,
@@ -184,6 +184,12 @@ pub(super) const TESTS: [Test; 27] = [
         reference: false,
         short: Short::No,
         play: vfio_user::gone,
+    },
+    Test {
+        name: "vfio-user-stuck",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::stuck,
     },
     Test {
         name: "vfio-user-next-guest",

@@ -376,21 +376,38 @@ fn hidden(
 
 /// The device host is killed and stays away: QEMU lives, and the guest does not hang. Then there is another one.
 pub(super) fn gone(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let kit = kit(stage.kit, false, false)?.with_lspci()?;
+    let (guest, serve) = without_device_host(stage, Signal::KILL)?;
+    stage.scene.wait_end(serve, STEP)?;
     let vmsg = stage.vmsg()?;
+    let devices = [&net_device(), "rng"];
+    vmsg.serve_on(&mut stage.scene, "serve-again", BUS, &devices)?;
+    stage.finish(guest, report)
+}
+
+/// The device host stands still for a while: it keeps its connection and answers nothing.
+pub(super) fn stuck(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let (guest, serve) = without_device_host(stage, Signal::STOP)?;
+    stage.scene.signal(serve, Signal::CONT)?;
+    stage.finish(guest, report)
+}
+
+/// A guest that has done all it can without its device host, to which `signal` was sent.
+fn without_device_host(stage: &mut Stage, signal: Signal) -> Result<(Guest, Id)> {
+    let kit = kit(stage.kit, false, false)?.with_lspci()?;
     let serve = sides(stage, PLAIN)?.context("this test needs vmsg")?;
     let board = PLAIN.board(stage);
     let settings = PLAIN.settings(stage)?;
     let guest = Guest::start(
         &mut stage.scene,
-        "gone",
+        "without",
         &kit,
         Hardware::Board(&board),
         GONE,
         &settings,
     )?;
     guest.mark(&mut stage.scene, "ready", ALL_CHECKS)?;
-    stage.scene.kill(serve, Signal::KILL)?;
+    stage.scene.may_end(serve);
+    stage.scene.signal(serve, signal)?;
     guest.tell(&mut stage.scene, "it is gone")?;
     guest.mark(&mut stage.scene, "without", ALL_CHECKS)?;
     for line in stage.scene.lines(guest.id, Stream::Out) {
@@ -398,14 +415,7 @@ pub(super) fn gone(stage: &mut Stage, report: &mut Report) -> Result<()> {
             println!("      {figures}");
         }
     }
-    vmsg.serve_on(
-        &mut stage.scene,
-        "serve-again",
-        BUS,
-        &[&net_device(), "rng"],
-    )?;
-    guest.tell(&mut stage.scene, "there is another")?;
-    stage.finish(guest, report)
+    Ok((guest, serve))
 }
 
 /// Guests follow one another on the same sockets, one of them after QEMU was killed.
