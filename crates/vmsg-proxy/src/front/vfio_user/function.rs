@@ -2,12 +2,13 @@
 //! The device as VFIO describes it: regions, interrupts and memory, over the PCI function.
 
 use super::behind::Behind;
+use super::server::Ready;
 use crate::link::{Deadline, SessionHandle};
 use crate::log_limit::LogLimit;
 use crate::memory::{MapError, Range};
 use crate::session::{Event, OpError};
 use crate::shadow;
-use crate::transport::pci::{Function, Irq, Region as Part, Route};
+use crate::transport::pci::{Function, Irq, NOTIFICATIONS, Region as Part, Route};
 use crate::transport::{Options, SharedMemory};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -75,7 +76,7 @@ impl Served {
     }
 
     /// Passes news of the device on.
-    pub(super) fn news(&mut self, event: &Event) {
+    fn news(&mut self, event: &Event) {
         match event {
             Event::ConfigChanged => self.function.config_changed(),
             Event::QueueUsed(queue) => self.function.queue_used(*queue),
@@ -87,8 +88,25 @@ impl Served {
         }
     }
 
+    /// Passes on what there is.
+    pub(super) fn pass_on(&mut self, session: &SessionHandle, ready: Ready) -> io::Result<()> {
+        self.begin();
+        if ready.news {
+            session.clear();
+            // Those that are there now: a device host can make new ones faster than they are passed on.
+            for event in session.take_events() {
+                self.news(&event);
+            }
+        }
+        if ready.calls {
+            self.take_calls()?;
+        }
+        self.settle();
+        Ok(())
+    }
+
     /// Passes on what rang without going to the client itself.
-    pub(super) fn take_calls(&mut self) -> io::Result<()> {
+    fn take_calls(&mut self) -> io::Result<()> {
         let mut used = Vec::new();
         let result = self.function.backend().take_calls(|queue| used.push(queue));
         for event in self.function.backend().take_news() {
@@ -109,7 +127,7 @@ impl Served {
     }
 
     /// Lets the device ring where the driver waits, now that something has happened.
-    pub(super) fn settle(&mut self) {
+    fn settle(&mut self) {
         for (queue, route) in self.function.take_route_changes() {
             let result = self.function.backend_mut().set_route(queue, route.clone());
             if let Err(error) = result {
@@ -303,7 +321,10 @@ impl Device for Served {
         self.begin();
         let part = self.part(region).ok_or(Errno::INVAL)?;
         self.function.write(part, offset, data);
-        self.settle();
+        // A kick is to take no time, and changes nothing.
+        if part != NOTIFICATIONS.0 || offset < NOTIFICATIONS.1 {
+            self.settle();
+        }
         Ok(())
     }
 

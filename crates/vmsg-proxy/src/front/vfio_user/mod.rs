@@ -14,6 +14,7 @@
 //! * QEMU ends when the process at the other end of its socket does. So whatever comes over the socket or from the device host, this
 //!   thread lives and answers.
 
+mod away;
 mod behind;
 mod calls;
 mod function;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The listening side: one client after another, on a thread of its own.
 
+use super::away::{Nobody, Refusal};
 use super::behind::Behind;
 use super::function::{self, Served};
 use crate::front::listener::{BindError, Bound};
@@ -15,16 +16,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use thiserror::Error;
 use vmsg_mem::Doorbell;
-use vmsg_vfio_user::{
-    Connection, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, Options, Region, SetIrqs, Turn,
-};
+use vmsg_vfio_user::{Connection, Options, Turn};
 
 /// How long a client waits for a device that was never seen. QEMU gives up after 5 s.
 const FIRST_CONTACT: Duration = Duration::from_secs(4);
@@ -148,73 +147,13 @@ enum End {
     Os(io::Error),
 }
 
-/// Why a client is not served.
-#[derive(Debug, Error)]
-enum Refusal {
-    #[error(
-        "the device was not seen until now, so it is not known what to show; start its device host (`vmsg serve`) first, \
-`vmsg ls` shows what there is"
-    )]
-    Absent,
-    #[error("the device is held by {0}, and a device has one driver at a time")]
-    Held(String),
-    #[error("the device cannot be looked at: {0}")]
-    Other(OpError),
-    #[error("{0}")]
-    Copies(shadow::NewError),
-}
-
-impl Refusal {
-    /// What the client's user reads.
-    fn errno(&self) -> Errno {
-        match self {
-            Refusal::Absent => Errno::NODEV,
-            Refusal::Held(_) => Errno::BUSY,
-            Refusal::Copies(shadow::NewError::TooSmall { .. }) => Errno::INVAL,
-            Refusal::Other(_) | Refusal::Copies(_) => Errno::IO,
-        }
-    }
-}
-
-/// What is shown to clients for which there is nothing.
-struct Nobody(Errno);
-
-impl vmsg_vfio_user::Device for Nobody {
-    fn greet(&mut self) -> Result<(), Errno> {
-        Err(self.0)
-    }
-    // Nothing of this is asked of a device that does not greet.
-    fn info(&self) -> DeviceInfo {
-        DeviceInfo {
-            regions: 0,
-            irqs: 0,
-            can_reset: false,
-        }
-    }
-    fn region(&self, _: u32) -> Option<Region<'_>> {
-        None
-    }
-    fn irq(&self, _: u32) -> IrqInfo {
-        IrqInfo::NONE
-    }
-    fn read(&mut self, _: u32, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(self.0)
-    }
-    fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Result<(), Errno> {
-        Err(self.0)
-    }
-    fn set_irqs(&mut self, _: SetIrqs) -> Result<(), Errno> {
-        Err(self.0)
-    }
-    fn map(&mut self, _: DmaMap) -> Result<(), Errno> {
-        Err(self.0)
-    }
-    fn unmap(&mut self, _: DmaUnmap) -> Result<u64, Errno> {
-        Err(self.0)
-    }
-    fn reset(&mut self) -> Result<(), Errno> {
-        Err(self.0)
-    }
+/// What there is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    /// The session has news.
+    pub(super) news: bool,
+    /// The device has rung, or the copies have news.
+    pub(super) calls: bool,
 }
 
 struct Server {
@@ -252,10 +191,22 @@ impl Server {
                 }
             };
             self.counts.connections.fetch_add(1, Ordering::Relaxed);
-            if !self.serve(socket) {
+            // The process at the other end lives only as long as this one.
+            let go_on = catch_unwind(AssertUnwindSafe(|| self.serve(socket)));
+            if !go_on.unwrap_or_else(|_| self.recover()) {
                 return;
             }
         }
+    }
+
+    /// After a panic that nobody has expected: the client is gone, and nothing of it may stay. True: go on.
+    fn recover(&mut self) -> bool {
+        tracing::error!(
+            front = self.name,
+            "a mistake in this program has cost a client its device; the next one is served"
+        );
+        let _ = self.session.call(Op::Release);
+        true
     }
 
     /// One client, from its first message to its end. False: stop.
@@ -381,49 +332,65 @@ impl Server {
                 return End::Away(refusal);
             }
             match self.wait(connection, None, Some(left)) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(end) => return end,
             }
         }
     }
 
     fn converse(&mut self, connection: &mut Connection, served: &mut Served) -> End {
+        let mut ready = Ready {
+            news: true,
+            calls: true,
+        };
         loop {
-            self.session.clear();
-            // Those that are there now: a device host can make new ones faster than they are passed on.
-            for event in self.session.take_events() {
-                served.news(&event);
+            if ready.news || ready.calls {
+                match self.survive(|| served.pass_on(&self.session, ready)) {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => return End::Os(error),
+                    None => self.mistake(served),
+                }
             }
-            if let Err(error) = served.take_calls() {
-                return End::Os(error);
-            }
-            served.settle();
-            match connection.turn(served, BUDGET) {
+            let more = match connection.turn(served, BUDGET) {
                 Ok(turn) => {
                     self.count(turn);
-                    self.counts
-                        .refused
-                        .fetch_add(std::mem::take(&mut served.refused), Ordering::Relaxed);
+                    let refused = std::mem::take(&mut served.refused);
+                    self.counts.refused.fetch_add(refused, Ordering::Relaxed);
                     if turn.panics > 0 {
-                        if let Some(unsaid) = self.limit.admit() {
-                            tracing::error!(
-                                front = self.name,
-                                unsaid,
-                                "a mistake in this program; the device needs a reset"
-                            );
-                        }
-                        served.broken();
+                        self.mistake(served);
                     }
-                    if turn.more {
-                        continue;
-                    }
+                    turn.more
                 }
                 Err(end) => return End::Client(end),
-            }
-            if let Err(end) = self.wait(connection, Some(served), None) {
-                return end;
+            };
+            match self.wait(connection, Some(served), more.then_some(Duration::ZERO)) {
+                Ok(what) => ready = what,
+                Err(end) => return end,
             }
         }
+    }
+
+    /// Does something. `None`: it has panicked, and this thread goes on.
+    fn survive<T>(&self, what: impl FnOnce() -> T) -> Option<T> {
+        let result = catch_unwind(AssertUnwindSafe(what));
+        if result.is_err()
+            && let Some(unsaid) = self.limit.admit()
+        {
+            tracing::error!(
+                front = self.name,
+                unsaid,
+                "a mistake in this program; going on"
+            );
+        }
+        result.ok()
+    }
+
+    /// Nobody knows how the device is.
+    fn mistake(&self, served: &mut Served) {
+        if let Some(unsaid) = self.limit.admit() {
+            tracing::error!(front = self.name, unsaid, "the device needs a reset");
+        }
+        self.survive(|| served.broken());
     }
 
     fn count(&self, turn: Turn) {
@@ -438,7 +405,7 @@ impl Server {
         connection: &Connection,
         served: Option<&Served>,
         left: Option<Duration>,
-    ) -> Result<(), End> {
+    ) -> Result<Ready, End> {
         let interest = connection.interest();
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, interest.read);
@@ -458,7 +425,13 @@ impl Server {
         let waited = poll(&mut fds, timeout.as_ref());
         self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         match waited {
-            Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => Ok(()),
+            Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => {
+                let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+                Ok(Ready {
+                    news: is(2),
+                    calls: is(3) || is(4),
+                })
+            }
             Ok(_) | Err(Errno::INTR) => Err(End::Stop),
             Err(error) => Err(End::Os(error.into())),
         }

@@ -11,6 +11,8 @@ pub(super) const SHARED_BAR: u8 = 2;
 pub(super) const VIRTIO_BAR: u8 = 4;
 /// Bytes of the BAR of the structures.
 pub(super) const VIRTIO_BAR_SIZE: u64 = 0x4000;
+/// Where the notifications begin.
+pub(super) const NOTIFY: u64 = 0x3000;
 /// Bytes that each structure has for itself.
 const PART: u64 = 0x1000;
 /// Bytes from one queue's place for notifications to the next.
