@@ -8,6 +8,7 @@
 //! * [`DriverQueue`]: what a driver does with a queue, in memory that it owns.
 //! * [`Inflight`] and [`RecordedQueue`]: for devices whose requests overtake
 //!   each other, the record by which the next process goes on.
+//! * `remote` (feature `alloc`): a device's side of a queue in memory that is reached by copies alone.
 //! * [`QueueConfig`], [`QueueFeatures`], [`Layout`]: where the three areas of
 //!   a queue are, what was negotiated, how large they must be.
 //!

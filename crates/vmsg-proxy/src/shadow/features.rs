@@ -26,9 +26,9 @@ pub fn offered(device: &FeatureSet) -> FeatureSet {
     set
 }
 
-/// What to negotiate with a device that offers `device`, for a guest that has negotiated `guest`.
+/// What to negotiate with a device that offers `device`, for a guest that has negotiated `guest`. What a front offers of its own stays with it.
 pub(super) fn towards_device(guest: &FeatureSet, device: &FeatureSet) -> FeatureSet {
-    let mut set = *guest;
+    let mut set = guest.intersection(device);
     NEVER.into_iter().for_each(|bit| set.remove(bit));
     OWN.into_iter()
         .for_each(|bit| set.set(bit, device.contains(bit)));

@@ -40,9 +40,10 @@ impl Rings<'_> {
 }
 
 type Deed = fn(&mut Rings<'_>);
+type Suffers = fn(&Broken) -> bool;
 
 /// What a driver does, and what its device is then said to suffer from.
-fn deeds() -> Vec<(&'static str, Deed, fn(&Broken) -> bool)> {
+fn deeds() -> Vec<(&'static str, Deed, Suffers)> {
     fn driver(why: &Broken) -> bool {
         matches!(why, Broken::Driver { queue: 0, .. })
     }
@@ -110,7 +111,7 @@ fn deeds() -> Vec<(&'static str, Deed, fn(&Broken) -> bool)> {
                         16 * n,
                         GUEST,
                         128 << 20,
-                        WRITE | NEXT * u16::from(n < 31),
+                        if n < 31 { WRITE | NEXT } else { WRITE },
                         next,
                     );
                 }

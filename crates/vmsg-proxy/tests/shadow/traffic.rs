@@ -258,6 +258,8 @@ fn features_of_rings_are_each_sides_own() {
     let shadow = shadow(&ram, device, &[SIZE], 4 << 20);
     let mut guest = offered.without(5);
     guest.insert(feature::NOTIFICATION_DATA);
+    // A front's own.
+    guest.insert(feature::ACCESS_PLATFORM);
     let towards = shadow.set_features(guest);
     assert!(towards.is_subset(&device), "{towards}");
     assert!(!towards.contains(5) && !towards.contains(feature::NOTIFICATION_DATA));
