@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What happens to a session from outside: devices that differ, requests that fail, links that end, events of the device.
 
-use super::machine::{CLAIM_PAUSE, Failure, Job, Phase, Session, blank_facts};
+use super::machine::{CLAIM_PAUSE, Failure, Job, Phase, Session, Waiting, blank_facts};
 use super::operations::asked_status;
 use super::types::{Event, Op, OpError, ResetReason, Target};
 use super::{common_memory, script};
@@ -156,6 +156,12 @@ impl Session {
                 });
                 self.pause = Some(now + CLAIM_PAUSE);
             }
+            (Some(job @ Job::Op { .. }), Failure::Bad(why)) if job.changes_windows() => {
+                // As if nothing had been answered: what is unmapped must not stay mapped.
+                self.counters.bad_answers += 1;
+                self.job = Some(job);
+                self.link_fault(why);
+            }
             (
                 Some(Job::Op {
                     id, op, planned, ..
@@ -202,6 +208,7 @@ impl Session {
 
     /// Nothing outstanding will be answered any more. What was being done is recorded as if it had been: the replay does it.
     pub(super) fn lose_link(&mut self) {
+        self.hold_back();
         self.phase = Phase::Down;
         self.exchange = None;
         self.pause = None;
@@ -210,9 +217,21 @@ impl Session {
         self.kicks.clear();
         self.config_stale = false;
         if let Some(Job::Op {
-            id, op, planned, ..
+            id,
+            op,
+            planned,
+            deadline,
+            ..
         }) = self.job.take()
         {
+            if self.is_held_back(&op) {
+                self.record.windows.abandon(planned);
+                let deadline = deadline.max(self.now + 2 * CLAIM_PAUSE);
+                self.waiting.push_front(Waiting { id, op, deadline });
+                self.config_read = None;
+                self.record.windows.forget_idle();
+                return;
+            }
             if self.recordable(&op) {
                 let result = self.outcome_from_record(&op);
                 let status = asked_status(&op);

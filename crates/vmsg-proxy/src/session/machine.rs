@@ -19,6 +19,9 @@ use vmsg_bus::Capabilities;
 
 /// How long to wait before a device that is held is asked for again.
 pub(super) const CLAIM_PAUSE: Duration = Duration::from_millis(100);
+/// How long a device host that lives may take, after the end of a connection, to let go of what was lent over it. An answer that memory is
+/// taken back waits that long.
+const LETTING_GO: Duration = Duration::from_millis(50);
 /// Configuration space is at most this long in every transport there is.
 pub(super) const MAX_CONFIG: u32 = 4096;
 /// Messages ready to be sent that are not events of the session's own making; more pings than that are not answered.
@@ -62,6 +65,19 @@ pub(super) enum Job {
     Refresh,
     /// Backings that nobody needs are taken back.
     Tidy,
+}
+
+impl Job {
+    /// Whether it is [`Op::ChangeWindows`].
+    pub(super) fn changes_windows(&self) -> bool {
+        matches!(
+            self,
+            Job::Op {
+                op: Op::ChangeWindows { .. },
+                ..
+            }
+        )
+    }
 }
 
 /// The one request that is outstanding.
@@ -165,6 +181,10 @@ pub struct Session {
     pub(super) waited_in_vain: bool,
     /// Connections so far.
     links: u64,
+    /// When something last came in.
+    pub(super) now: Instant,
+    /// Until when the device host of a lost connection may still use what was lent.
+    letting_go: Option<Instant>,
     next_op: u64,
     pub(super) tokens: RangeInclusive<u16>,
     pub(super) next_token: u16,
@@ -206,6 +226,8 @@ impl Session {
             region: None,
             waited_in_vain: false,
             links: 0,
+            now: Instant(0),
+            letting_go: None,
             next_op: 0,
             tokens: 1..=u16::MAX,
             next_token: 0,
@@ -225,6 +247,7 @@ impl Session {
 
     /// Starts an operation. Its end is told by [`Event::Done`].
     pub fn submit(&mut self, now: Instant, op: Op) -> OpId {
+        self.now = now;
         self.next_op += 1;
         let id = OpId(self.next_op);
         if self.waiting.len() >= self.options.max_waiting {
@@ -309,6 +332,7 @@ impl Session {
 
     /// The bus is connected: `caps` is what it can do, `epoch` differs each time the device host starts.
     pub fn handle_link_up(&mut self, now: Instant, caps: Capabilities, epoch: u64) {
+        self.now = now;
         self.lose_link();
         self.links += 1;
         self.caps = caps;
@@ -326,6 +350,7 @@ impl Session {
 
     /// The bus is not connected any more.
     pub fn handle_link_down(&mut self, now: Instant) {
+        self.now = now;
         self.lose_link();
         self.pump(now);
     }
@@ -339,6 +364,7 @@ impl Session {
 
     /// A message of the bus, with whatever follows it in its slot.
     pub fn handle_message(&mut self, now: Instant, bytes: &[u8]) {
+        self.now = now;
         if self.phase == Phase::Down {
             return;
         }
@@ -372,11 +398,35 @@ impl Session {
         let waiting = self.waiting.iter().map(|w| w.deadline);
         let tidy = self.record.windows.next_expiry();
         let tidy = tidy.filter(|_| self.phase == Phase::Ready && self.job.is_none());
-        waiting.chain(exchange).chain(self.pause).chain(tidy).min()
+        let held_back = self.waiting.iter().any(|w| self.is_held_back(&w.op));
+        let letting_go = self.letting_go.filter(|_| held_back);
+        let others = self.pause.into_iter().chain(tidy).chain(letting_go);
+        waiting.chain(exchange).chain(others).min()
+    }
+
+    /// Whether memory is to be taken back from a device host that was lost so recently that it may not know yet.
+    pub(super) fn is_held_back(&self, op: &Op) -> bool {
+        self.phase == Phase::Down
+            && self.letting_go.is_some_and(|until| self.now < until)
+            && takes_back(op)
+    }
+
+    /// The connection ends now, if there is one.
+    pub(super) fn hold_back(&mut self) {
+        if self.phase == Phase::Down {
+            return;
+        }
+        let until = self.now + LETTING_GO;
+        self.letting_go = Some(until);
+        let changes = |op: &Op| matches!(op, Op::ChangeWindows { .. });
+        for waiting in self.waiting.iter_mut().filter(|w| changes(&w.op)) {
+            waiting.deadline = waiting.deadline.max(until + LETTING_GO);
+        }
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
         if self.inflight_unanswered(now) {
             self.pump(now);
         }
@@ -500,6 +550,11 @@ impl Session {
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
+}
+
+/// Whether the guest may use memory for other things when this is done.
+pub(super) fn takes_back(op: &Op) -> bool {
+    matches!(op, Op::ChangeWindows { remove, .. } if !remove.is_empty())
 }
 
 pub(super) fn blank_facts(number: DevNum) -> DeviceFacts {

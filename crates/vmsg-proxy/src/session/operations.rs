@@ -17,8 +17,12 @@ impl Session {
         if self.phase == Phase::Attaching {
             return false;
         }
+        // Nothing overtakes what is held back: it may be about the same windows.
+        let mut held_back = false;
         let startable = |w: &Waiting| {
-            online || matches!(self.phase, Phase::Broken(_)) || self.recordable(&w.op)
+            held_back |= self.is_held_back(&w.op);
+            let broken = matches!(self.phase, Phase::Broken(_));
+            online || broken || (self.recordable(&w.op) && !held_back)
         };
         let Some(at) = self.waiting.iter().position(startable) else {
             return false;

@@ -238,7 +238,8 @@ pub enum Op {
     /// Lend exactly these windows; those that are lent already stay as they are.
     SetWindows(Vec<Window>),
     /// Change some of the windows lent, in one step that the device sees whole or not at all. Done when the device host has let go of what
-    /// is removed. Recorded and answered at once while the device host is away, or was never there.
+    /// is removed. Recorded and answered at once while the device host is away, or was never there; something that is removed within 50 ms
+    /// after the connection was lost, when those are over, or when the next connection has all.
     ///
     /// For memory whose windows come and go (a vIOMMU): where the bus can, each file is mapped by the device host once, and windows are
     /// parts of it that cost no system call there. May be mixed with [`Op::SetWindows`]. Costs O(log n) with n windows here.
