@@ -21,7 +21,7 @@ struct Bench {
 }
 
 /// All benchmarks, from the bottom up.
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     Bench {
         package: "vmsg-mem",
         name: "spsc",
@@ -46,6 +46,11 @@ const BENCHES: [Bench; 5] = [
         package: "vmsg",
         name: "tap",
         title: "A network device on a tap interface",
+    },
+    Bench {
+        package: "vmsg-proxy",
+        name: "vfio_user",
+        title: "The vfio-user front",
     },
 ];
 
