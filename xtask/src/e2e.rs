@@ -31,7 +31,11 @@ use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
 pub(crate) use self::nic::traffic_server;
 
 /// Scripts of the guests.
-const CHECKS: &str = include_str!("guest/checks.sh");
+const EXERCISES: &str = include_str!("guest/exercises.sh");
+const CHECKS: &str = concat!(
+    include_str!("guest/exercises.sh"),
+    include_str!("guest/checks.sh")
+);
 const NEXT: &str = include_str!("guest/next.sh");
 
 /// Longest time for all checks of a guest.
@@ -55,6 +59,9 @@ pub(crate) struct Options {
     /// Use QEMU's own devices instead of vmsg: shows that the expectations hold for an ordinary machine
     #[arg(long, hide = true)]
     reference: bool,
+    /// As few repetitions as show something
+    #[arg(long, hide = true, conflicts_with = "full")]
+    short: bool,
     /// Test this program instead of building one
     #[arg(long, value_name = "FILE")]
     vmsg: Option<std::path::PathBuf>,
@@ -67,6 +74,7 @@ impl Options {
     pub(crate) fn of_gate(full: bool, kit: kit::Options) -> Self {
         Self {
             full,
+            short: !full,
             kit,
             ..Self::default()
         }
@@ -78,6 +86,7 @@ struct Stage<'a> {
     kit: &'a Kit,
     vmsg: Option<&'a Vmsg>,
     full: bool,
+    short: bool,
     scene: Scene,
     server: Server,
     udp_port: u16,
@@ -114,6 +123,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
             let played = match test.short {
                 Short::Both => true,
                 Short::X86 => kit.machine == Machine::X86,
+                Short::Arm64 => kit.machine == Machine::Arm64,
                 Short::No => false,
             };
             !played && !options.full && options.name.is_none() && options.machine.is_none()
@@ -121,7 +131,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         for test in tests.iter().filter(|test| !skipped(test)) {
             let begun = Instant::now();
             let name = format!("{}/{}", kit.machine.name(), test.name);
-            let result = play(test, kit, vmsg.as_ref(), options.full, report);
+            let result = play(test, kit, vmsg.as_ref(), options, report);
             report.result(
                 &format!("{name} [{:.1} s]", begun.elapsed().as_secs_f64()),
                 result,
@@ -135,7 +145,7 @@ fn play(
     test: &Test,
     kit: &Kit,
     vmsg: Option<&Vmsg>,
-    full: bool,
+    options: &Options,
     report: &mut Report,
 ) -> Result<()> {
     let dir = dirs::run_folder(&format!("{}-{}", test.name, kit.machine.name()), None)?;
@@ -148,7 +158,8 @@ fn play(
     let mut stage = Stage {
         kit,
         vmsg,
-        full,
+        full: options.full,
+        short: options.short,
         scene: Scene::new(dir),
         server: Server::start(http::FILE_SIZE)?,
         udp_port: tftp::start()?,

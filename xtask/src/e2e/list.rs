@@ -29,6 +29,8 @@ pub(super) enum Short {
     Both,
     /// It on x86 only: the other machine would show the same.
     X86,
+    /// It on arm64 only.
+    Arm64,
     /// Nothing.
     No,
 }
@@ -134,7 +136,7 @@ pub(super) const TESTS: [Test; 28] = [
     Test {
         name: "vfio-user-isolate",
         reference: false,
-        short: Short::No,
+        short: Short::Arm64,
         play: vfio_user::isolate,
     },
     Test {

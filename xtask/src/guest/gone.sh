@@ -30,10 +30,9 @@ soon gone-lspci lspci -nvv -s "$function"
 soon gone-status cat "$device/status" "$device/features"
 soon gone-send ping -q -c 3 -i 0.2 -W 1 10.0.2.2
 soon gone-rng-unbind sh -c "echo $rng_virtio > $rng/unbind"
-soon gone-rng-bind sh -c "echo $rng_virtio > $rng/bind"
 soon gone-lspci-again lspci -nvv -s "$function"
 mark without
-# Commands on the control queue wait in the kernel, some kernels without letting anything else run, until somebody
+# Binding it again would have the kernel read random numbers at once, and hold a lock meanwhile. Commands on the control queue wait in the kernel, some kernels without letting anything else run, until somebody
 # answers them.
 check back-down ip link set eth1 down
 check back-up ip link set eth1 up

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# Network and entropy device as PCI functions, after checks.sh. Settings: INTERRUPTS (MSI, INTx), IOMMU (yes, no),
+# Network and entropy device as PCI functions, with exercises.sh. Settings: INTERRUPTS (MSI, INTx), IOMMU (yes, no),
 # REBINDS and REQUESTS (how many).
 function=$(basename "${device%/*}")
 rng_virtio=$(basename "$(ls -d /sys/bus/virtio/drivers/virtio_rng/virtio*)")

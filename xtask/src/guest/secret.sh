@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# Memory full of a secret that is never sent (SECRET, in hex), and a token that is sent (TOKEN, text). After checks.sh.
+# Memory full of a secret that is never sent (SECRET, in hex), and a token that is sent (TOKEN, text). With exercises.sh.
 printf "$(echo "$SECRET" | sed 's/../\\x&/g')" > /tmp/secret
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
     cat /tmp/secret /tmp/secret > /tmp/twice && mv /tmp/twice /tmp/secret
