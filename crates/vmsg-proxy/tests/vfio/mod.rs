@@ -203,6 +203,8 @@ pub struct Guest<V> {
     pub intx: Option<OwnedFd>,
     /// Tells of changes of the configuration.
     pub config_call: OwnedFd,
+    /// What buffers for the device to fill hold before; zeroes otherwise.
+    pub stale: Vec<u8>,
 }
 
 impl Guest<Client> {
@@ -225,6 +227,7 @@ impl<V: Vmm> Guest<V> {
             queues: Vec::new(),
             intx: None,
             config_call: new_eventfd(),
+            stale: Vec::new(),
         }
     }
 
@@ -375,7 +378,13 @@ impl<V: Vmm> Guest<V> {
         let q = &mut self.queues[queue];
         let at = BUFFERS + queue * 0x10_0000 + (q.next % 64) * 0x1000;
         q.next += 1;
-        ram.get(at, len).unwrap().fill(0);
+        let buffer = ram.get(at, len).unwrap();
+        buffer.fill(0);
+        if !self.stale.is_empty() {
+            for at in (0..len).step_by(self.stale.len()) {
+                buffer.write(at, &self.stale);
+            }
+        }
         let address = BusAddr(RAM_AT + at as u64);
         let token = q.queue.add(&[], &[(address, len as u32)]).unwrap();
         q.asked.insert(token, (at, len));
