@@ -23,6 +23,7 @@ local BUS = {
     -- Of the unix bus: docs/bus-unix.md.
     [0x80] = "WINDOW_ADD", [0x81] = "WINDOW_REMOVE", [0x82] = "QUEUE_NOTIFY", [0x83] = "QUEUE_RESUME",
     [0x84] = "CLAIM", [0x85] = "DEVICE_NAME", [0x86] = "QUEUE_INFLIGHT",
+    [0x87] = "BACKING_ADD", [0x88] = "BACKING_REMOVE", [0x89] = "VIEW_ADD", [0x8a] = "SHARED_MEMORY",
 }
 local R1 = {
     [0x03] = "DEVICE_INFO", [0x04] = "GET_FEATURES", [0x05] = "SET_FEATURES", [0x06] = "GET_CONFIG",
@@ -41,7 +42,7 @@ local DEVICE_TYPE = {
 }
 local STATE = { [1] = "ready", [2] = "removed" }
 local RESULT = {
-    [0] = "done", [1] = "malformed", [2] = "no such device, queue or window", [3] = "exists already or overlaps",
+    [0] = "done", [1] = "malformed", [2] = "no such device, queue, window, backing or region", [3] = "exists already or overlaps",
     [4] = "too many", [5] = "held by another driver", [6] = "descriptor cannot be used", [7] = "not supported",
     [8] = "not permitted", [9] = "not in this state",
 }
@@ -141,6 +142,16 @@ field("window.more", ProtoField.bool, "More changes follow", 32, nil, 0x02)
 field("window.base", ProtoField.uint64, "Bus address", base.HEX)
 field("window.length", ProtoField.uint64, "Length", base.HEX)
 field("window.file_offset", ProtoField.uint64, "Offset in the file", base.HEX)
+field("window.backing", ProtoField.uint32, "Backing")
+field("window.offset", ProtoField.uint64, "Offset in the backing", base.HEX)
+field("backing", ProtoField.uint32, "Backing")
+field("backing.flags", ProtoField.uint32, "Flags", base.HEX)
+field("backing.writable", ProtoField.bool, "Writable", 32, nil, 0x01)
+field("backing.length", ProtoField.uint64, "Length", base.HEX)
+field("backing.file_offset", ProtoField.uint64, "Offset in the file", base.HEX)
+field("region", ProtoField.uint32, "Shared-memory region")
+field("region.length", ProtoField.uint64, "Length", base.HEX)
+field("region.file_offset", ProtoField.uint64, "Offset in the file", base.HEX)
 field("notify.flags", ProtoField.uint16, "Flags", base.HEX)
 field("notify.kick", ProtoField.bool, "Kick eventfd", 16, nil, 0x01)
 field("notify.call", ProtoField.bool, "Call eventfd", 16, nil, 0x02)
@@ -406,7 +417,13 @@ local function result(c, window)
         c:u16("zero")
     end
     local value = c:u32("result")
-    return string.format("%s, %s", subject, RESULT[value] or "status " .. value)
+    return string.format("%s, %s", subject, RESULT[value] or "status " .. value), value
+end
+
+local function backing_result(c)
+    local id = c:u32("backing")
+    local value = c:u32("result")
+    return string.format("backing %d, %s", id, RESULT[value] or "status " .. value)
 end
 
 local function named_result(c)
@@ -515,6 +532,43 @@ local BUS_PAYLOAD = {
         local length = c:u64("inflight.length")
         return string.format("%s, 0x%s bytes at file offset 0x%s", text, length:tohex(), offset:tohex())
     end, queue_result("inflight.flags") },
+    [0x87] = { function(c)
+        local id = c:u32("backing")
+        local flags = c:flags("backing.flags", 4, { "backing.writable" })
+        local length = c:u64("backing.length")
+        local file_offset = c:u64("backing.file_offset")
+        return string.format("backing %d, 0x%s bytes at file offset 0x%s%s", id, length:tohex(), file_offset:tohex(),
+            flags % 2 == 1 and ", writable" or "")
+    end, backing_result },
+    [0x88] = { function(c)
+        local id = c:u32("backing")
+        c:u32("backing.flags")
+        return string.format("backing %d", id)
+    end, backing_result },
+    [0x89] = { function(c)
+        local id = c:u32("window")
+        local flags = c:flags("window.flags", 4, { "window.writable", "window.more" })
+        local backing = c:u32("window.backing")
+        c:u32("zero")
+        local base_address = c:u64("window.base")
+        local length = c:u64("window.length")
+        local offset = c:u64("window.offset")
+        return string.format("window %d, 0x%s bytes at 0x%s, offset 0x%s of backing %d%s%s", id, length:tohex(),
+            base_address:tohex(), offset:tohex(), backing, flags % 2 == 1 and ", writable" or "",
+            math.floor(flags / 2) % 2 == 1 and ", more" or "")
+    end, function(c) return result(c, true) end },
+    [0x8a] = { function(c)
+        local device = c:u16("device")
+        c:u16("zero")
+        return string.format("device %d, region %d", device, c:u32("region"))
+    end, function(c)
+        local text, value = result(c, false)
+        if value ~= 0 then
+            return text
+        end
+        local length = c:u64("region.length")
+        return string.format("%s, 0x%s bytes at file offset 0x%s", text, length:tohex(), c:u64("region.file_offset"):tohex())
+    end },
 }
 
 local function r1_features(c)

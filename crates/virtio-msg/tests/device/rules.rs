@@ -378,6 +378,26 @@ fn there_are_no_shared_memory_regions() {
 }
 
 #[test]
+fn shared_memory_regions_are_told_by_their_index() {
+    let mut b = Bench::new(&[]);
+    let region = |index, len| ShmInfo {
+        index,
+        len,
+        address: 0,
+    };
+    assert!(b.machine.set_region(region(3, 0x1000)));
+    assert!(b.machine.set_region(region(0, 0x2000)));
+    assert!(b.machine.set_region(region(3, 0x4000)), "in its place");
+    for (index, len) in [(3, 0x4000), (0, 0x2000), (1, 0)] {
+        b.ask(Message::GetShm { index }, |answer| {
+            assert_eq!(answer, Message::Shm(region(index, len)));
+        });
+    }
+    let more = (10..20).filter(|index| b.machine.set_region(region(*index, 1)));
+    assert_eq!(more.count(), virtio_msg::device::MAX_REGIONS - 2);
+}
+
+#[test]
 fn messages_for_others_are_dropped() {
     let mut b = Bench::new(&[]);
     let mut drop = |frame| match b.machine.handle_message(Instant(0), &frame) {

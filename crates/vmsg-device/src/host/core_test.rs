@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use virtio_msg::{ConfigEvent, DeviceStatus, FeatureBlocks, FeatureSet, QueueSize, VqueueConfig};
-use vmsg_bus::control::{Response, Status, WindowAdd};
+use vmsg_bus::control::{BackingAdd, Response, Status, ViewAdd, WindowAdd};
 use vmsg_mem::{BusAddr, Mapping};
 
 use super::*;
@@ -373,4 +373,106 @@ fn malformed_requests_of_our_own_are_answered_so() {
         assert_eq!(bench.answer(conn), Some(Status::MALFORMED), "{id:#x}");
     }
     assert_eq!(bench.core.counters().malformed, 7);
+}
+
+fn backing_and_view(bench: &mut Bench, conn: ConnId) {
+    let (_, fd) = Mapping::memfd("test", 8192, true).expect("memory");
+    let backing = BackingAdd {
+        id: 5,
+        writable: true,
+        len: 8192,
+        file_offset: 0,
+    };
+    bench.request(conn, Request::BackingAdd(backing), vec![fd]);
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+    bench.request(conn, Request::ViewAdd(view(1, 0x1000)), Vec::new());
+}
+
+fn view(id: u32, base: u64) -> ViewAdd {
+    ViewAdd {
+        id,
+        writable: true,
+        backing: 5,
+        base: BusAddr(base),
+        len: 4096,
+        offset: 4096,
+        more: false,
+    }
+}
+
+#[test]
+fn a_change_of_views_is_answered_when_every_worker_has_the_table() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    backing_and_view(&mut bench, conn);
+    assert_eq!(bench.orders(), ["SetMemory"]);
+    assert_eq!(bench.answer(conn), None, "the device does not see it yet");
+    bench.work();
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+    let remove = Request::BackingRemove { id: 5 };
+    bench.request(conn, remove, Vec::new());
+    assert_eq!(bench.answer(conn), Some(Status::BAD_STATE));
+    let window = Request::WindowRemove { id: 1, more: false };
+    bench.request(conn, window, Vec::new());
+    assert_eq!(bench.answer(conn), None, "the device may still use it");
+    // The driver does not wait for that answer, and the worker may have the file mapped still.
+    bench.request(conn, remove, Vec::new());
+    assert_eq!(bench.answer(conn), None);
+    assert_eq!(bench.orders(), ["SetMemory", "SetMemory"]);
+    bench.work();
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+    assert_eq!(bench.answer(conn), Some(Status::OK));
+}
+
+#[test]
+fn views_and_backings_of_others_cannot_be_named() {
+    let mut bench = Bench::new();
+    let (one, two) = (bench.connect(), bench.connect());
+    backing_and_view(&mut bench, one);
+    assert_eq!(bench.answer(one), Some(Status::OK));
+    bench.request(two, Request::ViewAdd(view(1, 0x1000)), Vec::new());
+    assert_eq!(bench.answer(two), Some(Status::NOT_FOUND));
+    bench.request(two, Request::BackingRemove { id: 5 }, Vec::new());
+    assert_eq!(bench.answer(two), Some(Status::NOT_FOUND));
+    let window = Request::WindowRemove { id: 1, more: false };
+    bench.request(two, window, Vec::new());
+    assert_eq!(bench.answer(two), Some(Status::NOT_FOUND));
+    let none = BackingAdd {
+        id: 6,
+        writable: true,
+        len: 4096,
+        file_offset: 0,
+    };
+    bench.request(two, Request::BackingAdd(none), Vec::new());
+    assert_eq!(bench.answer(two), Some(Status::BAD_FD), "without a file");
+}
+
+#[test]
+fn a_device_without_regions_says_so_to_its_driver_and_nothing_to_others() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    let ask = |dev| Request::SharedMemory {
+        dev: DevNum(dev),
+        id: 0,
+    };
+    bench.request(conn, ask(0), Vec::new());
+    assert_eq!(bench.answer(conn), Some(Status::DENIED));
+    bench.request(conn, ask(9), Vec::new());
+    assert_eq!(bench.answer(conn), Some(Status::NOT_FOUND));
+    bench.bring_up(conn);
+    bench.request(conn, ask(0), Vec::new());
+    assert_eq!(bench.answer(conn), Some(Status::NOT_FOUND));
+}
+
+#[test]
+fn devices_stopped_by_an_unmapped_address_are_counted() {
+    let mut bench = Bench::new();
+    let conn = bench.connect();
+    bench.bring_up(conn);
+    for unmapped in [true, false] {
+        let why = "queue 0: 16 bytes at bus address 0x1000 are outside every window".into();
+        bench.notice(Notice::Broken { why, unmapped });
+    }
+    assert_eq!(bench.core.counters().unmapped, 1);
 }

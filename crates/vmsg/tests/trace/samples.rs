@@ -324,7 +324,26 @@ fn unix_bus() -> Vec<Sample> {
         &0x2010u64.to_le_bytes(),
     ]
     .concat();
-    let cases: [Case; 7] = [
+    let backing = [
+        &[8, 0, 0, 0, 1, 0, 0, 0][..],
+        &0x4000_0000u64.to_le_bytes(),
+        &0x2000u64.to_le_bytes(),
+    ]
+    .concat();
+    let view = [
+        &[7, 0, 0, 0, 3, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0][..],
+        &0xffff_f000u64.to_le_bytes(),
+        &0x1000u64.to_le_bytes(),
+        &0x3000u64.to_le_bytes(),
+    ]
+    .concat();
+    let region = [
+        &[3, 0, 0, 0, 0, 0, 0, 0][..],
+        &0x8000u64.to_le_bytes(),
+        &0x1000u64.to_le_bytes(),
+    ]
+    .concat();
+    let cases: [Case; 11] = [
         (
             0x80,
             1,
@@ -412,6 +431,60 @@ fn unix_bus() -> Vec<Sample> {
             ],
             &[("virtio_msg.device", 3), ("virtio_msg.result", 0)],
         ),
+        (
+            0x87,
+            1,
+            "BACKING_ADD",
+            backing,
+            [&[8, 0, 0, 0], done].concat(),
+            &[
+                ("virtio_msg.backing", 8),
+                ("virtio_msg.backing.writable", 1),
+                ("virtio_msg.backing.length", 0x4000_0000),
+                ("virtio_msg.backing.file_offset", 0x2000),
+            ],
+            &[("virtio_msg.backing", 8), ("virtio_msg.result", 0)],
+        ),
+        (
+            0x88,
+            0,
+            "BACKING_REMOVE",
+            vec![8, 0, 0, 0, 0, 0, 0, 0],
+            vec![8, 0, 0, 0, 9, 0, 0, 0],
+            &[("virtio_msg.backing", 8)],
+            &[("virtio_msg.backing", 8), ("virtio_msg.result", 9)],
+        ),
+        (
+            0x89,
+            0,
+            "VIEW_ADD",
+            view,
+            [&[7, 0, 0, 0], done].concat(),
+            &[
+                ("virtio_msg.window", 7),
+                ("virtio_msg.window.writable", 1),
+                ("virtio_msg.window.more", 1),
+                ("virtio_msg.window.backing", 8),
+                ("virtio_msg.window.base", 0xffff_f000),
+                ("virtio_msg.window.length", 0x1000),
+                ("virtio_msg.window.offset", 0x3000),
+            ],
+            &[("virtio_msg.window", 7), ("virtio_msg.result", 0)],
+        ),
+        (
+            0x8a,
+            0,
+            "SHARED_MEMORY",
+            vec![3, 0, 0, 0, 1, 0, 0, 0],
+            region,
+            &[("virtio_msg.device", 3), ("virtio_msg.region", 1)],
+            &[
+                ("virtio_msg.device", 3),
+                ("virtio_msg.result", 0),
+                ("virtio_msg.region.length", 0x8000),
+                ("virtio_msg.region.file_offset", 0x1000),
+            ],
+        ),
     ];
     let mut samples = Vec::new();
     for (id, fds, name, request, response, asked, answered) in cases {
@@ -431,13 +504,10 @@ fn unix_bus() -> Vec<Sample> {
         let mut ask = sample(true, &message(false, &request), name, asked, &[]);
         ask.fds = fds;
         samples.push(ask);
-        samples.push(sample(
-            false,
-            &message(true, &response),
-            name,
-            answered,
-            texts,
-        ));
+        let mut answer = sample(false, &message(true, &response), name, answered, texts);
+        // Memory of the device comes with its file.
+        answer.fds = usize::from(id == 0x8a);
+        samples.push(answer);
     }
     samples
 }
