@@ -150,7 +150,7 @@ pub(super) fn kind(kind: Kind) -> &'static str {
 }
 
 /// The names of all messages, of all layouts.
-pub(super) const NAMES: [&str; 31] = [
+pub(super) const NAMES: [&str; 35] = [
     "GET_DEVICE_INFO",
     "GET_DEVICE_FEATURES",
     "SET_DRIVER_FEATURES",
@@ -176,6 +176,10 @@ pub(super) const NAMES: [&str; 31] = [
     "CLAIM",
     "DEVICE_NAME",
     "QUEUE_INFLIGHT",
+    "BACKING_ADD",
+    "BACKING_REMOVE",
+    "VIEW_ADD",
+    "SHARED_MEMORY",
     "DEVICE_INFO",
     "GET_FEATURES",
     "SET_FEATURES",
