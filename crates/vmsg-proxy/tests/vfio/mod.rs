@@ -126,6 +126,8 @@ pub struct Layout4 {
 pub struct Ram {
     pub mapping: &'static Mapping,
     pub file: OwnedFd,
+    /// Where it begins in its file.
+    pub offset: u64,
     /// The memory as messages reach it, if the file is not passed on.
     pub messages: Option<Arc<Memory>>,
 }
@@ -134,23 +136,38 @@ impl Ram {
     fn new(messages: bool) -> Ram {
         let (whole, file) = Mapping::memfd("guest", OFFSET + RAM, false).unwrap();
         drop(whole);
-        let mapping =
-            Mapping::of_fd(file.as_fd(), OFFSET, RAM, vmsg_mem::Access::ReadWrite).unwrap();
-        // Leaked: a few MiB for each guest, and the queues need somebody to own it.
-        let mapping: &'static Mapping = Box::leak(Box::new(mapping));
+        let mut ram = Ram::of(file, OFFSET);
         let memory = || {
             Arc::new(Memory {
                 base: RAM_AT,
-                ram: mapping,
+                ram: ram.mapping,
                 transfers: AtomicU64::new(0),
                 silent: AtomicBool::new(false),
             })
         };
+        ram.messages = messages.then(memory);
+        ram
+    }
+
+    fn of(file: OwnedFd, offset: u64) -> Ram {
+        let mapping =
+            Mapping::of_fd(file.as_fd(), offset, RAM, vmsg_mem::Access::ReadWrite).unwrap();
         Ram {
-            mapping,
+            // Leaked: a few MiB for each guest, and the queues need somebody to own it.
+            mapping: Box::leak(Box::new(mapping)),
             file,
-            messages: messages.then(memory),
+            offset,
+            messages: None,
         }
+    }
+
+    /// A file that others know by its path, from its beginning on.
+    pub fn in_file(path: &Path) -> Ram {
+        let mut options = std::fs::File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.open(path).unwrap();
+        file.set_len(RAM).unwrap();
+        Ram::of(file.into(), 0)
     }
 
     pub fn shared() -> Ram {
@@ -212,7 +229,7 @@ impl Guest<Client> {
     pub fn new(socket: &Path, ram: Ram) -> Guest<Client> {
         let mut client = Client::new(socket, ram.messages.clone());
         let fd = ram.messages.is_none().then(|| ram.file.as_fd());
-        client.lend(RAM_AT, RAM, OFFSET, fd);
+        client.lend(RAM_AT, RAM, ram.offset, fd);
         Guest::over(client, ram)
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A device host and a proxy, on a bus of sockets.
 
+use super::RAM_AT;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use vmsg_bus::{BusSpec, UnixSpec, keyval};
@@ -13,6 +14,9 @@ use vmsg_proxy::{FrontSpec, Proxy};
 
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 
+/// Messages on a linux-user bus.
+const SMALL: usize = 48;
+
 pub struct DeviceHost {
     stop: Stop,
     handle: Handle,
@@ -23,13 +27,20 @@ impl DeviceHost {
     fn start(bus: &BusSpec) -> DeviceHost {
         let listener = bus.listen("test host").unwrap();
         let mut host = Host::new(1).unwrap();
-        let index = host
-            .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener))
-            .unwrap();
+        let size = match bus {
+            BusSpec::LinuxUser(_) => SMALL,
+            _ => vmsg_bus::DEFAULT_MESSAGE_SIZE,
+        };
+        let index = host.add_bus(size, Some(listener)).unwrap();
         host.add_device(index, "rng0", Some(1), None, Box::new(Rng::new()))
             .unwrap();
         let net = Net::new(&Settings::new(Mac(MAC)), Box::new(Null::default()));
         host.add_device(index, "net0", Some(2), None, Box::new(net))
+            .unwrap();
+        let mut settings = Settings::new(Mac(MAC));
+        settings.queue_pairs = 128;
+        let wide = Net::new(&settings, Box::new(Null::default()));
+        host.add_device(index, "net1", Some(3), None, Box::new(wide))
             .unwrap();
         let (stop, handle) = (host.stop_handle(), host.handle());
         let thread = std::thread::spawn(move || host.run().unwrap());
@@ -70,9 +81,23 @@ impl Place {
         place
     }
 
+    /// On a bus that has the guest's memory, `ram` in the folder, in common.
+    pub fn linux_user(dev: &str) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let spec = format!("linux-user,dir={at},ram={at}/ram,mem-offset={RAM_AT:#x}");
+        let mut place = Place::on(spec.parse().unwrap(), dir, dev, "");
+        place.start_host();
+        place
+    }
+
     pub fn without_host(dev: &str, keys: &str) -> Place {
         let dir = tempfile::tempdir().unwrap();
         let bus = BusSpec::Unix(UnixSpec::new(dir.path().join("bus.sock")));
+        Place::on(bus, dir, dev, keys)
+    }
+
+    fn on(bus: BusSpec, dir: tempfile::TempDir, dev: &str, keys: &str) -> Place {
         let mut place = Place {
             proxy: None,
             host: None,
