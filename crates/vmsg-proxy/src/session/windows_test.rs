@@ -91,7 +91,8 @@ fn impossible_changes_change_nothing() {
         file.window(4 * PAGE, 2 * PAGE, 0),
     ];
     change(&mut windows, &[], &add).unwrap();
-    let cases: &[(&[u64], &[(u64, u64)])] = &[
+    type Case<'a> = (&'a [u64], &'a [(u64, u64)]);
+    let cases: &[Case<'_>] = &[
         (&[0], &[]),
         (&[PAGE + 1], &[]),
         (&[PAGE, PAGE], &[]),
