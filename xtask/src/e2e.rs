@@ -26,7 +26,7 @@ use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
 use crate::scene::{Id, Scene, Stream};
 use crate::tftp;
-use crate::vmsg::{NET_SOCKET, RNG_SOCKET, Vmsg};
+use crate::vmsg::{NET_SOCKET, PROXY, RNG_SOCKET, Vmsg};
 
 pub(crate) use self::nic::traffic_server;
 
@@ -396,7 +396,7 @@ fn proxy_first(stage: &mut Stage, report: &mut Report) -> Result<()> {
 fn printed_arguments(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let vmsg = stage.vmsg()?;
     stage.sides()?;
-    let arguments = vmsg.printed_arguments(stage.scene.dir(), stage.kit.machine)?;
+    let arguments = vmsg.printed_arguments(stage.scene.dir(), stage.kit.machine, &PROXY)?;
     let mac = arguments
         .iter()
         .find_map(|a| Some(a.split_once("mac=")?.1.split(',').next()?.to_owned()));

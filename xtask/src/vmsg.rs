@@ -23,7 +23,7 @@ pub(crate) const NET: &str = "net,id=net0,backend=user,pcap=net.pcap";
 pub(crate) const NET_SOCKET: &str = "net.sock";
 pub(crate) const RNG_SOCKET: &str = "rng.sock";
 /// The options of the proxy: a front for each device.
-const PROXY: [(&str, &str); 3] = [
+pub(crate) const PROXY: [(&str, &str); 3] = [
     ("--bus", BUS),
     ("--front", "vhost-user,socket=net.sock,dev=net0"),
     ("--front", "vhost-user,socket=rng.sock,dev=1"),
@@ -96,10 +96,15 @@ impl Vmsg {
         )
     }
 
-    /// The arguments of QEMU that `vmsg proxy --print-qemu` prints for the same proxy, a word each. A device host has
-    /// to be there.
-    pub(crate) fn printed_arguments(&self, dir: &Path, machine: Machine) -> Result<Vec<String>> {
-        let mut command = self.command("proxy", &PROXY);
+    /// The arguments of QEMU that `vmsg proxy --print-qemu` prints for a proxy with these `options`, a word each. A
+    /// device host has to be there.
+    pub(crate) fn printed_arguments(
+        &self,
+        dir: &Path,
+        machine: Machine,
+        options: &[(&str, &str)],
+    ) -> Result<Vec<String>> {
+        let mut command = self.command("proxy", options);
         command
             .args(["--print-qemu", "--machine", machine.name()])
             .current_dir(dir);
@@ -113,9 +118,14 @@ impl Vmsg {
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        // As the shell splits what `$(…)` gives.
-        let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text.split_whitespace().map(str::to_owned).collect())
+        // The words as a shell has them into which the text is pasted.
+        let text = String::from_utf8_lossy(&output.stdout).replace('\n', " ");
+        let words = Command::new("sh")
+            .args(["-c", r#"eval "set -- $0"; printf '%s\n' "$@""#, &text])
+            .output()
+            .context("cannot run sh")?;
+        let words = String::from_utf8_lossy(&words.stdout);
+        Ok(words.lines().map(str::to_owned).collect())
     }
 
     /// Starts `vmsg subcommand` with `options` and waits for as many `ready` lines as it is to print.

@@ -36,7 +36,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 28] = [
+pub(super) const TESTS: [Test; 29] = [
     Test {
         name: "checks",
         reference: true,
@@ -192,6 +192,12 @@ pub(super) const TESTS: [Test; 28] = [
         reference: false,
         short: Short::No,
         play: vfio_user::stuck,
+    },
+    Test {
+        name: "vfio-user-printed-arguments",
+        reference: false,
+        short: Short::No,
+        play: vfio_user::printed,
     },
     Test {
         name: "vfio-user-next-guest",
