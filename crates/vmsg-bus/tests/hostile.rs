@@ -6,6 +6,7 @@
 mod raw;
 
 use raw::{connect, frame, hello, recv, send, seqpacket, u32_at, u64_at};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::SocketAddrUnix;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -118,6 +119,23 @@ fn good(listener: &mut Listener) -> (DriverBus, DeviceBus) {
         }
     };
     (connecting.advance().unwrap().unwrap(), device)
+}
+
+#[test]
+fn what_comes_over_an_open_connection_does_not_wake_the_listener() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut listener = host(dir.path());
+    let (evil, _device) = Evil::connect(&mut listener);
+    let is_ready = |listener: &Listener| {
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() != 0
+    };
+    send(&evil.socket, &MARKER, &[]);
+    assert!(!is_ready(&listener));
+    drop(evil);
+    assert!(!is_ready(&listener));
+    let _next = connect(listener.path());
+    assert!(is_ready(&listener), "somebody new");
 }
 
 #[test]

@@ -314,6 +314,8 @@ impl Listener {
             return Ok(None);
         };
         let socket = pending.socket;
+        // From now on what comes over it is the connection's business, and would only keep the caller of `accept` awake.
+        epoll::delete(&self.epoll, &socket)?;
         if received.len == 0 {
             self.rejected.gone += 1;
             return Ok(None);
