@@ -121,6 +121,24 @@ fn a_driver_without_msix_uses_the_interrupt_line() {
 }
 
 #[test]
+fn a_driver_is_not_interrupted_before_it_has_asked_for_anything() {
+    for keys in ["", ",isolate=on"] {
+        let place = Place::new("rng0", keys);
+        let mut guest = Guest::new(&place.socket(), Ram::shared());
+        guest.negotiate(0);
+        guest.lay_out_queue();
+        guest.use_msix(1);
+        guest.enable_queues();
+        // An access behind all of that.
+        assert_eq!(guest.status() & DRIVER_OK, 0);
+        assert!(!rung_within(
+            &guest.queues[0].call,
+            Duration::from_millis(20)
+        ));
+    }
+}
+
+#[test]
 fn no_interrupt_is_lost_while_vectors_are_masked_and_change() {
     for keys in ["", ",isolate=on"] {
         let place = Place::new("rng0", keys);

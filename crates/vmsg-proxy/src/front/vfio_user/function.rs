@@ -136,7 +136,11 @@ impl Served {
             }
             // What the device told the one before may have been lost on the way.
             match route {
-                Route::Direct(_) => self.function.backend().ring_route(queue),
+                Route::Direct(_) if self.function.core().is_live(queue) => {
+                    self.function.backend().ring_route(queue);
+                }
+                // Before the driver is ready it must not be interrupted.
+                Route::Direct(_) => {}
                 Route::Through => self.function.queue_used(queue),
                 Route::Nobody => {}
             }
