@@ -363,41 +363,43 @@ impl Host {
         let now = self.now();
         self.send_orders(bus);
         let unread: Vec<ConnId> = self.buses[bus].unread.iter().copied().collect();
-        let mut gone = Vec::new();
         for conn in unread {
             if let Err(error) = self.buses[bus].read(now, conn) {
-                gone.push((conn, error));
+                // Before others are read: who came later may ask for what this one held.
+                self.bury(now, bus, conn, error);
             }
             self.send_orders(bus);
         }
         let all: Vec<ConnId> = self.buses[bus].connections.keys().copied().collect();
         for conn in all {
             if let Err(error) = self.buses[bus].write(conn) {
-                gone.push((conn, error));
+                self.bury(now, bus, conn, error);
+                self.send_orders(bus);
             }
         }
-        for (conn, error) in gone {
-            let Bus {
-                core,
-                connections,
-                unread,
-                ..
-            } = &mut self.buses[bus];
-            if let Some(connection) = connections.remove(&conn) {
-                match error {
-                    ChannelError::Closed => {
-                        tracing::debug!(peer = connection.peer_name(), "disconnected");
-                    }
-                    error if core.may_log(now) => {
-                        tracing::warn!(peer = connection.peer_name(), %error, "connection closed");
-                    }
-                    _ => {}
+    }
+
+    /// A connection is over.
+    fn bury(&mut self, now: virtio_msg::Instant, bus: usize, conn: ConnId, error: ChannelError) {
+        let Bus {
+            core,
+            connections,
+            unread,
+            ..
+        } = &mut self.buses[bus];
+        if let Some(connection) = connections.remove(&conn) {
+            match error {
+                ChannelError::Closed => {
+                    tracing::debug!(peer = connection.peer_name(), "disconnected");
                 }
+                error if core.may_log(now) => {
+                    tracing::warn!(peer = connection.peer_name(), %error, "connection closed");
+                }
+                _ => {}
             }
-            unread.remove(&conn);
-            core.disconnect(now, conn);
-            self.send_orders(bus);
         }
+        unread.remove(&conn);
+        core.disconnect(now, conn);
     }
 
     fn send_orders(&mut self, bus: usize) {
