@@ -121,6 +121,32 @@ fn a_driver_without_msix_uses_the_interrupt_line() {
 }
 
 #[test]
+fn the_line_is_unmasked_by_an_eventfd_as_kvm_does_it() {
+    let place = Place::new("rng0", "");
+    let mut guest = Guest::new(&place.socket(), Ram::shared());
+    guest.use_intx();
+    let handled = vfio::new_eventfd();
+    guest.vmm.set_unmask_eventfd(handled.as_fd());
+    guest.start(1);
+    let ring = || rustix::io::write(&handled, &1u64.to_ne_bytes()).unwrap();
+    for _ in 0..10 {
+        guest.ask(0, 16);
+        let line = guest.intx.as_ref().unwrap();
+        assert!(rung_within(line, vfio::client::PATIENCE));
+        // Still raised: the driver has not read the ISR.
+        ring();
+        assert!(rung_within(line, vfio::client::PATIENCE));
+        let (bar, at) = guest.layout.isr;
+        let mut isr = [0];
+        guest.vmm.read(bar, at, &mut isr);
+        assert_eq!(isr, [1]);
+        ring();
+        is_random(&guest.answer_within(0, SHORT).unwrap(), 16);
+        assert!(!guest.queues[0].queue.enable_notifications().unwrap());
+    }
+}
+
+#[test]
 fn a_driver_is_not_interrupted_before_it_has_asked_for_anything() {
     for keys in ["", ",isolate=on"] {
         let place = Place::new("rng0", keys);

@@ -274,6 +274,15 @@ impl Client {
         self.ask(SET_IRQS, &payload, &[]).unwrap();
     }
 
+    /// The same by an eventfd from now on.
+    pub fn set_unmask_eventfd(&mut self, fd: BorrowedFd<'_>) {
+        let mut payload = Vec::new();
+        for value in [20u32, 4 | 16, 0, 0, 1] {
+            payload.extend(value.to_le_bytes());
+        }
+        self.ask(SET_IRQS, &payload, &[fd]).unwrap();
+    }
+
     pub fn reset(&mut self) {
         self.ask(RESET, &[], &[]).unwrap();
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What stands behind the registers: the session's device, which reaches the guest's memory itself or gets copies.
 
-use super::calls::Calls;
+use super::calls::{Calls, Rung};
 use super::lending::Lending;
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
@@ -166,9 +166,14 @@ impl Behind {
         }
     }
 
-    /// Passes on what the device rang.
-    pub(super) fn take_calls(&self, used: impl FnMut(QueueIndex)) -> io::Result<()> {
-        self.calls.take(used)
+    /// Passes on what was rung.
+    pub(super) fn take_calls(&self, rung: impl FnMut(Rung)) -> io::Result<()> {
+        self.calls.take(rung)
+    }
+
+    /// The eventfd by which the client unmasks the interrupt line.
+    pub(super) fn set_unmask(&mut self, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.calls.set_unmask(fd)
     }
 
     /// Readable when there is something to take.

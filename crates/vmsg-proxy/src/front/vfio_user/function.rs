@@ -2,6 +2,7 @@
 //! The device as VFIO describes it: regions, interrupts and memory, over the PCI function.
 
 use super::behind::Behind;
+use super::calls::Rung;
 use super::server::Ready;
 use crate::link::{Deadline, SessionHandle};
 use crate::log_limit::LogLimit;
@@ -108,7 +109,14 @@ impl Served {
     /// Passes on what rang without going to the client itself.
     fn take_calls(&mut self) -> io::Result<()> {
         let mut used = Vec::new();
-        let result = self.function.backend().take_calls(|queue| used.push(queue));
+        let mut unmask = false;
+        let result = self.function.backend().take_calls(|rung| match rung {
+            Rung::Queue(queue) => used.push(queue),
+            Rung::Unmask => unmask = true,
+        });
+        if unmask {
+            self.function.unmask(Irq::Intx);
+        }
         for event in self.function.backend().take_news() {
             match event {
                 shadow::Event::QueueUsed(queue) => used.push(queue),
@@ -208,7 +216,19 @@ impl Served {
         Ok(())
     }
 
-    fn set_masks(&mut self, set: &SetIrqs, masked: bool) -> Result<(), Errno> {
+    fn set_masks(&mut self, set: SetIrqs, masked: bool) -> Result<(), Errno> {
+        let set = match set.data {
+            // KVM tells the end of an interrupt past its VMM.
+            IrqData::Eventfds(mut fds) if set.index == INTX && !masked => {
+                let fd = fds.pop().flatten();
+                return match self.function.backend_mut().set_unmask(fd) {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(self.refuse("an eventfd to unmask", &error, Errno::INVAL)),
+                };
+            }
+            IrqData::Eventfds(_) => return Err(Errno::INVAL),
+            _ => set,
+        };
         let all = self.irq(set.index).count;
         let (start, count) = if set.count == 0 {
             (0, all)
@@ -220,10 +240,6 @@ impl Served {
             IrqData::Bools(bools) => bools.get(at).copied().unwrap_or(false),
             IrqData::Eventfds(_) => false,
         };
-        if matches!(set.data, IrqData::Eventfds(_)) {
-            // Masking by eventfd is for clients that route the end of an interrupt past themselves; those do without.
-            return Err(Errno::INVAL);
-        }
         for (at, index) in (start..start.saturating_add(count)).enumerate() {
             if let Some(irq) = irq(set.index, index).filter(|_| on(at)) {
                 if masked {
@@ -336,8 +352,8 @@ impl Device for Served {
         self.begin();
         let result = match set.action {
             IrqAction::Trigger => self.set_triggers(set),
-            IrqAction::Mask => self.set_masks(&set, true),
-            IrqAction::Unmask => self.set_masks(&set, false),
+            IrqAction::Mask => self.set_masks(set, true),
+            IrqAction::Unmask => self.set_masks(set, false),
         };
         self.settle();
         result
