@@ -294,8 +294,18 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> 
         if sides.is_some() { " and net.pcap" } else { "" },
         scene.dir().display()
     );
+    let mut how = transport.to_owned();
+    if whole && vmsg.is_some() {
+        how.push_str(" by vfio-user");
+    }
+    if options.iommu {
+        how.push_str(", behind an IOMMU");
+    }
+    if options.isolate {
+        how.push_str(", isolated");
+    }
     Ok(format!(
-        "{} guest over {transport}: eth1 has {address} by DHCP, {}, {mebibytes} MiB with the right checksum",
+        "{} guest over {how}: eth1 has {address} by DHCP, {}, {mebibytes} MiB with the right checksum",
         kit.machine.name(),
         statistics.first().map_or("", String::as_str)
     ))
