@@ -11,7 +11,7 @@ use crate::{Counters, Options};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 /// The newest minor version of version 0 there is.
 const MINOR: u16 = 1;
@@ -128,9 +128,7 @@ impl Machine {
     pub(crate) fn reply(&mut self, expected: bool) {
         if !expected {
             self.counters.stray_replies += 1;
-            if self.counters.stray_replies == 1 {
-                warn!("an answer to nothing that was asked; further ones are only counted");
-            }
+            debug!("an answer to nothing that was asked");
         }
     }
 
@@ -146,14 +144,8 @@ impl Machine {
         let errno = match refusal {
             Refusal::Malformed(malformed) => {
                 self.counters.malformed += u64::from(!malformed.is_fair());
-                if self.counters.malformed == 1 && !malformed.is_fair() {
-                    warn!(
-                        command,
-                        "refused a command: {malformed}; further ones are only counted"
-                    );
-                } else {
-                    debug!(command, "refused a command: {malformed}");
-                }
+                // Said by whoever serves the connection, if at all: a client can come again and again.
+                debug!(command, "refused a command: {malformed}");
                 malformed.errno()
             }
             Refusal::Device(errno) => {

@@ -7,7 +7,7 @@ use crate::session::{FileId, Window};
 use rustix::process::Pid;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use thiserror::Error;
 use vmsg_mem::{Access, BusAddr, Mapping, RamSlice};
@@ -16,6 +16,12 @@ use vmsg_vfio_user::DmaError;
 
 /// The most ranges at a time. With a vIOMMU each page of each request is one.
 pub(crate) const MAX_RANGES: usize = 16_384;
+
+/// The most files behind ranges. Each takes a descriptor of this process, which has other clients, too; a guest has a handful.
+pub(crate) const MAX_FILES: usize = 512;
+
+/// Bytes of files that are mapped here for one client. Sparse files are cheap, but a process has no more than 128 TiB of addresses.
+const MAX_MAPPED: u64 = 1 << 40;
 
 /// Files remembered though no range of theirs is left: with a vIOMMU ranges come and go, and are of one file.
 const SPARE_FILES: usize = 16;
@@ -69,6 +75,8 @@ pub(crate) enum MapError {
     Overlap(u64),
     #[error("there are more than {MAX_RANGES} ranges")]
     TooMany,
+    #[error("the ranges have more than {MAX_FILES} files")]
+    TooManyFiles,
     #[error("its file: {0}")]
     File(#[from] FileError),
 }
@@ -92,9 +100,25 @@ pub(crate) struct Range {
     pub(crate) fd: Option<OwnedFd>,
 }
 
+/// What the files of one client take. There are as many of them as references, but for the one that counts.
+#[derive(Debug, Default)]
+struct Budget {
+    /// Bytes.
+    mapped: AtomicU64,
+}
+
+impl Budget {
+    fn admit(&self, len: u64) -> bool {
+        let add = |mapped: u64| mapped.checked_add(len).filter(|sum| *sum <= MAX_MAPPED);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.mapped.fetch_update(set, fetch, add).is_ok()
+    }
+}
+
 /// A file, mapped as a whole when it is first needed.
 #[derive(Debug)]
 struct Backing {
+    budget: Arc<Budget>,
     file: MemoryFile,
     /// Bytes that may be mapped.
     len: u64,
@@ -110,10 +134,25 @@ impl Backing {
 
     fn mapping(&self) -> Option<&Mapping> {
         let map = || {
+            if !self.budget.admit(self.len) {
+                return None;
+            }
             let of = |access| Mapping::of_fd(self.file.fd.as_fd(), 0, self.len, access);
-            of(Access::ReadWrite).or_else(|_| of(Access::Read)).ok()
+            let mapping = of(Access::ReadWrite).or_else(|_| of(Access::Read)).ok();
+            if mapping.is_none() {
+                self.budget.mapped.fetch_sub(self.len, Ordering::Relaxed);
+            }
+            mapping
         };
         self.mapping.get_or_init(map).as_ref()
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if let Some(Some(_)) = self.mapping.get() {
+            self.budget.mapped.fetch_sub(self.len, Ordering::Relaxed);
+        }
     }
 }
 
@@ -131,6 +170,7 @@ struct State {
     /// By address.
     ranges: BTreeMap<u64, Mapped>,
     files: HashMap<FileId, Arc<Backing>>,
+    budget: Arc<Budget>,
 }
 
 impl State {
@@ -142,7 +182,7 @@ impl State {
     }
 
     /// The file of a new range that ends at `end` in it.
-    fn backing(&mut self, fd: OwnedFd, end: u64) -> Result<Arc<Backing>, FileError> {
+    fn backing(&mut self, fd: OwnedFd, end: u64) -> Result<Arc<Backing>, MapError> {
         let file = MemoryFile::new(fd, end)?;
         if let Some(known) = self.files.get(&file.id).filter(|known| known.len >= end) {
             return Ok(known.clone());
@@ -150,7 +190,12 @@ impl State {
         if self.files.len() >= SPARE_FILES {
             self.files.retain(|_, file| Arc::strong_count(file) > 1);
         }
+        // The ranges of a file that has grown meanwhile may have several.
+        if Arc::strong_count(&self.budget) > MAX_FILES {
+            return Err(MapError::TooManyFiles);
+        }
         let backing = Arc::new(Backing {
+            budget: self.budget.clone(),
             len: file.len,
             mapping: OnceLock::new(),
             private: OnceLock::new(),

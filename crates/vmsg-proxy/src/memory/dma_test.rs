@@ -289,3 +289,42 @@ fn a_file_that_the_client_has_mapped_for_itself_is_neither_lent_nor_used() {
     memory.read(BusAddr(0x1000), &mut byte).unwrap();
     assert_eq!(byte, [9]);
 }
+
+#[test]
+fn one_client_has_no_more_files_than_others_can_spare() {
+    let World { memory, .. } = world();
+    let of = |n: usize| n as u64 * 0x10_0000;
+    for n in 0..MAX_FILES {
+        let (_, fd) = ram(0x1000);
+        memory.map(range(of(n), 0x1000, 0, Some(&fd))).unwrap();
+    }
+    let (_, fd) = ram(0x1000);
+    let refused = memory.map(range(of(MAX_FILES), 0x1000, 0, Some(&fd)));
+    assert!(matches!(refused, Err(MapError::TooManyFiles)));
+    // Those there are can be used on.
+    memory.unmap(0, 0x1000).unwrap();
+    memory.map(range(0, 0x1000, 0, Some(&fd))).unwrap();
+    memory.clear();
+    for n in 0..MAX_FILES {
+        let (_, fd) = ram(0x1000);
+        memory.map(range(of(n), 0x1000, 0, Some(&fd))).unwrap();
+    }
+}
+
+#[test]
+fn one_client_has_no_more_addresses_of_this_process_than_others_can_spare() {
+    let World { memory, .. } = world();
+    let sparse = |len| {
+        let file = rustix::fs::memfd_create("sparse", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, len).unwrap();
+        file
+    };
+    let (large, other, small) = (sparse(MAX_MAPPED - 0x1000), sparse(0x2000), sparse(0x1000));
+    for (at, fd) in [(0, &large), (0x1000, &other), (0x2000, &small)] {
+        memory.map(range(at, 0x1000, 0, Some(fd))).unwrap();
+    }
+    memory.write(BusAddr(0), &[1; 8]).unwrap();
+    let refused = memory.write(BusAddr(0x1000), &[1; 8]);
+    assert!(matches!(refused, Err(MemoryError::Unmapped { .. })));
+    memory.write(BusAddr(0x2000), &[1; 8]).unwrap();
+}

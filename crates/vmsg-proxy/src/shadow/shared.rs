@@ -127,6 +127,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A thread that waits for a VMM obeys late. Whoever has a queue's interrupts changed again and again meanwhile leaves one command, not all of them,
+/// each with its descriptor.
+fn enqueue(commands: &mut VecDeque<Command>, command: Command) {
+    if let Command::Interrupt(queue, bell) = command {
+        for other in &mut *commands {
+            if let Command::Interrupt(of, old) = other
+                && *of == queue
+            {
+                *old = bell;
+                return;
+            }
+        }
+        commands.push_back(Command::Interrupt(queue, bell));
+    } else {
+        commands.push_back(command);
+    }
+}
+
 impl Shared {
     pub(super) fn new(queues: usize) -> io::Result<Shared> {
         Ok(Shared {
@@ -145,7 +163,7 @@ impl Shared {
     /// Drops the command, and what it would be answered with, when there is nobody any more to obey it.
     pub(super) fn command(&self, command: Command) {
         match &mut *lock(&self.commands) {
-            Some(commands) => commands.push_back(command),
+            Some(commands) => enqueue(commands, command),
             None => return,
         }
         self.commanded.store(true, Ordering::Release);

@@ -310,7 +310,8 @@ impl Worker<'_> {
             // Somebody wants something of this thread; after that it goes on.
             Halt::Cancelled => self.make_ready(queue),
             Halt::Broken(broken) => {
-                tracing::warn!("shadow queues stand still until the device is reset: {broken}");
+                // The front says it, and how often it says such things is bounded.
+                tracing::debug!("shadow queues stand still until the device is reset: {broken}");
                 self.broken = true;
                 self.ready.clear();
                 self.is_ready.fill(false);

@@ -10,6 +10,7 @@ use crate::session::{DeviceFacts, OpError, QueueSetup, ResumeAt};
 use config::Seen;
 pub(super) use queues::Address;
 use queues::Queue;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex, feature};
 
@@ -120,7 +121,7 @@ pub struct Core<B> {
     config_interrupt: bool,
     was_reset: bool,
     /// A driver can do what fails again and again.
-    limit: LogLimit,
+    limit: Arc<LogLimit>,
 }
 
 impl<B: Backend> Core<B> {
@@ -148,8 +149,13 @@ impl<B: Backend> Core<B> {
             config: Seen::default(),
             config_interrupt: false,
             was_reset: false,
-            limit: LogLimit::default(),
+            limit: Arc::default(),
         }
+    }
+
+    /// What is said about the device counts here, so that drivers that come after this one cannot say all of it again.
+    pub(crate) fn log_with(&mut self, limit: Arc<LogLimit>) {
+        self.limit = limit;
     }
 
     /// What stands behind.

@@ -285,8 +285,11 @@ impl Behind {
             }
         }
         let features = self.features;
+        let limit = self.limit.clone();
         let shadow = self.shadow().map_err(|error| {
-            tracing::error!(%error, "the guest's memory is not shared, and cannot be copied");
+            if let Some(unsaid) = limit.admit() {
+                tracing::error!(%error, unsaid, "the guest's memory is not shared, and cannot be copied");
+            }
             OpError::Invalid("there is no memory for copies")
         })?;
         let (wanted, window) = (shadow.set_features(features), shadow.window());
@@ -379,7 +382,9 @@ impl Backend for Behind {
             return self.direct.start_queue(queue, setup);
         };
         let started = shadow.start_queue(queue, setup).map_err(|error| {
-            tracing::warn!(front = self.name, %error, "a queue cannot be copied");
+            if let Some(unsaid) = self.limit.admit() {
+                tracing::warn!(front = self.name, %error, unsaid, "a queue cannot be copied");
+            }
             OpError::Invalid("the queue cannot be copied")
         })?;
         let begun = self

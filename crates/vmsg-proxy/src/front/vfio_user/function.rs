@@ -53,9 +53,11 @@ impl Served {
         shared: Vec<SharedMemory>,
         limit: Arc<LogLimit>,
     ) -> Served {
+        let mut function = Function::new(behind, Options::default(), shared);
+        function.log_with(limit.clone());
         Served {
             name: name.to_owned(),
-            function: Function::new(behind, Options::default(), shared),
+            function,
             deadline,
             limit,
             refused: 0,
@@ -374,7 +376,7 @@ impl Device for Served {
             Err(error) => {
                 let errno = match &error {
                     MapError::Overlap(_) => Errno::EXIST,
-                    MapError::TooMany => Errno::NOSPC,
+                    MapError::TooMany | MapError::TooManyFiles => Errno::NOSPC,
                     MapError::BadRange | MapError::File(_) => Errno::INVAL,
                 };
                 return Err(self.refuse("memory for the device", &error, errno));

@@ -231,6 +231,7 @@ impl Server {
         let end = match self.meet(&connection) {
             Ok(mut served) => {
                 let end = self.converse(&mut connection, &mut served);
+                self.tell_nonsense(&connection);
                 drop(connection);
                 // First: copying stops, and nobody rings the client's eventfds.
                 drop(served);
@@ -267,6 +268,22 @@ impl Server {
             }
         }
         true
+    }
+
+    /// Says how much a client has sent that no correct one sends.
+    fn tell_nonsense(&self, connection: &Connection) {
+        let counters = connection.counters();
+        if counters.malformed + counters.stray_replies > 0
+            && let Some(unsaid) = self.limit.admit()
+        {
+            tracing::warn!(
+                front = self.name,
+                malformed = counters.malformed,
+                stray_replies = counters.stray_replies,
+                unsaid,
+                "the client has sent what no correct client sends"
+            );
+        }
     }
 
     /// Finds out what there is to serve. A client waits meanwhile.

@@ -11,6 +11,7 @@ use super::config::{self, ConfigSpace, Facts};
 use super::intx::Intx;
 use super::msix::{Msix, NO_VECTOR};
 use super::{Irq, Region, Route};
+use crate::log_limit::LogLimit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio_msg::QueueIndex;
@@ -84,6 +85,11 @@ impl<B: Backend> Function<B> {
             told: vec![Route::Through; queues],
             routes_stale: false,
         }
+    }
+
+    /// What is said about the device counts here.
+    pub(crate) fn log_with(&mut self, limit: Arc<LogLimit>) {
+        self.core.log_with(limit);
     }
 
     /// The registers that all layouts have.
