@@ -118,14 +118,9 @@ impl Vmsg {
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        // The words as a shell has them into which the text is pasted.
-        let text = String::from_utf8_lossy(&output.stdout).replace('\n', " ");
-        let words = Command::new("sh")
-            .args(["-c", r#"eval "set -- $0"; printf '%s\n' "$@""#, &text])
-            .output()
-            .context("cannot run sh")?;
-        let words = String::from_utf8_lossy(&words.stdout);
-        Ok(words.lines().map(str::to_owned).collect())
+        // As the shell splits what `$(…)` gives.
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Starts `vmsg subcommand` with `options` and waits for as many `ready` lines as it is to print.

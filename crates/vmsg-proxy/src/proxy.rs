@@ -457,7 +457,7 @@ fn place_of(path: &Path) -> PathBuf {
     }
 }
 
-/// The QEMU arguments for one front, as text for a shell, without those of the machine
+/// The QEMU arguments for one front, options and their values in turn, without those of the machine
 /// ([`machine_args`](crate::front::qemu::machine_args)). `facts` and the first bytes of `config`, 12 of a network device, are what the
 /// device host says of the device.
 pub fn print_qemu(
@@ -465,9 +465,9 @@ pub fn print_qemu(
     facts: &DeviceFacts,
     config: &[u8],
     machine: &qemu::Machine,
-) -> String {
+) -> Vec<String> {
     if spec.kind == FrontKind::VfioUser {
-        return qemu::to_shell(&qemu::vfio_user_args(&spec.socket));
+        return qemu::vfio_user_args(&spec.socket);
     }
     let config = if facts.info.device_id == 1 {
         config
@@ -489,7 +489,7 @@ pub fn print_qemu(
         },
         mtu: mtu_of(&facts.offered, config),
     };
-    qemu::to_shell(&qemu::device_args(&device, machine))
+    qemu::device_args(&device, machine)
 }
 
 #[cfg(test)]

@@ -108,6 +108,23 @@ fn serve(folder: &TempDir) -> Running {
 }
 
 #[test]
+fn a_script_gets_the_arguments_of_a_vfio_user_device_as_words() {
+    let folder = TempDir::new().expect("a folder");
+    let host = serve(&folder);
+    let front = "vfio-user,socket=x.sock,dev=net0";
+    let args = ["proxy", "--print-qemu", "--bus", BUS, "--front", front];
+    let printed = output(folder.path(), &args);
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    // As the shell splits what `$(…)` gives: no quote is taken away.
+    let printed = text(&printed.stdout);
+    let device = printed.split_whitespace().last().expect("a device");
+    let device: serde_json::Value = serde_json::from_str(device).expect("JSON");
+    assert_eq!(device["driver"], "vfio-user-pci");
+    assert_eq!(device["socket"]["path"], "x.sock");
+    host.end();
+}
+
+#[test]
 fn devices_are_listed_for_people_and_for_programs() {
     let folder = TempDir::new().expect("a folder");
     let host = serve(&folder);

@@ -76,21 +76,25 @@ pub(super) fn print(
         version,
         memory_file,
     };
-    let mut lines = vec![to_shell(&machine_args(&machine))];
+    let mut words = machine_args(&machine);
     for (front, bus) in asked {
         if front.kind == FrontKind::VfioUser {
             // QEMU asks the front what it is.
-            lines.push(to_shell(&vfio_user_args(&front.socket)));
+            words.extend(vfio_user_args(&front.socket));
             continue;
         }
         let (facts, config) =
             describe(bus, &front.dev.0).with_context(|| front.dev.0.to_string())?;
-        lines.push(print_qemu(front, &facts, &config, &machine));
+        words.extend(print_qemu(front, &facts, &config, &machine));
     }
-    // For a person to paste; a script's `$(…)` would take the backslashes for arguments.
-    let terminal = std::io::stdout().is_terminal();
-    let end = if terminal { " \\\n" } else { "\n" };
-    writeln!(Out::lock(), "{}", lines.join(end).replace(" \\\n", end))?;
+    // For a person to paste; a script's `$(…)` would take quotes and backslashes for parts of the arguments.
+    let text = if std::io::stdout().is_terminal() {
+        to_shell(&words)
+    } else {
+        let pairs: Vec<String> = words.chunks(2).map(|pair| pair.join(" ")).collect();
+        pairs.join("\n")
+    };
+    writeln!(Out::lock(), "{text}")?;
     Ok(())
 }
 
