@@ -446,10 +446,15 @@ fn the_arguments_for_qemu_name_what_the_device_is() {
         let Ok(Outcome::Device(facts)) = link.handle().call(Op::Describe) else {
             panic!("there is a device");
         };
-        let text = vmsg_proxy::print_qemu(&spec, &facts, &[], &Default::default());
+        let words = vmsg_proxy::print_qemu(&spec, &facts, &[], &Default::default());
         assert_eq!(
-            text,
-            "-chardev socket,id=vmsg-rng,path=rng.sock \\\n-device vhost-user-rng-pci,chardev=vmsg-rng"
+            words,
+            [
+                "-chardev",
+                "socket,id=vmsg-rng,path=rng.sock",
+                "-device",
+                "vhost-user-rng-pci,chardev=vmsg-rng",
+            ]
         );
     }
 }
