@@ -244,6 +244,16 @@ impl Guest {
         }
     }
 
+    /// Waits until the device has used the buffer: how many bytes it has written. A queue that goes on is notified once without that.
+    fn wait_for_used(&self, queue: &mut DriverQueue<'_, Vec<DriverSlot>>) -> u32 {
+        loop {
+            if let Some(used) = queue.pop_used().unwrap() {
+                return used.written;
+            }
+            self.wait_for(|event| matches!(event, Event::QueueUsed(_)));
+        }
+    }
+
     fn there(&self) -> [u8; 7] {
         let mut bytes = [0; 7];
         self.ram.ram().read(BUFFER_AT, &mut bytes);
@@ -273,8 +283,7 @@ fn a_window_in_use_is_taken_back_when_the_worker_is_done_with_it() {
         host.go.send(()).unwrap();
         assert_eq!(&ended.recv_timeout(WAIT).unwrap(), b"written");
     });
-    guest.wait_for(|event| matches!(event, Event::QueueUsed(_)));
-    assert_eq!(queue.pop_used().unwrap().map(|used| used.written), Some(7));
+    assert_eq!(guest.wait_for_used(&mut queue), 7);
     drop(queue);
     drop(guest);
     assert_eq!(host.end().unmapped, 0);
@@ -300,7 +309,7 @@ fn an_address_that_is_not_mapped_stops_the_device_and_is_counted() {
         guest.ask(&mut queue);
         host.taken.recv_timeout(WAIT).expect("the device has it");
         host.go.send(()).unwrap();
-        guest.wait_for(|event| matches!(event, Event::QueueUsed(_)));
+        assert_eq!(guest.wait_for_used(&mut queue), 7);
         assert_eq!(&guest.there(), b"written");
         guest.ram.ram().write(BUFFER_AT, &[0; 7]);
         guest.handle.call(Op::Release).unwrap();
@@ -325,7 +334,7 @@ fn three_hundred_views_come_back_with_the_next_host() {
     guest.ask(&mut queue);
     host.taken.recv_timeout(WAIT).expect("the device has it");
     host.go.send(()).unwrap();
-    guest.wait_for(|event| matches!(event, Event::QueueUsed(_)));
+    assert_eq!(guest.wait_for_used(&mut queue), 7);
     assert_eq!(&guest.there(), b"written");
     drop(queue);
     drop(guest);
