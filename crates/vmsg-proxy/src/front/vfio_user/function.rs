@@ -20,8 +20,11 @@ use vmsg_vfio_user::{
     RegionMap, SetIrqs,
 };
 
-/// How long one message of the client may take. QEMU gives up after 5 s.
+/// How long one message of the client may take, with those before it that it had to wait for. QEMU gives up after 5 s.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is done as fast as this does not count: there may be any number of such messages behind each other.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// Regions of a PCI device in `<linux/vfio.h>`: BARs, then ROM, configuration space, VGA.
 const BARS: u32 = 6;
@@ -40,6 +43,10 @@ pub(super) struct Served {
     name: String,
     function: Function<Behind>,
     deadline: Deadline,
+    /// When the message under way was begun.
+    begun: Option<Instant>,
+    /// What messages have taken since there was none that waited.
+    spent: Duration,
     limit: Arc<LogLimit>,
     /// Requests that could not be done.
     pub(super) refused: u64,
@@ -59,6 +66,8 @@ impl Served {
             name: name.to_owned(),
             function,
             deadline,
+            begun: None,
+            spent: Duration::ZERO,
             limit,
             refused: 0,
         }
@@ -68,9 +77,29 @@ impl Served {
         self.function.backend()
     }
 
-    /// What happens from now on is to end in time.
-    fn begin(&self) {
-        self.deadline.set(Some(Instant::now() + PATIENCE));
+    /// What happens from now on is to end in time. Whoever has sent many messages without waiting for an answer waits for all of them with the next one.
+    fn begin(&mut self) {
+        self.count_time();
+        let now = Instant::now();
+        self.begun = Some(now);
+        self.deadline
+            .set(Some(now + PATIENCE.saturating_sub(self.spent)));
+    }
+
+    fn count_time(&mut self) {
+        let took = self.begun.take().map(|begun| begun.elapsed());
+        self.spent += took.filter(|took| *took > AT_ONCE).unwrap_or_default();
+    }
+
+    /// Whether messages have taken so long that those which wait behind them have less time. Asked when all that were read are done.
+    pub(super) fn is_late(&mut self) -> bool {
+        self.count_time();
+        self.spent > Duration::ZERO
+    }
+
+    /// No message waits.
+    pub(super) fn rested(&mut self) {
+        self.spent = Duration::ZERO;
     }
 
     /// The device cannot be trusted any more until it is reset.

@@ -380,6 +380,9 @@ impl Server {
                 }
                 Err(end) => return End::Client(end),
             };
+            if served.is_late() && !more && !has_input(connection) {
+                served.rested();
+            }
             match self.wait(connection, Some(served), more.then_some(Duration::ZERO)) {
                 Ok(what) => ready = what,
                 Err(end) => return end,
@@ -475,4 +478,10 @@ impl Server {
         drop(self.session.take_events());
         true
     }
+}
+
+/// Whether the client has sent something that was not read yet.
+fn has_input(connection: &Connection) -> bool {
+    let mut fds = [PollFd::new(connection, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
