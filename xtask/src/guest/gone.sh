@@ -9,6 +9,8 @@ function=$(basename "${device%/*}")
 net=/sys/bus/virtio/drivers/virtio_net
 rng=/sys/bus/virtio/drivers/virtio_rng
 rng_virtio=$(basename "$(ls -d $rng/virtio*)")
+# Addresses that come by themselves are commands on the control queue, at any time (see below).
+[ ! -e /proc/sys/net/ipv6 ] || echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6
 lease eth1 || fail "no address"
 ping -q -c 2 -i 0.1 10.0.2.2 || fail "no answer"
 
@@ -30,9 +32,10 @@ soon gone-lspci lspci -nvv -s "$function"
 soon gone-status cat "$device/status" "$device/features"
 soon gone-send ping -q -c 3 -i 0.2 -W 1 10.0.2.2
 soon gone-rng-unbind sh -c "echo $rng_virtio > $rng/unbind"
+soon gone-rng-bind sh -c "echo $rng_virtio > $rng/bind"
 soon gone-lspci-again lspci -nvv -s "$function"
 mark without
-# Binding it again would have the kernel read random numbers at once, and hold a lock meanwhile. Commands on the control queue wait in the kernel, some kernels without letting anything else run, until somebody
+# Commands on the control queue wait in the kernel, some kernels without letting anything else run, until somebody
 # answers them.
 check back-down ip link set eth1 down
 check back-up ip link set eth1 up
