@@ -8,6 +8,7 @@ use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
 use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage, as_count};
 use crate::config::{DESCRIPTOR_SIZE, check_size};
 use crate::gather::{Gather, Kind, Stop};
+use crate::position::Position;
 use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
 use crate::{QueueConfig, QueueError, QueueFeatures};
 
@@ -26,17 +27,7 @@ use crate::{QueueConfig, QueueError, QueueFeatures};
 /// ```
 #[derive(Debug)]
 pub struct DeviceQueue {
-    config: QueueConfig,
-    features: QueueFeatures,
-    /// Index of the next entry to take from the available ring.
-    next_avail: u16,
-    /// Index of the next used element.
-    next_used: u16,
-    /// What the driver was last shown as the used index.
-    published: u16,
-    /// Chains of the last batch that can still be given back with `rewind`.
-    rewindable: u16,
-    broken: bool,
+    position: Position,
 }
 
 impl DeviceQueue {
@@ -73,19 +64,8 @@ impl DeviceQueue {
         avail: u16,
         used: u16,
     ) -> Result<Self, QueueError> {
-        let size = config.size;
-        check_size(size)?;
-        if avail.wrapping_sub(used) > size {
-            return Err(QueueError::BadResume { avail, used, size });
-        }
         let queue = Self {
-            config,
-            features,
-            next_avail: avail,
-            next_used: used,
-            published: used,
-            rewindable: 0,
-            broken: false,
+            position: Position::new(config, features, avail, used)?,
         };
         queue.table(space)?;
         queue.avail(space)?;
@@ -108,32 +88,32 @@ impl DeviceQueue {
 
     /// Where the queue is.
     pub const fn config(&self) -> QueueConfig {
-        self.config
+        self.position.config
     }
 
     /// What was negotiated.
     pub const fn features(&self) -> QueueFeatures {
-        self.features
+        self.position.features
     }
 
     /// Index of the next entry that [`pop`](Self::pop) takes from the available ring.
     pub const fn avail_index(&self) -> u16 {
-        self.next_avail
+        self.position.next_avail
     }
 
     /// The used index that the driver has been shown.
     pub const fn used_index(&self) -> u16 {
-        self.published
+        self.position.published
     }
 
     /// Chains that were taken and are not yet shown to the driver as used.
     pub const fn in_flight(&self) -> u16 {
-        self.next_avail.wrapping_sub(self.published)
+        self.position.in_flight()
     }
 
     /// True after a fault of the driver.
     pub const fn is_broken(&self) -> bool {
-        self.broken
+        self.position.broken
     }
 
     /// Number of chains that the driver has made available and that were not yet taken.
@@ -142,11 +122,11 @@ impl DeviceQueue {
     ///
     /// [`QueueError::Mem`], [`QueueError::BadAvailIndex`], [`QueueError::Broken`].
     pub fn available(&mut self, space: AddressSpace<'_>) -> Result<u16, QueueError> {
-        self.check()?;
+        self.position.check()?;
         let ready = self
             .avail(space)
-            .and_then(|ring| self.check_avail_index(ring.index()));
-        ready.map_err(|error| self.fail(error))
+            .and_then(|ring| self.position.check_avail_index(ring.index()));
+        ready.map_err(|error| self.position.fail(error))
     }
 
     /// Takes up to `max` chains. Fewer if the driver has made fewer available,
@@ -167,11 +147,11 @@ impl DeviceQueue {
         storage: &'b mut impl Storage,
         max: usize,
     ) -> Result<Batch<'b>, QueueError> {
-        self.check()?;
+        self.position.check()?;
         let parts = storage.parts();
         match self.gather(space, PieceList::new(parts.pieces), parts.chains, max) {
             Ok(batch) => Ok(batch),
-            Err(error) => Err(self.fail(error)),
+            Err(error) => Err(self.position.fail(error)),
         }
     }
 
@@ -182,21 +162,21 @@ impl DeviceQueue {
         chains: &'b mut [ChainSlot],
         max: usize,
     ) -> Result<Batch<'b>, QueueError> {
-        self.rewindable = 0;
+        self.position.rewindable = 0;
         let avail = self.avail(space)?;
-        let ready = usize::from(self.check_avail_index(avail.index())?);
+        let ready = usize::from(self.position.check_avail_index(avail.index())?);
         let count = ready.min(max).min(chains.len());
         if count == 0 {
             return Ok(Batch::EMPTY);
         }
         let table = self.table(space)?;
-        let mut gather = Gather::new(space, list, self.features.indirect);
+        let mut gather = Gather::new(space, list, self.position.features.indirect);
         let mut taken: u16 = 0;
         let chains = &mut chains[..count];
         loop {
             let before = taken;
             for kind in Kind::ALL {
-                let index = self.next_avail.wrapping_add(taken);
+                let index = self.position.next_avail.wrapping_add(taken);
                 let rest = &mut chains[usize::from(taken)..];
                 taken += gather.run(kind, avail.heads_from(index), table, rest);
                 if usize::from(taken) == count {
@@ -209,17 +189,16 @@ impl DeviceQueue {
             if taken > before {
                 continue;
             }
-            let index = self.next_avail.wrapping_add(taken);
+            let index = self.position.next_avail.wrapping_add(taken);
             // Rare in one way or another, or faulty.
             let head = avail.head(index);
             match resolve(&mut gather, table, head, slot) {
                 Ok(()) => taken += 1,
                 Err(_) if taken > 0 => break,
-                Err(stop) => return Err(gather.explain(stop, head, self.config.size)),
+                Err(stop) => return Err(gather.explain(stop, head, self.position.config.size)),
             }
         }
-        self.next_avail = self.next_avail.wrapping_add(taken);
-        self.rewindable = taken;
+        self.position.take(taken);
         let pieces = gather.list.finish();
         // SAFETY: each of these slots was just filled, with two lengths that the list of pieces had
         // one after the other. It only grew, but for chains that are not among these.
@@ -236,20 +215,22 @@ impl DeviceQueue {
         heads: &[u16],
         max: usize,
     ) -> Result<Batch<'b>, QueueError> {
-        self.check()?;
-        self.rewindable = 0;
+        self.position.check()?;
+        self.position.rewindable = 0;
         let parts = storage.parts();
         let list = PieceList::new(parts.pieces);
-        let table = self.table(space).map_err(|error| self.fail(error))?;
-        let mut gather = Gather::new(space, list, self.features.indirect);
+        let table = self
+            .table(space)
+            .map_err(|error| self.position.fail(error))?;
+        let mut gather = Gather::new(space, list, self.position.features.indirect);
         let mut taken = 0;
         for (slot, &head) in parts.chains.iter_mut().zip(heads.iter().rev()).take(max) {
             match resolve(&mut gather, table, head, slot) {
                 Ok(()) => taken += 1,
                 Err(_) if taken > 0 => break,
                 Err(stop) => {
-                    let error = gather.explain(stop, head, self.config.size);
-                    return Err(self.fail(error));
+                    let error = gather.explain(stop, head, self.position.config.size);
+                    return Err(self.position.fail(error));
                 }
             }
         }
@@ -267,18 +248,7 @@ impl DeviceQueue {
     ///
     /// If the last `pop` returned fewer chains, or fewer are not completed.
     pub fn rewind(&mut self, n: usize) {
-        if self.broken {
-            return;
-        }
-        let most = self
-            .rewindable
-            .min(self.next_avail.wrapping_sub(self.next_used));
-        let n = u16::try_from(n)
-            .ok()
-            .filter(|&n| n <= most)
-            .expect("only chains of the last pop can be given back");
-        self.rewindable -= n;
-        self.next_avail = self.next_avail.wrapping_sub(n);
+        self.position.rewind(n);
     }
 
     /// Marks a chain as used after `written` bytes were written to its
@@ -311,15 +281,15 @@ impl DeviceQueue {
         &'q mut self,
         space: AddressSpace<'q>,
     ) -> Result<Completer<'q>, QueueError> {
-        self.check()?;
+        self.position.check()?;
         match self.used(space) {
             Ok(used) => Ok(Completer {
                 used,
-                next_used: self.next_used,
-                queue: &mut self.next_used,
-                next_avail: self.next_avail,
+                next_used: self.position.next_used,
+                queue: &mut self.position.next_used,
+                next_avail: self.position.next_avail,
             }),
-            Err(error) => Err(self.fail(error)),
+            Err(error) => Err(self.position.fail(error)),
         }
     }
 
@@ -331,23 +301,23 @@ impl DeviceQueue {
     /// [`QueueError::Mem`] if an area is gone, [`QueueError::Broken`].
     #[inline]
     pub fn publish(&mut self, space: AddressSpace<'_>) -> Result<bool, QueueError> {
-        self.check()?;
-        if self.published == self.next_used {
+        self.position.check()?;
+        if self.position.published == self.position.next_used {
             return Ok(false);
         }
         match (self.used(space), self.avail(space)) {
             (Ok(used), Ok(avail)) => {
-                used.release_index(self.next_used);
-                let old = core::mem::replace(&mut self.published, self.next_used);
+                used.release_index(self.position.next_used);
+                let old = core::mem::replace(&mut self.position.published, self.position.next_used);
                 // SYNC POINT: the index must be out before the driver's wish is read. The driver
                 // states its wish, then looks at the index again; one of us sees the other.
                 fence(Ordering::SeqCst);
                 Ok(match avail.used_event() {
-                    Some(event) => passed_event(event, self.next_used, old),
+                    Some(event) => passed_event(event, self.position.next_used, old),
                     None => avail.flags() & NO_NOTIFICATION == 0,
                 })
             }
-            (Err(error), _) | (_, Err(error)) => Err(self.fail(error)),
+            (Err(error), _) | (_, Err(error)) => Err(self.position.fail(error)),
         }
     }
 
@@ -357,13 +327,13 @@ impl DeviceQueue {
     ///
     /// [`QueueError::Mem`] if the device area is gone, [`QueueError::Broken`].
     pub fn disable_notifications(&mut self, space: AddressSpace<'_>) -> Result<(), QueueError> {
-        self.check()?;
+        self.position.check()?;
         // With EVENT_IDX the event stays where it is, in the past: the driver notifies once at
         // most, until its index has gone all the way around.
-        if !self.features.event_idx {
+        if !self.position.features.event_idx {
             match self.used(space) {
                 Ok(used) => used.set_flags(NO_NOTIFICATION),
-                Err(error) => return Err(self.fail(error)),
+                Err(error) => return Err(self.position.fail(error)),
             }
         }
         Ok(())
@@ -393,10 +363,12 @@ impl DeviceQueue {
         space: AddressSpace<'_>,
         enough: u16,
     ) -> Result<bool, QueueError> {
-        self.check()?;
-        let used = self.used(space).map_err(|error| self.fail(error))?;
-        if self.features.event_idx {
-            used.set_avail_event(self.next_avail.wrapping_add(enough));
+        self.position.check()?;
+        let used = self
+            .used(space)
+            .map_err(|error| self.position.fail(error))?;
+        if self.position.features.event_idx {
+            used.set_avail_event(self.position.next_avail.wrapping_add(enough));
         } else {
             used.set_flags(0);
         }
@@ -406,55 +378,27 @@ impl DeviceQueue {
     }
 
     #[inline]
-    fn check(&self) -> Result<(), QueueError> {
-        if self.broken {
-            Err(QueueError::Broken)
-        } else {
-            Ok(())
-        }
-    }
-
-    #[cold]
-    fn fail(&mut self, error: QueueError) -> QueueError {
-        self.broken = true;
-        error
-    }
-
-    /// Number of new entries, if the driver's index can be right: a driver
-    /// never has more chains in flight than there are descriptors.
-    #[inline]
-    fn check_avail_index(&self, avail: u16) -> Result<u16, QueueError> {
-        let ready = avail.wrapping_sub(self.next_avail);
-        let size = self.config.size;
-        if u32::from(ready) + u32::from(self.in_flight()) > u32::from(size) {
-            return Err(QueueError::BadAvailIndex {
-                avail,
-                next: self.next_avail,
-                in_flight: self.in_flight(),
-                size,
-            });
-        }
-        Ok(ready)
-    }
-
-    #[inline]
     fn table<'b>(&self, space: AddressSpace<'b>) -> Result<DescriptorTable<'b>, QueueError> {
-        let QueueConfig { size, desc, .. } = self.config;
+        let QueueConfig { size, desc, .. } = self.position.config;
         let area = Area::new(desc, DESCRIPTOR_SIZE * usize::from(size), 16, Access::Read);
         area.look_up(space, |ram| DescriptorTable::new(ram, size.into()))
     }
 
     #[inline]
     fn avail<'b>(&self, space: AddressSpace<'b>) -> Result<AvailRing<'b>, QueueError> {
-        let QueueConfig { size, driver, .. } = self.config;
-        let event_idx = self.features.event_idx;
+        let QueueConfig { size, driver, .. } = self.position.config;
+        let event_idx = self.position.features.event_idx;
         let area = Area::new(driver, AvailRing::len(size, event_idx), 2, Access::Read);
         area.look_up(space, |ram| AvailRing::new(ram, size, event_idx))
     }
 
     #[inline]
     fn used<'b>(&self, space: AddressSpace<'b>) -> Result<UsedRing<'b>, QueueError> {
-        used_ring(&self.config, self.features.event_idx, space)
+        used_ring(
+            &self.position.config,
+            self.position.features.event_idx,
+            space,
+        )
     }
 }
 

@@ -31,6 +31,7 @@ mod driver;
 mod error;
 mod gather;
 mod inflight;
+mod position;
 #[cfg(feature = "alloc")]
 mod recorded;
 #[cfg(feature = "alloc")]

@@ -9,8 +9,9 @@ use vmsg_mem::BusAddr;
 use super::table::{Place, Run};
 use super::{Memory, RemoteBatch, RemoteStorage};
 use crate::chain::{ChainSlot, as_count};
-use crate::config::{DESCRIPTOR_LEN, check_size, device_len, driver_len};
+use crate::config::{DESCRIPTOR_LEN, device_len, driver_len};
 use crate::gather::MAX_CHAIN_BYTES;
+use crate::position::Position;
 use crate::ring::{Descriptor, INDIRECT, NEXT, NO_NOTIFICATION, WRITE, passed_event};
 use crate::{Buffer, ChainHead, QueueConfig, QueueError, QueueFeatures};
 
@@ -40,19 +41,9 @@ pub enum RemoteError<E> {
 /// ```
 #[derive(Debug)]
 pub struct RemoteQueue {
-    config: QueueConfig,
-    features: QueueFeatures,
-    /// Index of the next entry to take from the available ring.
-    next_avail: u16,
-    /// Index of the next used element.
-    next_used: u16,
-    /// What the driver was last shown as the used index.
-    published: u16,
+    position: Position,
     /// Used elements from `published` to `next_used`, as they will lie in the ring.
     elements: Vec<u8>,
-    /// Chains of the last batch that can still be given back with `rewind`.
-    rewindable: u16,
-    broken: bool,
 }
 
 impl RemoteQueue {
@@ -76,11 +67,8 @@ impl RemoteQueue {
         avail: u16,
         used: u16,
     ) -> Result<Self, QueueError> {
+        let position = Position::new(config, features, avail, used)?;
         let size = config.size;
-        check_size(size)?;
-        if avail.wrapping_sub(used) > size {
-            return Err(QueueError::BadResume { avail, used, size });
-        }
         let areas = [
             (config.desc, 16 * usize::from(size), 16),
             (config.driver, driver_len(size, features.event_idx), 2),
@@ -95,14 +83,8 @@ impl RemoteQueue {
             }
         }
         Ok(Self {
-            config,
-            features,
-            next_avail: avail,
-            next_used: used,
-            published: used,
+            position,
             elements: Vec::new(),
-            rewindable: 0,
-            broken: false,
         })
     }
 
@@ -120,32 +102,32 @@ impl RemoteQueue {
 
     /// Where the queue is.
     pub const fn config(&self) -> QueueConfig {
-        self.config
+        self.position.config
     }
 
     /// What was negotiated.
     pub const fn features(&self) -> QueueFeatures {
-        self.features
+        self.position.features
     }
 
     /// Index of the next entry that [`pop`](Self::pop) takes from the available ring.
     pub const fn avail_index(&self) -> u16 {
-        self.next_avail
+        self.position.next_avail
     }
 
     /// The used index that the driver has been shown.
     pub const fn used_index(&self) -> u16 {
-        self.published
+        self.position.published
     }
 
     /// Chains that were taken and are not yet shown to the driver as used.
     pub const fn in_flight(&self) -> u16 {
-        self.next_avail.wrapping_sub(self.published)
+        self.position.in_flight()
     }
 
     /// True after a fault of the driver.
     pub const fn is_broken(&self) -> bool {
-        self.broken
+        self.position.broken
     }
 
     /// Number of chains that the driver has made available and that were not yet taken.
@@ -157,21 +139,12 @@ impl RemoteQueue {
         &mut self,
         memory: &M,
     ) -> Result<u16, RemoteError<M::Error>> {
-        self.check()?;
+        self.position.check()?;
         let index = memory
             .load_u16(self.driver(2))
             .map_err(RemoteError::Memory)?;
-        let ready = index.wrapping_sub(self.next_avail);
-        let size = self.config.size;
-        if u32::from(ready) + u32::from(self.in_flight()) > u32::from(size) {
-            return Err(self.fail(QueueError::BadAvailIndex {
-                avail: index,
-                next: self.next_avail,
-                in_flight: self.in_flight(),
-                size,
-            }));
-        }
-        Ok(ready)
+        let ready = self.position.check_avail_index(index);
+        ready.map_err(|fault| self.fail(fault))
     }
 
     /// Takes up to `max` chains. Fewer if the driver has made fewer available, if `storage` is full, or if the next one is
@@ -187,7 +160,7 @@ impl RemoteQueue {
         storage: &'b mut RemoteStorage,
         max: usize,
     ) -> Result<RemoteBatch<'b>, RemoteError<M::Error>> {
-        self.rewindable = 0;
+        self.position.rewindable = 0;
         let ready = usize::from(self.available(memory)?);
         let RemoteStorage {
             buffers,
@@ -205,13 +178,13 @@ impl RemoteQueue {
             .map_err(RemoteError::Memory)?;
         direct.forget();
         let table = Place {
-            addr: self.config.desc,
-            len: self.config.size.into(),
+            addr: self.position.config.desc,
+            len: self.position.config.size.into(),
         };
         let mut walk = Walk {
             memory,
-            indirect_allowed: self.features.indirect,
-            size: self.config.size,
+            indirect_allowed: self.position.features.indirect,
+            size: self.position.config.size,
             direct,
             indirect,
             buffers,
@@ -235,9 +208,8 @@ impl RemoteQueue {
             }
         }
         let last = chains[taken - 1].end as usize;
-        let taken_u16 = u16::try_from(taken).expect("no more than were ready");
-        self.next_avail = self.next_avail.wrapping_add(taken_u16);
-        self.rewindable = taken_u16;
+        self.position
+            .take(u16::try_from(taken).expect("no more than were ready"));
         Ok(RemoteBatch {
             buffers: &buffers[..last],
             chains: &chains[..taken],
@@ -246,8 +218,8 @@ impl RemoteQueue {
 
     /// Fills `heads` with entries of the available ring, from the next one on, around its end.
     fn read_heads<M: Memory + ?Sized>(&self, memory: &M, heads: &mut [u8]) -> Result<(), M::Error> {
-        let slot = self.next_avail & (self.config.size - 1);
-        let until_end = 2 * usize::from(self.config.size - slot);
+        let slot = self.position.next_avail & (self.position.config.size - 1);
+        let until_end = 2 * usize::from(self.position.config.size - slot);
         let (first, rest) = heads.split_at_mut(until_end.min(heads.len()));
         memory.read(self.driver(4 + 2 * u64::from(slot)), first)?;
         if rest.is_empty() {
@@ -263,18 +235,7 @@ impl RemoteQueue {
     ///
     /// If the last `pop` returned fewer chains, or fewer are not completed.
     pub fn rewind(&mut self, n: usize) {
-        if self.broken {
-            return;
-        }
-        let most = self
-            .rewindable
-            .min(self.next_avail.wrapping_sub(self.next_used));
-        let n = u16::try_from(n)
-            .ok()
-            .filter(|&n| n <= most)
-            .expect("only chains of the last pop can be given back");
-        self.rewindable -= n;
-        self.next_avail = self.next_avail.wrapping_sub(n);
+        self.position.rewind(n);
     }
 
     /// Marks a chain as used after `written` bytes were written to its writable buffers, from their beginning. In any
@@ -285,13 +246,13 @@ impl RemoteQueue {
     /// If no chain is in flight.
     pub fn complete(&mut self, head: ChainHead, written: u32) {
         assert!(
-            self.next_used != self.next_avail,
+            self.position.next_used != self.position.next_avail,
             "more chains completed than taken"
         );
         let id = u32::from(head.id).to_le_bytes();
         self.elements.extend_from_slice(&id);
         self.elements.extend_from_slice(&written.to_le_bytes());
-        self.next_used = self.next_used.wrapping_add(1);
+        self.position.next_used = self.position.next_used.wrapping_add(1);
     }
 
     /// Shows the driver all completed chains. True if the driver wants to be notified of them.
@@ -304,32 +265,36 @@ impl RemoteQueue {
         &mut self,
         memory: &M,
     ) -> Result<bool, RemoteError<M::Error>> {
-        self.check()?;
-        if self.published == self.next_used {
+        self.position.check()?;
+        if self.position.published == self.position.next_used {
             return Ok(false);
         }
         let wanted = self.show(memory).map_err(RemoteError::Memory)?;
-        self.published = self.next_used;
+        self.position.published = self.position.next_used;
         self.elements.clear();
         Ok(wanted)
     }
 
     fn show<M: Memory + ?Sized>(&self, memory: &M) -> Result<bool, M::Error> {
-        let size = self.config.size;
-        let slot = self.published & (size - 1);
+        let size = self.position.config.size;
+        let slot = self.position.published & (size - 1);
         let until_end = 8 * usize::from(size - slot);
         let (first, rest) = self.elements.split_at(until_end.min(self.elements.len()));
         memory.write(self.device(4 + ELEMENT * u64::from(slot)), first)?;
         if !rest.is_empty() {
             memory.write(self.device(4), rest)?;
         }
-        memory.store_u16(self.device(2), self.next_used)?;
+        memory.store_u16(self.device(2), self.position.next_used)?;
         // SYNC POINT: the index must be out before the driver's wish is read. The driver states its wish, then looks at
         // the index again; one of us sees the other.
         fence(Ordering::SeqCst);
-        if self.features.event_idx {
+        if self.position.features.event_idx {
             let event = memory.load_u16(self.driver(4 + 2 * u64::from(size)))?;
-            Ok(passed_event(event, self.next_used, self.published))
+            Ok(passed_event(
+                event,
+                self.position.next_used,
+                self.position.published,
+            ))
         } else {
             Ok(memory.load_u16(self.driver(0))? & NO_NOTIFICATION == 0)
         }
@@ -344,8 +309,8 @@ impl RemoteQueue {
         &mut self,
         memory: &M,
     ) -> Result<(), RemoteError<M::Error>> {
-        self.check()?;
-        if self.features.event_idx {
+        self.position.check()?;
+        if self.position.features.event_idx {
             // The event stays where it is, in the past.
             return Ok(());
         }
@@ -364,10 +329,10 @@ impl RemoteQueue {
         &mut self,
         memory: &M,
     ) -> Result<bool, RemoteError<M::Error>> {
-        self.check()?;
-        let asked = if self.features.event_idx {
-            let at = self.device(4 + ELEMENT * u64::from(self.config.size));
-            memory.store_u16(at, self.next_avail)
+        self.position.check()?;
+        let asked = if self.position.features.event_idx {
+            let at = self.device(4 + ELEMENT * u64::from(self.position.config.size));
+            memory.store_u16(at, self.position.next_avail)
         } else {
             memory.store_u16(self.device(0), 0)
         };
@@ -379,26 +344,17 @@ impl RemoteQueue {
 
     /// `offset` bytes into the driver area, which does not wrap around.
     fn driver(&self, offset: u64) -> BusAddr {
-        BusAddr(self.config.driver.0 + offset)
+        BusAddr(self.position.config.driver.0 + offset)
     }
 
     /// `offset` bytes into the device area, which does not wrap around.
     fn device(&self, offset: u64) -> BusAddr {
-        BusAddr(self.config.device.0 + offset)
-    }
-
-    fn check(&self) -> Result<(), QueueError> {
-        if self.broken {
-            Err(QueueError::Broken)
-        } else {
-            Ok(())
-        }
+        BusAddr(self.position.config.device.0 + offset)
     }
 
     #[cold]
     fn fail<E>(&mut self, error: QueueError) -> RemoteError<E> {
-        self.broken = true;
-        RemoteError::Queue(error)
+        RemoteError::Queue(self.position.fail(error))
     }
 }
 
