@@ -4,6 +4,7 @@
 mod listener;
 pub mod qemu;
 mod stats;
+mod thread;
 pub mod vfio_user;
 pub mod vhost_user;
 

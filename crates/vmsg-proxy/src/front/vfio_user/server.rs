@@ -5,24 +5,21 @@ use super::away::{Nobody, Refusal};
 use super::behind::Behind;
 use super::function::{self, Served};
 use crate::front::listener::{BindError, Bound};
-use crate::front::stats::{Counts, FrontStats};
+use crate::front::stats::FrontStats;
+use crate::front::thread::{Desk, FrontThread, Visit};
 use crate::link::SessionHandle;
-use crate::log_limit::LogLimit;
 use crate::memory::DmaMemory;
 use crate::session::{self, Op, OpError};
 use crate::shadow;
 use crate::transport::{Backend, Direct};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmsg_mem::Doorbell;
 use vmsg_vfio_user::{Connection, Options, Turn};
 
 /// How long a client waits for a device that was never seen. QEMU gives up after 5 s.
@@ -75,11 +72,7 @@ impl VfioUserOptions {
 
 /// A running front. Dropping it ends the connection, releases the device and removes the socket.
 #[derive(Debug)]
-pub struct VfioUserFront {
-    stop: Arc<Doorbell>,
-    counts: Arc<Counts>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct VfioUserFront(FrontThread);
 
 impl VfioUserFront {
     /// Listens, and serves from a thread called `name` in logs. When this returns, clients can connect.
@@ -92,48 +85,23 @@ impl VfioUserFront {
         options: VfioUserOptions,
     ) -> Result<VfioUserFront, BindError> {
         let socket = options.socket.clone();
-        let os = |source| BindError::Os {
-            path: socket.clone(),
-            source,
+        let run = {
+            let (isolate, segment) = (options.isolate, options.segment);
+            move |desk, listener| {
+                Server {
+                    desk,
+                    isolate,
+                    segment,
+                }
+                .run(&listener)
+            }
         };
-        // Clients may truncate the files of their memory while it is looked at here.
-        vmsg_mem::fault::install().map_err(os)?;
-        let listener = Bound::new(&options.socket, options.mode)?;
-        let stop = Arc::new(Doorbell::new().map_err(os)?);
-        let counts = Arc::new(Counts::default());
-        let server = Server {
-            name: name.to_owned(),
-            session,
-            listener,
-            stop: stop.clone(),
-            counts: counts.clone(),
-            options,
-            limit: Arc::default(),
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("front {name}"))
-            .spawn(move || server.run())
-            .map_err(os)?;
-        Ok(VfioUserFront {
-            stop,
-            counts,
-            thread: Some(thread),
-        })
+        FrontThread::start(name, session, (&socket, options.mode), run).map(VfioUserFront)
     }
 
     /// What has happened so far.
     pub fn stats(&self) -> FrontStats {
-        self.counts.get()
-    }
-}
-
-impl Drop for VfioUserFront {
-    fn drop(&mut self) {
-        let _ = self.stop.ring();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported when it happened.
-            let _ = thread.join();
-        }
+        self.0.stats()
     }
 }
 
@@ -157,73 +125,58 @@ pub(super) struct Ready {
 }
 
 struct Server {
-    name: String,
-    session: SessionHandle,
-    listener: Bound,
-    stop: Arc<Doorbell>,
-    counts: Arc<Counts>,
-    options: VfioUserOptions,
-    /// Whoever connects can connect again and again.
-    limit: Arc<LogLimit>,
+    desk: Desk,
+    /// As [`VfioUserOptions`] has them.
+    isolate: bool,
+    segment: u64,
 }
 
 impl Server {
-    fn run(mut self) {
-        tracing::info!(front = self.name, socket = %self.options.socket.display(), "listening");
+    fn run(self, listener: &Bound) {
         loop {
-            let socket = match self.listener.accept() {
-                Ok(Some(socket)) => socket,
-                Ok(None) => {
-                    if !self.wait_for_client(None) {
+            let (door, pause) = match self.desk.accept(listener) {
+                Visit::Vmm(socket) => {
+                    // The process at the other end lives only as long as this one.
+                    let go_on = catch_unwind(AssertUnwindSafe(|| self.serve(socket)));
+                    if !go_on.unwrap_or_else(|_| self.recover()) {
                         return;
                     }
                     continue;
                 }
-                Err(error) => {
-                    if let Some(unsaid) = self.limit.admit() {
-                        tracing::error!(front = self.name, %error, unsaid, "cannot accept");
-                    }
-                    // Out of descriptors, most likely; the socket stays readable, so look away for a moment.
-                    if !self.wait_for_client(Some(Duration::from_secs(1))) {
-                        return;
-                    }
-                    continue;
-                }
+                Visit::Nobody => (Some(listener), None),
+                Visit::NotNow(pause) => (None, Some(pause)),
             };
-            self.counts.connections.fetch_add(1, Ordering::Relaxed);
-            // The process at the other end lives only as long as this one.
-            let go_on = catch_unwind(AssertUnwindSafe(|| self.serve(socket)));
-            if !go_on.unwrap_or_else(|_| self.recover()) {
+            // Nobody is there to hear the news.
+            if self.desk.wait_for_vmm(door, pause).is_none() {
                 return;
             }
         }
     }
 
     /// After a panic that nobody has expected: the client is gone, and nothing of it may stay. True: go on.
-    fn recover(&mut self) -> bool {
+    fn recover(&self) -> bool {
         tracing::error!(
-            front = self.name,
+            front = self.desk.name,
             "a mistake in this program has cost a client its device; the next one is served"
         );
-        let _ = self.session.call(Op::Release);
+        self.desk.released(self.desk.session.call(Op::Release));
         true
     }
 
     /// One client, from its first message to its end. False: stop.
-    fn serve(&mut self, socket: UnixStream) -> bool {
+    fn serve(&self, socket: UnixStream) -> bool {
         // Whoever comes and goes without having been told of leaves no trace but in the counts.
-        let told = self.limit.admit();
+        let told = self.desk.limit.admit();
         if let Some(unsaid) = told {
-            tracing::info!(front = self.name, unsaid, "client connected");
+            tracing::info!(front = self.desk.name, unsaid, "client connected");
         }
         // Of the client before, or of nobody.
-        self.session.clear();
-        drop(self.session.take_events());
+        drop(self.desk.take_news());
         let mut connection = match Connection::new(socket, Options::default()) {
             Ok(connection) => connection,
             Err(error) => {
-                if let Some(unsaid) = self.limit.admit() {
-                    tracing::error!(front = self.name, %error, unsaid, "cannot serve a client");
+                if let Some(unsaid) = self.desk.limit.admit() {
+                    tracing::error!(front = self.desk.name, %error, unsaid, "cannot serve a client");
                 }
                 return true;
             }
@@ -239,31 +192,24 @@ impl Server {
             }
             Err(refusal) => self.turn_away(&mut connection, refusal),
         };
-        match self.session.call(Op::Release) {
-            Ok(_) | Err(OpError::Ended) => {}
-            Err(error) => {
-                if let Some(unsaid) = self.limit.admit() {
-                    tracing::warn!(front = self.name, %error, unsaid, "the device was not released properly");
-                }
-            }
-        }
+        self.desk.released(self.desk.session.call(Op::Release));
         match end {
             End::Stop => return false,
             End::Client(vmsg_vfio_user::End::Closed) => {
                 if told.is_some() {
-                    tracing::info!(front = self.name, "client gone");
+                    tracing::info!(front = self.desk.name, "client gone");
                 }
             }
             End::Client(end) => {
-                self.counts.malformed.fetch_add(1, Ordering::Relaxed);
+                self.desk.counts.malformed.fetch_add(1, Ordering::Relaxed);
                 if told.is_some() {
-                    tracing::warn!(front = self.name, %end, "client dropped");
+                    tracing::warn!(front = self.desk.name, %end, "client dropped");
                 }
             }
             End::Away(_) => {}
             End::Os(error) => {
-                if let Some(unsaid) = self.limit.admit() {
-                    tracing::error!(front = self.name, %error, unsaid, "cannot serve a client any more");
+                if let Some(unsaid) = self.desk.limit.admit() {
+                    tracing::error!(front = self.desk.name, %error, unsaid, "cannot serve a client any more");
                 }
             }
         }
@@ -274,10 +220,10 @@ impl Server {
     fn tell_nonsense(&self, connection: &Connection) {
         let counters = connection.counters();
         if counters.malformed + counters.stray_replies > 0
-            && let Some(unsaid) = self.limit.admit()
+            && let Some(unsaid) = self.desk.limit.admit()
         {
             tracing::warn!(
-                front = self.name,
+                front = self.desk.name,
                 malformed = counters.malformed,
                 stray_replies = counters.stray_replies,
                 unsaid,
@@ -287,8 +233,8 @@ impl Server {
     }
 
     /// Finds out what there is to serve. A client waits meanwhile.
-    fn meet(&mut self, connection: &Connection) -> Result<Served, Refusal> {
-        let (session, deadline) = self.session.bounded();
+    fn meet(&self, connection: &Connection) -> Result<Served, Refusal> {
+        let (session, deadline) = self.desk.session.bounded();
         deadline.set(Some(Instant::now() + FIRST_CONTACT));
         let absent = |error| match error {
             OpError::Held(holder) => Refusal::Held(holder),
@@ -305,64 +251,60 @@ impl Server {
         let client = client.map(|client| client.pid);
         let memory = Arc::new(DmaMemory::new(Box::new(connection.dma()), client));
         let copying = shadow::Options {
-            name: self.name.clone(),
-            segment: self.options.segment,
+            name: self.desk.name.clone(),
+            segment: self.segment,
             ..shadow::Options::default()
         };
-        let lends = (!self.options.isolate).then_some(session);
-        let behind = Behind::new(direct, memory, lends, copying, self.limit.clone())
+        let lends = (!self.isolate).then_some(session);
+        let behind = Behind::new(direct, memory, lends, copying, self.desk.limit.clone())
             .map_err(Refusal::Copies)?;
         Ok(Served::new(
-            &self.name,
+            &self.desk.name,
             behind,
             deadline,
             shared,
-            self.limit.clone(),
+            self.desk.limit.clone(),
         ))
     }
 
     /// Tells a client that there is nothing for it, and waits until it has read that.
-    fn turn_away(&mut self, connection: &mut Connection, refusal: Refusal) -> End {
+    fn turn_away(&self, connection: &mut Connection, refusal: Refusal) -> End {
         let stopped = matches!(refusal, Refusal::Other(OpError::Ended));
-        if !stopped && let Some(unsaid) = self.limit.admit() {
+        if !stopped && let Some(unsaid) = self.desk.limit.admit() {
             tracing::error!(
-                front = self.name,
+                front = self.desk.name,
                 unsaid,
                 "a client is turned away: {refusal}"
             );
         }
-        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+        self.desk.counts.refused.fetch_add(1, Ordering::Relaxed);
         let mut nobody = Nobody(refusal.errno());
         let until = Instant::now() + FAREWELL;
         loop {
-            match connection.turn(&mut nobody, BUDGET) {
-                Ok(turn) => {
-                    self.count(turn);
-                    if turn.more {
-                        continue;
-                    }
-                }
-                Err(_) => return End::Away(refusal),
-            }
+            let Ok(turn) = connection.turn(&mut nobody, BUDGET) else {
+                return End::Away(refusal);
+            };
+            self.count(turn);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || stopped {
                 return End::Away(refusal);
             }
-            match self.wait(connection, None, Some(left)) {
-                Ok(_) => {}
-                Err(end) => return end,
+            // Whoever goes on talking does not get more time for it.
+            let left = if turn.more { Duration::ZERO } else { left };
+            if let Err(end) = self.wait(connection, None, Some(left)) {
+                return end;
             }
         }
     }
 
-    fn converse(&mut self, connection: &mut Connection, served: &mut Served) -> End {
+    fn converse(&self, connection: &mut Connection, served: &mut Served) -> End {
         let mut ready = Ready {
             news: true,
             calls: true,
         };
         loop {
             if ready.news || ready.calls {
-                match self.survive(|| served.pass_on(&self.session, ready)) {
+                match self.survive(|| served.pass_on(&self.desk.session, ready)) {
                     Some(Ok(())) => {}
                     Some(Err(error)) => return End::Os(error),
                     None => self.mistake(served),
@@ -372,7 +314,10 @@ impl Server {
                 Ok(turn) => {
                     self.count(turn);
                     let refused = std::mem::take(&mut served.refused);
-                    self.counts.refused.fetch_add(refused, Ordering::Relaxed);
+                    self.desk
+                        .counts
+                        .refused
+                        .fetch_add(refused, Ordering::Relaxed);
                     if turn.panics > 0 {
                         self.mistake(served);
                     }
@@ -394,10 +339,10 @@ impl Server {
     fn survive<T>(&self, what: impl FnOnce() -> T) -> Option<T> {
         let result = catch_unwind(AssertUnwindSafe(what));
         if result.is_err()
-            && let Some(unsaid) = self.limit.admit()
+            && let Some(unsaid) = self.desk.limit.admit()
         {
             tracing::error!(
-                front = self.name,
+                front = self.desk.name,
                 unsaid,
                 "a mistake in this program; going on"
             );
@@ -407,14 +352,15 @@ impl Server {
 
     /// Nobody knows how the device is.
     fn mistake(&self, served: &mut Served) {
-        if let Some(unsaid) = self.limit.admit() {
-            tracing::error!(front = self.name, unsaid, "the device needs a reset");
+        if let Some(unsaid) = self.desk.limit.admit() {
+            tracing::error!(front = self.desk.name, unsaid, "the device needs a reset");
         }
         self.survive(|| served.broken());
     }
 
     fn count(&self, turn: Turn) {
-        self.counts
+        self.desk
+            .counts
             .requests
             .fetch_add(turn.handled.into(), Ordering::Relaxed);
     }
@@ -430,53 +376,22 @@ impl Server {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, interest.read);
         flags.set(PollFlags::OUT, interest.write);
-        let news = self.session.event_fd();
-        let mut fds = vec![
-            PollFd::new(&*self.stop, PollFlags::IN),
-            PollFd::new(connection, flags),
-        ];
+        let news = self.desk.session.event_fd();
+        let mut fds = vec![PollFd::new(connection, flags)];
         if let Some(served) = served {
             fds.push(PollFd::new(&news, PollFlags::IN));
             fds.push(PollFd::new(served.behind().calls(), PollFlags::IN));
             let copies = served.behind().news_fd();
             fds.extend(copies.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let waited = poll(&mut fds, timeout.as_ref());
-        self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
-        match waited {
-            Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => {
-                let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-                Ok(Ready {
-                    news: is(2),
-                    calls: is(3) || is(4),
-                })
-            }
-            Ok(_) | Err(Errno::INTR) => Err(End::Stop),
-            Err(error) => Err(End::Os(error.into())),
+        if !self.desk.wait(&mut fds, left).map_err(End::Os)? {
+            return Err(End::Stop);
         }
-    }
-
-    /// With `pause`, only for that long and whether or not anybody comes. False: stop.
-    fn wait_for_client(&mut self, pause: Option<Duration>) -> bool {
-        let news = self.session.event_fd();
-        let mut fds = vec![
-            PollFd::new(&*self.stop, PollFlags::IN),
-            PollFd::new(&news, PollFlags::IN),
-        ];
-        if pause.is_none() {
-            fds.push(PollFd::new(&self.listener.listener, PollFlags::IN));
-        }
-        let timeout = pause.and_then(|pause| Timespec::try_from(pause).ok());
-        let waited = poll(&mut fds, timeout.as_ref());
-        self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
-        if !matches!(waited, Ok(_) | Err(Errno::INTR)) || !fds[0].revents().is_empty() {
-            return false;
-        }
-        // Nobody is there to hear them.
-        self.session.clear();
-        drop(self.session.take_events());
-        true
+        let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        Ok(Ready {
+            news: is(1),
+            calls: is(2) || is(3),
+        })
     }
 }
 

@@ -7,20 +7,17 @@ use super::pause::{Patience, Pause};
 use super::socket::{Connection, ConnectionError};
 use super::wire::Request;
 use crate::front::listener::{BindError, Bound};
-use crate::front::stats::{Counts, FrontStats};
+use crate::front::stats::FrontStats;
+use crate::front::thread::{Desk, FrontThread, Visit};
 use crate::link::SessionHandle;
-use crate::log_limit::LogLimit;
 use crate::session::{Event, Op, OpError, Outcome, ResetReason};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use vmsg_mem::Doorbell;
 
 /// A front end sends its memory table right after its features. One that does not has none to share.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,11 +44,7 @@ pub struct VhostUserOptions {
 
 /// A running front. Dropping it ends the connection, releases the device and removes the socket.
 #[derive(Debug)]
-pub struct VhostUserFront {
-    stop: Arc<Doorbell>,
-    counts: Arc<Counts>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct VhostUserFront(FrontThread);
 
 impl VhostUserFront {
     /// Listens, and serves from a thread called `name` in logs. When this returns, front ends can connect.
@@ -64,53 +57,26 @@ impl VhostUserFront {
         options: VhostUserOptions,
     ) -> Result<VhostUserFront, BindError> {
         let socket = options.socket.clone();
-        let os = |source| BindError::Os {
-            path: socket.clone(),
-            source,
+        let mode = options.mode;
+        let run = move |desk, listener| {
+            Server {
+                desk,
+                listener: Some(listener),
+                pause: None,
+                patience: Patience::default(),
+                seen: false,
+                reserved: None,
+                options,
+                told_remedy: false,
+            }
+            .run()
         };
-        // Front ends may truncate the files of their memory while it is looked at here.
-        vmsg_mem::fault::install().map_err(os)?;
-        let listener = Bound::new(&options.socket, options.mode)?;
-        let stop = Arc::new(Doorbell::new().map_err(os)?);
-        let counts = Arc::new(Counts::default());
-        let server = Server {
-            name: name.to_owned(),
-            session,
-            listener: Some(listener),
-            pause: None,
-            patience: Patience::default(),
-            seen: false,
-            reserved: None,
-            stop: stop.clone(),
-            counts: counts.clone(),
-            options,
-            told_remedy: false,
-            limit: Arc::default(),
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("front {name}"))
-            .spawn(move || server.run())
-            .map_err(os)?;
-        Ok(VhostUserFront {
-            stop,
-            counts,
-            thread: Some(thread),
-        })
+        FrontThread::start(name, session, (&socket, mode), run).map(VhostUserFront)
     }
 
     /// What has happened so far.
     pub fn stats(&self) -> FrontStats {
-        self.counts.get()
-    }
-}
-
-impl Drop for VhostUserFront {
-    fn drop(&mut self) {
-        let _ = self.stop.ring();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported when it happened.
-            let _ = thread.join();
-        }
+        self.0.stats()
     }
 }
 
@@ -130,8 +96,7 @@ enum End {
 }
 
 struct Server {
-    name: String,
-    session: SessionHandle,
+    desk: Desk,
     /// `None` while nobody is let in.
     listener: Option<Bound>,
     pause: Option<Pause>,
@@ -140,123 +105,106 @@ struct Server {
     seen: bool,
     /// It is held for a front end that was sent away, until then.
     reserved: Option<Instant>,
-    stop: Arc<Doorbell>,
-    counts: Arc<Counts>,
     options: VhostUserOptions,
     told_remedy: bool,
-    /// Whoever connects can connect again and again.
-    limit: Arc<LogLimit>,
 }
 
 impl Server {
     fn run(mut self) {
-        tracing::info!(front = self.name, socket = %self.options.socket.display(), "listening");
         loop {
-            if self.pause.is_some() || self.listener.is_none() {
+            let Some(listener) = self.listener.as_ref().filter(|_| self.pause.is_none()) else {
                 if !self.sit_out() {
                     return;
                 }
                 continue;
-            }
-            let accepted = match &self.listener {
-                Some(listener) => listener.accept(),
-                None => continue,
             };
-            let socket = match accepted {
-                Ok(Some(socket)) => socket,
-                Ok(None) => {
-                    if !self.wait_for_front_end(None) {
+            let pause = match self.desk.accept(listener) {
+                Visit::Vmm(socket) => {
+                    if !self.receive(socket) {
                         return;
                     }
                     continue;
                 }
-                Err(error) => {
-                    if let Some(unsaid) = self.limit.admit() {
-                        tracing::error!(front = self.name, %error, unsaid, "cannot accept");
-                    }
-                    // Out of descriptors, most likely; the socket stays readable, so look away for a moment.
-                    if !self.wait_for_front_end(Some(Duration::from_secs(1))) {
-                        return;
-                    }
-                    continue;
-                }
+                Visit::Nobody => None,
+                Visit::NotNow(pause) => Some(pause),
             };
-            self.counts.connections.fetch_add(1, Ordering::Relaxed);
-            // Whoever comes and goes without having been told of leaves no trace but in the counts.
-            let told = self.limit.admit();
-            if let Some(unsaid) = told {
-                tracing::info!(front = self.name, unsaid, "front end connected");
-            }
-            let end = Connection::new(socket)
-                .map_err(|e| End::from(ConnectionError::from(e)))
-                .and_then(|c| self.serve(c));
-            match end {
-                Err(End::Stop) | Ok(()) => return,
-                Err(End::Connection(ConnectionError::Closed)) if told.is_some() => {
-                    tracing::info!(front = self.name, "front end gone")
-                }
-                Err(End::Connection(ConnectionError::Closed)) => {}
-                Err(End::LinkDown) => {
-                    if told.is_some() {
-                        tracing::info!(
-                            front = self.name,
-                            "the link is down: nobody is let in until it is up"
-                        );
-                    }
-                }
-                Err(End::Guest(error)) => self.dropped(&error, told.is_some()),
-                Err(end) => {
-                    self.counts.malformed.fetch_add(1, Ordering::Relaxed);
-                    if told.is_some() {
-                        tracing::warn!(front = self.name, %end, "front end dropped");
-                    } else {
-                        tracing::debug!(front = self.name, %end, "front end dropped");
-                    }
-                }
+            if !self.wait_for_front_end(pause) {
+                return;
             }
         }
     }
 
+    /// One front end, and what became of it. False: stop.
+    fn receive(&mut self, socket: UnixStream) -> bool {
+        // Whoever comes and goes without having been told of leaves no trace but in the counts.
+        let told = self.desk.limit.admit();
+        if let Some(unsaid) = told {
+            tracing::info!(front = self.desk.name, unsaid, "front end connected");
+        }
+        let end = Connection::new(socket)
+            .map_err(|e| End::from(ConnectionError::from(e)))
+            .and_then(|c| self.serve(c));
+        match end {
+            Err(End::Stop) | Ok(()) => return false,
+            Err(End::Connection(ConnectionError::Closed)) if told.is_some() => {
+                tracing::info!(front = self.desk.name, "front end gone")
+            }
+            Err(End::Connection(ConnectionError::Closed)) => {}
+            Err(End::LinkDown) => {
+                if told.is_some() {
+                    tracing::info!(
+                        front = self.desk.name,
+                        "the link is down: nobody is let in until it is up"
+                    );
+                }
+            }
+            Err(End::Guest(error)) => self.dropped(&error, told.is_some()),
+            Err(end) => {
+                self.desk.counts.malformed.fetch_add(1, Ordering::Relaxed);
+                if told.is_some() {
+                    tracing::warn!(front = self.desk.name, %end, "front end dropped");
+                } else {
+                    tracing::debug!(front = self.desk.name, %end, "front end dropped");
+                }
+            }
+        }
+        true
+    }
+
     /// A front end was sent away because of what it wanted, or could not be given.
     fn dropped(&mut self, error: &GuestError, tell: bool) {
-        self.counts.malformed.fetch_add(1, Ordering::Relaxed);
+        self.desk.counts.malformed.fetch_add(1, Ordering::Relaxed);
         if let Some(pause) = self.patience.after(error) {
             self.pause = Some(Pause::Until(Instant::now() + pause));
             self.listener = None;
             if tell {
                 tracing::warn!(
-                    front = self.name,
+                    front = self.desk.name,
                     %error,
                     "front end dropped, and nobody let in for {} s",
                     pause.as_secs()
                 );
             }
         } else if tell {
-            tracing::warn!(front = self.name, end = %error, "front end dropped");
+            tracing::warn!(front = self.desk.name, end = %error, "front end dropped");
         } else {
-            tracing::debug!(front = self.name, end = %error, "front end dropped");
+            tracing::debug!(front = self.desk.name, end = %error, "front end dropped");
         }
     }
 
     /// Waits while nobody is to be let in, and listens again after that. False: stop.
     fn sit_out(&mut self) -> bool {
         if let Some(pause) = &self.pause {
-            let news = self.session.event_fd();
-            let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
-            fds.push(PollFd::new(&news, PollFlags::IN));
+            let news = self.desk.session.event_fd();
+            let mut fds = vec![PollFd::new(&news, PollFlags::IN)];
             fds.extend(pause.poll_fd());
             let until = pause.until();
             let left = until.map(|at| at.saturating_duration_since(Instant::now()));
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let waited = poll(&mut fds, timeout.as_ref());
-            let is = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-            let (stop, other) = (is(0), is(2));
-            self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
-            if !matches!(waited, Ok(_) | Err(Errno::INTR)) || stop {
+            if !self.desk.wait(&mut fds, left).unwrap_or(false) {
                 return false;
             }
-            self.session.clear();
-            let news = self.session.take_events();
+            let other = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            let news = self.desk.take_news();
             let over = match until {
                 Some(at) => at <= Instant::now(),
                 None => {
@@ -276,12 +224,12 @@ impl Server {
         }
         match Bound::new(&self.options.socket, self.options.mode) {
             Ok(listener) => {
-                tracing::info!(front = self.name, "listening again");
+                tracing::info!(front = self.desk.name, "listening again");
                 self.listener = Some(listener);
             }
             Err(error) => {
-                if let Some(unsaid) = self.limit.admit() {
-                    tracing::error!(front = self.name, %error, unsaid, "trying again");
+                if let Some(unsaid) = self.desk.limit.admit() {
+                    tracing::error!(front = self.desk.name, %error, unsaid, "trying again");
                 }
                 self.pause = Some(Pause::Until(Instant::now() + BIND_PAUSE));
             }
@@ -292,9 +240,9 @@ impl Server {
     /// Whether the device is a network device whose link is down, as far as a front end has to be told by being sent away.
     fn link_is_down(&self) -> bool {
         let guest = Guest::new(
-            self.session.clone(),
+            self.desk.session.clone(),
             self.options.config,
-            self.limit.clone(),
+            self.desk.limit.clone(),
         );
         guest
             .and_then(|guest| guest.link_is_down())
@@ -303,34 +251,20 @@ impl Server {
 
     /// With `pause`, only for that long and whether or not anybody comes. False: stop.
     fn wait_for_front_end(&mut self, pause: Option<Duration>) -> bool {
-        let news = self.session.event_fd();
-        let mut fds = vec![
-            PollFd::new(&*self.stop, PollFlags::IN),
-            PollFd::new(&news, PollFlags::IN),
-        ];
-        if let Some(bound) = self.listener.as_ref().filter(|_| pause.is_none()) {
-            fds.push(PollFd::new(&bound.listener, PollFlags::IN));
-        }
+        let door = self.listener.as_ref().filter(|_| pause.is_none());
         let reserved = self
             .reserved
             .map(|at| at.saturating_duration_since(Instant::now()));
         let left = pause.into_iter().chain(reserved).min();
-        let waited = poll(
-            &mut fds,
-            left.and_then(|left| Timespec::try_from(left).ok()).as_ref(),
-        );
-        self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
-        if !matches!(waited, Ok(_) | Err(Errno::INTR)) || !fds[0].revents().is_empty() {
+        let Some(news) = self.desk.wait_for_vmm(door, left) else {
             return false;
-        }
+        };
         if self.reserved.is_some_and(|at| at <= Instant::now()) {
             self.reserved = None;
             // If it cannot be told, the device host knows from the end of the connection.
-            let _ = self.session.call(Op::Release);
+            let _ = self.desk.session.call(Op::Release);
         }
-        // Nobody is there to hear them.
-        self.session.clear();
-        let news = self.session.take_events();
+        // Nobody is there to hear the rest.
         let ready = |event: &Event| matches!(event, Event::Ready { .. });
         if news.iter().any(ready) && !std::mem::replace(&mut self.seen, true) {
             self.tell_of_holder();
@@ -340,13 +274,13 @@ impl Server {
 
     /// A device that another driver holds is known before anybody needs it.
     fn tell_of_holder(&self) {
-        match self.session.call(Op::Claim) {
+        match self.desk.session.call(Op::Claim) {
             Ok(Outcome::Done) => {
                 // It was to see: others may have it until it is needed.
-                let _ = self.session.call(Op::Release);
+                let _ = self.desk.session.call(Op::Release);
             }
             Err(OpError::Held(holder)) => tracing::warn!(
-                front = self.name,
+                front = self.desk.name,
                 "the device is held by {holder}: front ends will be refused until it lets go"
             ),
             _ => {}
@@ -356,12 +290,11 @@ impl Server {
     /// One front end, from its first request to its end.
     fn serve(&mut self, mut connection: Connection) -> Result<(), End> {
         self.reserved = None;
-        self.session.clear();
-        drop(self.session.take_events());
+        drop(self.desk.take_news());
         let mut guest = Guest::new(
-            self.session.clone(),
+            self.desk.session.clone(),
             self.options.config,
-            self.limit.clone(),
+            self.desk.limit.clone(),
         )
         .map_err(End::Guest)?;
         let end = self.converse(&mut connection, &mut guest);
@@ -389,31 +322,23 @@ impl Server {
         if matches!(end, Err(End::LinkDown)) {
             // Before the front end knows: from then on it serves the rings itself.
             if let Err(error) = guest.suspend()
-                && let Some(unsaid) = self.limit.admit()
+                && let Some(unsaid) = self.desk.limit.admit()
             {
-                tracing::warn!(front = self.name, %error, unsaid, "the device was not stopped properly");
+                tracing::warn!(front = self.desk.name, %error, unsaid, "the device was not stopped properly");
             }
             self.pause = Some(Pause::link_down(&connection));
             self.listener = None;
             return end;
         }
         drop(connection);
-        match guest.release() {
-            Ok(()) | Err(OpError::Ended) => {}
-            Err(error) => {
-                if let Some(unsaid) = self.limit.admit() {
-                    tracing::warn!(front = self.name, %error, unsaid, "the device was not released properly");
-                }
-            }
-        }
+        self.desk.released(guest.release());
         end
     }
 
     fn converse(&mut self, connection: &mut Connection, guest: &mut Guest) -> Result<(), End> {
         loop {
-            self.session.clear();
             // Those that are there now: a device host can make new ones faster than they are passed on.
-            for event in self.session.take_events() {
+            for event in self.desk.take_news() {
                 guest.news(&event);
                 // Nothing the front end can do from within the connection would mend these.
                 if let Event::NeedsReset(
@@ -441,7 +366,7 @@ impl Server {
                     break;
                 };
                 budget -= 1;
-                self.counts.requests.fetch_add(1, Ordering::Relaxed);
+                self.desk.counts.requests.fetch_add(1, Ordering::Relaxed);
                 guest.last_request = Instant::now();
                 let (id, wants_ack) = (incoming.id, incoming.wants_ack && guest.acks());
                 let dispensable = matches!(
@@ -455,9 +380,9 @@ impl Server {
                     Ok(Reply::Done) if wants_ack => connection.reply(id, &0u64.to_ne_bytes())?,
                     Ok(Reply::Done) => {}
                     Err(error) => {
-                        self.counts.refused.fetch_add(1, Ordering::Relaxed);
-                        if let Some(unsaid) = self.limit.admit() {
-                            tracing::warn!(front = self.name, request = id, %error, unsaid, "refused");
+                        self.desk.counts.refused.fetch_add(1, Ordering::Relaxed);
+                        if let Some(unsaid) = self.desk.limit.admit() {
+                            tracing::warn!(front = self.desk.name, request = id, %error, unsaid, "refused");
                         }
                         if wants_ack {
                             connection.reply(id, &1u64.to_ne_bytes())?;
@@ -490,9 +415,8 @@ impl Server {
         } else {
             PollFlags::IN
         };
-        let news = self.session.event_fd();
-        let mut fds = [
-            PollFd::new(&*self.stop, PollFlags::IN),
+        let news = self.desk.session.event_fd();
+        let mut fds = vec![
             PollFd::new(&news, PollFlags::IN),
             PollFd::from_borrowed_fd(connection.as_fd(), flags),
         ];
@@ -503,24 +427,17 @@ impl Server {
             .chain(guest.tells_of_changes_at())
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()));
-        let waited = poll(
-            &mut fds,
-            patience
-                .and_then(|left| Timespec::try_from(left).ok())
-                .as_ref(),
-        );
-        self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
-        match waited {
-            Ok(_) | Err(Errno::INTR) if fds[0].revents().is_empty() => Ok(()),
-            Ok(_) | Err(Errno::INTR) => Err(End::Stop),
-            Err(error) => Err(ConnectionError::Os(error.into()).into()),
+        match self.desk.wait(&mut fds, patience) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(End::Stop),
+            Err(error) => Err(ConnectionError::Os(error).into()),
         }
     }
 
     fn tell_remedy(&mut self, remedy: &str) {
         if !self.told_remedy {
             self.told_remedy = true;
-            tracing::error!(front = self.name, "{remedy}");
+            tracing::error!(front = self.desk.name, "{remedy}");
         }
     }
 }
