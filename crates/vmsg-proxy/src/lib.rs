@@ -9,6 +9,10 @@
 //! * [`Proxy`]: several fronts, from plain configuration.
 #![forbid(unsafe_code)]
 
+// Tests of the inside use what tests of the outside do.
+#[cfg(test)]
+extern crate self as vmsg_proxy;
+
 mod edges;
 pub mod front;
 pub mod link;

@@ -407,6 +407,42 @@ fn a_segment_that_is_too_small_for_the_device_is_named_before_the_guest_starts()
 }
 
 #[test]
+fn a_client_that_is_turned_away_and_goes_on_talking_holds_nobody_up() {
+    use std::io::{Read, Write};
+    let mut place = Place::new("net1", ",isolate=on,segment=1M");
+    let mut stream = std::os::unix::net::UnixStream::connect(place.socket()).unwrap();
+    let mut version = [0; 20];
+    // VERSION with version 0.1, which is refused.
+    (version[2], version[4], version[18]) = (1, 20, 1);
+    stream.write_all(&version).unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[8] & 0x20, 0x20, "an error");
+    // A command that there is not, which asks for no answer.
+    let mut command = [0; 16];
+    (command[2], command[4], command[8]) = (99, 16, 0x10);
+    let many = command.repeat(4096);
+    let flood = std::thread::spawn(move || while stream.write_all(&many).is_ok() {});
+    let begun = Instant::now();
+    while place.stats().requests < 10_000 {
+        assert!(begun.elapsed() < vfio::client::PATIENCE);
+        std::thread::yield_now();
+    }
+    // The next one does not wait for ever,
+    let (_client, answer) = Client::connect(&place.socket(), None);
+    assert!(answer.is_err());
+    // and the front ends when it is to.
+    let proxy = place.proxy.take();
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(proxy);
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(vfio::client::PATIENCE).expect("the end");
+    flood.join().unwrap();
+}
+
+#[test]
 fn a_status_that_the_device_does_not_reach_is_not_shown() {
     let place = Place::new("rng0", "");
     let mut guest = Guest::new(&place.socket(), Ram::shared());

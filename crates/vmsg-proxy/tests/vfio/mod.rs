@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod place;
+pub mod region;
 
 use client::{Client, Memory, PATIENCE};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};

@@ -5,7 +5,7 @@ use super::RAM_AT;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use vmsg_bus::{BusSpec, UnixSpec, keyval};
-use vmsg_device::device::Operation;
+use vmsg_device::device::{Device, Operation};
 use vmsg_device::host::{Handle, Host, Stop};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::rng::Rng;
@@ -24,7 +24,8 @@ pub struct DeviceHost {
 }
 
 impl DeviceHost {
-    fn start(bus: &BusSpec) -> DeviceHost {
+    /// With `more` as device 4.
+    fn start(bus: &BusSpec, more: Option<Box<dyn Device>>) -> DeviceHost {
         let listener = bus.listen("test host").unwrap();
         let mut host = Host::new(1).unwrap();
         let size = match bus {
@@ -42,6 +43,10 @@ impl DeviceHost {
         let wide = Net::new(&settings, Box::new(Null::default()));
         host.add_device(index, "net1", Some(3), None, Box::new(wide))
             .unwrap();
+        if let Some(device) = more {
+            host.add_device(index, "more", Some(4), None, device)
+                .unwrap();
+        }
         let (stop, handle) = (host.stop_handle(), host.handle());
         let thread = std::thread::spawn(move || host.run().unwrap());
         DeviceHost {
@@ -81,6 +86,13 @@ impl Place {
         place
     }
 
+    /// With a device of the test's own.
+    pub fn with_device(device: Box<dyn Device>, keys: &str) -> Place {
+        let mut place = Place::without_host("more", keys);
+        place.host = Some(DeviceHost::start(&place.bus, Some(device)));
+        place
+    }
+
     /// On a bus that has the guest's memory, `ram` in the folder, in common.
     pub fn linux_user(dev: &str) -> Place {
         let dir = tempfile::tempdir().unwrap();
@@ -114,7 +126,7 @@ impl Place {
     }
 
     pub fn start_host(&mut self) {
-        self.host = Some(DeviceHost::start(&self.bus));
+        self.host = Some(DeviceHost::start(&self.bus, None));
     }
 
     pub fn kill_host(&mut self) {

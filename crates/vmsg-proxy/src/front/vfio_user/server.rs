@@ -304,7 +304,12 @@ impl Server {
         };
         loop {
             if ready.news || ready.calls {
-                match self.survive(|| served.pass_on(&self.desk.session, ready)) {
+                let pass_on = || {
+                    #[cfg(test)]
+                    tests::stumble();
+                    served.pass_on(&self.desk.session, ready)
+                };
+                match self.survive(pass_on) {
                     Some(Ok(())) => {}
                     Some(Err(error)) => return End::Os(error),
                     None => self.mistake(served),
@@ -400,3 +405,7 @@ fn has_input(connection: &Connection) -> bool {
     let mut fds = [PollFd::new(connection, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;
