@@ -13,6 +13,7 @@ mod entry;
 mod handle;
 mod log_limit;
 mod operators;
+mod pump;
 mod runtime;
 mod windows;
 

@@ -2,20 +2,18 @@
 //! The worker without its thread: commands in, replies out, queues processed.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmsg_mem::{AddressSpace, Doorbell};
-use vmsg_queue::{
-    ChainStorage, DeviceQueue, QueueConfig, QueueError, QueueFeatures, RecordedQueue,
-};
+use vmsg_queue::ChainStorage;
 
-use super::command::{Command, Notice, QueueStart, Reply, Resume, Slot};
+use super::command::{Command, Notice, Reply, Slot};
+use super::entry::{Entry, QueueSlot};
 use super::ready::Ready;
-use super::seat::{Seat, Seats, has_lost_some};
-use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress, Ring};
+use super::seat::{Seats, has_lost_some};
+use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress};
 
 /// Chains of one queue that are worked on before another queue has its turn.
 const BUDGET: usize = 64;
@@ -32,30 +30,6 @@ pub trait Fds {
     fn add_device(&mut self, slot: Slot, fd: BorrowedFd<'_>);
     /// Forget a descriptor, before it is closed.
     fn remove(&mut self, fd: BorrowedFd<'_>);
-}
-
-/// A queue's descriptors and, once it is set up, the queue itself.
-#[derive(Debug, Default)]
-struct QueueSlot {
-    kick: Option<Doorbell>,
-    call: Option<Doorbell>,
-    /// Set up, but the driver is not ready yet.
-    waiting: Option<Ring>,
-    /// It was in use before: an interrupt may have been lost in between.
-    resumed: bool,
-}
-
-struct Entry {
-    device: Box<dyn Device>,
-    memory: Arc<Seat>,
-    slots: Vec<QueueSlot>,
-    active: Vec<Option<ActiveQueue>>,
-    running: bool,
-    broken: bool,
-    /// Its entry in the worker's timers.
-    timer: Option<Instant>,
-    /// Which mapping is looked at next for memory that is gone.
-    next_mapping: usize,
 }
 
 /// The devices of one worker.
@@ -316,20 +290,8 @@ impl Core {
                 }
             }
             Command::ResetQueue(queue) => {
-                let queue = entry
-                    .slots
-                    .get_mut(queue)
-                    .map(|slot| (slot, &mut entry.active[queue]));
-                let at = slot;
-                let (slot, active) = queue.ok_or("no such queue")?;
-                slot.waiting = None;
-                // Descriptors outlive the queue: only the driver, or a reset, takes them away.
-                let stopped = active.take();
-                let changed = stopped.is_some().then_some(false);
-                if let Some(stopped) = stopped {
-                    slot.call = stopped.call;
-                }
-                self.queues_changed(at, changed);
+                let changed = entry.stop_queue(queue)?.then_some(false);
+                self.queues_changed(slot, changed);
             }
             Command::Reset => {
                 if entry.reset(fds) {
@@ -475,126 +437,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
-}
-
-/// The used index that stands in the ring, or 0 if the driver has not made available what goes with it.
-fn used_as_found(
-    config: QueueConfig,
-    features: QueueFeatures,
-    space: AddressSpace<'_>,
-) -> Result<u16, QueueError> {
-    let used = DeviceQueue::read_used_index(config, space)?;
-    let fits = DeviceQueue::resume(config, features, space, used, used)?
-        .available(space)
-        .is_ok();
-    Ok(if fits { used } else { 0 })
-}
-
-impl Entry {
-    fn start_queue(&mut self, start: &QueueStart) -> Result<(), String> {
-        let slot = self.slots.get_mut(start.queue).ok_or("no such queue")?;
-        let memory = self.memory.lock();
-        let space = memory.space();
-        let features = QueueFeatures::from_bits(start.features.low_u64());
-        let failed = |error: QueueError| format!("queue {}: {error}", start.queue);
-        let in_order = self.device.in_order(start.queue);
-        if let Some(record) = start.record.as_ref().filter(|_| !in_order) {
-            let (config, memory) = (start.config, record.memory.ram());
-            let ring = if record.resume {
-                RecordedQueue::resume(config, features, space, memory)
-            } else {
-                RecordedQueue::new(config, features, space, memory)
-            };
-            let memory = Arc::clone(&record.memory);
-            slot.waiting = Some(Ring::Recorded(ring.map_err(failed)?, memory));
-            slot.resumed = record.resume;
-            return Ok(());
-        }
-        let (avail, used) = match start.resume {
-            None => (0, 0),
-            Some(Resume::At { avail, used }) => (avail, used),
-            Some(Resume::AsFound) => {
-                let used = used_as_found(start.config, features, space).map_err(failed)?;
-                (used, used)
-            }
-            Some(Resume::FromUsedRing) => {
-                let used = DeviceQueue::read_used_index(start.config, space).map_err(failed)?;
-                (used, used)
-            }
-        };
-        let mut ring =
-            DeviceQueue::resume(start.config, features, space, avail, used).map_err(failed)?;
-        // A queue that is found at its beginning is a new one.
-        let resumed =
-            start.resume.is_some() && (start.resume != Some(Resume::AsFound) || used != 0);
-        if !in_order && resumed && ring.available(space).map_err(failed)? > 0 {
-            // Some of what is available may be done, and nobody knows which.
-            return Err("requests may be in flight, and there is no record of them".to_owned());
-        }
-        slot.waiting = Some(Ring::Plain(ring));
-        slot.resumed = resumed;
-        Ok(())
-    }
-
-    /// Puts the queues that are set up to work, if the driver is ready. `None` if there are none;
-    /// otherwise whether any of them was in use before.
-    fn start_waiting(&mut self, notices: &mut Vec<Notice>) -> Option<bool> {
-        if !self.running {
-            return None;
-        }
-        let mut started = None;
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            let Some(ring) = slot.waiting.take() else {
-                continue;
-            };
-            let call = slot.call.take();
-            let active = self.active[index].insert(ActiveQueue::new(ring, call));
-            let resumed = std::mem::take(&mut slot.resumed);
-            started = Some(started.unwrap_or(false) || resumed);
-            if resumed {
-                // Whoever served the queue before may have died between using a chain and saying so.
-                active.interrupt(index, notices);
-            }
-        }
-        started
-    }
-
-    fn set_notify(
-        &mut self,
-        at: Slot,
-        queue: usize,
-        kick: Option<Doorbell>,
-        call: Option<Doorbell>,
-        fds: &mut dyn Fds,
-    ) -> Result<(), String> {
-        let slot = self.slots.get_mut(queue).ok_or("no such queue")?;
-        if let Some(old) = slot.kick.take() {
-            fds.remove(old.as_fd());
-        }
-        if let Some(kick) = kick {
-            fds.add_kick(at, queue, kick.as_fd());
-            slot.kick = Some(kick);
-        }
-        match &mut self.active[queue] {
-            Some(active) => active.call = call,
-            None => slot.call = call,
-        }
-        Ok(())
-    }
-
-    /// Stops everything; true if the device was broken until now.
-    fn reset(&mut self, fds: &mut dyn Fds) -> bool {
-        for slot in &mut self.slots {
-            if let Some(kick) = slot.kick.take() {
-                fds.remove(kick.as_fd());
-            }
-            *slot = QueueSlot::default();
-        }
-        self.active.fill_with(|| None);
-        self.device.reset();
-        self.running = false;
-        std::mem::take(&mut self.broken)
-    }
 }
 
 #[cfg(test)]

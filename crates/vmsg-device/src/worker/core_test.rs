@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
+use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, TableEntry, WindowTable};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
+use super::super::{QueueStart, Resume};
 use super::*;
 use crate::device::{Identity, Operation, ReadOnly};
 use crate::rng::Rng;

@@ -2,11 +2,12 @@
 //! Workers: who calls the devices.
 //!
 //! A worker owns many devices and all their queues, so nothing on the data
-//! path takes a lock. [`Core`] does the work and knows neither threads nor
+//! path waits for another worker. [`Core`] does the work and knows neither threads nor
 //! epoll; [`Worker`](thread::Worker) is the thread around it.
 
 mod command;
 mod core;
+mod entry;
 mod outbox;
 mod ready;
 mod seat;
