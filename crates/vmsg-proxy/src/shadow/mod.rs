@@ -66,21 +66,6 @@ pub struct Shadow {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Tells the thread of a [`Shadow`] of kicks.
-#[derive(Clone, Debug)]
-pub struct Kicker(Arc<Shared>);
-
-impl Kicker {
-    /// As [`Shadow::kick`].
-    pub fn kick(&self, queue: QueueIndex) {
-        self.0.kick(place(queue));
-    }
-}
-
-fn place(queue: QueueIndex) -> usize {
-    usize::try_from(queue.0).unwrap_or(usize::MAX)
-}
-
 impl Shadow {
     /// Makes the segment and starts the thread.
     ///
@@ -182,7 +167,7 @@ impl Shadow {
     /// # Errors
     /// [`StartError`].
     pub fn start_queue(&self, queue: QueueIndex, guest: QueueSetup) -> Result<Started, StartError> {
-        let index = place(queue);
+        let index = queue.to_usize();
         let queue = queue.0;
         let place = self.division.places.get(index).and_then(Option::as_ref);
         let place = place.ok_or(StartError::NoQueue(queue))?;
@@ -250,12 +235,7 @@ impl Shadow {
 
     /// The guest's driver has kicked. Takes next to no time.
     pub fn kick(&self, queue: QueueIndex) {
-        self.shared.kick(place(queue));
-    }
-
-    /// The same from elsewhere.
-    pub fn kicker(&self) -> Kicker {
-        Kicker(self.shared.clone())
+        self.shared.kick(queue.to_usize());
     }
 
     /// How the guest's driver learns of used buffers; before, and after a reset, [`Interrupt::Front`]. Who had [`Interrupt::Nobody`] and gets
@@ -272,14 +252,15 @@ impl Shadow {
                 }
             },
         };
-        self.shared.command(Command::Interrupt(place(queue), bell));
+        self.shared
+            .command(Command::Interrupt(queue.to_usize(), bell));
     }
 
     /// Stops a queue, after the device was made to. When it returns, nothing of the guest's is touched for the queue any more, and its part of the
     /// segment is wiped. A queue that was not started is left as it is.
     pub fn stop_queue(&self, queue: QueueIndex) {
         let (reply, stopped) = mpsc::sync_channel(1);
-        self.shared.command(Command::Stop(place(queue), reply));
+        self.shared.command(Command::Stop(queue.to_usize(), reply));
         self.wait(&stopped);
     }
 

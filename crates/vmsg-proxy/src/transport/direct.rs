@@ -12,11 +12,22 @@ use vmsg_mem::Doorbell;
 /// What one queue has.
 #[derive(Debug, Default)]
 struct Line {
-    /// Rung for the device, which may hold it, too.
-    kick: Option<(Doorbell, Arc<OwnedFd>)>,
+    /// Given to the device, so that somebody can ring it.
+    kick: Option<Arc<OwnedFd>>,
+    /// The same, if that is done from here.
+    bell: Option<Doorbell>,
     /// Rung by the device.
     call: Option<Arc<OwnedFd>>,
     started: bool,
+}
+
+impl Line {
+    /// The queue does not run any more.
+    fn end(&mut self) {
+        self.started = false;
+        self.kick = None;
+        self.bell = None;
+    }
 }
 
 /// The device of a session. Lending the memory is its owner's business, as is taking news from the session.
@@ -77,17 +88,14 @@ impl Direct {
         };
         let op = Op::SetNotify {
             queue,
-            kick: line.kick.as_ref().map(|(_, file)| file.clone()),
+            kick: line.kick.clone(),
             call: line.call.clone(),
         };
         self.session.call(op).map(drop)
     }
 
-    /// Sets a queue up with eventfds of somebody who goes between driver and device.
-    ///
-    /// # Errors
-    /// [`OpError`].
-    pub fn start_queue_with(
+    /// Sets a queue up with eventfds of somebody who goes between driver and device, and kicks it.
+    pub(crate) fn start_queue_with(
         &mut self,
         queue: QueueIndex,
         setup: QueueSetup,
@@ -97,8 +105,7 @@ impl Direct {
         let Some(line) = self.lines.get_mut(queue.to_usize()) else {
             return Err(OpError::Invalid("no such queue"));
         };
-        let bell = kick.try_clone().and_then(Doorbell::from_fd);
-        line.kick = bell.ok().map(|bell| (bell, kick));
+        (line.kick, line.bell) = (Some(kick), None);
         line.call = Some(call);
         self.begin(queue, setup)
     }
@@ -140,8 +147,7 @@ impl Backend for Direct {
         let outcome = self.session.call(Op::SetStatus(status))?;
         if status.is_empty() {
             for line in &mut self.lines {
-                line.started = false;
-                line.kick = None;
+                line.end();
             }
             // What the next driver finds may be another build of the device.
             if let Ok(facts) = describe(&self.session) {
@@ -159,32 +165,25 @@ impl Backend for Direct {
             return Err(OpError::Invalid("no such queue"));
         };
         // Without one the kicks go by message.
-        line.kick = Direct::new_kick();
+        (line.bell, line.kick) = Direct::new_kick().unzip();
         self.begin(queue, setup)
     }
 
     fn stop_queue(&mut self, queue: QueueIndex) -> Result<(), OpError> {
         self.session.call(Op::StopQueue(queue))?;
         if let Some(line) = self.lines.get_mut(queue.to_usize()) {
-            line.started = false;
-            line.kick = None;
+            line.end();
         }
         Ok(())
     }
 
     fn kick(&mut self, queue: QueueIndex) {
         let line = self.lines.get(queue.to_usize());
-        let rung = match line.and_then(|line| line.kick.as_ref()) {
+        match line.and_then(|line| line.bell.as_ref()) {
             // Full means that it has been rung.
-            Some((bell, _)) => {
-                let _ = bell.ring();
-                true
-            }
-            None => false,
-        };
-        if !rung {
+            Some(bell) => drop(bell.ring()),
             // Ended means that there is nobody to be told.
-            let _ = self.session.kick(queue);
+            None => drop(self.session.kick(queue)),
         }
     }
 

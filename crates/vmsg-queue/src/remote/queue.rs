@@ -88,18 +88,6 @@ impl RemoteQueue {
         })
     }
 
-    /// The used index as it stands in the device area.
-    ///
-    /// # Errors
-    ///
-    /// Those of the memory.
-    pub fn read_used_index<M: Memory + ?Sized>(
-        config: QueueConfig,
-        memory: &M,
-    ) -> Result<u16, M::Error> {
-        memory.load_u16(BusAddr(config.device.0.wrapping_add(2)))
-    }
-
     /// Where the queue is.
     pub const fn config(&self) -> QueueConfig {
         self.position.config

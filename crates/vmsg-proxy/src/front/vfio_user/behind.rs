@@ -265,8 +265,9 @@ impl Behind {
     }
 
     fn lend(&mut self) -> Result<(), OpError> {
-        if std::mem::take(&mut self.segment_lent) {
+        if self.segment_lent {
             self.set_windows(Vec::new())?;
+            self.segment_lent = false;
         }
         match &mut self.lending {
             Some(lending) if !lending.is_on() => lending.lend(self.memory.windows()),

@@ -193,14 +193,6 @@ impl Served {
         }
     }
 
-    fn part(&self, index: u32) -> Option<Part> {
-        match index {
-            CONFIG => Some(Part::Config),
-            bar if bar < BARS => u8::try_from(bar).ok().map(Part::Bar),
-            _ => None,
-        }
-    }
-
     /// Refuses something, and says so.
     fn refuse(&mut self, what: &'static str, why: &dyn std::fmt::Display, errno: Errno) -> Errno {
         self.refused += 1;
@@ -284,6 +276,14 @@ impl Served {
     }
 }
 
+fn part(region: u32) -> Option<Part> {
+    match region {
+        CONFIG => Some(Part::Config),
+        bar if bar < BARS => u8::try_from(bar).ok().map(Part::Bar),
+        _ => None,
+    }
+}
+
 fn irq(kind: u32, index: u32) -> Option<Irq> {
     match (kind, index) {
         (INTX, 0) => Some(Irq::Intx),
@@ -312,7 +312,7 @@ impl Device for Served {
                 mmap: None,
             });
         }
-        let size = self.function.region_size(self.part(index)?);
+        let size = self.function.region_size(part(index)?);
         let mut mmap = None;
         // One file behind the BAR can be mapped; several regions have several files.
         if index == 2
@@ -362,7 +362,7 @@ impl Device for Served {
 
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         self.begin();
-        let part = self.part(region).ok_or(Errno::INVAL)?;
+        let part = part(region).ok_or(Errno::INVAL)?;
         self.function.read(part, offset, data);
         self.settle();
         Ok(())
@@ -370,7 +370,7 @@ impl Device for Served {
 
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         self.begin();
-        let part = self.part(region).ok_or(Errno::INVAL)?;
+        let part = part(region).ok_or(Errno::INVAL)?;
         self.function.write(part, offset, data);
         // A kick is to take no time, and changes nothing.
         if part != NOTIFICATIONS.0 || offset < NOTIFICATIONS.1 {

@@ -106,12 +106,11 @@ impl VfioUserFront {
 }
 
 /// Why a client is not served any more.
-#[derive(Debug)]
 enum End {
     Stop,
     Client(vmsg_vfio_user::End),
     /// It was never served.
-    Away(#[allow(dead_code, reason = "for people who debug")] Refusal),
+    Away,
     Os(io::Error),
 }
 
@@ -206,7 +205,7 @@ impl Server {
                     tracing::warn!(front = self.desk.name, %end, "client dropped");
                 }
             }
-            End::Away(_) => {}
+            End::Away => {}
             End::Os(error) => {
                 if let Some(unsaid) = self.desk.limit.admit() {
                     tracing::error!(front = self.desk.name, %error, unsaid, "cannot serve a client any more");
@@ -282,12 +281,12 @@ impl Server {
         let until = Instant::now() + FAREWELL;
         loop {
             let Ok(turn) = connection.turn(&mut nobody, BUDGET) else {
-                return End::Away(refusal);
+                return End::Away;
             };
             self.count(turn);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || stopped {
-                return End::Away(refusal);
+                return End::Away;
             }
             // Whoever goes on talking does not get more time for it.
             let left = if turn.more { Duration::ZERO } else { left };

@@ -472,9 +472,15 @@ impl<B: Backend> Function<B> {
 
     /// How the driver is told of used buffers in `queue`.
     pub fn route(&self, queue: QueueIndex) -> Route {
-        if !self.msix.is_active() {
-            return Route::Through;
+        if self.msix.is_active() {
+            self.message_route(queue)
+        } else {
+            Route::Through
         }
+    }
+
+    /// The same while interrupts are messages.
+    fn message_route(&self, queue: QueueIndex) -> Route {
         let vector = self.vectors.queues.get(queue.to_usize()).copied();
         match vector {
             None | Some(NO_VECTOR) => Route::Nobody,
@@ -491,9 +497,15 @@ impl<B: Backend> Function<B> {
         if !std::mem::take(&mut self.routes_stale) {
             return changes;
         }
+        // Looks at all vectors, of which there are as many as queues.
+        let active = self.msix.is_active();
         for index in 0..self.told.len() {
             let queue = QueueIndex(u32::try_from(index).unwrap_or(u32::MAX));
-            let route = self.route(queue);
+            let route = if active {
+                self.message_route(queue)
+            } else {
+                Route::Through
+            };
             if let Some(told) = self.told.get_mut(index)
                 && *told != route
             {

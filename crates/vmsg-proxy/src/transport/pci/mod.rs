@@ -40,7 +40,7 @@ pub enum Region {
 }
 
 /// Where the notifications are, up to the end of the BAR. Writing there kicks, and does nothing else.
-pub const NOTIFICATIONS: (Region, u64) = (Region::Bar(bars::VIRTIO_BAR), bars::NOTIFY);
+pub(crate) const NOTIFICATIONS: (Region, u64) = (Region::Bar(bars::VIRTIO_BAR), bars::NOTIFY);
 
 /// An interrupt, as VFIO counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
