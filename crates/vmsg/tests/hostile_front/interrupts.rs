@@ -64,7 +64,7 @@ fn interrupts_that_block_hold_up_nobody() {
             let calls = [blocking(), blocking()];
             vmm.set_irqs(EVENTFD, MSIX, 0, 2, &[calls[0].as_fd(), calls[1].as_fd()])
                 .unwrap();
-            let msix = round % 2 == 0;
+            let msix = round.is_multiple_of(2);
             if !msix {
                 vmm.set_irqs(EVENTFD, INTX, 0, 1, &[calls[0].as_fd()])
                     .unwrap();
