@@ -145,9 +145,17 @@ impl<'m> Pool<'m> {
         need <= self.most(queue) / GRANULE as u64
     }
 
-    /// True if neither the queue nor anybody else holds anything that the queue could have.
+    /// True if neither the queue nor anybody else holds anything that the queue could have, nor has to have it before: what it does not get
+    /// now it never gets.
     pub(super) fn is_unused_for(&self, queue: usize) -> bool {
-        self.own[queue].as_ref().is_none_or(Arena::is_unused) && self.shared.is_unused()
+        self.own[queue].as_ref().is_none_or(Arena::is_unused)
+            && self.shared.is_unused()
+            && self.may_share(queue)
+    }
+
+    /// Whether nobody waits longer for what is shared.
+    fn may_share(&self, queue: usize) -> bool {
+        self.first_in_line.is_none_or(|first| first == queue)
     }
 
     /// Adds buffers of `len` bytes in all to `out`, which may have `most` in all afterwards. False, and nothing added, if there is no
@@ -160,7 +168,7 @@ impl<'m> Pool<'m> {
         most: usize,
     ) -> bool {
         let begin = out.len();
-        let may_share = self.first_in_line.is_none_or(|first| first == queue);
+        let may_share = self.may_share(queue);
         let mut left = len;
         let mut n = usize::MAX;
         while left > 0 {

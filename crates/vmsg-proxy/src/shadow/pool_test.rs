@@ -118,6 +118,27 @@ fn who_waits_longest_gets_what_is_shared() {
 }
 
 #[test]
+fn room_that_is_kept_for_another_one_is_room_to_wait_for() {
+    with_pool(|pool, _| {
+        let mut shared = Vec::new();
+        while pool.take(0, 64 << 10, &mut shared, usize::MAX) {}
+        let large = pool.most(1);
+        assert!(!pool.take(1, large, &mut Vec::new(), usize::MAX));
+        pool.wait(1);
+        pool.release_all(0, &mut shared);
+        // Nothing is in use, and it is the other one's turn.
+        assert!(!pool.take(0, large, &mut shared, usize::MAX));
+        assert!(!pool.is_unused_for(0));
+        assert!(pool.is_unused_for(1));
+        assert!(pool.take(1, large, &mut shared, usize::MAX));
+        pool.served(1);
+        pool.release_all(1, &mut shared);
+        assert!(pool.is_unused_for(0));
+        assert!(pool.take(0, large, &mut shared, usize::MAX));
+    });
+}
+
+#[test]
 fn what_can_never_be_had_is_known() {
     with_pool(|pool, _| {
         let most = pool.most(0);
