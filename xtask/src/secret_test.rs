@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use memchr::memmem::Finder;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{CHUNK, LENGTH, random, scan, search};
 
@@ -35,14 +36,20 @@ fn what_a_child_of_the_process_has_in_memory_or_in_a_file_is_found() {
     file.write_all(&secret).expect("writes");
     // A shell that waits for its child; the child has the file open, by its standard input.
     let mut shell = Command::new("sh")
-        .args(["-c", "sleep 100 & wait"])
+        .args(["-c", "sleep 100 > /dev/null 2>&1 & echo $!; wait"])
         .stdin(Stdio::from(file))
+        .stdout(Stdio::piped())
         .spawn()
         .expect("a shell");
+    let mut child = String::new();
+    BufReader::new(shell.stdout.take().expect("a pipe"))
+        .read_line(&mut child)
+        .expect("the child's id");
     let found = search(shell.id(), &secret).expect("it can be read");
     let other = search(shell.id(), &random().expect("random bytes")).expect("it can be read");
-    shell.kill().expect("it runs");
-    shell.wait().expect("it ends");
+    let child = child.trim().parse().ok().and_then(Pid::from_raw);
+    kill_process(child.expect("the child's id"), Signal::KILL).expect("it runs");
+    shell.wait().expect("it ends with its child");
     assert!(!found.open.is_empty(), "{found:?}");
     assert!(
         other.open.is_empty() && other.mapped.is_empty(),
