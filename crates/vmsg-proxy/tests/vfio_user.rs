@@ -443,7 +443,9 @@ fn a_client_that_is_turned_away_and_goes_on_talking_holds_nobody_up() {
         done.send(()).unwrap();
     });
     ended.recv_timeout(vfio::client::PATIENCE).expect("the end");
-    floods.map(|flood| flood.join().unwrap());
+    for flood in floods {
+        flood.join().unwrap();
+    }
 }
 
 #[test]
