@@ -12,7 +12,7 @@ use crate::dirs;
 use crate::e2e::{linux_user, vfio_user};
 use crate::guest::Guest;
 use crate::http::{FILE_SIZE, Server};
-use crate::kit::{self, Kit};
+use crate::kit::{self, Kit, NEW_QEMU};
 use crate::machine::Machine;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::scene::{Id, Scene};
@@ -102,9 +102,23 @@ fn play(options: &Options) -> Result<String> {
         !whole || options.bus != Bus::LinuxUserR1,
         "the messages of the first demos carry too little for --front vfio-user: choose another --bus"
     );
+    ensure!(
+        options.bus == Bus::Unix || !(options.iommu || options.isolate),
+        "--iommu and --isolate need --bus unix: on the others the device host has all of the guest's memory from the start"
+    );
     let mut kits = kit::gather(&[options.machine], &options.kit)?;
     let mut kit = kits.pop().expect("one kit for one machine");
     if whole {
+        if options.kit.qemu.is_some() {
+            let (major, minor) = crate::qemu::version(&kit)?;
+            ensure!(
+                (major, minor) >= NEW_QEMU,
+                "{} is version {major}.{minor}, and --front vfio-user is run with {}.{} or later: leave --qemu out, and it is fetched (on Debian)",
+                kit.qemu,
+                NEW_QEMU.0,
+                NEW_QEMU.1
+            );
+        }
         kit = vfio_user::kit(&kit, options.iommu, false)?;
     }
     let vmsg = if options.reference {

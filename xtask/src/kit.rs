@@ -19,6 +19,9 @@ use crate::dirs;
 use crate::machine::Machine;
 use crate::tree::{self, Tree};
 
+/// The QEMU of guests over vfio-user.
+pub(crate) const NEW_QEMU: (u32, u32) = (11, 1);
+
 /// Where parts of a guest come from when not from Debian; options shared by all commands that boot guests.
 #[derive(clap::Args, Debug, Clone, Default)]
 #[group(id = "kit")]
@@ -115,7 +118,7 @@ impl Kit {
 
     /// The same with QEMU 11.1 or later, unless the user has named one that is as new.
     pub(crate) fn with_new_qemu(&self) -> Result<Self> {
-        if crate::qemu::version(self)? >= (11, 1) {
+        if crate::qemu::version(self)? >= NEW_QEMU {
             return Ok(self.clone());
         }
         Ok(Self {

@@ -212,7 +212,7 @@ const PAGE: u64 = 4096;
 #[non_exhaustive]
 pub enum SpecError {
     /// Something was set that this kind of front does not have.
-    #[error("a {kind} front has no {key}=")]
+    #[error("a {kind} front has no {key}=; {} has", other(*kind))]
     NotForKind {
         /// What.
         key: &'static str,
@@ -228,6 +228,14 @@ pub enum SpecError {
 use a unix bus, where memory is lent at run time"
     )]
     CannotIsolate,
+}
+
+/// The kind of front that has what this one has not.
+fn other(kind: FrontKind) -> FrontKind {
+    match kind {
+        FrontKind::VhostUser => FrontKind::VfioUser,
+        FrontKind::VfioUser => FrontKind::VhostUser,
+    }
 }
 
 /// Why a proxy does not start.
@@ -272,6 +280,16 @@ pub enum ProxyError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+impl ProxyError {
+    /// Whether it is the specifications that cannot be, wherever they are tried.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Spec { .. } | Self::NoSuchBus { .. } | Self::SameSocket(_)
+        )
+    }
 }
 
 #[derive(Debug)]

@@ -64,6 +64,13 @@ pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
             front.socket.display()
         );
         let _ = out.flush();
+    })
+    .map_err(|error| {
+        if error.is_usage() {
+            anyhow::Error::from(Usage(error.to_string()))
+        } else {
+            error.into()
+        }
     })?;
     interrupt.wait()?;
     tracing::info!("ending");

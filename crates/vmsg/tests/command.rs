@@ -170,7 +170,7 @@ fn ping_prints_what_ping_prints() {
 #[test]
 fn mistakes_exit_with_2_and_name_what_was_meant() {
     let folder = TempDir::new().expect("a folder");
-    let cases: [(&[&str], &str); 18] = [
+    let cases: [(&[&str], &str); 21] = [
         (
             &["serve", "--bus", "unixx,path=x", "--device", "rng"],
             "unix",
@@ -231,6 +231,38 @@ fn mistakes_exit_with_2_and_name_what_was_meant() {
                 "vhost-user,socket=y,dev=a",
             ],
             "has this device",
+        ),
+        (
+            &[
+                "proxy",
+                "--bus",
+                BUS,
+                "--front",
+                "vhost-user,socket=x,dev=a,isolate=on",
+            ],
+            "no isolate=; vfio-user has",
+        ),
+        (
+            &[
+                "proxy",
+                "--bus",
+                BUS,
+                "--front",
+                "vfio-user,socket=x,dev=a",
+                "--front",
+                "vfio-user,socket=x,dev=b",
+            ],
+            "two fronts have the socket `x`",
+        ),
+        (
+            &[
+                "proxy",
+                "--bus",
+                "linux-user,ram=ram",
+                "--front",
+                "vfio-user,socket=x,dev=0,isolate=on",
+            ],
+            "use a unix bus",
         ),
         (
             &[

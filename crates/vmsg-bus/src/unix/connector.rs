@@ -91,7 +91,7 @@ pub enum ConnectError {
         text: String,
     },
     /// What listens on the path does not keep to the handshake.
-    #[error("what listens on `{}` is not a device host of this bus: {why}", path.display())]
+    #[error("{}", handshake(path, why))]
     Handshake {
         /// The path.
         path: PathBuf,
@@ -133,6 +133,15 @@ impl ConnectError {
 }
 
 pub(crate) const GONE: &str = "it closed the connection";
+
+fn handshake(path: &Path, why: &str) -> String {
+    let path = path.display();
+    if why == GONE {
+        // Most likely a device host that is just ending.
+        return format!("what listens on `{path}` closed the connection before it was set up");
+    }
+    format!("what listens on `{path}` is not a device host of this bus: {why}")
+}
 
 /// Connects to a device host.
 #[derive(Clone, Debug)]
