@@ -99,13 +99,8 @@ pub(crate) struct PrivateApt {
 }
 
 impl PrivateApt {
-    /// Sets it up in `dir` and fetches the package lists.
-    pub(crate) fn new(dir: &Path, debian: &Debian, architecture: &str) -> Result<Self> {
-        Self::with_release(dir, debian, Release::Own, architecture)
-    }
-
-    /// The same with the packages of `release`.
-    pub(crate) fn with_release(
+    /// Sets it up in `dir` and fetches the package lists of `release`.
+    pub(crate) fn new(
         dir: &Path,
         debian: &Debian,
         release: Release,

@@ -16,6 +16,7 @@ use crate::kit::{self, Kit, NEW_QEMU};
 use crate::machine::Machine;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::scene::{Id, Scene};
+use crate::secret;
 use crate::vmsg::{NET, NET_SOCKET, RNG_SOCKET, Vmsg};
 
 /// What the guest runs.
@@ -106,11 +107,14 @@ fn play(options: &Options) -> Result<String> {
         options.bus == Bus::Unix || !(options.iommu || options.isolate),
         "--iommu and --isolate need --bus unix: on the others the device host has all of the guest's memory from the start"
     );
-    let mut kits = kit::gather(&[options.machine], &options.kit)?;
+    let mut wanted = options.kit.clone();
+    wanted.new_qemu |= whole && wanted.qemu.is_none();
+    wanted.new_kernel = whole && vfio_user::needs_new_kernel(options.machine, options.iommu);
+    let mut kits = kit::gather(&[options.machine], &wanted)?;
     let mut kit = kits.pop().expect("one kit for one machine");
     if whole {
         if options.kit.qemu.is_some() {
-            let (major, minor) = crate::qemu::version(&kit)?;
+            let (major, minor) = crate::qemu::version(&kit.qemu)?;
             ensure!(
                 (major, minor) >= NEW_QEMU,
                 "{} is version {major}.{minor}, and --front vfio-user is run with {}.{} or later: leave --qemu out, and it is fetched (on Debian)",
@@ -204,7 +208,9 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> 
         None => Board::new(Backend::Qemu, Backend::Qemu),
     };
     board.iommu = options.iommu;
-    let settings = settings(&server, PINGS);
+    let mut settings = settings(&server, PINGS).to_vec();
+    let secret = secret::hex(&secret::random()?);
+    settings.push(("SECRET", secret.clone()));
     let guest = Guest::start(
         scene,
         "guest",
@@ -248,6 +254,10 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> 
         line.text.contains("bytes from 10.0.2.2").then_some(line.at)
     })?;
     tell(scene, "first ping answered");
+    // While it goes on pinging.
+    if let (true, Some((serve, _))) = (options.isolate, sides) {
+        show_isolation(scene, &guest, serve, &secret)?;
+    }
     let statistics = ping_statistics(scene, &guest)?;
 
     let (_, begun) = guest.mark(scene, "fetching", STEP)?;
@@ -354,6 +364,28 @@ fn ping_statistics(scene: &mut Scene, guest: &Guest) -> Result<Vec<String>> {
     let (code, _) = guest.mark(scene, "pinged", STEP)?;
     ensure!(code == "0", "ping gave {code}");
     Ok(vec![counts, times])
+}
+
+/// Looks for what only the guest knows in the memory of both processes that serve it, and in the files that they have open.
+fn show_isolation(scene: &Scene, guest: &Guest, serve: Id, secret: &str) -> Result<()> {
+    let own = secret::search(scene.pid(guest.id), secret.as_bytes())?;
+    ensure!(
+        !own.mapped.is_empty(),
+        "the guest's secret is not in its own memory: {own:?}"
+    );
+    let found = secret::search(scene.pid(serve), secret.as_bytes())?;
+    ensure!(
+        found.mapped.is_empty() && found.open.is_empty(),
+        "the device host has the guest's secret: {found:?}"
+    );
+    tell(
+        scene,
+        &format!(
+            "a secret of the guest is in QEMU's memory and nowhere in the device host: {} mappings and {} open files searched",
+            found.mappings, found.files
+        ),
+    );
+    Ok(())
 }
 
 /// Ends both sides as a user would, with SIGTERM.

@@ -53,7 +53,7 @@ impl Guest {
             initrd::build(kit, script, settings)?,
         )
         .with_context(|| format!("cannot write {file}"))?;
-        let command = qemu::command(kit, qemu::version(kit)?, hardware, &file)?;
+        let command = qemu::command(kit, qemu::version(&kit.qemu)?, hardware, &file)?;
         let id = scene.start(name, &command)?;
         Ok(Self {
             id,

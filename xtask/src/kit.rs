@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use crate::debian::{self, Debian, PrivateApt, Release};
 use crate::dirs;
 use crate::machine::Machine;
-use crate::tree::{self, Tree};
+use crate::tree::{self, Spec, Tree};
 
 /// The QEMU of guests over vfio-user.
 pub(crate) const NEW_QEMU: (u32, u32) = (11, 1);
@@ -44,6 +44,9 @@ pub(crate) struct Options {
     /// Run QEMU 11.1 or later, from Debian 13's backports, not installed but unpacked in the cache
     #[arg(long, conflicts_with = "qemu")]
     pub(crate) new_qemu: bool,
+    /// Take the newest kernel there is for Debian 13, unless one is named
+    #[arg(skip)]
+    pub(crate) new_kernel: bool,
 }
 
 /// Everything a guest of one machine type is made of.
@@ -104,10 +107,7 @@ impl Kit {
         let folder = fetch.folder(&cache, Some(&debian));
         if !folder.is_dir() {
             println!("      fetching a kernel into {}", folder.display());
-            let dir = tempfile::tempdir_in(&cache)?;
-            let arch = self.machine.debian_arch();
-            let apt = PrivateApt::with_release(dir.path(), &debian, fetch.release, arch)?;
-            fetch.unpack(&apt, &cache, &debian)?;
+            fetch_all(&[fetch], &cache, &debian)?;
         }
         Ok(Self {
             kernel: folder.join(Part::Kernel.file()),
@@ -118,11 +118,11 @@ impl Kit {
 
     /// The same with QEMU 11.1 or later, unless the user has named one that is as new.
     pub(crate) fn with_new_qemu(&self) -> Result<Self> {
-        if crate::qemu::version(self)? >= NEW_QEMU {
+        if crate::qemu::version(&self.qemu)? >= NEW_QEMU {
             return Ok(self.clone());
         }
         Ok(Self {
-            qemu: Qemu::Tree(tree::new_qemu().fetch()?, self.machine.qemu_program()),
+            qemu: Qemu::new(self.machine)?,
             ..self.clone()
         })
     }
@@ -138,6 +138,27 @@ pub(crate) enum Qemu {
 }
 
 impl Qemu {
+    /// QEMU 11.1 or later, fetched if it is not in the cache.
+    fn new(machine: Machine) -> Result<Self> {
+        Ok(Self::Tree(
+            tree::new_qemu().fetch()?,
+            machine.qemu_program(),
+        ))
+    }
+
+    /// What is here already: the one that the user has named, or one in PATH, if it is as new as wanted.
+    fn here(machine: Machine, options: &Options) -> Result<Option<Self>> {
+        if let Some(named) = &options.qemu {
+            let path = named
+                .canonicalize()
+                .with_context(|| format!("no QEMU at {}", named.display()))?;
+            return Ok(Some(Self::Program(path)));
+        }
+        let is_new = |qemu: &Self| crate::qemu::version(qemu).is_ok_and(|v| v >= NEW_QEMU);
+        let installed = in_path(machine.qemu_program()).map(Self::Program);
+        Ok(installed.filter(|qemu| !options.new_qemu || is_new(qemu)))
+    }
+
     /// A command that runs it.
     pub(crate) fn command(&self) -> Result<Command> {
         match self {
@@ -168,17 +189,22 @@ pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>
     let debian = Debian::here();
     let cache = dirs::cache()?;
     let mut packages = Vec::new();
+    let mut trees = Vec::new();
     let mut fetches = Vec::new();
     for &machine in machines {
-        if options.qemu.is_none() && in_path(machine.qemu_program()).is_none() {
-            packages.push(machine.qemu_package());
+        if Qemu::here(machine, options)?.is_none() {
+            if options.new_qemu {
+                trees = vec![tree::new_qemu()];
+            } else {
+                packages.push(machine.qemu_package());
+            }
         }
         fetches.extend(
             Part::ALL
                 .into_iter()
                 .filter(|p| p.given(machine, options, debian.as_ref()).is_none())
                 .filter_map(|part| {
-                    let missing = Fetch::own(machine, part);
+                    let missing = Fetch::wanted(machine, part, options);
                     (!missing.folder(&cache, debian.as_ref()).is_dir()).then_some(missing)
                 }),
         );
@@ -190,35 +216,31 @@ pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>
             .map(|&m| kit(m, options, &cache, None))
             .collect();
     };
-    if !packages.is_empty() || !fetches.is_empty() {
-        ask(&packages, &fetches, &cache, options.yes)?;
+    trees.retain(|tree| !tree.is_fetched(&cache, debian));
+    if !packages.is_empty() || !fetches.is_empty() || !trees.is_empty() {
+        ask(&packages, &fetches, &trees, &cache, options.yes)?;
         if !packages.is_empty() {
             debian::install(&packages)?;
         }
         fetch_all(&fetches, &cache, debian)?;
     }
-    let kits = machines
+    machines
         .iter()
-        .map(|&m| kit(m, options, &cache, Some(debian)));
-    if options.new_qemu {
-        return kits.map(|kit| kit?.with_new_qemu()).collect();
-    }
-    kits.collect()
+        .map(|&m| kit(m, options, &cache, Some(debian)))
+        .collect()
 }
 
 fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian>) -> Result<Kit> {
-    let qemu = match &options.qemu {
-        Some(qemu) => qemu
-            .canonicalize()
-            .with_context(|| format!("no QEMU at {}", qemu.display()))?,
-        None => in_path(machine.qemu_program())
-            .with_context(|| format!("no {} in PATH", machine.qemu_program()))?,
+    let qemu = match Qemu::here(machine, options)? {
+        Some(qemu) => qemu,
+        None if options.new_qemu => Qemu::new(machine)?,
+        None => bail!("no {} in PATH", machine.qemu_program()),
     };
     let place = |part: Part| match part.given(machine, options, debian) {
         Some(path) => path
             .canonicalize()
             .with_context(|| format!("no {} at {}", part.what(), path.display())),
-        None => Ok(Fetch::own(machine, part)
+        None => Ok(Fetch::wanted(machine, part, options)
             .folder(cache, debian)
             .join(part.file())),
     };
@@ -236,7 +258,7 @@ fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian
     };
     Ok(Kit {
         machine,
-        qemu: Qemu::Program(qemu),
+        qemu,
         kernel,
         modules,
         busybox: place(Part::Busybox)?,
@@ -310,12 +332,15 @@ struct Fetch {
 }
 
 impl Fetch {
-    /// From the release that this machine has.
-    fn own(machine: Machine, part: Part) -> Self {
+    /// From the release that this machine has, unless something newer is wanted.
+    fn wanted(machine: Machine, part: Part, options: &Options) -> Self {
         Self {
             machine,
             part,
-            release: Release::Own,
+            release: match part {
+                Part::Kernel if options.new_kernel => Release::TrixieBackports,
+                _ => Release::Own,
+            },
         }
     }
 
@@ -375,14 +400,20 @@ impl Fetch {
 
 fn fetch_all(fetches: &[Fetch], cache: &Path, debian: &Debian) -> Result<()> {
     for machine in Machine::ALL {
-        let mine: Vec<&Fetch> = fetches.iter().filter(|f| f.machine == machine).collect();
-        if mine.is_empty() {
-            continue;
-        }
-        let dir = tempfile::tempdir_in(cache)?;
-        let apt = PrivateApt::new(dir.path(), debian, machine.debian_arch())?;
-        for fetch in mine {
-            fetch.unpack(&apt, cache, debian)?;
+        for release in [Release::Own, Release::TrixieBackports] {
+            let mine: Vec<&Fetch> = fetches
+                .iter()
+                .filter(|f| (f.machine, f.release) == (machine, release))
+                .collect();
+            if mine.is_empty() {
+                continue;
+            }
+            let dir = tempfile::tempdir_in(cache)?;
+            let arch = machine.debian_arch();
+            let apt = PrivateApt::new(dir.path(), debian, release, arch)?;
+            for fetch in mine {
+                fetch.unpack(&apt, cache, debian)?;
+            }
         }
     }
     Ok(())
@@ -403,15 +434,34 @@ fn find_one(dir: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// Shows what is about to be done and, on a terminal, asks.
-fn ask(packages: &[&str], fetches: &[Fetch], cache: &Path, yes: bool) -> Result<()> {
+fn ask(
+    packages: &[&str],
+    fetches: &[Fetch],
+    trees: &[Spec],
+    cache: &Path,
+    yes: bool,
+) -> Result<()> {
     println!("Before the first run, this will");
     if !packages.is_empty() {
         println!("  install with apt-get: {}", packages.join(" "));
     }
-    for Fetch { machine, part, .. } in fetches {
-        let (what, size) = match part {
-            Part::Kernel => ("a stock Debian kernel", "25 to 70 MB"),
-            Part::Busybox => ("a static busybox", "1 MB"),
+    for tree in trees {
+        println!(
+            "  fetch into {}: {} of Debian 13 and its backports, only unpacked there (some 50 MB)",
+            cache.display(),
+            tree.packages()
+        );
+    }
+    for Fetch {
+        machine,
+        part,
+        release,
+    } in fetches
+    {
+        let (what, size) = match (part, release) {
+            (Part::Kernel, Release::Own) => ("a stock Debian kernel", "25 to 70 MB"),
+            (Part::Kernel, _) => ("the newest kernel for Debian 13", "25 to 120 MB"),
+            (Part::Busybox, _) => ("a static busybox", "1 MB"),
         };
         println!(
             "  fetch into {}: {what} for {} ({size})",

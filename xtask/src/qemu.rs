@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::Kit;
+use crate::kit::{Kit, Qemu};
 use crate::machine::Machine;
 
 /// The oldest QEMU that is known to work.
@@ -98,10 +98,8 @@ pub(crate) const TEST_MAC: &str = "52:54:00:76:6d:01";
 ///
 /// # Errors
 /// It cannot be run, or is too old.
-pub(crate) fn version(kit: &Kit) -> Result<(u32, u32)> {
-    let qemu = &kit.qemu;
-    let output = kit
-        .qemu
+pub(crate) fn version(qemu: &Qemu) -> Result<(u32, u32)> {
+    let output = qemu
         .command()?
         .arg("--version")
         .output()

@@ -86,12 +86,22 @@ impl Spec {
         cache.join(format!("{release}-{}-{}", self.arch, self.name))
     }
 
+    /// Whether it is in the cache.
+    pub(crate) fn is_fetched(&self, cache: &Path, debian: &Debian) -> bool {
+        self.folder(cache, debian).is_dir()
+    }
+
+    /// The names of the packages, for people.
+    pub(crate) fn packages(&self) -> String {
+        self.packages.join(", ")
+    }
+
     /// The tree, fetched if it is not in the cache.
     ///
     /// # Errors
     /// Not on Debian; no package of this name; no network.
     pub(crate) fn fetch(&self) -> Result<Tree> {
-        let names = self.packages.join(", ");
+        let names = self.packages();
         let debian = Debian::here().with_context(|| {
             format!("{names}: only on Debian are these fetched; this machine is something else")
         })?;
@@ -105,7 +115,7 @@ impl Spec {
             );
             let dir = tempfile::tempdir_in(&cache)?;
             let ready = tempfile::tempdir_in(&cache)?;
-            let apt = PrivateApt::with_release(dir.path(), &debian, self.release, self.arch)?;
+            let apt = PrivateApt::new(dir.path(), &debian, self.release, self.arch)?;
             apt.unpack_all(self.packages, ready.path())?;
             fs::set_permissions(ready.path(), fs::Permissions::from_mode(0o755))?;
             // Whole, by a rename, or not at all; another run may have been first.

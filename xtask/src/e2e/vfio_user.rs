@@ -99,8 +99,7 @@ impl Variant {
 /// QEMU, kernel and drivers of a guest with such devices.
 pub(crate) fn kit(kit: &Kit, iommu: bool, new_kernel: bool) -> Result<Kit> {
     let mut kit = kit.with_new_qemu()?;
-    // Debian's kernel 6.1 for arm64 has no driver for virtio-iommu.
-    if new_kernel || (iommu && kit.machine == Machine::Arm64) {
+    if new_kernel || needs_new_kernel(kit.machine, iommu) {
         kit = kit.with_new_kernel()?;
     }
     Ok(match kit.machine {
@@ -109,6 +108,11 @@ pub(crate) fn kit(kit: &Kit, iommu: bool, new_kernel: bool) -> Result<Kit> {
         Machine::Arm64 if iommu => kit.with_modules(&["virtio_iommu", "virtio_pci"]),
         Machine::Arm64 => kit.with_modules(&["virtio_pci"]),
     })
+}
+
+/// Whether Debian 12's own kernel is too old: 6.1 for arm64 has no driver for virtio-iommu.
+pub(crate) fn needs_new_kernel(machine: Machine, iommu: bool) -> bool {
+    iommu && machine == Machine::Arm64
 }
 
 /// Both devices over vfio-user.
