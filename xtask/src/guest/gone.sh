@@ -32,7 +32,8 @@ soon gone-lspci lspci -nvv -s "$function"
 soon gone-status cat "$device/status" "$device/features"
 soon gone-send ping -q -c 3 -i 0.2 -W 1 10.0.2.2
 soon gone-rng-unbind sh -c "echo $rng_virtio > $rng/unbind"
-soon gone-rng-bind sh -c "echo $rng_virtio > $rng/bind"
+# To bind it again waits until somebody answers: the kernel's own reader of entropy may hold, while it waits for the new
+# device's first bytes, the lock that the end of the probe needs.
 soon gone-lspci-again lspci -nvv -s "$function"
 mark without
 # Commands on the control queue wait in the kernel, some kernels without letting anything else run, until somebody
