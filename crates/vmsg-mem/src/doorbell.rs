@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Doorbells: eventfds shared with others.
+//! Doorbells: eventfds shared with others, and registers of devices.
 
 mod watchdog;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// An eventfd that wakes somebody in this or another process.
+use crate::{DeviceSlice, QueueMemory};
+
+/// What wakes somebody in this or another process or machine: an eventfd, or a
+/// register of a device.
 ///
 /// All holders of an eventfd share its counter and its flags, so any of them
 /// can fill the counter and make the next write block for ever. [`Self::ring`]
@@ -23,11 +26,26 @@ use rustix::io::Errno;
 ///
 /// A doorbell that others ring is waited for edge-triggered (EPOLLET) and never
 /// read, so it needs no trust either.
+///
+/// A register can only be rung. As a descriptor it is the file of the device, which is not to
+/// be waited for or lent.
 #[derive(Debug)]
 pub struct Doorbell {
+    /// The eventfd, or the file of the device.
     fd: OwnedFd,
-    /// A write had to be interrupted; there is no point in trying again.
-    stuck: AtomicBool,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Eventfd {
+        /// A write had to be interrupted; there is no point in trying again.
+        stuck: AtomicBool,
+    },
+    /// `value` is stored in the 4 bytes of the part.
+    Register { register: DeviceSlice, value: u32 },
+    /// `value` is written to the file at `offset`.
+    File { offset: u64, value: u32 },
 }
 
 /// Why a doorbell was not rung.
@@ -89,10 +107,44 @@ impl Doorbell {
     }
 
     fn of(fd: OwnedFd) -> Self {
+        let stuck = AtomicBool::new(false);
         Self {
             fd,
-            stuck: AtomicBool::new(false),
+            kind: Kind::Eventfd { stuck },
         }
+    }
+
+    /// A register of 32 bits in mapped memory, which gets `value` for each ring. `device` is the
+    /// file that the memory belongs to.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if `register` is not 4 aligned bytes.
+    pub fn register(device: OwnedFd, register: DeviceSlice, value: u32) -> io::Result<Self> {
+        if QueueMemory::len(&register) != 4 || !register.is_aligned() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a doorbell register is 4 aligned bytes",
+            ));
+        }
+        Ok(Self {
+            fd: device,
+            kind: Kind::Register { register, value },
+        })
+    }
+
+    /// A register of 32 bits that cannot be mapped: each ring writes the 4 bytes of `value`, little-endian, to
+    /// the file at `offset`, as VFIO has it. The file must be one where that cannot block.
+    pub fn register_file(device: OwnedFd, offset: u64, value: u32) -> Self {
+        Self {
+            fd: device,
+            kind: Kind::File { offset, value },
+        }
+    }
+
+    /// The eventfd; `None` for a register.
+    pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
+        matches!(self.kind, Kind::Eventfd { .. }).then(|| self.fd.as_fd())
     }
 
     /// Wakes who waits for the doorbell. May take some 20 ms when another
@@ -103,18 +155,26 @@ impl Doorbell {
     /// [`RingError`].
     #[inline]
     pub fn ring(&self) -> Result<(), RingError> {
-        if self.stuck.load(Ordering::Relaxed) {
-            return Err(RingError::Stuck);
-        }
-        match watchdog::guard(|| rustix::io::write(&self.fd, &1u64.to_ne_bytes()))? {
-            Ok(_) => Ok(()),
-            Err(Errno::AGAIN) => Err(RingError::Full),
-            // An eventfd looks at signals only when it has to wait, whoever sent them.
-            Err(Errno::INTR) => {
-                self.stuck.store(true, Ordering::Relaxed);
-                Err(RingError::Stuck)
+        match &self.kind {
+            Kind::Eventfd { stuck } => ring_eventfd(&self.fd, stuck),
+            Kind::Register { register, value } => {
+                before_device_store();
+                let stored = register.region().write_u32(0, *value);
+                debug_assert!(stored);
+                if register.is_lost() {
+                    return Err(RingError::Os(io::Error::from(Errno::NODEV)));
+                }
+                Ok(())
             }
-            Err(error) => Err(RingError::Os(error.into())),
+            Kind::File { offset, value } => {
+                before_device_store();
+                let value = value.to_le_bytes();
+                match rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.fd, &value, *offset)) {
+                    Ok(4) => Ok(()),
+                    Ok(_) => Err(RingError::Os(io::Error::from(Errno::IO))),
+                    Err(error) => Err(RingError::Os(error.into())),
+                }
+            }
         }
     }
 
@@ -123,8 +183,11 @@ impl Doorbell {
     ///
     /// # Errors
     ///
-    /// Those of read(2); an untouched counter is none.
+    /// Those of read(2); an untouched counter is none. `Unsupported` for a register.
     pub fn drain(&self) -> io::Result<u64> {
+        if self.eventfd().is_none() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let mut count = [0; 8];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut count)) {
             Ok(_) => Ok(u64::from_ne_bytes(count)),
@@ -139,9 +202,19 @@ impl Doorbell {
     ///
     /// Those of dup(2).
     pub fn try_clone(&self) -> io::Result<Self> {
+        let kind = match &self.kind {
+            Kind::Eventfd { stuck } => Kind::Eventfd {
+                stuck: AtomicBool::new(stuck.load(Ordering::Relaxed)),
+            },
+            Kind::Register { register, value } => Kind::Register {
+                register: register.clone(),
+                value: *value,
+            },
+            &Kind::File { offset, value } => Kind::File { offset, value },
+        };
         Ok(Self {
             fd: self.fd.try_clone()?,
-            stuck: AtomicBool::new(self.stuck.load(Ordering::Relaxed)),
+            kind,
         })
     }
 }
@@ -155,6 +228,35 @@ impl AsFd for Doorbell {
 impl From<Doorbell> for OwnedFd {
     fn from(doorbell: Doorbell) -> Self {
         doorbell.fd
+    }
+}
+
+#[inline]
+fn ring_eventfd(fd: &OwnedFd, stuck: &AtomicBool) -> Result<(), RingError> {
+    if stuck.load(Ordering::Relaxed) {
+        return Err(RingError::Stuck);
+    }
+    match watchdog::guard(|| rustix::io::write(fd, &1u64.to_ne_bytes()))? {
+        Ok(_) => Ok(()),
+        Err(Errno::AGAIN) => Err(RingError::Full),
+        // An eventfd looks at signals only when it has to wait, whoever sent them.
+        Err(Errno::INTR) => {
+            stuck.store(true, Ordering::Relaxed);
+            Err(RingError::Stuck)
+        }
+        Err(error) => Err(RingError::Os(error.into())),
+    }
+}
+
+/// What was stored in memory before is seen before a store to a device is.
+#[inline]
+fn before_device_store() {
+    fence(Ordering::SeqCst);
+    // The fence stops at the inner shareable domain, and devices are outside of it.
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: a barrier changes nothing.
+    unsafe {
+        core::arch::asm!("dmb osh", options(nostack, preserves_flags));
     }
 }
 

@@ -137,3 +137,60 @@ fn other_files_are_no_doorbells() {
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }
+
+/// A file of one page that stands for a device, and the page.
+fn device() -> (crate::Mapping, OwnedFd) {
+    crate::Mapping::memfd("test", 4096, false).unwrap()
+}
+
+fn word(memory: &crate::Mapping, offset: usize) -> u32 {
+    memory.device_region().read_u32(offset).unwrap()
+}
+
+#[test]
+fn a_register_in_mapped_memory_gets_its_value() {
+    let (memory, fd) = device();
+    let bar = crate::DeviceMapping::of_fd(fd.as_fd(), 0, 256).unwrap();
+    let bar = std::sync::Arc::new(bar);
+    let part = |offset, len| DeviceSlice::new(bar.clone(), offset, len).unwrap();
+    let file = || fd.try_clone().unwrap();
+    assert!(Doorbell::register(file(), part(12, 8), 1).is_err());
+    assert!(Doorbell::register(file(), part(13, 4), 1).is_err());
+    let bell = Doorbell::register(file(), part(12, 4), 0x0003_0001).unwrap();
+    let clone = bell.try_clone().unwrap();
+    assert_eq!(word(&memory, 12), 0, "nobody has rung yet");
+    bell.ring().unwrap();
+    assert_eq!(word(&memory, 12), 0x0003_0001);
+    assert!(memory.device_region().write_u32(12, 0));
+    clone.ring().unwrap();
+    assert_eq!(word(&memory, 12), 0x0003_0001);
+    assert_eq!((word(&memory, 8), word(&memory, 16)), (0, 0));
+    assert!(bell.eventfd().is_none());
+    assert!(bell.drain().is_err());
+}
+
+#[test]
+fn a_register_that_cannot_be_mapped_is_written_through_its_file() {
+    let (memory, fd) = device();
+    let bell = Doorbell::register_file(fd, 12, 0x0003_0001);
+    let clone = bell.try_clone().unwrap();
+    drop(bell);
+    clone.ring().unwrap();
+    assert_eq!(word(&memory, 12), 0x0003_0001);
+    assert_eq!(word(&memory, 16), 0);
+    assert!(clone.eventfd().is_none());
+    assert!(clone.drain().is_err());
+}
+
+#[test]
+fn a_register_of_a_device_that_is_gone_is_an_error() {
+    crate::fault::install().unwrap();
+    let (_memory, fd) = device();
+    let bar = crate::DeviceMapping::of_fd(fd.as_fd(), 0, 256).unwrap();
+    let part = DeviceSlice::new(std::sync::Arc::new(bar), 12, 4).unwrap();
+    let file = std::fs::File::from(fd.try_clone().unwrap());
+    let bell = Doorbell::register(fd, part, 1).unwrap();
+    bell.ring().unwrap();
+    file.set_len(0).unwrap();
+    assert!(matches!(bell.ring(), Err(RingError::Os(_))));
+}

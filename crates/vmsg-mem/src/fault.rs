@@ -6,7 +6,8 @@
 //! After [`install`], such a fault in a [`Mapping`](crate::Mapping) puts zeroed
 //! private memory in place of the rest of the mapping and marks it lost
 //! ([`Mapping::is_lost`](crate::Mapping::is_lost)); the access then goes on.
-//! All other SIGBUS go to the handler that was there before.
+//! All other SIGBUS go to the handler that was there before, those for
+//! misaligned accesses to a mapping (`BUS_ADRALN`) too.
 //!
 //! System calls never raise SIGBUS: given such memory, they fail with EFAULT.
 //! A thread that blocks SIGBUS is not protected.
@@ -140,7 +141,10 @@ extern "C" fn on_sigbus(
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo; for SIGBUS with a positive
     // code, which is a fault and not sent by a process, it has an address.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    if code > 0 && replace(address, code) {
+    // Not BUS_ADRALN and BUS_OBJERR: an access that the memory of a device does not bear would only
+    // be repeated, on memory that nobody else sees.
+    let gone = code == libc::BUS_ADRERR || code == libc::BUS_MCEERR_AR;
+    if gone && replace(address, code) {
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };
         return;

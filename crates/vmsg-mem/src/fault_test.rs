@@ -202,3 +202,51 @@ fn an_earlier_handler_gets_what_is_not_ours() {
     );
     touch_foreign_memory();
 }
+
+/// Sends this thread a SIGBUS as the kernel does for a fault at `address`.
+fn fake_fault(address: *const u8, code: libc::c_int) {
+    // SAFETY: zeros are a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    info.si_signo = libc::SIGBUS;
+    info.si_code = code;
+    // SAFETY: si_addr is the first field after the three words and their padding (asm-generic/siginfo.h),
+    // and siginfo has 128 bytes.
+    unsafe {
+        ptr::from_mut(&mut info)
+            .cast::<usize>()
+            .add(2)
+            .write(address as usize)
+    };
+    // SAFETY: `info` is a complete siginfo; a process may send itself any code.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_rt_tgsigqueueinfo,
+            libc::getpid(),
+            libc::gettid(),
+            libc::SIGBUS,
+            ptr::from_ref(&info),
+        )
+    };
+    assert_eq!(sent, 0);
+}
+
+#[test]
+fn a_misaligned_access_is_not_taken_for_a_truncated_file() {
+    let name = "fault::tests::a_misaligned_access_is_not_taken_for_a_truncated_file";
+    let Ok(code) = std::env::var(CHILD) else {
+        for code in [libc::BUS_ADRALN, libc::BUS_OBJERR] {
+            let ended = child(name, &code.to_string());
+            assert_eq!(ended.signal(), Some(libc::SIGBUS), "code {code}");
+        }
+        let ended = child(name, &libc::BUS_ADRERR.to_string());
+        assert_eq!(ended.code(), Some(17), "the same fault, of a missing page");
+        return;
+    };
+    // Without the standard library's own handler, which swallows the first one.
+    // SAFETY: sets the default action.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+    install().unwrap();
+    let (mapping, _file) = pages(2);
+    fake_fault(mapping.ram().as_ptr(), code.parse().unwrap());
+    std::process::exit(if mapping.is_lost() { 17 } else { 0 });
+}

@@ -15,15 +15,19 @@
 //!
 //! * `Mapping`, `MappedSlice`: mapped files; `WindowTable`: windows with
 //!   their mappings.
+//! * `DeviceMapping`, `DeviceSlice`: mapped memory of devices.
 //! * `fault`: survive files that are truncated while mapped.
 //! * Methods of `Pieces` to read and write files and sockets.
-//! * `Doorbell`: an eventfd that can be rung without being blocked by others.
+//! * `Doorbell`: an eventfd that can be rung without being blocked by others, or a
+//!   register of a device.
 //! * `WriteLease`: whether a file is in use by anybody else.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
 #[cfg(feature = "std")]
 mod backing;
+#[cfg(feature = "std")]
+mod device_mapping;
 mod device_region;
 #[cfg(feature = "std")]
 mod doorbell;
@@ -49,6 +53,8 @@ mod window;
 pub use addr::BusAddr;
 #[cfg(feature = "std")]
 pub use backing::check_backing;
+#[cfg(feature = "std")]
+pub use device_mapping::{DeviceMapping, DeviceSlice};
 pub use device_region::DeviceRegion;
 #[cfg(feature = "std")]
 pub use doorbell::{Doorbell, RingError};

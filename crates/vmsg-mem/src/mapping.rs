@@ -11,7 +11,7 @@ use rustix::fs::{FileType, MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::fault::Guard;
-use crate::{Access, Error, QueueMemory, RamSlice};
+use crate::{Access, DeviceRegion, Error, QueueMemory, RamSlice};
 
 /// File system magic of hugetlbfs (linux/magic.h).
 const HUGETLBFS_MAGIC: i64 = 0x958458f6;
@@ -41,6 +41,10 @@ impl Mapping {
     /// Maps `len` bytes of a file from `offset` on. Neither needs to be a
     /// multiple of the page size.
     ///
+    /// PCI memory that is ordinary memory to the processor (`resource2_wc` in sysfs, which on
+    /// arm64 is Normal-NC) can be mapped so too; other memory of devices is for
+    /// [`DeviceMapping`](crate::DeviceMapping).
+    ///
     /// Touching a file on FUSE may hang for as long as its server wants.
     /// A file for which [`check_seals`] says true is not on FUSE.
     ///
@@ -50,20 +54,27 @@ impl Mapping {
     /// (device files do not tell their size), [`Error::Os`] if `len` is zero or
     /// the file cannot be mapped, or not with this access.
     pub fn of_fd(fd: BorrowedFd<'_>, offset: u64, len: u64, access: Access) -> Result<Self, Error> {
-        let os = |source: rustix::io::Errno| Error::Os {
-            what: "map a file",
-            source: source.into(),
-        };
         let need = offset
             .checked_add(len)
-            .ok_or(os(rustix::io::Errno::OVERFLOW))?;
-        let stat = rustix::fs::fstat(fd).map_err(os)?;
+            .ok_or_else(|| map_error(rustix::io::Errno::OVERFLOW))?;
+        let stat = rustix::fs::fstat(fd).map_err(map_error)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
             let have = u64::try_from(stat.st_size).unwrap_or(0);
             if have < need {
                 return Err(Error::FileTooShort { have, need });
             }
         }
+        Self::of_device(fd, offset, len, access)
+    }
+
+    /// As [`Self::of_fd`], whatever length the file says it has.
+    pub(crate) fn of_device(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<Self, Error> {
+        let os = map_error;
         let page_size = page_size(fd);
         let bytes = usize::try_from(len).map_err(|_| os(rustix::io::Errno::OVERFLOW))?;
         // The rest of the division is less than a page, which fits.
@@ -141,6 +152,14 @@ impl Mapping {
         unsafe { RamSlice::from_raw_parts(self.pages.add(self.skip), self.len) }
     }
 
+    /// The same memory, to be touched as that of a device: by aligned accesses of
+    /// natural size. With [`Access::Read`] nothing must be written through it either.
+    #[inline]
+    pub fn device_region(&self) -> DeviceRegion<'_> {
+        // SAFETY: as for `ram`.
+        unsafe { DeviceRegion::from_raw_parts(self.pages.add(self.skip), self.len) }
+    }
+
     /// Length in bytes.
     pub const fn len(&self) -> usize {
         self.len
@@ -181,6 +200,13 @@ impl fmt::Debug for Mapping {
             .field("access", &self.access)
             .field("lost", &self.is_lost())
             .finish()
+    }
+}
+
+fn map_error(source: rustix::io::Errno) -> Error {
+    Error::Os {
+        what: "map a file",
+        source: source.into(),
     }
 }
 
