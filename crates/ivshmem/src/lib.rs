@@ -13,8 +13,10 @@ mod client;
 mod device;
 mod id;
 mod memory;
+mod news;
 pub mod pci;
 pub mod protocol;
 pub mod server;
 
 pub use id::PeerId;
+pub use news::{Event, RingError};
