@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use crate::control::LinkState;
+use crate::ivshmem::IvshmemArgs;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
@@ -157,6 +158,8 @@ pub enum Command {
     Ping(PingArgs),
     /// Show messages that were recorded with trace=FILE of a bus
     Trace(TraceArgs),
+    /// Memory and doorbells between virtual machines: QEMU's ivshmem
+    Ivshmem(IvshmemArgs),
     /// Hold the connections of `backend=user` while `serve` is away; started by `serve`
     #[command(hide = true)]
     Keeper(KeeperArgs),

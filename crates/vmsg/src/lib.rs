@@ -9,6 +9,7 @@ mod buses;
 mod cli;
 mod control;
 mod descriptors;
+mod ivshmem;
 mod keeper;
 mod look;
 mod out;
@@ -44,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Ls(args) => look::ls(args),
         Command::Ping(args) => look::ping(args),
         Command::Trace(args) => trace::run(args),
+        Command::Ivshmem(args) => ivshmem::run(args),
         Command::Keeper(args) => keeper::run(args),
     };
     match result {
