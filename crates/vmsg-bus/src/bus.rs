@@ -4,10 +4,11 @@
 use crate::line::Line;
 use crate::link::Parts;
 use crate::trace::Interface;
-use crate::{Capabilities, Peer};
+use crate::{Capabilities, CommonRam, Peer, Vectors};
 use std::any::Any;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use virtio_msg::{Channel, ChannelError};
 
@@ -104,6 +105,8 @@ macro_rules! end {
             /// The driver's memory, on buses where both sides know it from the start.
             #[cfg(feature = "linux-user")]
             static_ram: Option<crate::StaticRam>,
+            common: Option<Arc<CommonRam>>,
+            vectors: Option<Arc<Vectors>>,
             /// Lets go of a place in a listener when the connection ends.
             _place: Option<Box<dyn Any + Send + Sync>>,
         }
@@ -114,6 +117,8 @@ macro_rules! end {
                     line: Line::new(parts)?,
                     #[cfg(feature = "linux-user")]
                     static_ram: None,
+                    common: None,
+                    vectors: None,
                     _place: place,
                 })
             }
@@ -127,6 +132,21 @@ macro_rules! end {
             #[cfg(feature = "linux-user")]
             pub(crate) fn set_static_ram(&mut self, ram: Option<crate::StaticRam>) {
                 self.static_ram = ram;
+            }
+
+            /// The memory that both ends have in common, on a bus whose windows are views of that.
+            pub fn common(&self) -> Option<&Arc<CommonRam>> {
+                self.common.as_ref()
+            }
+
+            /// The doorbells that queues can have, on a bus with [`Capabilities::queue_vectors`].
+            pub fn vectors(&self) -> Option<&Arc<Vectors>> {
+                self.vectors.as_ref()
+            }
+
+            pub(crate) fn share(&mut self, common: Option<Arc<CommonRam>>, vectors: Option<Arc<Vectors>>) {
+                self.common = common;
+                self.vectors = vectors;
             }
 
             /// Speaks the 40-byte messages on the wire.

@@ -16,19 +16,22 @@ pub struct Capabilities {
     pub enumerates: bool,
     /// Devices are claimed: several drivers may look, one drives.
     pub claims: bool,
-    /// Windows can be parts of files that are mapped once (BACKING_ADD, VIEW_ADD).
+    /// Windows can be parts of files that are mapped once (BACKING_ADD, VIEW_ADD). Without [`Self::passes_fds`]: parts of the memory that both
+    /// ends have in common, and of nothing else ([`COMMON_BACKING`](crate::control::COMMON_BACKING)).
     pub views: bool,
     /// Shared-memory regions of devices can be had with their files (SHARED_MEMORY).
     pub shared_memory: bool,
+    /// Kicks and calls of a queue can go over doorbell vectors of their own (QUEUE_VECTORS); for buses that pass no descriptors.
+    pub queue_vectors: bool,
     /// Longest message in bytes, 48 to 65536.
     pub max_message_size: usize,
 }
 
 /// Bits of the WELCOME frame, docs/bus-unix.md §2.
-const BITS: [u32; 7] = [1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6];
+const BITS: [u32; 8] = [1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7];
 
 impl Capabilities {
-    /// Everything a bus can do, with messages up to `max_message_size` bytes.
+    /// Everything that a bus with descriptors can do, with messages up to `max_message_size` bytes.
     pub const fn all(max_message_size: usize) -> Self {
         Self {
             passes_fds: true,
@@ -38,8 +41,30 @@ impl Capabilities {
             claims: true,
             views: true,
             shared_memory: true,
+            queue_vectors: false,
             max_message_size,
         }
+    }
+
+    /// What two ends of ours can do that share memory and doorbells, and pass no descriptors: windows are views of the common memory, queues
+    /// have vectors of their own. Devices are not claimed: there is one driver.
+    pub const fn common(max_message_size: usize) -> Self {
+        Self {
+            passes_fds: false,
+            runtime_windows: true,
+            out_of_band_notify: false,
+            enumerates: true,
+            claims: false,
+            views: true,
+            shared_memory: false,
+            queue_vectors: true,
+            max_message_size,
+        }
+    }
+
+    /// Whether windows are parts of memory that both ends have in common, and nothing else is lent.
+    pub const fn has_common_views(&self) -> bool {
+        self.runtime_windows && self.views && !self.passes_fds
     }
 
     /// The flags as bits of a WELCOME frame.
@@ -52,6 +77,7 @@ impl Capabilities {
             self.claims,
             self.views,
             self.shared_memory,
+            self.queue_vectors,
         ];
         flags
             .into_iter()
@@ -70,6 +96,7 @@ impl Capabilities {
             claims: bits & BITS[4] != 0,
             views: bits & BITS[5] != 0,
             shared_memory: bits & BITS[6] != 0,
+            queue_vectors: bits & BITS[7] != 0,
             max_message_size,
         }
     }

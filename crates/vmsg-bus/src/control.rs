@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The messages of our own buses: windows, views, eventfds per queue, claims, names, memory of devices.
+//! The messages of our own buses: windows, views, eventfds and vectors per queue, claims, names, memory of devices.
 //!
-//! docs/bus-unix.md §5. On the wire these are bus messages with ids from 0x80
+//! docs/bus-unix.md §5, docs/bus-ivshmem.md. On the wire these are bus messages with ids from 0x80
 //! ([`Message::BusSpecific`](virtio_msg::Message)); here are their payloads,
 //! as they come after the 8 bytes of header. Decoding is total: any bytes give
 //! a value or an error.
@@ -9,10 +9,12 @@
 mod display;
 mod memory;
 mod response;
+mod vectors;
 
 pub use display::name;
-pub use memory::{BackingAdd, SharedMemory, ViewAdd};
+pub use memory::{BackingAdd, COMMON_BACKING, SharedMemory, ViewAdd};
 pub use response::Response;
+pub use vectors::QueueVectors;
 
 use std::fmt;
 use virtio_msg::{DevNum, QueueIndex};
@@ -44,6 +46,8 @@ pub mod id {
     pub const VIEW_ADD: u8 = 0x89;
     /// Asks for memory of a device; the answer has a file descriptor.
     pub const SHARED_MEMORY: u8 = 0x8a;
+    /// Says which doorbell vectors a queue is kicked and calls by.
+    pub const QUEUE_VECTORS: u8 = 0x8b;
     /// Stands in a queue for a message that came over the socket; never seen above the bus.
     pub const MARKER: u8 = 0xC0;
 }
@@ -254,6 +258,8 @@ pub enum Request {
         /// The region's id, as in GET_SHM.
         id: u32,
     },
+    /// Kick and call a queue by doorbell vectors of its own.
+    QueueVectors(QueueVectors),
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -337,7 +343,7 @@ fn put(wire: &(impl IntoBytes + Immutable), out: &mut [u8]) -> Result<usize, Con
 impl Request {
     /// Whether `id` is one of these messages.
     pub const fn is_known(id: u8) -> bool {
-        matches!(id, id::WINDOW_ADD..=id::SHARED_MEMORY)
+        matches!(id, id::WINDOW_ADD..=id::QUEUE_VECTORS)
     }
 
     /// The id of the message.
@@ -354,6 +360,7 @@ impl Request {
             Self::BackingRemove { .. } => id::BACKING_REMOVE,
             Self::ViewAdd(_) => id::VIEW_ADD,
             Self::SharedMemory { .. } => id::SHARED_MEMORY,
+            Self::QueueVectors(_) => id::QUEUE_VECTORS,
         }
     }
 
@@ -378,6 +385,7 @@ impl Request {
                 u32::from(dev.0)
             }
             Self::QueueInflight(i) => u32::from(i.dev.0) | u32::from(inflight_flags(&i)) << 16,
+            Self::QueueVectors(v) => u32::from(v.dev.0) | u32::from(v.queue_wire()) << 16,
         }
     }
 
@@ -461,6 +469,9 @@ impl Request {
                     dev: DevNum(w.dev.get()),
                     id: w.id.get(),
                 }
+            }
+            id::QUEUE_VECTORS => {
+                Self::QueueVectors(wire::<vectors::QueueVectorsWire>(id, payload)?.into())
             }
             _ => return Err(ControlError::UnknownId(id)),
         })
@@ -552,6 +563,7 @@ impl Request {
             ),
             Self::ViewAdd(v) => put(&memory::ViewAddWire::from(v), out),
             Self::SharedMemory { dev, id } => put(&memory::SharedMemoryWire::new(dev, id), out),
+            Self::QueueVectors(v) => put(&vectors::QueueVectorsWire::from(v), out),
         }
     }
 

@@ -64,6 +64,21 @@ fn requests() -> Vec<Request> {
             dev: DevNum(7),
             id: 2,
         },
+        Request::QueueVectors(QueueVectors {
+            dev: DevNum(7),
+            queue: QueueIndex(3),
+            kick: Some(0x102),
+            call: None,
+        }),
+        Request::ViewAdd(ViewAdd {
+            id: 12,
+            writable: false,
+            backing: COMMON_BACKING,
+            base: BusAddr(0x20_0000),
+            len: 0x20_0000,
+            offset: 0x40_0000,
+            more: false,
+        }),
     ]
 }
 
@@ -120,6 +135,31 @@ fn view_add_has_the_bytes_of_the_specification() {
 }
 
 #[test]
+fn queue_vectors_has_the_bytes_of_the_specification() {
+    let vectors = requests()[12];
+    let mut bytes = [0; MAX_PAYLOAD];
+    assert_eq!(vectors.encode(&mut bytes), Ok(8));
+    assert_eq!(bytes[..8], [7, 0, 3, 0, 2, 1, 0xff, 0xff]);
+    assert_eq!(vectors.subject(), 0x3_0007);
+    let line = "device 7, queue 3, kick vector 258, calls by message";
+    assert_eq!(vectors.to_string(), line);
+    let response = vectors.response(Status::OK, "");
+    assert_eq!(response.encode(&mut bytes), Ok(8));
+    assert_eq!(
+        Response::decode(id::QUEUE_VECTORS, &bytes[..8]),
+        Ok(response)
+    );
+}
+
+#[test]
+fn a_view_of_the_common_memory_says_so() {
+    assert_eq!(
+        requests()[13].to_string(),
+        "window 12, 0x200000 bytes at 0x200000, offset 0x400000 of the common memory"
+    );
+}
+
+#[test]
 fn a_region_is_in_the_answer_only_if_there_is_one() {
     let request = Request::SharedMemory {
         dev: DevNum(7),
@@ -165,8 +205,8 @@ fn responses_carry_status_and_name() {
         Err(ControlError::BadLength { id: 0x80, len })
     );
     assert_eq!(
-        Response::decode(0x8b, &out[..len]),
-        Err(ControlError::UnknownId(0x8b))
+        Response::decode(0x8c, &out[..len]),
+        Err(ControlError::UnknownId(0x8c))
     );
     assert_eq!(
         claim.response(Status::HELD, "é").encode(&mut out[..9]),

@@ -20,6 +20,8 @@ mod bus;
 mod capabilities;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod carrier;
+#[cfg(any(feature = "loopback", feature = "unix"))]
+mod common;
 pub mod control;
 #[cfg(feature = "unix")]
 pub mod ending;
@@ -50,6 +52,8 @@ pub mod unix;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 pub use bus::{Bus, Counters, DeviceBus, DriverBus, WakeFds};
 pub use capabilities::{Capabilities, Peer};
+#[cfg(any(feature = "loopback", feature = "unix"))]
+pub use common::{CommonFile, CommonMode, CommonRam, CommonRamError, Physical, Vectors};
 #[cfg(feature = "unix")]
 pub use join::{Connecting, Connector, Listener, Watch};
 #[cfg(any(feature = "loopback", feature = "unix"))]

@@ -10,7 +10,7 @@ use crate::bell::Bell;
 use crate::carrier::{Carrier, Packet};
 use crate::link::{Framing, Parts, Queues};
 use crate::memory::Part;
-use crate::{Capabilities, DeviceBus, DriverBus, Peer};
+use crate::{Capabilities, CommonRam, DeviceBus, DriverBus, Peer, Vectors};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -113,6 +113,38 @@ pub fn pair(options: &Options) -> io::Result<(DriverBus, DeviceBus)> {
         DriverBus::new(driver, None).map_err(broken)?,
         DeviceBus::new(device, None).map_err(broken)?,
     ))
+}
+
+/// What the two ends of a loopback have in common that passes no descriptors.
+#[derive(Clone, Debug, Default)]
+pub struct Common {
+    /// The memory as the driver's end has it.
+    pub driver: Option<Arc<CommonRam>>,
+    /// The memory as the device's end has it.
+    pub device: Option<Arc<CommonRam>>,
+    /// How many doorbells each end has beside the bus's own; numbered from 1.
+    pub vectors: u16,
+}
+
+/// As [`pair`], for a bus of [`Capabilities::common`] or the like.
+///
+/// # Errors
+/// As [`pair`], and those of `eventfd` if there are vectors.
+pub fn pair_with(options: &Options, common: &Common) -> io::Result<(DriverBus, DeviceBus)> {
+    let (mut driver, mut device) = pair(options)?;
+    let mut vectors = (Vec::new(), Vec::new());
+    let mut bells = (Vec::new(), Vec::new());
+    for vector in 1..=common.vectors {
+        let (of_driver, of_device) = (Doorbell::new()?, Doorbell::new()?);
+        vectors.0.push((vector, of_driver.try_clone()?.into()));
+        vectors.1.push((vector, of_device.try_clone()?.into()));
+        bells.0.push((vector, of_device));
+        bells.1.push((vector, of_driver));
+    }
+    let some = |own, theirs| (common.vectors != 0).then(|| Arc::new(Vectors::new(own, theirs)));
+    driver.share(common.driver.clone(), some(vectors.0, bells.0));
+    device.share(common.device.clone(), some(vectors.1, bells.1));
+    Ok((driver, device))
 }
 
 /// A bell for the one who rings and the one who waits.

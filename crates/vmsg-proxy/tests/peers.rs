@@ -38,6 +38,7 @@ fn bare() -> Capabilities {
         claims: false,
         views: false,
         shared_memory: false,
+        queue_vectors: false,
         max_message_size: SIZE,
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The messages of our own buses as lines of a trace.
 
-use super::{Request, Response, Resume, Status, id};
+use super::{COMMON_BACKING, Request, Response, Resume, Status, id};
 use std::fmt;
 
 /// What the message `id` is called; the same for request and response.
@@ -18,6 +18,7 @@ pub const fn name(id: u8) -> Option<&'static str> {
         id::BACKING_REMOVE => "BACKING_REMOVE",
         id::VIEW_ADD => "VIEW_ADD",
         id::SHARED_MEMORY => "SHARED_MEMORY",
+        id::QUEUE_VECTORS => "QUEUE_VECTORS",
         _ => return None,
     })
 }
@@ -83,13 +84,29 @@ impl fmt::Display for Request {
             Request::ViewAdd(v) => {
                 write!(
                     f,
-                    "window {}, {:#x} bytes at {:#x}, offset {:#x} of backing {}",
-                    v.id, v.len, v.base.0, v.offset, v.backing
+                    "window {}, {:#x} bytes at {:#x}, offset {:#x} of ",
+                    v.id, v.len, v.base.0, v.offset
                 )?;
+                if v.backing == COMMON_BACKING {
+                    f.write_str("the common memory")?;
+                } else {
+                    write!(f, "backing {}", v.backing)?;
+                }
                 flag(f, v.writable, "writable")?;
                 flag(f, v.more, "more")
             }
             Request::SharedMemory { dev, id } => write!(f, "device {dev}, region {id}"),
+            Request::QueueVectors(v) => {
+                write!(f, "device {}, queue {}", v.dev, v.queue)?;
+                match v.kick {
+                    Some(vector) => write!(f, ", kick vector {vector}")?,
+                    None => f.write_str(", kicks by message")?,
+                }
+                match v.call {
+                    Some(vector) => write!(f, ", call vector {vector}"),
+                    None => f.write_str(", calls by message"),
+                }
+            }
         }
     }
 }

@@ -20,6 +20,10 @@ pub struct BackingAdd {
     pub file_offset: u64,
 }
 
+/// The backing that is there from the start on a bus whose ends have memory in common ([`Capabilities::views`](crate::Capabilities::views)
+/// without [`passes_fds`](crate::Capabilities::passes_fds)): that memory. It is neither added nor removed.
+pub const COMMON_BACKING: u32 = u32::MAX;
+
 /// VIEW_ADD: a window that is a part of a backing. [`Request::WindowRemove`](super::Request::WindowRemove) removes it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewAdd {
@@ -27,7 +31,7 @@ pub struct ViewAdd {
     pub id: u32,
     /// Whether the device may write.
     pub writable: bool,
-    /// The backing that it is a part of.
+    /// The backing that it is a part of, or [`COMMON_BACKING`].
     pub backing: u32,
     /// Where it lies on the bus.
     pub base: BusAddr,

@@ -108,6 +108,7 @@ impl Site {
             claims: false,
             views: false,
             shared_memory: false,
+            queue_vectors: false,
             max_message_size: MESSAGE_SIZE,
         }
     }

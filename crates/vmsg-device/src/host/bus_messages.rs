@@ -175,6 +175,7 @@ impl Core {
                 None
             }
             Request::QueueInflight(inflight) => Some(self.set_record(conn, inflight, fds)),
+            Request::QueueVectors(_) => Some(Status::UNSUPPORTED),
             Request::Claim {
                 dev,
                 release: false,
