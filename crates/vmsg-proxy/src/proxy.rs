@@ -7,6 +7,7 @@ use crate::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use crate::front::{BindError, FrontStats};
 use crate::link::{Link, SessionHandle, Source};
 use crate::session::{DeviceFacts, Options, Session, Target};
+use crate::shadow;
 use serde::Deserialize;
 use std::fmt;
 use std::io;
@@ -149,10 +150,10 @@ pub struct FrontSpec {
     /// vhost-user: whether configuration space is offered; otherwise yes, except for network devices, whose configuration QEMU keeps itself.
     #[serde(default)]
     pub config: Option<bool>,
-    /// vfio-user: whether the guest's memory is kept from the device host, which gets copies instead; otherwise no.
+    /// Whether the guest's memory is kept from the device host, which gets copies instead; otherwise no.
     #[serde(default)]
     pub isolate: Option<bool>,
-    /// vfio-user: bytes of memory for these copies; otherwise 64 MiB.
+    /// Bytes of memory for these copies; otherwise 64 MiB.
     #[serde(default)]
     pub segment: Option<u64>,
     /// Permissions of the socket, octal; otherwise 0600.
@@ -175,22 +176,29 @@ impl FrontSpec {
     /// [`SpecError`], which names what does not.
     pub fn check(&self) -> Result<(), SpecError> {
         let vhost = self.kind == FrontKind::VhostUser;
-        let senseless = [
-            ("config", self.config.is_some() && !vhost),
-            ("isolate", self.isolate.is_some() && vhost),
-            ("segment", self.segment.is_some() && vhost),
-        ];
+        let senseless = [("config", self.config.is_some() && !vhost)];
         for (key, is) in senseless {
             if is {
                 let kind = self.kind;
                 return Err(SpecError::NotForKind { key, kind });
             }
         }
+        if vhost && self.segment.is_some() && self.isolate != Some(true) {
+            return Err(SpecError::NoCopies);
+        }
         match self.segment {
             Some(bytes) if !SEGMENT.contains(&bytes) || !bytes.is_multiple_of(PAGE) => {
                 Err(SpecError::Segment(bytes))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Where its segments lie on a bus that lends memory.
+    fn segment(&self) -> shadow::Source {
+        match self.segment {
+            Some(size) => shadow::Source::Own { size },
+            None => shadow::Source::default(),
         }
     }
 
@@ -222,6 +230,9 @@ pub enum SpecError {
     /// No segment can be so large or so small.
     #[error("segment={0}: must be a multiple of 4096 between 1M and 16G")]
     Segment(u64),
+    /// Memory for copies, and nothing is copied.
+    #[error("segment= is memory for copies, which a vhost-user front makes with isolate=on only")]
+    NoCopies,
     /// The bus has the guest's memory in common with the device host, from the start.
     #[error(
         "isolate=on: on a linux-user bus the device host has all of the guest's memory from the start (ram=); \
@@ -306,23 +317,28 @@ enum Front {
 }
 
 impl Front {
-    fn start(spec: &FrontSpec, session: SessionHandle) -> Result<Front, BindError> {
+    fn start(
+        spec: &FrontSpec,
+        session: SessionHandle,
+        segment: shadow::Source,
+    ) -> Result<Front, BindError> {
         let (name, socket) = (spec.name(), spec.socket.clone());
         let mode = spec.mode.map_or(0o600, |mode| mode.0);
+        let isolate = segment.is_common() || spec.isolate == Some(true);
         match spec.kind {
             FrontKind::VhostUser => {
-                let options = VhostUserOptions {
-                    socket,
-                    mode,
-                    config: spec.config,
-                };
+                let mut options = VhostUserOptions::new(socket);
+                options.mode = mode;
+                options.config = spec.config;
+                options.isolate = isolate;
+                options.segment = segment;
                 VhostUserFront::start(&name, session, options).map(Front::VhostUser)
             }
             FrontKind::VfioUser => {
                 let mut options = VfioUserOptions::new(socket);
                 options.mode = mode;
-                options.isolate = spec.isolate.unwrap_or(false);
-                options.segment = spec.segment.unwrap_or(options.segment);
+                options.isolate = isolate;
+                options.segment = segment;
                 VfioUserFront::start(&name, session, options).map(Front::VfioUser)
             }
         }
@@ -430,9 +446,12 @@ impl Proxy {
         };
         for (spec, session) in specs.iter().zip(handles.into_iter().flatten()) {
             let name = spec.name();
-            let front = Front::start(spec, session.clone()).map_err(|source| ProxyError::Bind {
-                front: name,
-                source,
+            let segment = spec.segment();
+            let front = Front::start(spec, session.clone(), segment).map_err(|source| {
+                ProxyError::Bind {
+                    front: name,
+                    source,
+                }
             })?;
             proxy.fronts.push(Running {
                 spec: spec.clone(),

@@ -24,10 +24,11 @@ fn a_front_is_refused_what_its_kind_does_not_have() {
     let good = spec("vfio-user,socket=a,dev=1,isolate=on,segment=8M");
     assert_eq!((good.isolate, good.segment), (Some(true), Some(8 << 20)));
     good.check().unwrap();
+    let good = spec("vhost-user,socket=a,dev=1,isolate=on,segment=8M");
+    good.check().unwrap();
     for (text, word) in [
         ("vfio-user,socket=a,dev=1,config=on", "config="),
-        ("vhost-user,socket=a,dev=1,isolate=on", "isolate="),
-        ("vhost-user,socket=a,dev=1,segment=64M", "segment="),
+        ("vhost-user,socket=a,dev=1,segment=64M", "isolate=on"),
         ("vfio-user,socket=a,dev=1,segment=4K", "between 1M"),
         ("vfio-user,socket=a,dev=1,segment=1048577", "4096"),
     ] {

@@ -146,11 +146,9 @@ fn within<T: Send + 'static>(
 }
 
 fn options(dir: &tempfile::TempDir) -> VhostUserOptions {
-    VhostUserOptions {
-        socket: dir.path().join("vu.sock"),
-        mode: 0o600,
-        config: Some(true),
-    }
+    let mut options = VhostUserOptions::new(dir.path().join("vu.sock"));
+    options.config = Some(true);
+    options
 }
 
 /// A socket as the device host's, bound by hand.

@@ -494,11 +494,7 @@ fn one_that_never_reads_its_replies_is_left_alone_until_it_goes() {
 fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
     let stage = Stage::new(Host::rng());
     let handle = || stage.link.as_ref().unwrap().handle();
-    let options = |path: PathBuf| VhostUserOptions {
-        socket: path,
-        mode: 0o600,
-        config: None,
-    };
+    let options = |path: PathBuf| VhostUserOptions::new(path);
     assert!(matches!(
         VhostUserFront::start("b", handle(), options(stage.socket())),
         Err(BindError::InUse(_))

@@ -140,11 +140,7 @@ impl Stage {
         let device = self.block();
         let link = self.link(device);
         let socket = self.dir.path().join("vhost.sock");
-        let options = VhostUserOptions {
-            socket: socket.clone(),
-            mode: 0o600,
-            config: None,
-        };
+        let options = VhostUserOptions::new(&socket);
         let front = VhostUserFront::start("bench", link.handle(), options).expect("a front");
         let stream = UnixStream::connect(&socket).expect("a front");
         let mut vmm = Frontend::from_stream(stream, 1);

@@ -3,10 +3,12 @@
 
 mod dma;
 mod file;
+mod table;
 
 pub(crate) use dma::{DmaMemory, MapError, Range};
 pub use file::FileError;
 pub(crate) use file::MemoryFile;
+pub(crate) use table::TableMemory;
 
 use thiserror::Error;
 use vmsg_mem::BusAddr;

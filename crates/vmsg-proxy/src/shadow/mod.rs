@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Copies of a guest's queues in memory of their own, for device hosts that are to see nothing else.
 //!
-//! A device host is lent one piece of memory, the segment: a sealed memfd. For each queue of the guest there is another one in the segment, of
+//! A device host is lent one piece of memory, the segment: a sealed memfd, or a part of memory that it has anyway ([`Segment`]). For each queue of the guest there is another one in the segment, of
 //! which the device host is told. A thread of its own goes between the two: what a request has for the device to read is copied into
 //! buffers of the segment, room for what the device writes is taken there, zeroed, and what the device says it has written is copied to
 //! the guest. Then the buffers are wiped. So a device host sees what the guest's driver sends to the device, while it does, and
@@ -18,26 +18,29 @@ mod division;
 mod features;
 mod lane;
 mod pool;
+mod segment;
 mod shared;
 mod types;
 mod worker;
 
 pub use features::offered;
+pub use segment::{Common, DivideError, Part, Parts, Segment, Source};
 pub use types::{Broken, Counters, Event, Interrupt, NewError, Options, StartError, Started};
 
 use crate::memory::GuestMemory;
-use crate::session::{DeviceFacts, FileId, QueueSetup, ResumeAt, Window};
-use division::{Division, PAGE};
+use crate::session::{DeviceFacts, QueueSetup, ResumeAt, Window};
+use division::Division;
+use segment::Plot;
 use shared::{Bell, Command, NewQueue, Shared};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use virtio_msg::{FeatureSet, QueueIndex};
-use vmsg_mem::{BusAddr, Doorbell, Mapping};
+use vmsg_mem::{BusAddr, Doorbell};
 use vmsg_queue::QueueConfig;
 
 /// How long the thread may take before what it waits for is cancelled, again and again.
@@ -59,6 +62,7 @@ pub struct Shadow {
     shared: Arc<Shared>,
     division: Arc<Division>,
     window: Window,
+    plot: Arc<Plot>,
     /// What the device offers.
     offered: FeatureSet,
     /// Of the guest, and towards the device.
@@ -67,7 +71,7 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    /// Makes the segment and starts the thread.
+    /// Makes the segment, or takes the part of memory that is given for it, and starts the thread.
     ///
     /// # Errors
     /// [`NewError`].
@@ -76,52 +80,26 @@ impl Shadow {
         facts: &DeviceFacts,
         options: Options,
     ) -> Result<Shadow, NewError> {
-        let Options {
-            name,
-            segment,
-            base,
-        } = options;
+        let Options { name, segment } = options;
         let os = |what| move |source: io::Error| NewError::Os { what, source };
-        let errno = |what| {
-            move |error: rustix::io::Errno| NewError::Os {
-                what,
-                source: error.into(),
-            }
-        };
-        let bad_base = NewError::BadBase { base, len: segment };
-        let page = PAGE as u64;
-        let Some(len) = segment.checked_next_multiple_of(page) else {
-            return Err(bad_base);
-        };
-        if base % page != 0 || base.checked_add(len).is_none() {
-            return Err(bad_base);
-        }
-        let Ok(bytes) = usize::try_from(len) else {
-            return Err(bad_base);
-        };
+        let plot = Arc::new(Plot::new(&name, &segment)?);
+        let window = plot.window();
         let indirect = features::of_queue(&facts.offered).indirect;
-        let division = Division::new(&facts.queue_sizes, bytes, indirect);
+        let division = Division::new(&facts.queue_sizes, plot.ram().len(), indirect);
         let division = Arc::new(division.map_err(|need| NewError::TooSmall {
-            have: segment,
+            have: window.len,
             need: need as u64,
             queues: facts.queue_sizes.len(),
         })?);
-        let (mapping, file) = Mapping::memfd(&name, len, true).map_err(|error| NewError::Os {
-            what: "a segment",
-            source: io::Error::other(error),
-        })?;
-        let file = Arc::new(file);
-        let stat = rustix::fs::fstat(&*file).map_err(errno("a segment"))?;
         let queues = division.places.len();
         let shared = Arc::new(Shared::new(queues).map_err(os("an eventfd"))?);
         let epoll = worker::epoll_set(&shared).map_err(os("an epoll set"))?;
         let start = worker::Start {
             memory: memory.clone(),
             shared: shared.clone(),
-            mapping: Arc::new(mapping),
-            file: file.clone(),
+            plot: plot.clone(),
             division: division.clone(),
-            base,
+            base: window.base,
             epoll,
         };
         let thread = std::thread::Builder::new()
@@ -132,17 +110,8 @@ impl Shadow {
             memory,
             shared,
             division,
-            window: Window {
-                base,
-                len,
-                file_offset: 0,
-                writable: true,
-                fd: file,
-                file: FileId {
-                    device: stat.st_dev,
-                    inode: stat.st_ino,
-                },
-            },
+            window,
+            plot,
             offered: facts.offered,
             features: Mutex::default(),
             thread: Some(thread),
@@ -238,6 +207,12 @@ impl Shadow {
         self.shared.kick(queue.to_usize());
     }
 
+    /// The guest's driver kicks a queue that was started by this eventfd, from now on; [`Self::kick`] does so as well. Whatever is in it counts as a
+    /// kick. It is never read, and let go when the queue stops.
+    pub fn set_kick(&self, queue: QueueIndex, kick: Option<Arc<OwnedFd>>) {
+        self.shared.command(Command::Kick(queue.to_usize(), kick));
+    }
+
     /// How the guest's driver learns of used buffers; before, and after a reset, [`Interrupt::Front`]. Who had [`Interrupt::Nobody`] and gets
     /// something else is notified once.
     pub fn set_interrupt(&self, queue: QueueIndex, interrupt: Interrupt) {
@@ -271,7 +246,8 @@ impl Shadow {
         self.shared.command(Command::Reset(reply));
         if self.wait(&done).is_none() {
             // Ended by a mistake: what it left is for us to wipe.
-            let _ = worker::punch(&self.window.fd, self.window.len);
+            let all = 0..self.plot.ram().len();
+            self.plot.wipe([all]);
         }
         let _ = self.shared.news.drain();
     }

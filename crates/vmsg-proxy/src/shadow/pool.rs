@@ -26,6 +26,8 @@ struct Arena {
     free: usize,
     /// No granule before this one is free.
     first: usize,
+    /// No granule from this one on was ever taken.
+    touched: usize,
 }
 
 impl Arena {
@@ -37,6 +39,7 @@ impl Arena {
             len,
             free: len,
             first: 0,
+            touched: 0,
         }
     }
 
@@ -84,6 +87,7 @@ impl Arena {
                 if at == self.first {
                     self.first = end;
                 }
+                self.touched = self.touched.max(end);
                 return Some(self.start + at * GRANULE);
             }
             at = self.find(end, self.len, true);
@@ -101,6 +105,12 @@ impl Arena {
 
     fn is_unused(&self) -> bool {
         self.free == self.len
+    }
+
+    /// Where buffers were, in the segment.
+    fn take_touched(&mut self) -> Range<usize> {
+        let touched = std::mem::take(&mut self.touched);
+        self.start..self.start + touched * GRANULE
     }
 }
 
@@ -213,6 +223,12 @@ impl<'m> Pool<'m> {
         if self.first_in_line == Some(queue) {
             self.first_in_line = None;
         }
+    }
+
+    /// Where there were buffers since this was asked last, in the segment.
+    pub(super) fn take_touched(&mut self) -> impl Iterator<Item = Range<usize>> {
+        let own = self.own.iter_mut().flatten();
+        own.chain([&mut self.shared]).map(Arena::take_touched)
     }
 
     /// The memory of a buffer that was taken.

@@ -42,6 +42,8 @@ pub(super) enum Command {
     Reset(SyncSender<()>),
     Run,
     Interrupt(usize, Bell),
+    /// The eventfd by which the guest's driver kicks.
+    Kick(usize, Option<Arc<OwnedFd>>),
     /// What goes with it goes when the thread has ended.
     End(SyncSender<()>),
 }
@@ -127,21 +129,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A thread that waits for a VMM obeys late. Whoever has a queue's interrupts changed again and again meanwhile leaves one command, not all of them,
-/// each with its descriptor.
+/// A thread that waits for a VMM obeys late. Whoever has a queue's eventfds changed again and again meanwhile leaves one command for each, not all
+/// of them, each with its descriptor.
 fn enqueue(commands: &mut VecDeque<Command>, command: Command) {
-    if let Command::Interrupt(queue, bell) = command {
-        for other in &mut *commands {
-            if let Command::Interrupt(of, old) = other
-                && *of == queue
-            {
-                *old = bell;
-                return;
-            }
-        }
-        commands.push_back(Command::Interrupt(queue, bell));
-    } else {
-        commands.push_back(command);
+    let same = |other: &Command| match (other, &command) {
+        (Command::Interrupt(of, _), Command::Interrupt(queue, _))
+        | (Command::Kick(of, _), Command::Kick(queue, _)) => of == queue,
+        _ => false,
+    };
+    match commands.iter().position(same) {
+        Some(at) => commands[at] = command,
+        None => commands.push_back(command),
     }
 }
 

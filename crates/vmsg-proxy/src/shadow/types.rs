@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What goes into shadow queues and what comes out of them.
 
+use super::segment::Segment;
 use crate::memory::MemoryError;
 use crate::session::QueueSetup;
 use std::os::fd::OwnedFd;
@@ -10,22 +11,19 @@ use virtio_msg::QueueIndex;
 use vmsg_queue::QueueError;
 
 /// How shadow queues are made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Of the thread and of the memory, for people who look; a thread's name is cut after 15 bytes.
     pub name: String,
-    /// Bytes of the segment: rings and buffers of all queues. Only what is in use takes memory.
-    pub segment: u64,
-    /// Bus address of the segment, a multiple of 4096.
-    pub base: u64,
+    /// Where the segment lies: rings and buffers of all queues.
+    pub segment: Segment,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
             name: "shadow".to_owned(),
-            segment: 64 << 20,
-            base: 1 << 20,
+            segment: Segment::default(),
         }
     }
 }
@@ -54,6 +52,12 @@ pub enum NewError {
         /// Bytes.
         len: u64,
     },
+    /// There is a segment in the same part of the memory in common.
+    #[error("its part of the memory in common is in use")]
+    InUse,
+    /// The bus was never connected: what it has in common is not known.
+    #[error("the memory that the bus has in common is not known yet")]
+    NotKnown,
     /// No memory, descriptors or threads.
     #[error("{what}: {source}")]
     Os {
@@ -181,6 +185,9 @@ pub enum Broken {
         /// What happened.
         error: MemoryError,
     },
+    /// The memory of the segment was taken away (its file was truncated).
+    #[error("the memory of the segment is gone")]
+    Lost,
     /// The thread of the shadow queues has ended by a mistake of its own.
     #[error("the shadow queues have ended by themselves")]
     Ended,

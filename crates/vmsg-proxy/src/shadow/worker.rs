@@ -4,17 +4,17 @@
 use super::division::Division;
 use super::lane::{Common, Halt, Lane};
 use super::pool::Pool;
+use super::segment::Plot;
 use super::shared::{Bell, Command, NewQueue, Shared};
 use super::types::{Broken, Counters, StartError};
 use crate::memory::GuestMemory;
 use rustix::event::{Timespec, epoll};
-use rustix::fs::FallocateFlags;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use vmsg_mem::{Mapping, RamSlice};
+use vmsg_mem::RamSlice;
 use vmsg_queue::remote::RemoteStorage;
 
 /// Chains taken together, at most.
@@ -27,13 +27,14 @@ const CALLS: usize = 64;
 const TURNS: usize = 8;
 /// In place of a queue, in the epoll set: the doorbell of this thread.
 const WAKE: u64 = u64::MAX;
+/// With a queue, in the epoll set: the guest's eventfd, not the device's.
+const KICK: u64 = 1 << 32;
 
 /// What the thread is given.
 pub(super) struct Start {
     pub(super) memory: Arc<dyn GuestMemory>,
     pub(super) shared: Arc<Shared>,
-    pub(super) mapping: Arc<Mapping>,
-    pub(super) file: Arc<OwnedFd>,
+    pub(super) plot: Arc<Plot>,
     pub(super) division: Arc<Division>,
     pub(super) base: u64,
     pub(super) epoll: OwnedFd,
@@ -47,16 +48,10 @@ pub(super) fn epoll_set(shared: &Shared) -> io::Result<OwnedFd> {
     Ok(set)
 }
 
-/// Gives the memory of the segment back to the system: it reads as zero then.
-pub(super) fn punch(file: &OwnedFd, len: u64) -> io::Result<()> {
-    let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    Ok(rustix::fs::fallocate(file, holes, 0, len)?)
-}
-
 /// The queues and what they share.
 struct Worker<'m> {
     shared: Arc<Shared>,
-    file: Arc<OwnedFd>,
+    plot: &'m Plot,
     division: Arc<Division>,
     base: u64,
     ram: RamSlice<'m>,
@@ -65,6 +60,8 @@ struct Worker<'m> {
     storage: RemoteStorage,
     lanes: Vec<Option<Lane<'m>>>,
     bells: Vec<Bell>,
+    /// The guest's eventfds, where it kicks by such.
+    kicks: Vec<Option<Arc<OwnedFd>>>,
     /// Queues with something to do, each once.
     ready: VecDeque<usize>,
     is_ready: Vec<bool>,
@@ -79,8 +76,8 @@ struct Worker<'m> {
 
 /// Runs until it is told to end.
 fn run(start: Start) {
-    let mapping = start.mapping.clone();
-    let ram = mapping.ram();
+    let plot = start.plot.clone();
+    let ram = plot.ram();
     let queues = start.division.places.len();
     let sizes = start.division.places.iter().flatten();
     let longest = sizes.map(|place| place.size.into()).max().unwrap_or(0);
@@ -94,13 +91,14 @@ fn run(start: Start) {
         },
         storage: RemoteStorage::with_capacity(CHAINS, longest.max(LONGEST_CHAIN)),
         shared: start.shared,
-        file: start.file,
+        plot: &plot,
         division: start.division,
         base: start.base,
         ram,
         epoll: start.epoll,
         lanes: (0..queues).map(|_| None).collect(),
         bells: (0..queues).map(|_| Bell::Front).collect(),
+        kicks: vec![None; queues],
         ready: VecDeque::with_capacity(queues),
         is_ready: vec![false; queues],
         unarmed: Vec::with_capacity(queues),
@@ -165,6 +163,7 @@ impl Worker<'_> {
                     self.interrupt(queue);
                 }
             }
+            Command::Kick(queue, kick) => self.set_kick(queue, kick),
             Command::End(_) => {}
         }
     }
@@ -195,7 +194,28 @@ impl Worker<'_> {
         Ok(())
     }
 
+    fn set_kick(&mut self, queue: usize, kick: Option<Arc<OwnedFd>>) {
+        let Some(place) = self.kicks.get_mut(queue) else {
+            return;
+        };
+        if let Some(old) = place.take() {
+            // The VMM has it, too: it does not leave the set by being closed here.
+            let _ = epoll::delete(&self.epoll, &old);
+        }
+        let Some(kick) = kick.filter(|_| self.lanes[queue].is_some()) else {
+            return;
+        };
+        let data = epoll::EventData::new_u64(KICK | queue as u64);
+        // Held by others: never read, each kick is an edge.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        match epoll::add(&self.epoll, &kick, data, flags) {
+            Ok(()) => *place = Some(kick),
+            Err(error) => tracing::warn!("queue {queue} goes without kicks: {error}"),
+        }
+    }
+
     fn stop(&mut self, queue: usize) {
+        self.set_kick(queue, None);
         let Some(lane) = self.lanes.get_mut(queue).and_then(Option::take) else {
             return;
         };
@@ -216,9 +236,9 @@ impl Worker<'_> {
         self.bells.fill_with(|| Bell::Front);
         self.shared.forget();
         // What the device host wrote where nothing was, goes, too; and the memory is free again.
-        if punch(&self.file, self.ram.len() as u64).is_err() {
-            self.ram.fill(0);
-        }
+        let rings = self.division.places.iter().flatten();
+        let rings = rings.map(|place| place.rings.clone());
+        self.plot.wipe(rings.chain(self.common.pool.take_touched()));
         self.shared.count(self.common.counters);
     }
 
@@ -258,10 +278,14 @@ impl Worker<'_> {
                 WAKE => {
                     let _ = self.shared.wake.drain();
                 }
-                queue => {
-                    let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+                whose => {
+                    let queue = usize::try_from(whose & !KICK).unwrap_or(usize::MAX);
                     if let Some(Some(lane)) = self.lanes.get_mut(queue) {
-                        lane.called();
+                        if whose & KICK == 0 {
+                            lane.called();
+                        } else {
+                            lane.kicked();
+                        }
                         self.make_ready(queue);
                     }
                 }
@@ -274,7 +298,11 @@ impl Worker<'_> {
         let Some(lane) = &mut self.lanes[queue] else {
             return;
         };
-        let turn = lane.turn(&mut self.common, &mut self.storage);
+        let turn = if self.plot.is_lost() {
+            Err(Halt::Broken(Broken::Lost))
+        } else {
+            lane.turn(&mut self.common, &mut self.storage)
+        };
         if !self.is_unarmed[queue] {
             self.is_unarmed[queue] = true;
             self.unarmed.push(queue);

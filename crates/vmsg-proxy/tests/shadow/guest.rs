@@ -10,7 +10,7 @@ use virtio_msg::{DevNum, DeviceInfo, FeatureSet, QueueIndex, feature};
 use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, RamSlice, TableEntry, WindowTable};
 use vmsg_proxy::memory::{GuestMemory, MemoryError};
 use vmsg_proxy::session::{DeviceFacts, QueueSetup, ResumeAt};
-use vmsg_proxy::shadow::{Event, Interrupt, Options, Shadow, Started};
+use vmsg_proxy::shadow::{Event, Interrupt, Options, Segment, Shadow, Started};
 use vmsg_queue::remote::Memory;
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueConfig, QueueFeatures, Used};
 
@@ -182,7 +182,7 @@ pub(crate) fn facts(offered: FeatureSet, sizes: &[u16]) -> DeviceFacts {
 
 pub(crate) fn shadow(ram: &Arc<Ram>, offered: FeatureSet, sizes: &[u16], segment: u64) -> Shadow {
     let options = Options {
-        segment,
+        segment: Segment::sealed(segment),
         ..Options::default()
     };
     Shadow::new(ram.clone(), &facts(offered, sizes), options).unwrap()

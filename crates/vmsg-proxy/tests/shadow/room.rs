@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use virtio_msg::QueueIndex;
 use vmsg_mem::BusAddr;
-use vmsg_proxy::shadow::{Broken, NewError, Options, Shadow};
+use vmsg_proxy::shadow::{Broken, NewError, Options, Segment, Shadow};
 
 const RX: usize = 0;
 const TX: usize = 0x10_0000;
@@ -163,7 +163,7 @@ fn a_segment_that_cannot_hold_the_queues_is_refused_with_the_size_that_can() {
     let ram = Ram::new(4096, false);
     let facts = crate::guest::facts(features(true, true), &[1024; 3]);
     let options = |segment| Options {
-        segment,
+        segment: Segment::sealed(segment),
         ..Options::default()
     };
     let refused = Shadow::new(ram.clone(), &facts, options(4096)).unwrap_err();
@@ -175,8 +175,11 @@ fn a_segment_that_cannot_hold_the_queues_is_refused_with_the_size_that_can() {
     };
     Shadow::new(ram.clone(), &facts, options(need)).unwrap();
     let wraps = Options {
-        base: u64::MAX - 4095,
-        ..options(64 << 20)
+        segment: Segment::Sealed {
+            size: 64 << 20,
+            base: u64::MAX - 4095,
+        },
+        ..Options::default()
     };
     let refused = Shadow::new(ram, &facts, wraps).unwrap_err();
     assert!(matches!(refused, NewError::BadBase { .. }), "{refused}");

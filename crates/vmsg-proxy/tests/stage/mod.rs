@@ -155,11 +155,8 @@ impl Stage {
         )
         .unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let options = VhostUserOptions {
-            socket: dir.path().join("vu.sock"),
-            mode: 0o600,
-            config: setting.config,
-        };
+        let mut options = VhostUserOptions::new(dir.path().join("vu.sock"));
+        options.config = setting.config;
         let front = VhostUserFront::start("test", link.handle(), options).unwrap();
         Stage {
             link: Some(link),

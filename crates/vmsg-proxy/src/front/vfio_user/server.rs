@@ -31,9 +31,6 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Messages taken before news of the device have their turn.
 const BUDGET: u32 = 64;
 
-/// Memory for copies, bytes.
-const SEGMENT: u64 = 64 << 20;
-
 /// The session's times, as clients of vfio-user need them.
 pub(crate) fn session_options() -> session::Options {
     session::Options {
@@ -54,8 +51,8 @@ pub struct VfioUserOptions {
     pub mode: u32,
     /// Whether the device host gets copies, and nothing else of the guest's memory.
     pub isolate: bool,
-    /// Bytes of memory for copies.
-    pub segment: u64,
+    /// Where the memory for copies comes from.
+    pub segment: shadow::Source,
 }
 
 impl VfioUserOptions {
@@ -65,7 +62,7 @@ impl VfioUserOptions {
             socket: socket.into(),
             mode: 0o600,
             isolate: false,
-            segment: SEGMENT,
+            segment: shadow::Source::default(),
         }
     }
 }
@@ -127,7 +124,7 @@ struct Server {
     desk: Desk,
     /// As [`VfioUserOptions`] has them.
     isolate: bool,
-    segment: u64,
+    segment: shadow::Source,
 }
 
 impl Server {
@@ -251,8 +248,7 @@ impl Server {
         let memory = Arc::new(DmaMemory::new(Box::new(connection.dma()), client));
         let copying = shadow::Options {
             name: self.desk.name.clone(),
-            segment: self.segment,
-            ..shadow::Options::default()
+            segment: self.segment.segment().map_err(Refusal::Copies)?,
         };
         let lends = (!self.isolate).then_some(session);
         let behind = Behind::new(direct, memory, lends, copying, self.desk.limit.clone())

@@ -5,6 +5,7 @@
 //! they need: their SET_VQUEUE, then DRIVER_OK. Rings that come later are set up on the live device. GET_VRING_BASE stops a ring,
 //! and the last one that stops resets the device, so that the next driver of the guest negotiates anew.
 
+use super::copies::Copies;
 use super::memory::{GuestMemory, MemoryError};
 use super::ring::Ring;
 use super::socket::{ConnectionError, Incoming};
@@ -12,6 +13,7 @@ use super::wire::{F_PROTOCOL_FEATURES, Request, protocol};
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
 use crate::session::{DeviceFacts, Op, OpError, Outcome, QueueSetup, ResumeAt};
+use crate::shadow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -53,6 +55,12 @@ pub enum GuestError {
     /// The memory table cannot be used.
     #[error("memory table: {0}")]
     Memory(#[from] MemoryError),
+    /// There is no memory for copies.
+    #[error("there is no memory for copies: {0}")]
+    Copies(#[from] shadow::NewError),
+    /// A ring cannot be copied.
+    #[error("a ring cannot be copied: {0}")]
+    Ring(#[from] shadow::StartError),
     /// The front end asks for something that cannot be.
     #[error("{0}")]
     Invalid(&'static str),
@@ -97,6 +105,8 @@ pub(super) struct Guest {
     negotiated: bool,
     live: bool,
     memory: GuestMemory,
+    /// If the guest's memory is kept from the device host.
+    pub(super) copies: Option<Copies>,
     pub(super) rings: Vec<Ring>,
     pub(super) backend_channel: Option<OwnedFd>,
     /// When features were set without a memory table yet.
@@ -116,6 +126,7 @@ impl Guest {
     pub(super) fn new(
         session: SessionHandle,
         config: Option<bool>,
+        copies: Option<Copies>,
         limit: Arc<LogLimit>,
     ) -> Result<Guest, GuestError> {
         let facts = match session
@@ -134,6 +145,7 @@ impl Guest {
             negotiated: false,
             live: false,
             memory: GuestMemory::default(),
+            copies,
             // The wire has eight bits for the index.
             rings: (0..queues.min(256)).map(|_| Ring::default()).collect(),
             backend_channel: None,
@@ -152,7 +164,10 @@ impl Guest {
     }
 
     fn offered(&self) -> u64 {
-        let mut offered = self.facts.offered;
+        let mut offered = match &self.copies {
+            Some(_) => shadow::offered(&self.facts.offered),
+            None => self.facts.offered,
+        };
         for bit in RESERVED.filter(|bit| !PASSED.contains(bit)) {
             offered.remove(bit);
         }
@@ -361,7 +376,12 @@ impl Guest {
             return Ok(());
         }
         self.claim()?;
-        self.accept(FeatureSet::from_u64(features & !F_PROTOCOL_FEATURES))?;
+        self.prepare_copies()?;
+        let mut accepted = FeatureSet::from_u64(features & !F_PROTOCOL_FEATURES);
+        if let Some(copies) = &self.copies {
+            accepted = copies.towards_device(accepted);
+        }
+        self.accept(accepted)?;
         self.negotiated = true;
         // Changes of before were not told.
         self.look_at_link = self.is_net();
@@ -380,7 +400,12 @@ impl Guest {
     fn reset_device(&mut self) -> Result<(), GuestError> {
         self.live = false;
         self.negotiated = false;
-        self.set_status(DeviceStatus::RESET).map(drop)
+        let result = self.set_status(DeviceStatus::RESET);
+        if let Some(copies) = &self.copies {
+            // Whatever the device does now, it does not concern the guest any more.
+            copies.reset();
+        }
+        result.map(drop)
     }
 
     // Memory
@@ -395,9 +420,7 @@ impl Guest {
             }
         }
         self.claim()?;
-        self.session
-            .call(Op::SetWindows(memory.windows()))
-            .map_err(op("lending the memory"))?;
+        self.lend(&memory)?;
         self.memory = memory;
         self.waits_for_memory = None;
         for index in 0..self.ring_count() {
@@ -422,8 +445,6 @@ impl Guest {
         let used = memory.read_u16(used_at);
         let base = ring.base.unwrap_or(0);
         let resume = where_to_begin(base, used, size);
-        let queue = QueueIndex(index);
-        self.notify(index)?;
         let setup = QueueSetup {
             size,
             descriptor,
@@ -431,13 +452,12 @@ impl Guest {
             device,
             resume,
         };
-        self.session
-            .call(Op::SetQueue(queue, setup))
-            .map_err(op("setting a ring up"))?;
+        self.start_ring(index, setup, used)?;
         self.ring(index)?.running = true;
         if !self.live && self.enough_to_begin(index) {
             self.set_status(LIVE)?;
             self.live = true;
+            self.run_copies();
         }
         tracing::debug!(ring = index, size, ?resume, live = self.live, "ring set up");
         Ok(())
@@ -449,7 +469,7 @@ impl Guest {
         !self.is_pairs() || self.rings.get(other).is_some_and(|ring| ring.running)
     }
 
-    fn notify(&mut self, index: u32) -> Result<(), GuestError> {
+    pub(super) fn notify(&mut self, index: u32) -> Result<(), GuestError> {
         let ring = self.ring(index)?;
         let op_notify = Op::SetNotify {
             queue: QueueIndex(index),
@@ -464,7 +484,7 @@ impl Guest {
 
     fn notify_changed(&mut self, index: u32) -> Result<(), GuestError> {
         if self.ring(index)?.running {
-            self.notify(index)
+            self.renotify(index)
         } else {
             Ok(())
         }
@@ -484,10 +504,13 @@ impl Guest {
             // A whole reset, so that features can be negotiated again.
             self.reset_device()
         } else {
-            self.session
+            let stopped = self
+                .session
                 .call(Op::StopQueue(QueueIndex(index)))
                 .map(drop)
-                .map_err(op("stopping a ring"))
+                .map_err(op("stopping a ring"));
+            self.stop_copies(index);
+            stopped
         };
         // The device does not move any more: all it took was given back up to here, and the rest is processed again. If it was not to be
         // stopped, this is the best that is known.
@@ -518,6 +541,9 @@ impl Guest {
         self.session
             .call(Op::SetWindows(Vec::new()))
             .map_err(op("taking the memory back"))?;
+        if let Some(copies) = &mut self.copies {
+            copies.end();
+        }
         let mut features = FeatureSet::from_bits(&[feature::VERSION_1, super::net::F_STATUS]);
         features = features.intersection(&self.facts.offered);
         self.accept(features)?;

@@ -5,8 +5,9 @@ use super::wire::{RawRegion, WireError};
 use crate::memory::{FileError, MemoryFile};
 use crate::session::Window;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use thiserror::Error;
-use vmsg_mem::{Access, Mapping};
+use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 
 /// The most regions: of GET_MAX_MEM_SLOTS, and below what device hosts accept at a time.
 pub(super) const MAX_REGIONS: usize = 48;
@@ -147,6 +148,25 @@ impl GuestMemory {
             file: r.file.id,
         };
         self.regions.iter().map(window).collect()
+    }
+
+    /// All of it, mapped here: guest physical addresses.
+    pub(super) fn table(&self) -> Result<WindowTable, MemoryError> {
+        let entry = |r: &Region| {
+            let (offset, len) = (r.raw.offset, r.raw.size);
+            let mapping = Mapping::of_fd(r.file.fd.as_fd(), offset, len, Access::ReadWrite)?;
+            Ok(TableEntry {
+                base: BusAddr(r.raw.guest),
+                len: mapping.len(),
+                mapping: Arc::new(mapping),
+                offset: 0,
+                access: Access::ReadWrite,
+            })
+        };
+        let entries: Result<Vec<_>, vmsg_mem::Error> = self.regions.iter().map(entry).collect();
+        entries
+            .and_then(WindowTable::new)
+            .map_err(|error| MemoryError::File(FileError::Look(error)))
     }
 
     /// The guest physical address of an address in the front end's process, if `len` bytes from there lie in one region.

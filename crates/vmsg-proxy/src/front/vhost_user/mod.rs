@@ -13,6 +13,7 @@
 //!   connection only.
 
 mod config;
+mod copies;
 mod guest;
 mod inflight;
 mod memory;

@@ -71,7 +71,7 @@ impl Guest {
 }
 
 /// Rings an eventfd of the front end. It may have made it unusable: that is its loss.
-fn ring_bell(fd: &OwnedFd) {
+pub(super) fn ring_bell(fd: &OwnedFd) {
     let rung = fd
         .try_clone()
         .and_then(Doorbell::from_fd)

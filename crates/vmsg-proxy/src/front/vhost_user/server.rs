@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The listening side: one front end after another, on a thread of its own.
 
+use super::copies::Copies;
 use super::guest::{Guest, GuestError, Reply};
 use super::memory::MemoryError;
 use super::pause::{Patience, Pause};
@@ -11,6 +12,7 @@ use crate::front::stats::FrontStats;
 use crate::front::thread::{Desk, FrontThread, Visit};
 use crate::link::SessionHandle;
 use crate::session::{Event, Op, OpError, Outcome, ResetReason};
+use crate::shadow;
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -33,6 +35,7 @@ const BUDGET: usize = 64;
 
 /// How a front is to be.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct VhostUserOptions {
     /// Where it listens.
     pub socket: PathBuf,
@@ -40,6 +43,23 @@ pub struct VhostUserOptions {
     pub mode: u32,
     /// Whether configuration space is offered; `None`: except for network devices, whose configuration QEMU keeps itself.
     pub config: Option<bool>,
+    /// Whether the device host gets copies, and nothing else of the guest's memory.
+    pub isolate: bool,
+    /// Where the memory for copies comes from.
+    pub segment: shadow::Source,
+}
+
+impl VhostUserOptions {
+    /// A front that listens on `socket`, for this user only, and lends the guest's memory.
+    pub fn new(socket: impl Into<PathBuf>) -> VhostUserOptions {
+        VhostUserOptions {
+            socket: socket.into(),
+            mode: 0o600,
+            config: None,
+            isolate: false,
+            segment: shadow::Source::default(),
+        }
+    }
 }
 
 /// A running front. Dropping it ends the connection, releases the device and removes the socket.
@@ -242,6 +262,7 @@ impl Server {
         let guest = Guest::new(
             self.desk.session.clone(),
             self.options.config,
+            None,
             self.desk.limit.clone(),
         );
         guest
@@ -291,9 +312,11 @@ impl Server {
     fn serve(&mut self, mut connection: Connection) -> Result<(), End> {
         self.reserved = None;
         drop(self.desk.take_news());
+        let copies = || Copies::new(&self.desk.name, self.options.segment.clone());
         let mut guest = Guest::new(
             self.desk.session.clone(),
             self.options.config,
+            self.options.isolate.then(copies),
             self.desk.limit.clone(),
         )
         .map_err(End::Guest)?;
@@ -358,6 +381,7 @@ impl Server {
                     return Err(End::LinkDown);
                 }
             }
+            guest.take_copies_news();
             guest.tell_of_changes();
             connection.flush()?;
             let mut budget = BUDGET;
@@ -420,6 +444,8 @@ impl Server {
             PollFd::new(&news, PollFlags::IN),
             PollFd::from_borrowed_fd(connection.as_fd(), flags),
         ];
+        let copies = guest.copies.as_ref().and_then(Copies::news_fd);
+        fds.extend(copies.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let memory = guest.waits_for_memory.map(|since| since + MEMORY_PATIENCE);
         let patience = memory
             .into_iter()
