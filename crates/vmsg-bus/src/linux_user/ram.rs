@@ -14,6 +14,8 @@ pub struct StaticRam {
     offset: u64,
     low_size: u64,
     hole: u64,
+    /// The part of the file that it is: where it begins, and how long it is at most.
+    part: (u64, u64),
 }
 
 /// A part of that memory.
@@ -82,7 +84,15 @@ impl StaticRam {
             offset,
             low_size,
             hole,
+            part: (0, u64::MAX),
         }
+    }
+
+    /// The same, in the part of the file from `offset` on that has `len` bytes, or reaches to the end of the file.
+    #[must_use]
+    pub fn within(mut self, offset: u64, len: Option<u64>) -> Self {
+        self.part = (offset, len.unwrap_or(u64::MAX));
+        self
     }
 
     /// The file.
@@ -112,7 +122,9 @@ impl StaticRam {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(StaticRamError::NotAFile { path: path() });
         }
+        let (begin, most) = self.part;
         let have = u64::try_from(stat.st_size).unwrap_or(0);
+        let have = have.saturating_sub(begin).min(most);
         let floor = if self.hole > 0 { self.low_size } else { 0 };
         if have <= floor {
             return Err(StaticRamError::TooShort {
@@ -130,7 +142,7 @@ impl StaticRam {
                 })?,
                 len,
                 file: Arc::clone(&file),
-                file_offset,
+                file_offset: begin + file_offset,
             })
         };
         if self.hole == 0 {

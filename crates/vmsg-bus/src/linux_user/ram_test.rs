@@ -23,6 +23,25 @@ fn without_a_hole_the_file_is_one_window_at_the_offset() {
 }
 
 #[test]
+fn a_part_of_a_file_is_as_good_as_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let ram = StaticRam::new(file(&dir, 1 << 20), 0, 0, 0);
+    let at = |ram: &StaticRam| {
+        let windows = ram.windows().unwrap();
+        windows
+            .iter()
+            .map(|window| (window.base, window.len, window.file_offset))
+            .collect::<Vec<_>>()
+    };
+    let to_the_end = ram.clone().within(0x1000, None);
+    assert_eq!(at(&to_the_end), [(0, (1 << 20) - 0x1000, 0x1000)]);
+    let some = ram.clone().within(0x1000, Some(0x2000));
+    assert_eq!(at(&some), [(0, 0x2000, 0x1000)]);
+    let nothing = ram.within(1 << 20, None).windows();
+    assert!(matches!(nothing, Err(StaticRamError::TooShort { .. })));
+}
+
+#[test]
 fn a_hole_makes_two_windows_of_one_file() {
     let dir = tempfile::tempdir().unwrap();
     let ram = StaticRam::new(file(&dir, 5 << 20), 0, 3 << 20, 1 << 30);

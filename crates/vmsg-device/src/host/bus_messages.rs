@@ -175,7 +175,7 @@ impl Core {
                 None
             }
             Request::QueueInflight(inflight) => Some(self.set_record(conn, inflight, fds)),
-            Request::QueueVectors(_) => Some(Status::UNSUPPORTED),
+            Request::QueueVectors(vectors) => self.set_vectors(conn, token, request, vectors),
             Request::Claim {
                 dev,
                 release: false,
@@ -227,7 +227,7 @@ impl Core {
         let Some(connection) = self.connections.get_mut(&conn) else {
             return;
         };
-        if connection.bare {
+        if connection.bare || connection.common {
             return self.respond(conn, token, &request, Status::UNSUPPORTED, "");
         }
         let mut response = request.response(Status::OK, "");
@@ -502,6 +502,24 @@ impl Core {
             (Ok(kick), Ok(call)) => (kick, call),
             (Err(status), _) | (_, Err(status)) => return Some(status),
         };
+        let command = Command::SetNotify {
+            queue: notify.queue.to_usize(),
+            kick,
+            call,
+        };
+        self.order_for_driver(conn, token, request, notify.dev.0, command);
+        None
+    }
+
+    /// A command of which the driver hears when it was carried out.
+    pub(super) fn order_for_driver(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        num: u16,
+        command: Command,
+    ) {
         let answer = self.defer_answer(Answer {
             conn,
             missing: 1,
@@ -509,13 +527,7 @@ impl Core {
             token,
             request,
         });
-        let command = Command::SetNotify {
-            queue: notify.queue.to_usize(),
-            kick,
-            call,
-        };
-        self.order_for(notify.dev.0, Waiter::Driver(answer), command);
-        None
+        self.order_for(num, Waiter::Driver(answer), command);
     }
 
     /// Keeps the record of a queue for its next set-up, if the device has use for it.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use virtio_msg::wire::{HEADER_SIZE, Header, transport};
 
 use super::windows::Windows;
-use vmsg_bus::StaticRam;
+use vmsg_bus::{StaticRam, Vectors};
 
 /// Names a connection as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +56,10 @@ pub(super) struct Connection {
     pub(super) bare: bool,
     /// Where the driver's memory is on such a bus, if that is known.
     pub(super) ram: Option<StaticRam>,
+    /// The bus passes no descriptors, and windows are views of memory in common.
+    pub(super) common: bool,
+    /// The doorbells that queues can have on such a bus.
+    pub(super) vectors: Option<Arc<Vectors>>,
     /// Requests that wait for a device to finish something.
     pub(super) deferred: usize,
     out: VecDeque<(Vec<u8>, Option<Arc<OwnedFd>>)>,
@@ -73,6 +77,8 @@ impl Connection {
             windows: Windows::new(),
             bare: false,
             ram: None,
+            common: false,
+            vectors: None,
             deferred: 0,
             out: VecDeque::new(),
             used: HashSet::new(),

@@ -301,7 +301,7 @@ impl Core {
             return;
         };
         if let Message::GetShm { index } = frame.message
-            && connection.bare
+            && (connection.bare || connection.common)
         {
             // Its file cannot be had there.
             let none = ShmInfo {

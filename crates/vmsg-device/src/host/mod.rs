@@ -7,6 +7,7 @@
 mod actions;
 mod bare;
 mod bus_messages;
+mod common;
 mod connection;
 mod core;
 mod entry;

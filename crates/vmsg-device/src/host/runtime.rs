@@ -201,12 +201,17 @@ impl Host {
             pid: peer.pid,
         };
         let max = connection.max_message_size();
-        let bare = !connection.capabilities().runtime_windows;
+        let capabilities = *connection.capabilities();
+        let bare = !capabilities.runtime_windows;
+        let common = connection.common().and_then(|ram| ram.mapping.clone());
+        let vectors = connection.vectors().cloned();
         let ram = connection.static_ram().cloned();
         let fd = connection.poll_fd().map_err(os("connection"))?;
         let conn = self.buses[bus].core.connect(peer, max);
         if bare {
             self.buses[bus].core.set_bare(conn, ram);
+        } else if !capabilities.passes_fds {
+            self.buses[bus].core.set_common(conn, common, vectors);
         }
         let data = (bus as u64) << BUS_SHIFT | conn.0;
         if let Err(error) = epoll::add(&self.epoll, fd, EventData::new_u64(data), EventFlags::IN) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The memory that one connection has lent: windows, each a mapping, and files mapped once whose parts are windows.
+//! The memory that one connection has lent: windows, each a mapping, and files mapped once whose parts are windows. On a bus without descriptors
+//! there is one such file, the memory in common.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use vmsg_bus::StaticWindow;
-use vmsg_bus::control::{BackingAdd, Status, ViewAdd};
+use vmsg_bus::control::{BackingAdd, COMMON_BACKING, Status, ViewAdd};
 use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 
 /// Windows that are mappings, and backings, that one connection may have at a time. A guest
@@ -70,6 +71,14 @@ pub(super) enum Refusal {
     BackingExists(u32),
     #[error("there is no backing {0}")]
     NoSuchBacking(u32),
+    #[error(
+        "there is no memory in common with the driver; name it with ram= and memory= of the bus"
+    )]
+    NoCommonMemory,
+    #[error(
+        "backing {COMMON_BACKING} is the memory in common, which is neither lent nor taken back"
+    )]
+    CommonMemory,
     #[error("there are windows in backing {0}")]
     InUse(u32),
     #[error("window {0} is not wholly in its backing")]
@@ -91,7 +100,8 @@ impl Refusal {
             Self::NoSuchWindow(_) | Self::NoSuchBacking(_) => Status::NOT_FOUND,
             Self::InUse(_) => Status::BAD_STATE,
             Self::Outside(_) => Status::MALFORMED,
-            Self::ReadOnly(_) => Status::DENIED,
+            Self::ReadOnly(_) | Self::CommonMemory => Status::DENIED,
+            Self::NoCommonMemory => Status::UNSUPPORTED,
             Self::Descriptor(_) => Status::BAD_FD,
         }
     }
@@ -228,6 +238,12 @@ impl Windows {
         self.apply_unless(more, all)
     }
 
+    /// Makes `mapping` the memory in common: windows can be parts of it from now on.
+    pub(super) fn set_common(&mut self, mapping: Arc<Mapping>) {
+        self.backings
+            .insert(COMMON_BACKING, Backing { mapping, views: 0 });
+    }
+
     /// Maps a file for views.
     pub(super) fn add_backing(
         &mut self,
@@ -235,6 +251,9 @@ impl Windows {
         fd: &OwnedFd,
         all: Shares,
     ) -> Result<(), Refusal> {
+        if backing.id == COMMON_BACKING {
+            return Err(Refusal::CommonMemory);
+        }
         if self.backings.contains_key(&backing.id) {
             return Err(Refusal::BackingExists(backing.id));
         }
@@ -249,6 +268,9 @@ impl Windows {
 
     /// Lets go of a file that no view is in. It is unmapped when no table has it any more.
     pub(super) fn remove_backing(&mut self, id: u32) -> Result<(), Refusal> {
+        if id == COMMON_BACKING {
+            return Err(Refusal::CommonMemory);
+        }
         let backing = self.backings.get(&id).ok_or(Refusal::NoSuchBacking(id))?;
         if backing.views != 0 {
             return Err(Refusal::InUse(id));
@@ -273,10 +295,11 @@ impl Windows {
         if self.staged_sum.views >= MAX_VIEWS || self.staged.len() >= MAX_STAGED {
             return Err(Refusal::TooMany);
         }
-        let Backing { mapping, .. } = self
-            .backings
-            .get(&view.backing)
-            .ok_or(Refusal::NoSuchBacking(view.backing))?;
+        let backing = self.backings.get(&view.backing);
+        let Backing { mapping, .. } = backing.ok_or(match view.backing {
+            COMMON_BACKING => Refusal::NoCommonMemory,
+            other => Refusal::NoSuchBacking(other),
+        })?;
         let end = view.offset.checked_add(view.len);
         if view.len == 0 || end.is_none_or(|end| end > mapping.len() as u64) {
             return Err(Refusal::Outside(view.id));

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Buses that pass no descriptors between two ends of ours: windows are views of memory that both have from the start, and queues have doorbell
+//! vectors in place of eventfds.
+
+use std::sync::Arc;
+
+use virtio_msg::Token;
+use vmsg_bus::Vectors;
+use vmsg_bus::control::{QueueVectors, Request, Status};
+use vmsg_mem::{Doorbell, Mapping};
+
+use super::connection::ConnId;
+use super::core::Core;
+use crate::worker::Command;
+
+impl Core {
+    /// Says that the bus of `conn` passes no descriptors. Windows are views of `memory`, if there is any; queues can be kicked and call by `vectors`.
+    pub fn set_common(
+        &mut self,
+        conn: ConnId,
+        memory: Option<Arc<Mapping>>,
+        vectors: Option<Arc<Vectors>>,
+    ) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        connection.common = true;
+        connection.vectors = vectors;
+        if let Some(memory) = memory {
+            connection.windows.set_common(memory);
+        }
+    }
+
+    /// Gives a queue doorbells of its own, or such that it shares with others. Answered when the device waits for the one and rings the other.
+    pub(super) fn set_vectors(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        asked: QueueVectors,
+    ) -> Option<Status> {
+        let Some(entry) = self.entries.get(&asked.dev.0) else {
+            return Some(Status::NOT_FOUND);
+        };
+        if !entry.is_held_by(conn) {
+            return Some(Status::DENIED);
+        }
+        if asked.queue.0 >= entry.machine.queue_count() {
+            return Some(Status::NOT_FOUND);
+        }
+        let Some(vectors) = &self.connections.get(&conn)?.vectors else {
+            return Some(Status::UNSUPPORTED);
+        };
+        let command = match (kick(vectors, asked.kick), call(vectors, asked.call)) {
+            (Ok(kick), Ok(call)) => Command::SetNotify {
+                queue: asked.queue.to_usize(),
+                kick,
+                call,
+            },
+            (Err(status), _) | (_, Err(status)) => return Some(status),
+        };
+        self.order_for_driver(conn, token, request, asked.dev.0, command);
+        None
+    }
+}
+
+/// A vector of ours. Each queue has a descriptor of its own for it: a ring is then told to each.
+fn kick(vectors: &Vectors, vector: Option<u16>) -> Result<Option<Doorbell>, Status> {
+    let Some(vector) = vector else {
+        return Ok(None);
+    };
+    let fd = vectors.own_fd(vector).ok_or(Status::NOT_FOUND)?;
+    let bell = fd.try_clone_to_owned().and_then(Doorbell::from_fd);
+    bell.map(Some).map_err(|_| Status::BAD_STATE)
+}
+
+/// A vector of the driver.
+fn call(vectors: &Vectors, vector: Option<u16>) -> Result<Option<Doorbell>, Status> {
+    let Some(vector) = vector else {
+        return Ok(None);
+    };
+    let bell = vectors.bell(vector).ok_or(Status::NOT_FOUND)?;
+    bell.try_clone().map(Some).map_err(|_| Status::BAD_STATE)
+}
+
+#[cfg(test)]
+#[path = "common_test.rs"]
+mod tests;
