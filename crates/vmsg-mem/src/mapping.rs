@@ -28,8 +28,10 @@ pub struct Mapping {
     skip: usize,
     len: usize,
     access: Access,
-    /// Always there until the mapping is dropped.
+    /// Always there until the mapping is dropped, unless this is a part.
     guard: Option<Guard>,
+    /// What this is a part of, which has the pages.
+    whole: Option<Arc<Mapping>>,
 }
 
 // SAFETY: the mapping is only a range of addresses that stays valid; access goes through RamSlice.
@@ -117,6 +119,7 @@ impl Mapping {
             len: bytes,
             access,
             guard: Some(guard),
+            whole: None,
         })
     }
 
@@ -160,6 +163,23 @@ impl Mapping {
         unsafe { DeviceRegion::from_raw_parts(self.pages.add(self.skip), self.len) }
     }
 
+    /// `len` bytes of this one from `offset`, as a mapping that keeps the whole mapped; `None` if they are not all
+    /// inside, or none.
+    pub fn part(self: &Arc<Self>, offset: usize, len: usize) -> Option<Self> {
+        if len == 0 || offset.checked_add(len)? > self.len {
+            return None;
+        }
+        Some(Self {
+            pages: self.pages,
+            pages_len: self.pages_len,
+            skip: self.skip + offset,
+            len,
+            access: self.access,
+            guard: None,
+            whole: Some(Arc::clone(self)),
+        })
+    }
+
     /// Length in bytes.
     pub const fn len(&self) -> usize {
         self.len
@@ -179,15 +199,21 @@ impl Mapping {
     /// private zeroes ([`fault`](crate::fault)). The other side does not see
     /// what is written there.
     pub fn is_lost(&self) -> bool {
-        self.guard.as_ref().is_some_and(Guard::is_lost)
+        match &self.whole {
+            Some(whole) => whole.is_lost(),
+            None => self.guard.as_ref().is_some_and(Guard::is_lost),
+        }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.whole.is_some() {
+            return;
+        }
         // First: another mapping may get these addresses as soon as they are free.
         drop(self.guard.take());
-        // SAFETY: mapped by us, and all borrows of the memory have ended.
+        // SAFETY: mapped by us and not part of another mapping, and all borrows of the memory have ended.
         let result = unsafe { rustix::mm::munmap(self.pages.as_ptr().cast(), self.pages_len) };
         debug_assert!(result.is_ok());
     }

@@ -90,3 +90,19 @@ fn tempfile() -> File {
     let fd = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
     File::from(fd)
 }
+
+#[test]
+fn a_part_that_is_a_mapping_keeps_the_whole_mapped() {
+    let (mapping, _fd) = Mapping::memfd("part", 0x3000, true).unwrap();
+    let mapping = Arc::new(mapping);
+    assert!(mapping.part(0x2000, 0x1001).is_none());
+    assert!(mapping.part(usize::MAX, 1).is_none());
+    assert!(mapping.part(0, 0).is_none());
+    let part = mapping.part(0x1004, 8).unwrap();
+    mapping.ram().write(0x1004, b"a string");
+    drop(mapping);
+    let mut bytes = [0; 8];
+    part.ram().read(0, &mut bytes);
+    assert_eq!((part.len(), &bytes), (8, b"a string"));
+    assert!(!part.is_lost());
+}
