@@ -271,8 +271,21 @@ def add_arguments(parser):
     parser.add_argument("--ram-size", type=lambda text: int(text, 0), default=16 << 20)
     parser.add_argument("--low", type=lambda text: int(text, 0), default=None)
     parser.add_argument("--hole", type=lambda text: int(text, 0), default=0)
+    parser.add_argument("--base", type=lambda text: int(text, 0), default=0x4000_0000)
+    import ivshmem
+
+    ivshmem.add_arguments(parser)
+
+
+def open_bus(args, side):
+    """The bus that the arguments name."""
+    if args.ivshmem:
+        import ivshmem
+
+        return ivshmem.open_bus(args, side)
+    return Bus(args.dir, side, args.listen)
 
 
 def open_ram(args):
     path = os.path.join(args.dir, args.ram)
-    return Ram(path, size=args.ram_size, low=args.low, hole=args.hole)
+    return Ram(path, size=args.ram_size, base=args.base, low=args.low, hole=args.hole)
