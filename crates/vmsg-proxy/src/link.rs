@@ -19,6 +19,7 @@ use seat::Seat;
 use crate::log_limit::LogLimit;
 use crate::pace::Pace;
 use crate::session::{CommonMemory, FileId, Op, OtherMemory, Outgoing, Session};
+use crate::shadow::Parts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io;
@@ -76,6 +77,19 @@ impl Link {
         name: &str,
         sessions: Vec<(String, Session)>,
         source: Source,
+    ) -> io::Result<Link> {
+        Link::start_dividing(name, sessions, source, None)
+    }
+
+    /// The same, and `parts` are of the memory that the bus turns out to have in common: divided before any session makes use of the connection.
+    ///
+    /// # Errors
+    /// As [`Self::start_shared`].
+    pub fn start_dividing(
+        name: &str,
+        sessions: Vec<(String, Session)>,
+        source: Source,
+        parts: Option<Arc<Parts>>,
     ) -> io::Result<Link> {
         if sessions.len() > MAX_SESSIONS {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -141,6 +155,7 @@ impl Link {
             limit,
             pace: Pace::new(Instant::now()),
             fixed,
+            parts,
         };
         let thread = std::thread::Builder::new()
             .name(format!("link {name}"))
@@ -202,6 +217,8 @@ struct Runner {
     pace: Pace,
     /// The memory in common was given, and does not change.
     fixed: bool,
+    /// Of the memory in common, for copies.
+    parts: Option<Arc<Parts>>,
 }
 
 impl Runner {
@@ -299,6 +316,12 @@ impl Runner {
                 unsaid,
                 "connected to the device host"
             );
+        }
+        if let (Some(parts), Some(ram)) = (&self.parts, bus.common())
+            && let Err(error) = parts.provide_ram(ram)
+            && let Some(unsaid) = self.limit.admit()
+        {
+            tracing::error!(link = self.name, %error, unsaid, "the fronts have no memory for copies");
         }
         let (now, caps) = (self.now(), *bus.capabilities());
         for seat in &mut self.seats {

@@ -76,6 +76,14 @@ pub struct FileId {
     pub inode: u64,
 }
 
+impl FileId {
+    /// No file: the memory that the bus has in common. A [`Window`] of it begins at its `file_offset` there, and its descriptor is never passed on.
+    pub const COMMON: FileId = FileId {
+        device: u64::MAX,
+        inode: u64::MAX,
+    };
+}
+
 /// A piece of memory lent to the device host.
 #[derive(Clone, Debug)]
 pub struct Window {

@@ -24,7 +24,7 @@ mod types;
 mod worker;
 
 pub use features::offered;
-pub use segment::{Common, DivideError, Part, Parts, Segment, Source};
+pub use segment::{Common, DivideError, Part, Parts, ProvideError, Segment, Source};
 pub use types::{Broken, Counters, Event, Interrupt, NewError, Options, StartError, Started};
 
 use crate::memory::GuestMemory;
@@ -250,6 +250,11 @@ impl Shadow {
             self.plot.wipe([all]);
         }
         let _ = self.shared.news.drain();
+    }
+
+    /// Whether the device host does not see the segment any more ([`Broken::Lost`]): nothing works until there is another one.
+    pub fn is_lost(&self) -> bool {
+        self.plot.is_lost()
     }
 
     /// Readable when there may be news; [`Self::clear`] makes it unreadable again.

@@ -10,12 +10,14 @@ use super::types::NewError;
 use crate::session::{FileId, Window};
 use rustix::fs::FallocateFlags;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
+use vmsg_bus::{CommonFile, CommonRam};
 use vmsg_mem::{Access, Mapping, RamSlice};
 
 /// Everything begins at a multiple of this, bytes.
@@ -55,6 +57,9 @@ impl Default for Segment {
     }
 }
 
+/// Bus address of the first byte of what a bus has in common.
+const COMMON_BASE: u64 = 1 << 20;
+
 /// Memory that both sides of a bus have, mapped here.
 #[derive(Debug)]
 pub struct Common {
@@ -65,6 +70,8 @@ pub struct Common {
     file_offset: u64,
     /// Bus address of the first byte of the mapping.
     base: u64,
+    /// What it is to the bus.
+    name: Option<(String, Option<CommonFile>)>,
 }
 
 impl Common {
@@ -100,7 +107,33 @@ impl Common {
             },
             file_offset,
             base,
+            name: None,
         })
+    }
+
+    /// What a bus has in common, where this side has it mapped. Its windows are [`FileId::COMMON`].
+    ///
+    /// # Errors
+    /// It is not mapped here, or as [`Self::new`].
+    pub fn of_bus(ram: &CommonRam) -> io::Result<Common> {
+        let none = || io::Error::new(io::ErrorKind::Unsupported, "it is not mapped at this side");
+        let mapping = ram.mapping.clone().ok_or_else(none)?;
+        // Windows have a descriptor. Nobody uses this one.
+        let file = Arc::new(File::open("/dev/null")?.into());
+        let common = Common::new(mapping, file, 0, COMMON_BASE)?;
+        Ok(Common {
+            id: FileId::COMMON,
+            name: Some((ram.name.clone(), ram.file)),
+            ..common
+        })
+    }
+
+    /// Whether it is this memory, though the mapping may be another one.
+    fn is(&self, ram: &CommonRam) -> bool {
+        let name = self.name.as_ref();
+        let same =
+            |(name, file): &(String, Option<CommonFile>)| (name, file) == (&ram.name, &ram.file);
+        ram.len == self.len() && name.is_some_and(same)
     }
 
     /// Bytes.
@@ -123,7 +156,7 @@ impl Common {
         let parts = places.into_iter().map(|place| Part {
             common: self.clone(),
             place,
-            taken: Arc::default(),
+            state: Arc::default(),
         });
         let parts: Vec<Part> = parts.collect();
         // Of a process before, which may have ended in the middle of something.
@@ -172,13 +205,32 @@ pub struct DivideError {
     pub fronts: usize,
 }
 
+/// Why memory in common is of no use to fronts.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ProvideError {
+    /// It is too small.
+    #[error(transparent)]
+    Divide(#[from] DivideError),
+    /// It is not mapped here, or cannot be written.
+    #[error("the memory in common: {0}")]
+    Os(#[from] io::Error),
+}
+
 /// A part of memory in common, for one segment at a time.
 #[derive(Clone)]
 pub struct Part {
     common: Arc<Common>,
     place: Range<u64>,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     /// A segment is there.
-    taken: Arc<AtomicBool>,
+    taken: AtomicBool,
+    /// The bus has other memory now.
+    outdated: AtomicBool,
 }
 
 impl Part {
@@ -205,9 +257,14 @@ impl Part {
         ram.expect("divided from what is there")
     }
 
+    /// The bus has other memory now.
+    fn outdate(&self) {
+        self.state.outdated.store(true, Ordering::Release);
+    }
+
     /// Unless a segment is there, which wipes it when it goes.
     fn wipe(&self) {
-        if !self.taken.load(Ordering::Acquire) {
+        if !self.state.taken.load(Ordering::Acquire) {
             self.ram().fill(0);
         }
     }
@@ -241,22 +298,41 @@ impl Parts {
     /// # Errors
     /// [`DivideError`]; then there are no parts.
     pub fn provide(&self, common: &Arc<Common>, within: Range<u64>) -> Result<(), DivideError> {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = self.parts();
         if parts
             .first()
             .is_some_and(|part| Arc::ptr_eq(&part.common, common))
         {
             return Ok(());
         }
+        parts.iter().for_each(Part::outdate);
         parts.clear();
         *parts = common.divide(within, &self.wanted)?;
         Ok(())
     }
 
+    /// A bus is connected, and this is what it has in common. The same memory as before changes nothing.
+    ///
+    /// # Errors
+    /// [`ProvideError`]; then there are no parts.
+    pub fn provide_ram(&self, ram: &CommonRam) -> Result<(), ProvideError> {
+        let known = self.parts().first().map(|part| part.common.clone());
+        if known.is_some_and(|known| known.is(ram)) {
+            return Ok(());
+        }
+        self.parts().iter().for_each(Part::outdate);
+        self.parts().clear();
+        let common = Arc::new(Common::of_bus(ram)?);
+        Ok(self.provide(&common, 0..common.len())?)
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Vec<Part>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The part of one of the fronts, by its position; `None` as long as the memory is not known.
     pub fn get(&self, front: usize) -> Option<Part> {
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.get(front).cloned()
+        self.parts().get(front).cloned()
     }
 }
 
@@ -316,7 +392,7 @@ impl Plot {
         match segment {
             Segment::Sealed { size, base } => sealed(name, *size, *base),
             Segment::Given(part) => {
-                if part.taken.swap(true, Ordering::AcqRel) {
+                if part.state.taken.swap(true, Ordering::AcqRel) {
                     return Err(NewError::InUse);
                 }
                 part.ram().fill(0);
@@ -340,11 +416,13 @@ impl Plot {
         }
     }
 
-    /// Whether the memory is gone, and there is some in its place that nobody else sees.
+    /// Whether the device host does not see it any more: it was truncated, or the bus has other memory now.
     pub(super) fn is_lost(&self) -> bool {
         match self {
             Plot::Sealed { mapping, .. } => mapping.is_lost(),
-            Plot::Given(part) => part.common.mapping.is_lost(),
+            Plot::Given(part) => {
+                part.state.outdated.load(Ordering::Acquire) || part.common.mapping.is_lost()
+            }
         }
     }
 
@@ -368,7 +446,7 @@ impl Drop for Plot {
     fn drop(&mut self) {
         if let Plot::Given(part) = self {
             part.ram().fill(0);
-            part.taken.store(false, Ordering::Release);
+            part.state.taken.store(false, Ordering::Release);
         }
     }
 }

@@ -44,8 +44,8 @@ pub(super) struct Behind {
     /// `None`: no memory of the guest is ever lent.
     lending: Option<Lending>,
     shadow: Option<Shadow>,
-    /// How it would be made.
-    copying: shadow::Options,
+    /// Where its segment comes from.
+    segment: shadow::Source,
     /// The segment is lent.
     segment_lent: bool,
     calls: Calls,
@@ -70,7 +70,7 @@ impl Behind {
         direct: Direct,
         memory: Arc<DmaMemory>,
         session: Option<SessionHandle>,
-        copying: shadow::Options,
+        (name, segment): (String, shadow::Source),
         limit: Arc<LogLimit>,
     ) -> Result<Behind, shadow::NewError> {
         let os = |source| shadow::NewError::Os {
@@ -78,14 +78,14 @@ impl Behind {
             source,
         };
         let mut behind = Behind {
-            name: copying.name.clone(),
+            name,
             routes: vec![Route::Through; direct.facts().queue_sizes.len()],
             facts: direct.facts().clone(),
             direct,
             memory,
             lending: session.map(Lending::new),
             shadow: None,
-            copying,
+            segment,
             segment_lent: false,
             calls: Calls::new().map_err(os)?,
             features: FeatureSet::EMPTY,
@@ -122,7 +122,11 @@ impl Behind {
     fn shadow(&mut self) -> Result<&Shadow, shadow::NewError> {
         if self.shadow.is_none() {
             let memory: Arc<dyn GuestMemory> = self.memory.clone();
-            let shadow = Shadow::new(memory, self.direct.facts(), self.copying.clone())?;
+            let options = shadow::Options {
+                name: self.name.clone(),
+                segment: self.segment.segment()?,
+            };
+            let shadow = Shadow::new(memory, self.direct.facts(), options)?;
             self.shadow = Some(shadow);
         }
         Ok(self.shadow.as_ref().expect("made just now"))
@@ -339,9 +343,12 @@ impl Backend for Behind {
 
     fn set_features(&mut self, features: FeatureSet) -> Result<(), OpError> {
         self.features = features;
-        let features = match &self.shadow {
-            Some(shadow) if self.lending.is_none() => shadow.set_features(features),
-            _ => features,
+        let features = if self.lending.is_none() {
+            let shadow = self.shadow();
+            let shadow = shadow.map_err(|_| OpError::Invalid("there is no memory for copies"))?;
+            shadow.set_features(features)
+        } else {
+            features
         };
         self.direct.set_features(features)
     }
@@ -352,6 +359,11 @@ impl Backend for Behind {
             if let Some(shadow) = &self.shadow {
                 // Whatever the device does now, it does not concern the guest any more.
                 shadow.reset();
+            }
+            if self.shadow.as_ref().is_some_and(Shadow::is_lost) {
+                // Another one is made when it is needed.
+                self.shadow = None;
+                self.segment_lent = false;
             }
             self.look_again();
             self.features = FeatureSet::EMPTY;

@@ -246,10 +246,7 @@ impl Server {
         let client = rustix::net::sockopt::socket_peercred(connection).ok();
         let client = client.map(|client| client.pid);
         let memory = Arc::new(DmaMemory::new(Box::new(connection.dma()), client));
-        let copying = shadow::Options {
-            name: self.desk.name.clone(),
-            segment: self.segment.segment().map_err(Refusal::Copies)?,
-        };
+        let copying = (self.desk.name.clone(), self.segment.clone());
         let lends = (!self.isolate).then_some(session);
         let behind = Behind::new(direct, memory, lends, copying, self.desk.limit.clone())
             .map_err(Refusal::Copies)?;

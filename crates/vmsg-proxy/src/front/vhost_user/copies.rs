@@ -81,6 +81,9 @@ impl Guest {
         let Some(copies) = &mut self.copies else {
             return Ok(());
         };
+        if !self.live && copies.shadow.as_ref().is_some_and(Shadow::is_lost) {
+            copies.end();
+        }
         let shadow = match &copies.shadow {
             Some(shadow) => shadow,
             None => {

@@ -103,7 +103,7 @@ pub(super) struct Guest {
     features: Option<u64>,
     /// Whether the session has these features and FEATURES_OK.
     negotiated: bool,
-    live: bool,
+    pub(super) live: bool,
     memory: GuestMemory,
     /// If the guest's memory is kept from the device host.
     pub(super) copies: Option<Copies>,
