@@ -9,14 +9,19 @@
 //!
 //! Sources: QEMU's `docs/specs/ivshmem-spec.rst`, `linux/vfio.h`.
 
-mod client;
+pub mod client;
 mod device;
 mod id;
 mod memory;
 mod news;
 pub mod pci;
+mod plain;
 pub mod protocol;
 pub mod server;
 
+pub use client::Client;
+pub use device::Device;
 pub use id::PeerId;
+pub use memory::Memory;
 pub use news::{Event, RingError};
+pub use plain::{Plain, PlainError};

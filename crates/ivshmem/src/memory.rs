@@ -1,2 +1,125 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The memory.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use vmsg_mem::{Access, DeviceMapping, DeviceRegion, DeviceSlice, Mapping};
+
+use crate::pci::Opened;
+
+/// The memory that peers share, mapped until this is dropped.
+///
+/// Whatever it is to the processor, [`Self::region`] and [`Self::slice`] touch it by aligned accesses of
+/// natural size alone, which any memory bears.
+pub struct Memory {
+    kind: Kind,
+    /// A function whose memory would not answer any more once VFIO has closed it.
+    _function: Option<Arc<Opened>>,
+}
+
+enum Kind {
+    Ram(Arc<Mapping>),
+    Device(Arc<DeviceMapping>),
+}
+
+impl Memory {
+    /// Maps `len` bytes of a file on the host, from its beginning.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Mapping::of_fd`].
+    pub fn of_file(file: BorrowedFd<'_>, len: u64) -> Result<Self, vmsg_mem::Error> {
+        let mapping = Mapping::of_fd(file, 0, len, Access::ReadWrite)?;
+        Ok(Self::new(Kind::Ram(Arc::new(mapping)), None))
+    }
+
+    /// Maps `len` bytes of a file from `offset` on, which is PCI memory: ordinary memory to the processor if
+    /// `ordinary`, or on x86, where all of it is.
+    pub(crate) fn of_pci(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: u64,
+        ordinary: bool,
+        function: Option<Arc<Opened>>,
+    ) -> Result<Self, vmsg_mem::Error> {
+        let kind = if ordinary || cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
+            Kind::Ram(Arc::new(Mapping::of_fd(
+                file,
+                offset,
+                len,
+                Access::ReadWrite,
+            )?))
+        } else {
+            Kind::Device(Arc::new(DeviceMapping::of_fd(file, offset, len)?))
+        };
+        Ok(Self::new(kind, function))
+    }
+
+    fn new(kind: Kind, function: Option<Arc<Opened>>) -> Self {
+        Self {
+            kind,
+            _function: function,
+        }
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        match &self.kind {
+            Kind::Ram(mapping) => mapping.len(),
+            Kind::Device(mapping) => mapping.len(),
+        }
+    }
+
+    /// True for no bytes, which never is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory, by aligned accesses of natural size.
+    pub fn region(&self) -> DeviceRegion<'_> {
+        match &self.kind {
+            Kind::Ram(mapping) => mapping.device_region(),
+            Kind::Device(mapping) => mapping.region(),
+        }
+    }
+
+    /// The memory, where it is ordinary memory to the processor: a file of the host, `resource2_wc` of sysfs (on
+    /// arm64 Normal non-cacheable), anything on x86. `None` for Device memory on arm64. Memory of a PCI function
+    /// must not be used longer than this `Memory` lives: it reads as zeroes or ones after that.
+    pub fn ram(&self) -> Option<Arc<Mapping>> {
+        match &self.kind {
+            Kind::Ram(mapping) => Some(mapping.clone()),
+            Kind::Device(_) => None,
+        }
+    }
+
+    /// `len` bytes from `offset`, as memory for a message queue; `None` if they are not all inside. They stay
+    /// mapped as long as the slice lives; for a PCI function see [`Self::ram`].
+    pub fn slice(self: &Arc<Self>, offset: usize, len: usize) -> Option<DeviceSlice> {
+        match &self.kind {
+            Kind::Ram(mapping) => DeviceSlice::of_ram(mapping.clone(), offset, len),
+            Kind::Device(mapping) => DeviceSlice::new(mapping.clone(), offset, len),
+        }
+    }
+
+    /// True once some of the memory was found to be gone: the file was truncated, or the function taken away. What
+    /// is written there nobody sees.
+    pub fn is_lost(&self) -> bool {
+        match &self.kind {
+            Kind::Ram(mapping) => mapping.is_lost(),
+            Kind::Device(mapping) => mapping.is_lost(),
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Ram(_) => "ordinary",
+            Kind::Device(_) => "device",
+        };
+        write!(f, "Memory({} bytes, {kind})", self.len())
+    }
+}

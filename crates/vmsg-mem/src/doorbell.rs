@@ -157,25 +157,54 @@ impl Doorbell {
     pub fn ring(&self) -> Result<(), RingError> {
         match &self.kind {
             Kind::Eventfd { stuck } => ring_eventfd(&self.fd, stuck),
-            Kind::Register { register, value } => {
-                before_device_store();
-                let stored = register.region().write_u32(0, *value);
+            Kind::Register { value, .. } | Kind::File { value, .. } => self.store(*value),
+        }
+    }
+
+    /// Rings a register with another value than its own; an eventfd has none.
+    ///
+    /// # Errors
+    ///
+    /// [`RingError`].
+    pub fn ring_with(&self, value: u32) -> Result<(), RingError> {
+        match &self.kind {
+            Kind::Eventfd { .. } => self.ring(),
+            Kind::Register { .. } | Kind::File { .. } => self.store(value),
+        }
+    }
+
+    /// The same doorbell; a register gets `value` from now on.
+    #[must_use]
+    pub fn with_value(mut self, new: u32) -> Self {
+        match &mut self.kind {
+            Kind::Eventfd { .. } => {}
+            Kind::Register { value, .. } | Kind::File { value, .. } => *value = new,
+        }
+        self
+    }
+
+    /// Stores a value in the register.
+    fn store(&self, value: u32) -> Result<(), RingError> {
+        before_device_store();
+        match &self.kind {
+            Kind::Register { register, .. } => {
+                let stored = register.region().write_u32(0, value);
                 debug_assert!(stored);
                 if register.is_lost() {
                     return Err(RingError::Os(io::Error::from(Errno::NODEV)));
                 }
-                Ok(())
             }
-            Kind::File { offset, value } => {
-                before_device_store();
+            Kind::File { offset, .. } => {
                 let value = value.to_le_bytes();
                 match rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.fd, &value, *offset)) {
-                    Ok(4) => Ok(()),
-                    Ok(_) => Err(RingError::Os(io::Error::from(Errno::IO))),
-                    Err(error) => Err(RingError::Os(error.into())),
+                    Ok(4) => {}
+                    Ok(_) => return Err(RingError::Os(io::Error::from(Errno::IO))),
+                    Err(error) => return Err(RingError::Os(error.into())),
                 }
             }
+            Kind::Eventfd { .. } => {}
         }
+        Ok(())
     }
 
     /// Sets the counter back to zero and returns what it was. Only for
