@@ -185,20 +185,28 @@ impl PrivateApt {
             }
             next += 1;
         }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.unpack_alone(&names, into)
+    }
+
+    /// Fetches `packages` without what they depend on, and unpacks them into `into`. A name may have a version or a
+    /// pattern of one behind `=`.
+    pub(crate) fn unpack_alone(&self, packages: &[&str], into: &Path) -> Result<()> {
         let debs = tempfile::tempdir_in(&self.dir)?;
         let config = self.dir.join("apt.conf");
+        let names = packages.join(", ");
         let mut command = Command::new("apt-get");
         command
             .arg("-c")
             .arg(&config)
             .args(["-q", "download"])
-            .args(&names)
+            .args(packages)
             .current_dir(debs.path());
-        finish(command).with_context(|| format!("cannot fetch the Debian package {package}"))?;
+        finish(command).with_context(|| format!("cannot fetch the Debian packages {names}"))?;
         for entry in fs::read_dir(debs.path())? {
             let mut command = Command::new("dpkg-deb");
             command.arg("-x").arg(entry?.path()).arg(into);
-            finish(command).with_context(|| format!("cannot unpack {package}"))?;
+            finish(command).with_context(|| format!("cannot unpack {names}"))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cpio;
+mod cross;
 mod debian;
 mod demo;
 mod dirs;
@@ -54,6 +55,12 @@ enum Task {
     Test(gate::Options),
     /// Boot guests and check that all works in them
     E2e(e2e::Options),
+    /// Build a static vmsg for guests, and print where it is
+    Build {
+        /// Architecture of the guests
+        #[arg(long, value_enum, default_value_t = machine::Machine::X86)]
+        machine: machine::Machine,
+    },
     /// Measure, and print or save the figures
     Bench(bench::Options),
 }
@@ -80,6 +87,10 @@ fn main() -> ExitCode {
         Task::Demo(Demo::TwoA(options)) => demo::run(&options),
         Task::Test(options) => reported(|report| gate::run(&options, report)),
         Task::E2e(options) => reported(|report| e2e::run(&options, report)),
+        Task::Build { machine } => cross::vmsg(machine)
+            .map(|path| println!("{}", path.display()))
+            .inspect_err(|error| eprintln!("{error:#}"))
+            .is_ok(),
         Task::Bench(options) => bench::run(&options)
             .inspect_err(|error| eprintln!("{error:#}"))
             .is_ok(),

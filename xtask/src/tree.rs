@@ -25,6 +25,8 @@ pub(crate) struct Spec {
     release: Release,
     packages: &'static [&'static str],
     arch: &'static str,
+    /// Without what the packages depend on.
+    alone: bool,
 }
 
 /// QEMU 11.1 or later for this machine's processor: the first with a generic vhost-user device, and with vfio-user.
@@ -34,6 +36,7 @@ pub(crate) fn new_qemu() -> Spec {
         release: Release::TrixieBackports,
         packages: &["qemu-system-x86", "qemu-system-arm"],
         arch: host_arch(),
+        alone: false,
     }
 }
 
@@ -44,6 +47,7 @@ pub(crate) fn net_tools(machine: Machine) -> Spec {
         release: Release::Own,
         packages: &["ethtool", "iperf3", "iproute2"],
         arch: machine.debian_arch(),
+        alone: false,
     }
 }
 
@@ -54,6 +58,21 @@ pub(crate) fn pci_tools(machine: Machine) -> Spec {
         release: Release::Own,
         packages: &["pciutils"],
         arch: machine.debian_arch(),
+        alone: false,
+    }
+}
+
+/// The version of gcc whose run-time library [`c_library`] has.
+pub(crate) const LIBGCC: &str = "14";
+
+/// What static programs for `machine` are linked with: the C library and gcc's.
+pub(crate) fn c_library(machine: Machine) -> Spec {
+    Spec {
+        name: "c-library",
+        release: Release::TrixieBackports,
+        packages: &["libc6-dev", "libgcc-14-dev"],
+        arch: machine.debian_arch(),
+        alone: true,
     }
 }
 
@@ -116,7 +135,11 @@ impl Spec {
             let dir = tempfile::tempdir_in(&cache)?;
             let ready = tempfile::tempdir_in(&cache)?;
             let apt = PrivateApt::new(dir.path(), &debian, self.release, self.arch)?;
-            apt.unpack_all(self.packages, ready.path())?;
+            if self.alone {
+                apt.unpack_alone(self.packages, ready.path())?;
+            } else {
+                apt.unpack_all(self.packages, ready.path())?;
+            }
             fs::set_permissions(ready.path(), fs::Permissions::from_mode(0o755))?;
             // Whole, by a rename, or not at all; another run may have been first.
             if let Err(error) = fs::rename(ready.path(), &root)
@@ -130,6 +153,11 @@ impl Spec {
 }
 
 impl Tree {
+    /// The folder that would be `/`.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The path of `program` in the tree.
     pub(crate) fn program(&self, program: &str) -> Result<PathBuf> {
         ["usr/bin", "usr/sbin", "bin", "sbin"]
