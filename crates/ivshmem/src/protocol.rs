@@ -57,6 +57,9 @@ pub enum ProtocolError {
     /// More than one descriptor with a message.
     #[error("the server sent several descriptors with one message")]
     TooManyDescriptors,
+    /// A descriptor that came as a doorbell is another kind of file.
+    #[error("the server sent a doorbell that is not an eventfd")]
+    NotADoorbell,
     /// The memory came a second time.
     #[error("the server sent the memory twice")]
     SecondMemory,
