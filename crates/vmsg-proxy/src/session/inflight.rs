@@ -10,12 +10,12 @@ use super::machine::Session;
 use super::record::Record;
 use super::script::Step;
 use super::types::{QueueSetup, ResumeAt};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use virtio_msg::Instant;
 use vmsg_bus::Capabilities;
 use vmsg_bus::control::Status;
-use vmsg_mem::{Error, Mapping};
+use vmsg_mem::{Access, Error, Mapping};
 
 /// Bytes of a record before its first entry, and of each entry.
 const UNIT: u64 = 16;
@@ -61,6 +61,14 @@ impl InflightMemory {
     /// The file.
     pub fn file(&self) -> &Arc<OwnedFd> {
         &self.file
+    }
+
+    /// The record of a queue of `size` entries, mapped; `None` if it has none here.
+    pub(crate) fn map(&self, queue: u32, size: u16) -> Option<Result<Mapping, Error>> {
+        let Place {
+            file, offset, len, ..
+        } = self.place(queue, size)?;
+        Some(Mapping::of_fd(file.as_fd(), offset, len, Access::ReadWrite))
     }
 
     /// Where the record of a queue of `size` entries lies.

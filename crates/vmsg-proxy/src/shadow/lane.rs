@@ -3,6 +3,7 @@
 
 use super::division::Place;
 use super::pool::Pool;
+use super::record::Recorder;
 use super::shared::NewQueue;
 use super::types::{Broken, Counters};
 use crate::memory::{GuestMemory, MemoryError};
@@ -81,6 +82,7 @@ impl Flight {
 pub(super) struct Lane<'m> {
     queue: usize,
     guest: RemoteQueue,
+    recorder: Option<Recorder>,
     device: DriverQueue<'m, Vec<DriverSlot>>,
     rings: RamSlice<'m>,
     /// By the index of the device queue's token.
@@ -127,7 +129,16 @@ impl<'m> Lane<'m> {
         longest_chain: usize,
     ) -> Result<Lane<'m>, QueueError> {
         let size = new.config.size;
-        let guest = RemoteQueue::resume(new.config, new.guest, new.at, new.at)?;
+        let (guest, recorder) = match new.record {
+            Some(record) => {
+                let resumed = Recorder::resume(record, new.config, new.guest, new.at)?;
+                (resumed.0, Some(resumed.1))
+            }
+            None => {
+                let guest = RemoteQueue::resume(new.config, new.guest, new.at, new.at)?;
+                (guest, None)
+            }
+        };
         let layout = Layout::new(size, table)?;
         let features = QueueFeatures {
             indirect: new.device.indirect && table > 0,
@@ -143,6 +154,7 @@ impl<'m> Lane<'m> {
         Ok(Lane {
             queue: new.index,
             guest,
+            recorder,
             device,
             rings,
             flights: (0..size).map(|_| Flight::default()).collect(),
@@ -241,6 +253,8 @@ impl<'m> Lane<'m> {
             Ok(wanted) => wanted,
             Err(error) => return Err(self.guest_fault(error)),
         };
+        let used = self.guest.used_index();
+        self.note(|recorder| recorder.published(used))?;
         Ok((more, interrupt))
     }
 
@@ -271,6 +285,7 @@ impl<'m> Lane<'m> {
         common.pool.wipe_all(self.queue, &mut flight.parts);
         self.targets -= flight.targets.len();
         flight.clear();
+        self.note(|recorder| recorder.completed(head.id()))?;
         self.guest.complete(head, used.written);
         common.counters.completed += 1;
         common.counters.bytes_in += u64::from(used.written);
@@ -291,19 +306,38 @@ impl<'m> Lane<'m> {
         }
         self.waits = false;
         let memory = common.memory.clone();
-        let batch = match self.guest.pop(&*memory, storage, BATCH) {
+        let mut old = 0;
+        let popped = match &self.recorder {
+            Some(recorder) if !recorder.again.is_empty() => {
+                old = recorder.again.len();
+                self.guest
+                    .pop_again(&*memory, storage, &recorder.again, BATCH)
+            }
+            _ => self.guest.pop(&*memory, storage, BATCH),
+        };
+        let batch = match popped {
             Ok(batch) => batch,
             Err(error) => return Err(self.guest_fault(error)),
         };
         let mut bytes = 0;
         for (done, chain) in batch.iter().enumerate() {
-            let left = batch.len() - done;
+            // Those of before are still noted, and are looked up again.
+            let left = if old > 0 { 0 } else { batch.len() - done };
             if bytes >= BATCH_BYTES {
                 self.guest.rewind(left);
                 return Ok(true);
             }
             match self.forward(common, &chain) {
-                Ok(Some(n)) => bytes += n,
+                Ok(Some(n)) => {
+                    bytes += n;
+                    self.note(|recorder| {
+                        if old > 0 {
+                            recorder.again.pop();
+                            return Ok(());
+                        }
+                        recorder.taken(chain.head().id())
+                    })?;
+                }
                 Ok(None) => {
                     self.guest.rewind(left);
                     self.waits = true;
@@ -316,7 +350,18 @@ impl<'m> Lane<'m> {
                 }
             }
         }
-        Ok(batch.len() == BATCH)
+        Ok(batch.len() == BATCH || old > 0)
+    }
+
+    /// Notes something of the guest's requests, where that is done.
+    fn note(
+        &mut self,
+        what: impl FnOnce(&mut Recorder) -> Result<(), QueueError>,
+    ) -> Result<(), Halt> {
+        match self.recorder.as_mut().map(what) {
+            Some(Err(error)) => Err(Halt::Broken(Broken::driver(self.number(), &error))),
+            _ => Ok(()),
+        }
     }
 
     /// Copies a request into the segment and gives it to the device: how many bytes it has, `None` if there is no room.

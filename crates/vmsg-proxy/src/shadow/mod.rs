@@ -18,6 +18,7 @@ mod division;
 mod features;
 mod lane;
 mod pool;
+mod record;
 mod segment;
 mod shared;
 mod types;
@@ -40,7 +41,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use virtio_msg::{FeatureSet, QueueIndex};
-use vmsg_mem::{BusAddr, Doorbell};
+use vmsg_mem::{BusAddr, Doorbell, Mapping};
 use vmsg_queue::QueueConfig;
 
 /// How long the thread may take before what it waits for is cancelled, again and again.
@@ -136,6 +137,17 @@ impl Shadow {
     /// # Errors
     /// [`StartError`].
     pub fn start_queue(&self, queue: QueueIndex, guest: QueueSetup) -> Result<Started, StartError> {
+        self.start_queue_recorded(queue, guest, None)
+    }
+
+    /// The same, and the guest's requests in flight are noted in memory that outlives this process. Those that are noted there come first, and count
+    /// as taken beyond the used index at which the queue goes on.
+    pub(crate) fn start_queue_recorded(
+        &self,
+        queue: QueueIndex,
+        guest: QueueSetup,
+        record: Option<Mapping>,
+    ) -> Result<Started, StartError> {
         let index = queue.to_usize();
         let queue = queue.0;
         let place = self.division.places.get(index).and_then(Option::as_ref);
@@ -177,6 +189,7 @@ impl Shadow {
             device: features::of_queue(&device_features),
             kick,
             call: Arc::clone(&call),
+            record,
         };
         let (reply, started) = mpsc::sync_channel(1);
         self.shared.command(Command::Start(Box::new(new), reply));

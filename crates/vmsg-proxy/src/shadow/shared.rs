@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_msg::QueueIndex;
-use vmsg_mem::Doorbell;
+use vmsg_mem::{Doorbell, Mapping};
 use vmsg_queue::{QueueConfig, QueueFeatures};
 
 /// A queue to start.
@@ -24,6 +24,8 @@ pub(super) struct NewQueue {
     pub(super) device: QueueFeatures,
     pub(super) kick: Doorbell,
     pub(super) call: Arc<OwnedFd>,
+    /// The record of the guest's requests in flight, where somebody keeps one.
+    pub(super) record: Option<Mapping>,
 }
 
 /// How a guest's driver is told.

@@ -164,6 +164,65 @@ impl RemoteQueue {
         let heads = &mut heads[..2 * count];
         self.read_heads(memory, heads)
             .map_err(RemoteError::Memory)?;
+        let list = heads
+            .chunks_exact(2)
+            .map(|head| u16::from_le_bytes([head[0], head[1]]));
+        let room = Room {
+            buffers,
+            chains,
+            direct,
+            indirect,
+        };
+        let batch = self.collect(memory, room, list)?;
+        self.position
+            .take(u16::try_from(batch.len()).expect("no more than were ready"));
+        Ok(batch)
+    }
+
+    /// Looks up to `max` chains up that are in flight already, as somebody has noted who served the queue before: those that begin at the end of
+    /// `heads`, backwards. They count as taken ([`resume`](Self::resume)), and cannot be given back. Fewer as with [`pop`](Self::pop).
+    ///
+    /// # Errors
+    ///
+    /// As for [`pop`](Self::pop).
+    pub fn pop_again<'b, M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        storage: &'b mut RemoteStorage,
+        heads: &[u16],
+        max: usize,
+    ) -> Result<RemoteBatch<'b>, RemoteError<M::Error>> {
+        self.position.check()?;
+        self.position.rewindable = 0;
+        let RemoteStorage {
+            buffers,
+            chains,
+            direct,
+            indirect,
+            ..
+        } = storage;
+        let room = Room {
+            buffers,
+            chains,
+            direct,
+            indirect,
+        };
+        self.collect(memory, room, heads.iter().rev().copied().take(max))
+    }
+
+    /// Collects the chains that begin at `heads`, as far as there is room.
+    fn collect<'b, M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        room: Room<'b>,
+        heads: impl Iterator<Item = u16>,
+    ) -> Result<RemoteBatch<'b>, RemoteError<M::Error>> {
+        let Room {
+            buffers,
+            chains,
+            direct,
+            indirect,
+        } = room;
         direct.forget();
         let table = Place {
             addr: self.position.config.desc,
@@ -179,8 +238,7 @@ impl RemoteQueue {
             len: 0,
         };
         let mut taken = 0;
-        for (slot, head) in chains.iter_mut().zip(heads.chunks_exact(2)).take(count) {
-            let head = u16::from_le_bytes([head[0], head[1]]);
+        for (slot, head) in chains.iter_mut().zip(heads) {
             match walk.chain(table, head) {
                 Ok(split) => {
                     *slot = ChainSlot {
@@ -195,9 +253,7 @@ impl RemoteQueue {
                 Err(Stop::Fault(fault)) => return Err(self.fail(fault)),
             }
         }
-        let last = chains[taken - 1].end as usize;
-        self.position
-            .take(u16::try_from(taken).expect("no more than were ready"));
+        let last = chains[..taken].last().map_or(0, |slot| slot.end as usize);
         Ok(RemoteBatch {
             buffers: &buffers[..last],
             chains: &chains[..taken],
@@ -344,6 +400,14 @@ impl RemoteQueue {
     fn fail<E>(&mut self, error: QueueError) -> RemoteError<E> {
         RemoteError::Queue(self.position.fail(error))
     }
+}
+
+/// Where chains are collected.
+struct Room<'b> {
+    buffers: &'b mut [Buffer],
+    chains: &'b mut [ChainSlot],
+    direct: &'b mut Run,
+    indirect: &'b mut Run,
 }
 
 /// Why a chain was not collected.

@@ -7,8 +7,8 @@
 use super::guest::{Guest, GuestError, op};
 use super::memory::GuestMemory;
 use super::news::ring_bell;
-use crate::memory::TableMemory;
-use crate::session::{Op, QueueSetup, ResumeAt};
+use crate::memory::{FileError, TableMemory};
+use crate::session::{InflightMemory, Op, QueueSetup, ResumeAt};
 use crate::shadow::{self, Event, Interrupt, Shadow};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(super) struct Copies {
     shadow: Option<Shadow>,
     /// The session was told of the segment.
     lent: bool,
+    /// Where the front end keeps what its guest has in flight. It is noted here: the device host has other requests, with other numbers.
+    pub(super) inflight: Option<InflightMemory>,
 }
 
 impl Copies {
@@ -36,6 +38,7 @@ impl Copies {
             memory: Arc::default(),
             shadow: None,
             lent: false,
+            inflight: None,
         }
     }
 
@@ -146,7 +149,13 @@ impl Guest {
             }
             other => other,
         };
-        let started = shadow.start_queue(queue, QueueSetup { resume, ..setup })?;
+        let record = copies.inflight.as_ref();
+        let record = record.and_then(|kept| kept.map(index, setup.size));
+        let record = record.transpose().map_err(|error| {
+            GuestError::Memory(super::MemoryError::File(FileError::Look(error)))
+        })?;
+        let setup = QueueSetup { resume, ..setup };
+        let started = shadow.start_queue_recorded(queue, setup, record)?;
         let ring = &self.rings[queue.to_usize()];
         shadow.set_interrupt(queue, interrupt(ring.call.as_ref()));
         shadow.set_kick(queue, ring.kick.clone());

@@ -45,7 +45,11 @@ impl Guest {
     }
 
     /// SET_INFLIGHT_FD.
-    pub(super) fn keep_inflight(&self, kept: RawInflight, fd: OwnedFd) -> Result<(), GuestError> {
+    pub(super) fn keep_inflight(
+        &mut self,
+        kept: RawInflight,
+        fd: OwnedFd,
+    ) -> Result<(), GuestError> {
         check(&kept)?;
         let need = kept.offset.checked_add(kept.size);
         let need = need.filter(|_| {
@@ -57,6 +61,10 @@ impl Guest {
         ))?;
         let file = MemoryFile::new(fd, need).map_err(super::MemoryError::File)?;
         let memory = InflightMemory::of_file(file.fd, kept.offset, kept.rings, kept.entries);
+        if let Some(copies) = &mut self.copies {
+            copies.inflight = Some(memory);
+            return Ok(());
+        }
         self.session
             .call(Op::KeepInflight(Some(memory)))
             .map(drop)
