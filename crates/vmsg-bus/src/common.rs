@@ -86,6 +86,15 @@ pub enum CommonRamError {
         /// Bytes it should have.
         need: u64,
     },
+    /// The memory of the messages is not ordinary memory here.
+    #[error(
+        "the common memory `{path}`: here it can only be accessed word by word; use another function's, by its resource2_wc \
+         (ram=pci:ADDRESS)"
+    )]
+    WordsOnly {
+        /// What it was to be.
+        path: String,
+    },
     /// It cannot be mapped.
     #[error("cannot map the common memory `{path}`: {source}")]
     Map {

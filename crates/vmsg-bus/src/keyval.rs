@@ -25,6 +25,7 @@ use serde::de::{
 };
 use std::borrow::Cow;
 use std::fmt;
+pub(crate) use value::number;
 use value::{Item, Values};
 
 /// Why a specification was refused, in words for the person who wrote it.

@@ -8,6 +8,7 @@
 //! * [`loopback`]: both ends in one process, also for simulation.
 //! * [`unix`]: two processes on one host, docs/bus-unix.md.
 //! * [`linux_user`]: the same, as QEMU does it, docs/bus-linux-user.md.
+//! * [`ivshmem`]: two machines that share memory and doorbells and nothing else, docs/bus-ivshmem.md.
 //! * [`tap`] and [`fault`] wrap any end; [`trace`] records what goes over it.
 //! * [`ending`]: locks and sockets of processes that are being killed.
 //! * [`BusSpec`] names a bus on a command line; [`keyval`] reads such lines into any serde type.
@@ -26,6 +27,8 @@ pub mod control;
 #[cfg(feature = "unix")]
 pub mod ending;
 pub mod fault;
+#[cfg(feature = "ivshmem")]
+pub mod ivshmem;
 #[cfg(feature = "unix")]
 mod join;
 pub mod keyval;
@@ -49,6 +52,8 @@ mod translation;
 #[cfg(feature = "unix")]
 pub mod unix;
 
+#[cfg(feature = "ivshmem")]
+pub use self::ivshmem::IvshmemSpec;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 pub use bus::{Bus, Counters, DeviceBus, DriverBus, WakeFds};
 pub use capabilities::{Capabilities, Peer};

@@ -9,7 +9,7 @@
 //! * [`RamSlice`]: a bounded piece of ordinary shared memory, [`Pieces`] a
 //!   run of them; [`DeviceRegion`]: a piece of device memory.
 //! * [`Window`], [`AddressSpace`]: which bus addresses are backed by what.
-//! * [`spsc`]: the message queue, over any [`QueueMemory`].
+//! * [`spsc`]: the message queue, over any [`QueueMemory`]; [`amp`]: two of them in memory that describes itself.
 //!
 //! With the feature `std` (the default), for Linux:
 //!
@@ -24,6 +24,7 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
+pub mod amp;
 #[cfg(feature = "std")]
 mod backing;
 #[cfg(feature = "std")]

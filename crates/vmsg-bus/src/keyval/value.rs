@@ -109,7 +109,7 @@ fn boolean(text: &str) -> Option<bool> {
 }
 
 /// Decimal or `0x…`, with an optional binary suffix.
-fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     if let Some(hex) = text.strip_prefix("0x") {
         // from_str_radix would take a sign.
         return if hex.starts_with('+') {
