@@ -4,6 +4,7 @@
 //! * [`session`]: what one guest has negotiated with one device, replayed to a device host that comes back. No I/O.
 //! * [`link`]: the thread that joins a session to its bus.
 //! * [`transport`]: the registers of a virtio device, as virtio-mmio and as a PCI function, over whatever stands behind them.
+//! * [`places`]: where a guest's memory lies in what a bus has in common.
 //! * [`memory`]: a guest's memory, wherever it is; [`shadow`]: copies of its queues for device hosts that are to see nothing else.
 //! * [`front`]: what a VMM sees: vhost-user, vfio-user.
 //! * [`Proxy`]: several fronts, from plain configuration.
@@ -19,6 +20,7 @@ pub mod link;
 mod log_limit;
 pub mod memory;
 mod pace;
+pub mod places;
 mod proxy;
 pub mod session;
 pub mod shadow;
