@@ -37,6 +37,16 @@ fn set_up(vmm: &mut Vmm) {
 
 #[test]
 fn the_link_of_a_device_goes_down_and_up_again_and_again() {
+    play("");
+}
+
+#[test]
+fn it_does_so_for_a_guest_whose_memory_is_kept_from_the_device_host() {
+    play(",isolate=on,segment=2M");
+}
+
+/// `keys` are more of the front.
+fn play(keys: &str) {
     let dir = tempfile::tempdir().unwrap();
     let bus = BusSpec::Unix(UnixSpec::new(dir.path().join("bus.sock")));
     let mut host = Host::new(1).unwrap();
@@ -54,7 +64,7 @@ fn the_link_of_a_device_goes_down_and_up_again_and_again() {
     let thread = std::thread::spawn(move || host.run().unwrap());
     let socket = dir.path().join("net.sock");
     let spec: FrontSpec = keyval::from_str(&format!(
-        "vhost-user,socket={},dev=net0",
+        "vhost-user,socket={},dev=net0{keys}",
         keyval::escape(&socket.to_string_lossy())
     ))
     .unwrap();

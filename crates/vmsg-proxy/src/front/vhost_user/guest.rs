@@ -412,10 +412,7 @@ impl Guest {
 
     fn set_memory(&mut self, memory: GuestMemory) -> Result<(), GuestError> {
         for (index, ring) in (0..).zip(&self.rings) {
-            if ring.running
-                && ring.setup(&memory).map(|(setup, _)| setup.0)
-                    != ring.setup(&self.memory).map(|(setup, _)| setup.0)
-            {
+            if ring.running && ring.setup(&memory) != ring.setup(&self.memory) {
                 return Err(GuestError::OutOfMemoryTable(index));
             }
         }
