@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Ending in an orderly way on SIGINT and SIGTERM.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
@@ -47,5 +47,12 @@ impl Interrupt {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Readable once the user wants the program to end.
+impl AsFd for Interrupt {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signal.as_fd()
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg ivshmem`: memory and doorbells that virtual machines share.
 
+pub(crate) mod hold;
 mod server;
 
 use clap::{Args, Subcommand};

@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg ivshmem server`.
 
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use ivshmem::PeerId;
-use ivshmem::server::{Options, Port, Source};
+use ivshmem::server::{ListenError, Options, Port, Server, ServerError, Source, Turn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Deserialize;
 use vmsg_bus::keyval;
 
-use crate::Usage;
+use super::hold;
+use crate::out::Out;
+use crate::signals::Interrupt;
+use crate::{Usage, descriptors};
 
 /// What `vmsg ivshmem server --help` ends with.
 const SOCKETS: &str = "\
@@ -54,6 +64,12 @@ pub struct ServerArgs {
     /// End when there was no client for so many seconds; without, stay
     #[arg(long, value_name = "SECONDS")]
     pub linger: Option<u64>,
+    /// Start it in the background, unless it runs already, and return when it is ready; with --linger it ends by itself
+    #[arg(long, conflicts_with = "hold")]
+    pub background: bool,
+    /// In a session of its own, and what is in its way is said on stdout
+    #[arg(long, hide = true)]
+    pub hold: bool,
 }
 
 /// What `--socket` says.
@@ -101,5 +117,125 @@ fn options(args: &ServerArgs) -> Result<Options, Usage> {
 /// Serves until a signal comes, or nobody needs it any more.
 pub(crate) fn run(args: ServerArgs) -> anyhow::Result<()> {
     let options = options(&args)?;
-    anyhow::bail!("{} sockets: there is no server yet", options.ports.len())
+    if args.background {
+        hold::ensure(&options)?;
+        return ready(&options);
+    }
+    if args.hold {
+        // A ^C on the terminal is for who has started this, and who wants it to outlive that.
+        let _ = rustix::process::setsid();
+    }
+    descriptors::raise_limit();
+    let interrupt = Interrupt::new()?;
+    let report = Report::new()?;
+    let mut server = match Server::bind(options.clone()) {
+        Ok(server) => server,
+        Err(error) => {
+            if let (true, ServerError::Listen(ListenError::InUse { listening, .. })) =
+                (args.hold, &error)
+            {
+                let _ = writeln!(io::stdout(), "{} listening={listening}", hold::HELD);
+            }
+            return Err(error.into());
+        }
+    };
+    // Who started it may not be there any more.
+    let _ = ready(&options);
+    notify_service_manager();
+    loop {
+        let turn = server.turn()?;
+        if turn == Turn::Deserted {
+            tracing::info!("ending, as nobody is there");
+            break;
+        }
+        let left = server
+            .due()
+            .map(|due| due.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = [
+            PollFd::new(&server, PollFlags::IN),
+            PollFd::new(&interrupt, PollFlags::IN),
+            PollFd::new(&report, PollFlags::IN),
+        ];
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !fds[2].revents().is_empty() {
+            report.take();
+            tell(&server);
+        }
+        if !fds[1].revents().is_empty() {
+            tracing::info!("ending");
+            break;
+        }
+    }
+    tell(&server);
+    Ok(())
 }
+
+/// Says where clients can connect.
+fn ready(options: &Options) -> anyhow::Result<()> {
+    let mut out = Out::lock();
+    for port in &options.ports {
+        writeln!(out, "ready ivshmem={}", port.path.display())?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints what the server has done, in one line.
+fn tell(server: &Server) {
+    let mut out = Out::lock();
+    // A reader that has gone away is no reason not to serve.
+    let _ = writeln!(out, "stats {}", server.stats());
+    let _ = out.flush();
+}
+
+/// Tells a service manager that the server is ready: sd_notify(3).
+fn notify_service_manager() {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let send = || -> io::Result<()> {
+        let socket = UnixDatagram::unbound()?;
+        let address = match name.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            _ => SocketAddr::from_pathname(&name)?,
+        };
+        socket.send_to_addr(b"READY=1\n", &address)?;
+        Ok(())
+    };
+    if let Err(error) = send() {
+        tracing::warn!(%error, "the service manager is not told that the server is ready");
+    }
+}
+
+/// Becomes readable when the user wants to know what the server has done.
+struct Report(UnixStream);
+
+impl Report {
+    /// From now on SIGUSR1 only makes this readable.
+    fn new() -> io::Result<Self> {
+        let (signal, write) = UnixStream::pair()?;
+        signal.set_nonblocking(true)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGUSR1, write)?;
+        Ok(Self(signal))
+    }
+
+    /// Not readable any more.
+    fn take(&self) {
+        let mut bytes = [0; 64];
+        while (&self.0).read(&mut bytes).is_ok_and(|count| count > 0) {}
+    }
+}
+
+impl AsFd for Report {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;
