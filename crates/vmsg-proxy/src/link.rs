@@ -9,6 +9,7 @@ mod bells;
 mod connecting;
 mod handle;
 mod seat;
+mod vectors;
 
 pub use handle::{Deadline, LinkStats, SessionHandle};
 
@@ -324,10 +325,13 @@ impl Runner {
             tracing::error!(link = self.name, %error, unsaid, "the fronts have no memory for copies");
         }
         let (now, caps) = (self.now(), *bus.capabilities());
-        for seat in &mut self.seats {
+        for (number, seat) in self.seats.iter_mut().enumerate() {
             if !self.fixed {
                 seat.session.set_common_memory(common_memory(bus));
             }
+            let plan = bus.vectors().map(|all| vectors::plan(all, number));
+            seat.bells.set_vectors(bus.vectors().cloned());
+            seat.session.set_vectors(plan.unwrap_or_default());
             seat.session.handle_link_up(now, caps, bus.epoch());
         }
     }
@@ -349,6 +353,7 @@ impl Runner {
         };
         let now = self.now();
         for seat in &mut self.seats {
+            seat.bells.set_vectors(None);
             seat.session.handle_link_down(now);
         }
     }

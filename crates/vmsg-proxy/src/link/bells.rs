@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Kicks and calls on buses that do not pass eventfds on: the link waits on the kicks itself, and rings the calls.
+//! Kicks and calls on buses that do not pass eventfds on: the link waits on the kicks itself, and rings the calls. Between it and the device they
+//! are messages, or doorbells of the bus where it has some for queues.
 
 use crate::edges::Edges;
-use crate::session;
+use crate::session::{self, QueueVectors};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use virtio_msg::QueueIndex;
+use vmsg_bus::Vectors;
 use vmsg_mem::Doorbell;
+
+/// Set in what stands for a vector among the queues, of which there are not so many.
+const VECTOR: u32 = 1 << 31;
 
 /// An eventfd of the front end.
 #[derive(Debug)]
@@ -39,6 +44,21 @@ pub(super) struct Bells {
     edges: Edges,
     kicks: BTreeMap<u32, Bell>,
     calls: BTreeMap<u32, Bell>,
+    /// The doorbells that the connection has for queues.
+    vectors: Option<Arc<Vectors>>,
+    /// Which of them each queue has.
+    of_queues: BTreeMap<u32, QueueVectors>,
+    /// Those by which calls come, each with a descriptor of its own.
+    heard: BTreeMap<u16, OwnedFd>,
+}
+
+/// What was rung.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rung {
+    /// The driver has kicked a queue.
+    Kick(QueueIndex),
+    /// The device has used buffers of a queue whose driver has no eventfd to be rung.
+    Used(QueueIndex),
 }
 
 impl Bells {
@@ -47,7 +67,51 @@ impl Bells {
             edges: Edges::new()?,
             kicks: BTreeMap::new(),
             calls: BTreeMap::new(),
+            vectors: None,
+            of_queues: BTreeMap::new(),
+            heard: BTreeMap::new(),
         })
+    }
+
+    /// The doorbells of another connection, or of none. Queues have none of them until the next [`Self::sync`].
+    pub(super) fn set_vectors(&mut self, vectors: Option<Arc<Vectors>>) {
+        for fd in std::mem::take(&mut self.heard).values() {
+            self.edges.remove(fd);
+        }
+        self.of_queues.clear();
+        self.vectors = vectors;
+    }
+
+    /// Listens to the doorbells by which calls come.
+    fn sync_vectors(&mut self, of_queues: BTreeMap<u32, QueueVectors>) {
+        self.of_queues = of_queues;
+        let calls = || self.of_queues.values().filter_map(|vectors| vectors.call);
+        let edges = &self.edges;
+        self.heard.retain(|vector, fd| {
+            let stays = calls().any(|call| call == *vector);
+            if !stays {
+                edges.remove(fd);
+            }
+            stays
+        });
+        for vector in calls() {
+            if self.heard.contains_key(&vector) {
+                continue;
+            }
+            let fd = self
+                .vectors
+                .as_ref()
+                .and_then(|vectors| vectors.own_fd(vector));
+            let fd = fd.and_then(|fd| fd.try_clone_to_owned().ok());
+            // Without descriptors there are no interrupts either; the next connection is another chance.
+            if let Some(fd) = fd
+                && edges
+                    .add(QueueIndex(VECTOR | u32::from(vector)), &fd)
+                    .is_ok()
+            {
+                self.heard.insert(vector, fd);
+            }
+        }
     }
 
     /// Takes over what the session has now. Gives the queues whose kick cannot be waited on.
@@ -57,6 +121,10 @@ impl Bells {
     ) -> Vec<QueueIndex> {
         let wanted: BTreeMap<u32, session::Bell<'a>> =
             wanted.map(|bell| (bell.queue.0, bell)).collect();
+        let has_some = |bell: &&session::Bell<'_>| bell.vectors != QueueVectors::default();
+        let of_queues = wanted.values().filter(has_some);
+        let of_queues = of_queues.map(|bell| (bell.queue.0, bell.vectors)).collect();
+        self.sync_vectors(of_queues);
         let edges = &self.edges;
         self.kicks.retain(|queue, kick| {
             let stays = wanted.get(queue).is_some_and(|bell| kick.is(bell.kick));
@@ -97,9 +165,25 @@ impl Bells {
         deaf
     }
 
-    /// Calls `kicked` for each queue that was kicked since the last time.
-    pub(super) fn take(&self, kicked: impl FnMut(QueueIndex)) -> io::Result<()> {
-        self.edges.take(kicked)
+    /// Says what was rung since the last time and is not passed on by itself: calls that came by doorbells are, where the driver has an eventfd.
+    pub(super) fn take(&self, mut rung: impl FnMut(Rung)) -> io::Result<()> {
+        self.edges.take(|QueueIndex(what)| {
+            let Some(vector) = what.checked_sub(VECTOR) else {
+                return rung(Rung::Kick(QueueIndex(what)));
+            };
+            for (queue, vectors) in &self.of_queues {
+                if vectors.call.map(u32::from) == Some(vector) && !self.ring(QueueIndex(*queue)) {
+                    rung(Rung::Used(QueueIndex(*queue)));
+                }
+            }
+        })
+    }
+
+    /// Kicks a queue of the device by its doorbell. False: it has none that can be rung, a message has to do.
+    pub(super) fn kick(&self, queue: QueueIndex) -> bool {
+        let vector = self.of_queues.get(&queue.0).and_then(|v| v.kick);
+        let bell = vector.and_then(|vector| self.vectors.as_ref()?.bell(vector));
+        bell.is_some_and(|bell| bell.ring().is_ok())
     }
 
     /// Tells the driver that a queue has used buffers. False: there is no call to ring.

@@ -13,7 +13,11 @@ fn ring(fd: &OwnedFd) {
 
 fn kicked(bells: &Bells) -> Vec<u32> {
     let mut queues = Vec::new();
-    bells.take(|queue| queues.push(queue.0)).unwrap();
+    let taken = bells.take(|rung| match rung {
+        Rung::Kick(queue) => queues.push(queue.0),
+        Rung::Used(queue) => panic!("queue {queue} was used"),
+    });
+    taken.unwrap();
     queues.sort_unstable();
     queues
 }
@@ -27,6 +31,7 @@ fn of<'a>(
         queue: QueueIndex(queue),
         kick,
         call,
+        vectors: QueueVectors::default(),
     }
 }
 
@@ -127,4 +132,113 @@ fn a_full_and_blocking_eventfd_holds_nobody_up() {
         bells.ring(QueueIndex(0));
     }
     assert!(begin.elapsed() < std::time::Duration::from_secs(5));
+}
+
+/// The vectors of a driver's end and of a device's end: 1 and 2 each.
+fn vectors() -> [Arc<Vectors>; 2] {
+    let options = vmsg_bus::loopback::Options::default();
+    let common = vmsg_bus::loopback::Common {
+        vectors: 2,
+        ..Default::default()
+    };
+    let (driver, device) = vmsg_bus::loopback::pair_with(&options, &common).unwrap();
+    [
+        driver.vectors().unwrap().clone(),
+        device.vectors().unwrap().clone(),
+    ]
+}
+
+fn with(bell: session::Bell<'_>, kick: Option<u16>, call: Option<u16>) -> session::Bell<'_> {
+    session::Bell {
+        vectors: QueueVectors { kick, call },
+        ..bell
+    }
+}
+
+/// How often an eventfd was rung since the last time.
+fn rung(fd: BorrowedFd<'_>) -> u64 {
+    let bell = Doorbell::from_fd(fd.try_clone_to_owned().unwrap()).unwrap();
+    bell.drain().unwrap()
+}
+
+#[test]
+fn kicks_ring_the_device_where_it_has_a_doorbell_for_the_queue() {
+    let mut bells = Bells::new().unwrap();
+    let [driver, device] = vectors();
+    bells.set_vectors(Some(driver));
+    let a = bell();
+    assert!(!bells.kick(QueueIndex(0)), "nothing was agreed on");
+    bells.sync([with(of(0, Some(&a), None), Some(2), None)].into_iter());
+    assert!(bells.kick(QueueIndex(0)) && !bells.kick(QueueIndex(1)));
+    assert_eq!(rung(device.own_fd(2).unwrap()), 1);
+    assert_eq!(rung(device.own_fd(1).unwrap()), 0);
+    // Without the connection a message has to do.
+    bells.set_vectors(None);
+    assert!(!bells.kick(QueueIndex(0)));
+    ring(&a);
+    assert_eq!(kicked(&bells), [0]);
+}
+
+#[test]
+fn a_call_by_a_doorbell_rings_all_queues_that_share_it() {
+    let mut bells = Bells::new().unwrap();
+    let [driver, device] = vectors();
+    bells.set_vectors(Some(driver));
+    let (a, b, c) = (bell(), bell(), bell());
+    let wanted = || {
+        [
+            with(of(0, None, Some(&a)), None, Some(1)),
+            with(of(1, None, Some(&b)), Some(1), Some(1)),
+            with(of(2, None, Some(&c)), None, Some(2)),
+            with(of(3, None, None), None, Some(1)),
+        ]
+    };
+    bells.sync(wanted().into_iter());
+    for call in [&a, &b, &c] {
+        rung(call.as_fd());
+    }
+    let take = |bells: &Bells| {
+        let mut used = Vec::new();
+        bells.take(|rung| used.push(rung)).unwrap();
+        used
+    };
+    device.bell(1).unwrap().ring().unwrap();
+    assert_eq!(
+        take(&bells),
+        [Rung::Used(QueueIndex(3))],
+        "it has no eventfd"
+    );
+    assert_eq!(
+        (rung(a.as_fd()), rung(b.as_fd()), rung(c.as_fd())),
+        (1, 1, 0)
+    );
+    assert!(
+        take(&bells).is_empty(),
+        "told once though nobody has read it"
+    );
+    device.bell(2).unwrap().ring().unwrap();
+    assert!(take(&bells).is_empty());
+    assert_eq!((rung(a.as_fd()), rung(c.as_fd())), (0, 1));
+    // A queue that is stopped is not rung any more, nor is anybody by vectors of a connection that is gone.
+    bells.sync(wanted().into_iter().skip(1));
+    device.bell(1).unwrap().ring().unwrap();
+    take(&bells);
+    assert_eq!((rung(a.as_fd()), rung(b.as_fd())), (0, 1));
+    bells.set_vectors(None);
+    device.bell(1).unwrap().ring().unwrap();
+    assert!(take(&bells).is_empty());
+    assert_eq!(rung(b.as_fd()), 0);
+}
+
+#[test]
+fn a_call_that_came_before_anybody_listened_counts() {
+    let mut bells = Bells::new().unwrap();
+    let [driver, device] = vectors();
+    bells.set_vectors(Some(driver));
+    device.bell(1).unwrap().ring().unwrap();
+    let a = bell();
+    bells.sync([with(of(0, None, Some(&a)), None, Some(1))].into_iter());
+    rung(a.as_fd());
+    bells.take(|_| {}).unwrap();
+    assert_eq!(rung(a.as_fd()), 1);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! One session of a link, with those who use it.
 
-use super::bells::Bells;
+use super::bells::{Bells, Rung};
 use super::handle::{Command, LinkStats, News};
 use crate::log_limit::LogLimit;
 use crate::session::{Event, OpError, OpId, Outcome, Outgoing, Session};
@@ -49,7 +49,11 @@ impl Seat {
                 let id = self.session.submit(now, op);
                 self.calls.insert(id, reply);
             }
-            Command::Kick(queue) => self.session.kick(queue),
+            Command::Kick(queue) => {
+                if !self.bells.kick(queue) {
+                    self.session.kick(queue);
+                }
+            }
             Command::Stats(reply) => {
                 let stats = LinkStats {
                     session: *self.session.counters(),
@@ -85,8 +89,13 @@ impl Seat {
         if !std::mem::take(&mut self.kicked) {
             return;
         }
-        let session = &mut self.session;
-        if let Err(error) = self.bells.take(|queue| session.kick(queue))
+        let (session, bells) = (&mut self.session, &self.bells);
+        let taken = bells.take(|rung| match rung {
+            Rung::Kick(queue) if bells.kick(queue) => {}
+            Rung::Kick(queue) => session.kick(queue),
+            Rung::Used(queue) => session.queue_used(queue),
+        });
+        if let Err(error) = taken
             && let Some(unsaid) = self.limit.admit()
         {
             tracing::error!(link = self.name, %error, unsaid, "cannot look for kicks");

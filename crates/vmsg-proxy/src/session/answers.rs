@@ -20,7 +20,8 @@ fn what(step: &Step) -> &'static str {
         Step::WindowRemove { .. } => "WINDOW_REMOVE",
         Step::BackingAdd(_) => "BACKING_ADD",
         Step::BackingRemove(_) => "BACKING_REMOVE",
-        Step::ViewAdd { .. } => "VIEW_ADD",
+        Step::ViewAdd { .. } | Step::CommonView { .. } => "VIEW_ADD",
+        Step::Vectors { .. } => "QUEUE_VECTORS",
         Step::Region(_) => "SHARED_MEMORY",
         Step::Notify { .. } => "QUEUE_NOTIFY",
         Step::Resume { .. } => "QUEUE_RESUME",
@@ -196,6 +197,11 @@ impl Session {
                 }
             }
             (Step::Inflight { .. }, status) => self.inflight_answered(status),
+            (Step::Vectors { queue, vectors }, Status::OK) => {
+                self.record.set_vectors(*queue, *vectors);
+            }
+            // Messages do as well.
+            (Step::Vectors { .. }, _) => {}
             (_, Status::OK) => {}
             (Step::Claim { release: true }, _) => {}
             (Step::Claim { .. }, Status::HELD) => {

@@ -61,7 +61,9 @@ impl Session {
             if let Some(trouble) = &self.common_trouble {
                 return Err(ResetReason::OtherMemory(trouble.clone()));
             }
-            let possible = if self.caps.runtime_windows {
+            let possible = if self.caps.has_common_views() {
+                self.record.windows.are_in_common()
+            } else if self.caps.runtime_windows {
                 self.caps.passes_fds
             } else {
                 !self.common.is_empty()
@@ -181,7 +183,9 @@ impl Session {
                 };
                 // After these nobody knows what the other side has: start over from the record.
                 let unclear = matches!(error, OpError::BadAnswer(_))
-                    || matches!(op, Op::SetWindows(_) | Op::Release);
+                    || matches!(op, Op::SetWindows(_) | Op::Release)
+                    // Others of its views were asked for at the same time.
+                    || (self.caps.has_common_views() && matches!(op, Op::ChangeWindows { .. }));
                 if matches!(op, Op::Release) {
                     self.record.release();
                 }
@@ -216,6 +220,7 @@ impl Session {
         self.out.clear();
         self.kicks.clear();
         self.config_stale = false;
+        self.record.forget_vectors();
         if let Some(Job::Op {
             id,
             op,

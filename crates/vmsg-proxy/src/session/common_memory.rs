@@ -1,12 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Buses that lend no memory by message: both sides have some from the start, and a guest's memory must be that.
+//! Buses that pass no descriptors: both sides have some memory from the start, and a guest's memory must be that, at addresses that both know
+//! as well, or in places that the driver side finds and the device side is told.
 //!
 //! Memory of the guest that is not in common is left out: ROMs, for example. It is no use to a device there, so no queue may lie in it.
 
-use super::types::{CommonMemory, OtherMemory, QueueSetup, Window};
+use super::machine::Session;
+use super::types::{CommonMemory, FileId, OpError, OtherMemory, QueueSetup, Window};
+use crate::places::{Found, Places};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// Of another file, over what both have in common, and at least so long: not a ROM, but the guest's memory itself.
 const NO_ROM: u64 = 1 << 20;
+
+impl Session {
+    /// Where each of `windows` is in what the bus has in common; `None`: not there, it has to be lent. Nothing for all of them on a bus that lends
+    /// memory. `some`: they are only some of the guest's.
+    pub(super) fn find_places(
+        &mut self,
+        windows: &[Window],
+        some: bool,
+    ) -> Result<Vec<Option<Arc<Found>>>, OpError> {
+        let mut any = some;
+        let mut none = None;
+        let mut all = Vec::with_capacity(windows.len());
+        for window in windows {
+            let found = match find(window, self.places.as_deref()) {
+                None => {
+                    any = true;
+                    None
+                }
+                Some(Ok(found)) => {
+                    any = true;
+                    Some(found)
+                }
+                Some(Err(other)) if window.len >= NO_ROM => {
+                    return Err(OpError::OtherMemory(other));
+                }
+                Some(Err(other)) => {
+                    if matches!(&other, OtherMemory::NoPlace { why, .. } if !why.is_of_file()) {
+                        return Err(OpError::OtherMemory(other));
+                    }
+                    self.tell_left_out(window);
+                    none = Some(other);
+                    Some(Found::default())
+                }
+            };
+            all.push(found.map(Arc::new));
+        }
+        match none {
+            Some(other) if !any => Err(OpError::OtherMemory(other)),
+            _ => Ok(all),
+        }
+    }
+}
+
+/// `None`: it has to be lent.
+fn find(window: &Window, places: Option<&dyn Places>) -> Option<Result<Found, OtherMemory>> {
+    if window.file == FileId::COMMON {
+        return Some(Ok(Found::at(window.file_offset, window.len)));
+    }
+    let found = places?.places(
+        window.fd.as_fd(),
+        window.file,
+        window.file_offset,
+        window.len,
+    );
+    Some(found.map_err(|why| OtherMemory::NoPlace {
+        base: window.base,
+        why,
+    }))
+}
 
 /// Whether `window` is the same bytes at the same addresses.
 fn is_common(window: &Window, common: &CommonMemory) -> bool {

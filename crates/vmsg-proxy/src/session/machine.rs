@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The session machine: operations one after another, each a script of requests; attaching and replay are scripts as well.
 
-use super::record::Record;
+use super::record::{QueueVectors, Record};
 use super::script::Step;
 use super::types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, Op, OpError, OpId, Options, OtherMemory,
     Outgoing, ResetReason, SharedRegion, Target, Window,
 };
 use super::windows::Change;
-use std::collections::VecDeque;
+use crate::places::Places;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 use virtio_msg::{
     DevNum, DeviceInfo, DeviceStatus, FeatureSet, Instant, Kind, Message, QueueIndex, Token, decode,
@@ -89,6 +91,8 @@ pub(super) struct Exchange {
     pub(super) kind: (u8, bool),
     pub(super) dev: DevNum,
     pub(super) deadline: Instant,
+    /// Requests that were sent together with it, and are answered after it with the same token.
+    pub(super) batch: VecDeque<Step>,
 }
 
 #[derive(Debug)]
@@ -156,6 +160,8 @@ pub struct Session {
     pub(super) caps: Capabilities,
     /// What both sides of the bus have in common, on a bus that lends nothing.
     pub(super) common: Vec<CommonMemory>,
+    /// Finds the guest's memory in what the bus has in common, on a bus that passes no descriptors.
+    pub(super) places: Option<Arc<dyn Places>>,
     /// Why that is nothing, if it should be something.
     pub(super) common_trouble: Option<OtherMemory>,
     pub(super) epoch: Option<u64>,
@@ -207,6 +213,7 @@ impl Session {
             options,
             caps: Capabilities::from_bits(0, virtio_msg::MIN_MESSAGE_SIZE),
             common: Vec::new(),
+            places: None,
             common_trouble: None,
             epoch: None,
             new_host: false,
@@ -328,6 +335,24 @@ impl Session {
             Ok(common) => (common, None),
             Err(trouble) => (Vec::new(), Some(trouble)),
         };
+    }
+
+    /// How the guest's memory is found in what the bus has in common, on a bus whose windows are views of that. To be said before anything else.
+    pub fn set_places(&mut self, places: Arc<dyn Places>) {
+        self.places = Some(places);
+    }
+
+    /// The doorbells that queues can have on the connection that is about to be: for queue 0, 1, … and again from the first. To be said before
+    /// [`Self::handle_link_up`].
+    pub fn set_vectors(&mut self, vectors: Vec<QueueVectors>) {
+        self.record.vectors_to_give = vectors;
+    }
+
+    /// The device has rung the call of a queue, by a doorbell of the bus, and there is no eventfd to pass that on to.
+    pub fn queue_used(&mut self, queue: QueueIndex) {
+        if self.record.queues.contains_key(&queue.0) {
+            self.push_once(Event::QueueUsed(queue));
+        }
     }
 
     /// The bus is connected: `caps` is what it can do, `epoch` differs each time the device host starts.
@@ -528,11 +553,14 @@ impl Session {
     /// calls. Queues with neither are left out.
     pub fn bells(&self) -> impl Iterator<Item = Bell<'_>> {
         let ours = !(self.caps.out_of_band_notify && self.caps.passes_fds);
-        let all = self.record.notify().iter().filter(move |_| ours);
-        all.map(|(&queue, notify)| Bell {
+        let (notify, vectors) = (self.record.notify(), self.record.vectors());
+        let queues: BTreeSet<u32> = notify.keys().chain(vectors.keys()).copied().collect();
+        let queues = queues.into_iter().filter(move |_| ours);
+        queues.map(|queue| Bell {
             queue: QueueIndex(queue),
-            kick: notify.kick.as_ref(),
-            call: notify.call.as_ref(),
+            kick: notify.get(&queue).and_then(|notify| notify.kick.as_ref()),
+            call: notify.get(&queue).and_then(|notify| notify.call.as_ref()),
+            vectors: vectors.get(&queue).copied().unwrap_or_default(),
         })
     }
 

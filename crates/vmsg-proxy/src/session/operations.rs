@@ -8,7 +8,13 @@ use super::types::{
 };
 use super::windows::Change;
 use super::{common_memory, script};
+use crate::places::Found;
+use std::sync::Arc;
+use std::time::Duration;
 use virtio_msg::{DeviceStatus, FeatureSet, Instant, feature};
+
+/// How much longer an operation may take for each of its requests, where one window is many views.
+const VIEW_TIME: Duration = Duration::from_millis(2);
 
 impl Session {
     /// Takes the first operation that can be begun, or answered, now.
@@ -69,7 +75,14 @@ impl Session {
                 self.script.clear();
             }
         }
-        let deadline = now + self.options.operation_timeout;
+        // Each view is a request of its own.
+        let views = u32::try_from(self.script.len()).unwrap_or(u32::MAX);
+        let extra = VIEW_TIME.saturating_mul(if self.caps.has_common_views() {
+            views
+        } else {
+            0
+        });
+        let deadline = now + (self.options.operation_timeout + extra);
         self.job = Some(Job::Op {
             id,
             op,
@@ -118,14 +131,18 @@ impl Session {
                 if windows.len() > self.options.max_windows {
                     return Err(OpError::Invalid("too many windows"));
                 }
+                let places = self.find_places(windows, false)?;
+                if places.iter().map(count).sum::<usize>() > self.options.max_views {
+                    return Err(OpError::Invalid("memory in too many pieces"));
+                }
                 if !windows.is_empty()
                     && (online || !self.common.is_empty() || self.common_trouble.is_some())
                 {
-                    self.check_lendable(windows, false)?;
+                    self.check_lendable(windows, &places, false)?;
                 }
                 self.record
                     .windows
-                    .plan_table(windows)
+                    .plan_table(windows, &places)
                     .ok_or(OpError::Invalid(
                         "a window is empty, too large, or overlaps another",
                     ))
@@ -181,16 +198,18 @@ impl Session {
                 self.check_range(*offset, len)
             }
             Op::ChangeWindows { remove, add } => {
-                let left = self.record.windows.len().saturating_sub(remove.len());
-                if left.saturating_add(add.len()) > self.options.max_views {
+                let places = self.find_places(add, true)?;
+                let (windows, new) = (&self.record.windows, places.iter().map(count));
+                let left = windows.len().saturating_sub(windows.len_of(remove));
+                if left.saturating_add(new.sum()) > self.options.max_views {
                     return Err(OpError::Invalid("too many windows"));
                 }
                 if !add.is_empty()
                     && (online || !self.common.is_empty() || self.common_trouble.is_some())
                 {
-                    self.check_lendable(add, true)?;
+                    self.check_lendable(add, &places, true)?;
                 }
-                let change = self.record.windows.plan_change(remove, add);
+                let change = self.record.windows.plan_change(remove, add, &places);
                 change.ok_or(OpError::Invalid(
                     "a window is not there, empty, too large, or overlaps another",
                 ))
@@ -205,7 +224,15 @@ impl Session {
     }
 
     /// Whether the bus can make `windows` the device's: it lends them, or has them in common. `some`: they are not all there are.
-    fn check_lendable(&mut self, windows: &[Window], some: bool) -> Result<(), OpError> {
+    fn check_lendable(
+        &mut self,
+        windows: &[Window],
+        places: &[Option<Arc<Found>>],
+        some: bool,
+    ) -> Result<(), OpError> {
+        if self.caps.has_common_views() && places.iter().all(Option::is_some) {
+            return Ok(());
+        }
         if self.caps.runtime_windows {
             return if self.caps.passes_fds {
                 Ok(())
@@ -222,14 +249,19 @@ impl Session {
         let left_out =
             common_memory::left_out(windows, &self.common, some).map_err(OpError::OtherMemory)?;
         for window in left_out {
-            self.events
-                .retain(|event| !matches!(event, Event::LeftOut { .. }));
-            self.events.push_back(Event::LeftOut {
-                base: window.base,
-                len: window.len,
-            });
+            self.tell_left_out(window);
         }
         Ok(())
+    }
+
+    /// Says that a window cannot be the device's.
+    pub(super) fn tell_left_out(&mut self, window: &Window) {
+        self.events
+            .retain(|event| !matches!(event, Event::LeftOut { .. }));
+        self.events.push_back(Event::LeftOut {
+            base: window.base,
+            len: window.len,
+        });
     }
 
     /// Whether a queue can be set up on a bus that is as it is now.
@@ -341,6 +373,11 @@ impl Session {
             }
         }
     }
+}
+
+/// How many windows or views one is on the bus.
+fn count(found: &Option<Arc<Found>>) -> usize {
+    found.as_ref().map_or(1, |found| found.places.len())
 }
 
 /// The status an operation asks for, if that is what it does.

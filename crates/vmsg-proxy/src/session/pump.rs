@@ -6,7 +6,11 @@ use super::machine::{
 };
 use super::script::{self, Env, Step};
 use super::types::{Event, OpError, OpId, Outcome, Target};
+use std::collections::VecDeque;
 use virtio_msg::{DevNum, DeviceStatus, Frame, Instant, MAX_BLOCKS, Token, decode, feature};
+
+/// Requests that are sent without waiting for the answers of those before; a queue of a bus has room for more.
+const BATCH: usize = 15;
 
 impl Session {
     pub(super) fn attach(&mut self, now: Instant) {
@@ -72,7 +76,8 @@ impl Session {
                 return;
             }
             if let Some(step) = self.script.pop_front() {
-                self.send(now, step);
+                let batch = self.take_batch(&step);
+                self.send(now, step, batch);
                 continue;
             }
             match self.job.take() {
@@ -142,13 +147,27 @@ impl Session {
             .map_or(0, |facts| facts.info.config_size.min(MAX_CONFIG))
     }
 
-    fn send(&mut self, now: Instant, step: Step) {
+    /// Steps that can be asked for together with `step`, as nothing happens before the last of their change is asked for: not among them.
+    fn take_batch(&mut self, step: &Step) -> VecDeque<Step> {
+        let waits = |step: &Step| matches!(step, Step::CommonView { more: true, .. });
+        let mut batch = VecDeque::new();
+        if waits(step) {
+            while batch.len() < BATCH && self.script.front().is_some_and(waits) {
+                batch.extend(self.script.pop_front());
+            }
+        }
+        batch
+    }
+
+    fn send(&mut self, now: Instant, step: Step, batch: VecDeque<Step>) {
         let next = self.next_token.checked_add(1);
         self.next_token = next
             .filter(|token| self.tokens.contains(token))
             .unwrap_or(*self.tokens.start());
         let token = Token(self.next_token);
-        let out = step.encode(&self.env(token));
+        let env = self.env(token);
+        let out = step.encode(&env);
+        let more: Vec<_> = batch.iter().map(|step| step.encode(&env)).collect();
         if step.wants_answer() {
             // From here on the device may move in the queues, whether or not the answer arrives.
             if matches!(step, Step::Status(status) if status.contains(DeviceStatus::DRIVER_OK)) {
@@ -173,9 +192,11 @@ impl Session {
                 kind,
                 dev,
                 deadline,
+                batch,
             });
         }
         self.out.push_back(out);
+        self.out.extend(more);
     }
 
     pub(super) fn finish(&mut self, id: OpId, result: Result<Outcome, OpError>) {
@@ -199,9 +220,13 @@ impl Session {
         };
         match self.exchange.take_if(|e| fits(e)) {
             None => self.counters.late += 1,
-            Some(exchange) => {
+            Some(mut exchange) => {
+                let next = exchange.batch.pop_front();
                 if let Err(failure) = self.answer(exchange.step, frame.message) {
                     self.fail(now, failure);
+                } else if let Some(step) = next {
+                    exchange.step = step;
+                    self.exchange = Some(exchange);
                 }
             }
         }

@@ -16,6 +16,15 @@ pub(super) struct Notify {
     pub(super) call: Option<Arc<OwnedFd>>,
 }
 
+/// Doorbells of a queue: the device's end is kicked by the one, the driver's end hears calls by the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueVectors {
+    /// Which vector of the device's end is rung for kicks. `None`: kicks are messages.
+    pub kick: Option<u16>,
+    /// Which vector of this end is rung for calls. `None`: calls are messages.
+    pub call: Option<u16>,
+}
+
 /// All of it. Queues by index.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Record {
@@ -25,7 +34,11 @@ pub(super) struct Record {
     pub(super) status: DeviceStatus,
     pub(super) queues: BTreeMap<u32, QueueSetup>,
     notify: BTreeMap<u32, Notify>,
-    /// Another value whenever `notify` changes.
+    /// The vectors that the device has been told of.
+    vectors: BTreeMap<u32, QueueVectors>,
+    /// Those that queues can have, for one after another; nothing on a bus without such.
+    pub(super) vectors_to_give: Vec<QueueVectors>,
+    /// Another value whenever `notify` or `vectors` change.
     notify_version: u64,
     /// Configuration space as last seen. Kept over resets: it is the device's.
     pub(super) config: Vec<u8>,
@@ -55,6 +68,30 @@ impl Record {
         self.status = DeviceStatus::RESET;
         self.queues.clear();
         self.notify.clear();
+        self.vectors.clear();
+        self.notify_version += 1;
+    }
+
+    /// The vectors that the next set-up of a queue asks for.
+    pub(super) fn next_vectors(&self, queue: u32) -> Option<QueueVectors> {
+        let count = self.vectors_to_give.len();
+        let queue = usize::try_from(queue).ok()?;
+        self.vectors_to_give.get(queue.checked_rem(count)?).copied()
+    }
+
+    pub(super) fn vectors(&self) -> &BTreeMap<u32, QueueVectors> {
+        &self.vectors
+    }
+
+    /// The device waits for these, and rings those.
+    pub(super) fn set_vectors(&mut self, queue: u32, vectors: QueueVectors) {
+        self.vectors.insert(queue, vectors);
+        self.notify_version += 1;
+    }
+
+    /// The connection that the vectors belong to is gone.
+    pub(super) fn forget_vectors(&mut self) {
+        self.vectors.clear();
         self.notify_version += 1;
     }
 
@@ -76,6 +113,7 @@ impl Record {
     pub(super) fn remove_queue(&mut self, queue: u32) {
         self.queues.remove(&queue);
         self.notify.remove(&queue);
+        self.vectors.remove(&queue);
         self.notify_version += 1;
     }
 

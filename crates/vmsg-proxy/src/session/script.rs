@@ -2,9 +2,9 @@
 //! Scripts: the requests that an operation or a replay consists of, in order.
 
 use super::inflight::Place;
-use super::record::{Notify, Record};
+use super::record::{Notify, QueueVectors, Record};
 use super::types::{Op, Outgoing, QueueSetup, ResumeAt, Target};
-use super::windows::{Backing, Change, LentWindow};
+use super::windows::{Backing, Change, CommonView, LentWindow};
 use std::collections::VecDeque;
 use virtio_msg::{
     ConfigData, DevNum, DeviceStatus, FeatureBlocks, FeatureSet, Frame, Generation, MAX_BLOCKS,
@@ -12,7 +12,8 @@ use virtio_msg::{
 };
 use vmsg_bus::Capabilities;
 use vmsg_bus::control::{
-    BackingAdd, MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Resume, ViewAdd, WindowAdd,
+    self, BackingAdd, COMMON_BACKING, MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Resume,
+    ViewAdd, WindowAdd,
 };
 use vmsg_mem::BusAddr;
 
@@ -55,6 +56,15 @@ pub(super) enum Step {
         window: LentWindow,
         backing: u32,
         more: bool,
+    },
+    /// A part of the common memory becomes a window, or a part of one.
+    CommonView {
+        view: CommonView,
+        more: bool,
+    },
+    Vectors {
+        queue: u32,
+        vectors: QueueVectors,
     },
     Region(u8),
     Status(DeviceStatus),
@@ -130,6 +140,21 @@ impl Step {
                 // Backings are whole files.
                 offset: window.window.file_offset,
                 more: *more,
+            }),
+            Step::CommonView { view, more } => Request::ViewAdd(ViewAdd {
+                id: view.id,
+                writable: view.writable,
+                backing: COMMON_BACKING,
+                base: BusAddr(view.base),
+                len: view.len,
+                offset: view.offset,
+                more: *more,
+            }),
+            Step::Vectors { queue, vectors } => Request::QueueVectors(control::QueueVectors {
+                dev: device,
+                queue: QueueIndex(*queue),
+                kick: vectors.kick,
+                call: vectors.call,
             }),
             Step::Region(id) => Request::SharedMemory {
                 dev: device,
@@ -273,6 +298,8 @@ impl Step {
             | Step::BackingAdd(_)
             | Step::BackingRemove(_)
             | Step::ViewAdd { .. }
+            | Step::CommonView { .. }
+            | Step::Vectors { .. }
             | Step::Region(_)
             | Step::Notify { .. }
             | Step::Inflight { .. }
@@ -369,6 +396,10 @@ pub(super) fn set_queue(
         queue,
         notify: notify.clone(),
     });
+    let vectors = record
+        .next_vectors(queue)
+        .filter(|_| caps.queue_vectors)
+        .map(|vectors| Step::Vectors { queue, vectors });
     // Elsewhere the device begins at the used index that stands in the ring, or it is not asked to (`Session::can_resume`).
     let resume =
         (setup.resume != ResumeAt::Start && caps.runtime_windows).then_some(Step::Resume {
@@ -377,7 +408,8 @@ pub(super) fn set_queue(
         });
     let inflight = record.inflight.place(queue, setup, caps);
     let inflight = inflight.map(|place| Step::Inflight { queue, place });
-    notify.into_iter().chain(resume).chain(inflight).chain([
+    let before = notify.into_iter().chain(vectors);
+    before.chain(resume).chain(inflight).chain([
         Step::SetQueue {
             queue,
             setup: *setup,
@@ -399,21 +431,28 @@ pub(super) fn change_windows(change: Change, caps: &Capabilities) -> VecDeque<St
         steps.extend(change.backings.into_iter().map(Step::BackingAdd));
     }
     let more = true;
-    let gone = change.remove.into_iter();
-    steps.extend(gone.map(|old| Step::WindowRemove { id: old.id, more }));
-    let new = change.add.into_iter();
-    steps.extend(
-        new.map(|window| match window.backing.filter(|_| caps.views) {
+    let gone = change.remove.iter().flat_map(LentWindow::ids);
+    steps.extend(gone.map(|&id| Step::WindowRemove { id, more }));
+    for window in change.add {
+        if let Some(views) = &window.views {
+            let views = views.of(&window.window);
+            steps.extend(views.map(|view| Step::CommonView { view, more }));
+            continue;
+        }
+        steps.push_back(match window.backing.filter(|_| caps.views) {
             Some(backing) => Step::ViewAdd {
                 window,
                 backing,
                 more,
             },
             None => Step::WindowAdd { window, more },
-        }),
-    );
+        });
+    }
     if let Some(
-        Step::WindowRemove { more, .. } | Step::WindowAdd { more, .. } | Step::ViewAdd { more, .. },
+        Step::WindowRemove { more, .. }
+        | Step::WindowAdd { more, .. }
+        | Step::ViewAdd { more, .. }
+        | Step::CommonView { more, .. },
     ) = steps.back_mut()
     {
         *more = false;

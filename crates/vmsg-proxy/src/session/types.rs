@@ -2,6 +2,8 @@
 //! What goes into a session and what comes out of it.
 
 use super::inflight::InflightMemory;
+use super::record::QueueVectors;
+use crate::places::PlaceError;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -158,6 +160,14 @@ pub enum OtherMemory {
         path: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// It is not in the memory that the bus has in common.
+    #[error("the guest's memory at {base:#x} is not in common with the device host: {why}")]
+    NoPlace {
+        /// Guest physical address.
+        base: u64,
+        /// Why it is not there.
+        why: PlaceError,
     },
     /// It was not said which file it is.
     #[error(
@@ -507,6 +517,8 @@ pub struct Bell<'a> {
     pub kick: Option<&'a Arc<OwnedFd>>,
     /// To be rung when the device has used buffers.
     pub call: Option<&'a Arc<OwnedFd>>,
+    /// The doorbells of the bus that stand for both, where it has some and the device knows: then kicks and calls are no messages.
+    pub vectors: QueueVectors,
 }
 
 /// A message for the bus.

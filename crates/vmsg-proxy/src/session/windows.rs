@@ -2,9 +2,11 @@
 //! The windows that a device has, and how one table becomes another.
 //!
 //! A window is lent by itself, with its file, or as a view: a part of a backing, which is a whole file lent once. Which of the two it is
-//! matters on a bus that knows views; on others all windows are lent by themselves.
+//! matters on a bus that knows views; on others all windows are lent by themselves. On a bus that has memory in common and passes no descriptors
+//! each window is as many views of that as it has places there.
 
 use super::types::{FileId, Window};
+use crate::places::Found;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,6 +25,57 @@ pub(super) struct LentWindow {
     pub(super) window: Window,
     /// The backing it is a view of, where the bus knows views.
     pub(super) backing: Option<u32>,
+    /// The views of the common memory that it is, on a bus that has such; `id` means nothing then.
+    pub(super) views: Option<Arc<Views>>,
+}
+
+impl LentWindow {
+    /// The ids it has on the bus.
+    pub(super) fn ids(&self) -> &[u32] {
+        match &self.views {
+            Some(views) => &views.ids,
+            None => std::slice::from_ref(&self.id),
+        }
+    }
+}
+
+/// Where a window lies in the common memory.
+#[derive(Debug)]
+pub(super) struct Views {
+    /// One for each place.
+    ids: Vec<u32>,
+    found: Arc<Found>,
+}
+
+/// One view of the common memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CommonView {
+    pub(super) id: u32,
+    pub(super) writable: bool,
+    pub(super) base: u64,
+    pub(super) len: u64,
+    pub(super) offset: u64,
+}
+
+impl Views {
+    /// Those of `window`, by their addresses.
+    pub(super) fn of<'a>(&'a self, window: &'a Window) -> impl Iterator<Item = CommonView> + 'a {
+        let mut base = window.base;
+        self.ids
+            .iter()
+            .zip(&self.found.places)
+            .map(move |(&id, place)| {
+                let view = CommonView {
+                    id,
+                    writable: window.writable,
+                    base,
+                    len: place.len,
+                    offset: place.offset_in_common,
+                };
+                base += place.len;
+                view
+            })
+    }
 }
 
 /// A whole file, lent so that windows can be parts of it.
@@ -53,6 +106,8 @@ pub(super) struct Change {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Windows {
     by_base: BTreeMap<u64, LentWindow>,
+    /// Ids in use: windows, or views of the common memory.
+    count: usize,
     backings: BTreeMap<u32, Backing>,
     /// Ids of windows that are gone.
     free: Vec<u32>,
@@ -90,8 +145,20 @@ impl Windows {
         self.by_base.is_empty()
     }
 
+    /// How many windows and views of the common memory the device host has.
     pub(super) fn len(&self) -> usize {
-        self.by_base.len()
+        self.count
+    }
+
+    /// How many of these begin at `bases`.
+    pub(super) fn len_of(&self, bases: &[u64]) -> usize {
+        let lent = bases.iter().filter_map(|base| self.by_base.get(base));
+        lent.map(|lent| lent.ids().len()).sum()
+    }
+
+    /// Whether each has its place in the common memory.
+    pub(super) fn are_in_common(&self) -> bool {
+        self.iter().all(|lent| lent.views.is_some())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &LentWindow> {
@@ -102,17 +169,27 @@ impl Windows {
         self.backings.values()
     }
 
-    /// How to come to exactly the windows `wanted`; those that are there already stay as they are. `None` if one is empty, wraps, or overlaps
-    /// another.
-    pub(super) fn plan_table(&mut self, wanted: &[Window]) -> Option<Change> {
-        let mut sorted: Vec<&Window> = wanted.iter().collect();
-        sorted.sort_unstable_by_key(|window| window.base);
-        if !are_disjoint(sorted.iter().copied()) {
+    /// How to come to exactly the windows `wanted`; those that are there already stay as they are. `places`: where each is in the common memory;
+    /// nowhere if it is shorter. `None` if one is empty, wraps, or overlaps another.
+    pub(super) fn plan_table(
+        &mut self,
+        wanted: &[Window],
+        places: &[Option<Arc<Found>>],
+    ) -> Option<Change> {
+        let place = |at: usize| places.get(at).cloned().flatten();
+        let mut sorted: Vec<(usize, &Window)> = wanted.iter().enumerate().collect();
+        sorted.sort_unstable_by_key(|(_, window)| window.base);
+        if !are_disjoint(sorted.iter().map(|(_, window)| *window)) {
             return None;
         }
         let stays = |lent: &&LentWindow| {
-            let at = sorted.binary_search_by_key(&lent.window.base, |window| window.base);
-            at.is_ok_and(|at| sorted[at].is_same(&lent.window))
+            let at = sorted.binary_search_by_key(&lent.window.base, |(_, window)| window.base);
+            at.is_ok_and(|at| {
+                let (index, window) = sorted[at];
+                let found = place(index).map(|found| found.places.clone());
+                let before = lent.views.as_ref().map(|views| &views.found.places);
+                window.is_same(&lent.window) && before == found.as_ref()
+            })
         };
         let kept: BTreeSet<u64> = self
             .iter()
@@ -120,8 +197,11 @@ impl Windows {
             .map(|lent| lent.window.base)
             .collect();
         let remove = self.iter().filter(|lent| !stays(lent)).cloned().collect();
-        let new = wanted.iter().filter(|window| !kept.contains(&window.base));
-        let add = new.cloned().map(|window| self.lend(window, None)).collect();
+        let new = wanted.iter().enumerate();
+        let new = new.filter(|(_, window)| !kept.contains(&window.base));
+        let add = new
+            .map(|(at, window)| self.lend(window.clone(), None, place(at)))
+            .collect();
         Some(Change {
             backings: Vec::new(),
             remove,
@@ -130,8 +210,13 @@ impl Windows {
     }
 
     /// How to take back the windows that begin at `remove` and lend `add`, as views where that is possible. `None` if there is no such window, or
-    /// one that is added is empty, wraps, or overlaps another.
-    pub(super) fn plan_change(&mut self, remove: &[u64], add: &[Window]) -> Option<Change> {
+    /// one that is added is empty, wraps, or overlaps another. `places` as with [`Self::plan_table`].
+    pub(super) fn plan_change(
+        &mut self,
+        remove: &[u64],
+        add: &[Window],
+        places: &[Option<Arc<Found>>],
+    ) -> Option<Change> {
         let gone: BTreeSet<u64> = remove.iter().copied().collect();
         if gone.len() != remove.len() {
             return None;
@@ -158,23 +243,44 @@ impl Windows {
                 return None;
             }
         }
-        for window in add {
-            let backing = self.backing_of(window, &mut change.backings);
-            let lent = self.lend(window.clone(), backing);
+        for (at, window) in add.iter().enumerate() {
+            let found = places.get(at).cloned().flatten();
+            let backing = match found {
+                Some(_) => None,
+                None => self.backing_of(window, &mut change.backings),
+            };
+            let lent = self.lend(window.clone(), backing, found);
             change.add.push(lent);
         }
         Some(change)
     }
 
-    fn lend(&mut self, window: Window, backing: Option<u32>) -> LentWindow {
-        let id = self.free.pop().unwrap_or_else(|| {
+    fn new_id(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
             self.last_id = self.last_id.wrapping_add(1);
             self.last_id
+        })
+    }
+
+    fn lend(
+        &mut self,
+        window: Window,
+        backing: Option<u32>,
+        found: Option<Arc<Found>>,
+    ) -> LentWindow {
+        let views = found.map(|found| {
+            let ids = found.places.iter().map(|_| self.new_id()).collect();
+            Arc::new(Views { ids, found })
         });
+        let id = match views {
+            Some(_) => 0,
+            None => self.new_id(),
+        };
         LentWindow {
             id,
             window,
             backing,
+            views,
         }
     }
 
@@ -240,7 +346,8 @@ impl Windows {
         }
         for lent in change.remove {
             self.by_base.remove(&lent.window.base);
-            self.free.push(lent.id);
+            self.free.extend(lent.ids());
+            self.count -= lent.ids().len();
             if let Some(backing) = lent.backing.and_then(|id| self.backings.get_mut(&id)) {
                 backing.views -= 1;
             }
@@ -250,13 +357,15 @@ impl Windows {
                 backing.views += 1;
                 backing.idle_since = None;
             }
+            self.count += lent.ids().len();
             self.by_base.insert(lent.window.base, lent);
         }
     }
 
     /// The change will not be made.
     pub(super) fn abandon(&mut self, change: Change) {
-        self.free.extend(change.add.iter().map(|lent| lent.id));
+        self.free
+            .extend(change.add.iter().flat_map(LentWindow::ids));
     }
 
     /// The connection is gone, and with it what the device host had: backings without views are not lent again.

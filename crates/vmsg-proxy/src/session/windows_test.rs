@@ -29,7 +29,7 @@ impl File {
 }
 
 fn change(windows: &mut Windows, remove: &[u64], add: &[Window]) -> Option<Change> {
-    let change = windows.plan_change(remove, add)?;
+    let change = windows.plan_change(remove, add, &[])?;
     windows.apply(change.clone());
     Some(change)
 }
@@ -113,7 +113,7 @@ fn impossible_changes_change_nothing() {
             .map(|(base, len)| file.window(*base, *len, 0))
             .collect();
         assert!(
-            windows.plan_change(remove, &add).is_none(),
+            windows.plan_change(remove, &add, &[]).is_none(),
             "{remove:?} {add:?}"
         );
         assert_eq!(windows.len(), 2);
