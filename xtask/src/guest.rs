@@ -132,13 +132,13 @@ impl Guest {
 }
 
 /// The name and the detail in a `MARK` line.
-fn mark(line: &str) -> Option<(&str, &str)> {
+pub(crate) fn mark(line: &str) -> Option<(&str, &str)> {
     let rest = line.split_once("MARK ")?.1.trim_end();
     Some(rest.split_once(' ').unwrap_or((rest, "")))
 }
 
 /// The result in a `CHECK` line.
-fn check(line: &str) -> Option<Check> {
+pub(crate) fn check(line: &str) -> Option<Check> {
     let mut words = line.split_once("CHECK ")?.1.trim_end().splitn(3, ' ');
     let name = words.next()?.to_owned();
     let failure = match words.next() {

@@ -17,8 +17,35 @@ const LIBRARY: &str = include_str!("guest/library.sh");
 /// What udhcpc runs when it has a lease.
 const LEASE: &str = include_str!("guest/lease.sh");
 
+/// What a guest has of its own.
+pub(crate) struct Content<'a> {
+    /// What it runs.
+    pub(crate) script: &'a str,
+    /// Shell variables of the script.
+    pub(crate) settings: &'a [(&'a str, String)],
+    /// Adds more files.
+    pub(crate) more: Option<&'a mut dyn FnMut(&mut Cpio) -> Result<()>>,
+}
+
 /// The initial file system of a guest of `kit` that runs `script`. `settings` are shell variables of the script.
 pub(crate) fn build(kit: &Kit, script: &str, settings: &[(&str, String)]) -> Result<Vec<u8>> {
+    make(
+        kit,
+        Content {
+            script,
+            settings,
+            more: None,
+        },
+    )
+}
+
+/// The initial file system of a guest of `kit` with this content.
+pub(crate) fn make(kit: &Kit, content: Content<'_>) -> Result<Vec<u8>> {
+    let Content {
+        script,
+        settings,
+        more,
+    } = content;
     let mut cpio = Cpio::default();
     for dir in ["bin", "dev", "proc", "sys", "etc", "tmp", "modules"] {
         cpio.directory(dir);
@@ -56,5 +83,8 @@ pub(crate) fn build(kit: &Kit, script: &str, settings: &[(&str, String)]) -> Res
     cpio.file("lease", 0o755, LEASE.as_bytes());
     cpio.file("script", 0o644, script.as_bytes());
     cpio.file("init", 0o755, INIT.as_bytes());
+    if let Some(add) = more {
+        add(&mut cpio)?;
+    }
     Ok(cpio.finish())
 }

@@ -7,6 +7,7 @@ mod cpio;
 mod cross;
 mod debian;
 mod demo;
+mod demo2b;
 mod dirs;
 mod e2e;
 mod gate;
@@ -14,12 +15,14 @@ mod guest;
 mod guest_bench;
 mod http;
 mod initrd;
+mod inner;
 mod kit;
 mod lspci;
 mod machine;
 mod modules;
 mod namespace;
 mod no_std;
+mod outer;
 mod qemu;
 mod report;
 mod scene;
@@ -70,6 +73,9 @@ enum Demo {
     /// A guest reaches the network through a proxy and a device host joined by a bus
     #[command(name = "2a")]
     TwoA(demo::Options),
+    /// Two machines joined by shared memory: a guest in one reaches the network through the other
+    #[command(name = "2b")]
+    TwoB(demo2b::Options),
 }
 
 /// Runs something that reports; trouble that ends it early is a failure of its own.
@@ -85,6 +91,7 @@ fn reported(run: impl FnOnce(&mut Report) -> anyhow::Result<()>) -> bool {
 fn main() -> ExitCode {
     let passed = match Cli::parse().command {
         Task::Demo(Demo::TwoA(options)) => demo::run(&options),
+        Task::Demo(Demo::TwoB(options)) => demo2b::run(&options),
         Task::Test(options) => reported(|report| gate::run(&options, report)),
         Task::E2e(options) => reported(|report| e2e::run(&options, report)),
         Task::Build { machine } => cross::vmsg(machine)

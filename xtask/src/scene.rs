@@ -215,14 +215,29 @@ impl Scene {
         (id, stream): (Id, Stream),
         what: &str,
         within: Duration,
+        pick: impl FnMut(&Line) -> Option<T>,
+    ) -> Result<T> {
+        let mut cursor = self.processes[id.0].streams[stream as usize].cursor;
+        let found = self.expect_from((id, stream), &mut cursor, what, within, pick);
+        self.processes[id.0].streams[stream as usize].cursor = cursor;
+        found
+    }
+
+    /// The same for one of several who read the same output: `cursor` is the number of the first line that this one
+    /// has not looked at.
+    pub(crate) fn expect_from<T>(
+        &mut self,
+        (id, stream): (Id, Stream),
+        cursor: &mut usize,
+        what: &str,
+        within: Duration,
         mut pick: impl FnMut(&Line) -> Option<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + within;
         loop {
-            let output = &mut self.processes[id.0].streams[stream as usize];
-            while output.cursor < output.lines.len() {
-                let line = &output.lines[output.cursor];
-                output.cursor += 1;
+            let output = &self.processes[id.0].streams[stream as usize];
+            while let Some(line) = output.lines.get(*cursor) {
+                *cursor += 1;
                 if let Some(found) = pick(line) {
                     return Ok(found);
                 }

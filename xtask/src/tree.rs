@@ -62,6 +62,20 @@ pub(crate) fn pci_tools(machine: Machine) -> Spec {
     }
 }
 
+/// QEMU for guests inside of guests of `machine`.
+pub(crate) fn inner_qemu(machine: Machine) -> Spec {
+    Spec {
+        name: "inner-qemu",
+        release: Release::Own,
+        packages: match machine {
+            Machine::X86 => &["qemu-system-x86"],
+            Machine::Arm64 => &["qemu-system-arm"],
+        },
+        arch: machine.debian_arch(),
+        alone: false,
+    }
+}
+
 /// The version of gcc whose run-time library [`c_library`] has.
 pub(crate) const LIBGCC: &str = "14";
 
