@@ -90,7 +90,10 @@ pub(super) fn wait(args: &WaitArgs) -> anyhow::Result<()> {
         }
         let until = args.timeout.map(|timeout| last + timeout);
         if until.is_some_and(|until| until <= Instant::now()) {
-            bail!("no doorbell for {} s", args.timeout.unwrap_or_default().as_secs_f64());
+            bail!(
+                "no doorbell for {} s",
+                args.timeout.unwrap_or_default().as_secs_f64()
+            );
         }
         if ears.wait(&mut device, until)? == Woken::Interrupted {
             return Ok(());

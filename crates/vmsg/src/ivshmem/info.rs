@@ -78,7 +78,11 @@ fn list(out: &mut impl Write, function: &Function) -> io::Result<()> {
         number(function.group()),
     )?;
     if function.kind() == Kind::Doorbell {
-        write!(out, " vectors={}", number(function.vectors().map(u32::from)))?;
+        write!(
+            out,
+            " vectors={}",
+            number(function.vectors().map(u32::from))
+        )?;
         match Device::pci(function, Access::Auto) {
             Ok(device) => {
                 let id = device.id().map(|id| u32::from(id.0));

@@ -193,7 +193,10 @@ mod tests {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         assert!(seconds("0").is_err() && seconds("nan").is_err() && seconds("1e9").is_err());
         assert_eq!(size(1 << 20), "1 MiB");
-        assert_eq!((size(1025), size(0)), ("1025 bytes".into(), "0 bytes".into()));
+        assert_eq!(
+            (size(1025), size(0)),
+            ("1025 bytes".into(), "0 bytes".into())
+        );
     }
 
     #[test]
