@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg ivshmem ring` and `wait`.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use clap::Args;
-use ivshmem::{Device, Event};
+use ivshmem::{Device, Event, PeerId};
 
 use super::ears::{Ears, Woken};
 use super::place::{Place, Target, seconds};
@@ -66,14 +67,23 @@ pub(super) fn wait(args: &WaitArgs) -> anyhow::Result<()> {
     let mut out = Out::lock();
     let id = device.id().map_or("unknown".into(), |id| id.to_string());
     writeln!(out, "waiting id={id} vectors={}", device.vectors())?;
+    let mut peers: HashSet<PeerId> = match device.as_client() {
+        Some(client) => client.peers().map(|(peer, _)| peer).collect(),
+        None => HashSet::new(),
+    };
     let begin = Instant::now();
     let (mut total, mut last) = (0u64, begin);
     loop {
         let time = begin.elapsed().as_secs_f64();
         for news in ears.news() {
             match news {
+                // Told once for each vector.
+                Event::Joined(peer) if !peers.insert(peer) => {}
                 Event::Joined(peer) => writeln!(out, "{time:.6} joined peer={peer}")?,
-                Event::Left(peer) => writeln!(out, "{time:.6} left peer={peer}")?,
+                Event::Left(peer) => {
+                    peers.remove(&peer);
+                    writeln!(out, "{time:.6} left peer={peer}")?;
+                }
                 Event::ServerGone => writeln!(out, "{time:.6} the server is gone")?,
                 _ => {}
             }

@@ -267,7 +267,9 @@ impl Notified {
         let Some(Target { peer, vector }) = target else {
             return;
         };
+        // Before the two are together it may be somebody who has left, and it is only to save time.
         if let Err(error) = device.ring(peer, vector)
+            && (area.is_together() || args.to.is_some())
             && !std::mem::replace(&mut self.complained, true)
         {
             tracing::warn!(%error, "the other side looks at intervals only");

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The memory: `--socket`, `--shm` or `--file` on the host, `--pci` in a guest.
 #[derive(Debug, Args)]
-pub struct Place {
+pub(super) struct Place {
     /// On the host: the socket of an ivshmem server
     #[arg(long, value_name = "PATH", group = "way")]
     socket: Option<PathBuf>,
@@ -61,7 +61,7 @@ impl From<Way> for Access {
 
 /// A PCI function.
 #[derive(Clone, Copy, Debug)]
-pub enum Which {
+pub(super) enum Which {
     /// The one that suggests itself.
     Auto,
     /// By its address.
@@ -123,7 +123,7 @@ impl Place {
 
 /// A peer and one of its vectors: `PEER` or `PEER:VECTOR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(super) struct Target {
     /// Whom to ring.
     pub peer: PeerId,
     /// By which of its vectors.
