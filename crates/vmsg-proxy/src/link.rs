@@ -19,6 +19,7 @@ use seat::Seat;
 
 use crate::log_limit::LogLimit;
 use crate::pace::Pace;
+use crate::places::SameFile;
 use crate::session::{CommonMemory, FileId, Op, OtherMemory, Outgoing, Session};
 use crate::shadow::Parts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,7 +31,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_msg::{Channel, ChannelError, Frame, Kind, Message, decode};
-use vmsg_bus::{Connector, DriverBus};
+use vmsg_bus::{CommonMode, Connector, DriverBus};
 use vmsg_mem::Doorbell;
 
 /// Messages taken from the bus before anything else has its turn.
@@ -329,6 +330,9 @@ impl Runner {
             if !self.fixed {
                 seat.session.set_common_memory(common_memory(bus));
             }
+            if let Some(places) = common_file(bus) {
+                seat.session.set_places_of_link(Arc::new(places));
+            }
             let plan = bus.vectors().map(|all| vectors::plan(all, number));
             seat.bells.set_vectors(bus.vectors().cloned());
             seat.session.set_vectors(plan.unwrap_or_default());
@@ -515,6 +519,21 @@ impl Runner {
         }
         !stopped
     }
+}
+
+/// The file that guests can have their memory in, if the bus has one in common.
+fn common_file(bus: &DriverBus) -> Option<SameFile> {
+    let common = bus.common()?;
+    let file = common.file?;
+    (common.mode != CommonMode::Bounce).then(|| SameFile {
+        id: FileId {
+            device: file.device,
+            inode: file.inode,
+        },
+        offset: file.offset,
+        len: common.len,
+        name: common.name.clone(),
+    })
 }
 
 /// What the bus has in common, as it is now; nothing for buses that lend memory.

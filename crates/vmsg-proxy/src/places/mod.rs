@@ -2,12 +2,14 @@
 //! Where a guest's memory lies in the memory that a bus has in common.
 //!
 //! On a bus that passes no descriptors a device host sees one piece of memory, and windows are parts of that. The driver side has to say which:
-//! * [`SameFile`]: the VMM has the very file that the common memory is.
+//! * [`SameFile`], [`NamedFile`]: the VMM has the very file that the common memory is.
 //! * [`Pagemap`]: the common memory is a part of this machine's memory, such as a NUMA node; the kernel says which pages of it a file has.
 
+mod of_bus;
 mod pagemap;
 mod physical;
 
+pub use of_bus::{NamedFile, of_bus};
 pub use pagemap::{Hold, Pagemap};
 pub use physical::PhysicalWindow;
 

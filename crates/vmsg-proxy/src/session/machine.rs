@@ -162,6 +162,8 @@ pub struct Session {
     pub(super) common: Vec<CommonMemory>,
     /// Finds the guest's memory in what the bus has in common, on a bus that passes no descriptors.
     pub(super) places: Option<Arc<dyn Places>>,
+    /// That was said once and for all.
+    places_said: bool,
     /// Why that is nothing, if it should be something.
     pub(super) common_trouble: Option<OtherMemory>,
     pub(super) epoch: Option<u64>,
@@ -214,6 +216,7 @@ impl Session {
             caps: Capabilities::from_bits(0, virtio_msg::MIN_MESSAGE_SIZE),
             common: Vec::new(),
             places: None,
+            places_said: false,
             common_trouble: None,
             epoch: None,
             new_host: false,
@@ -340,6 +343,14 @@ impl Session {
     /// How the guest's memory is found in what the bus has in common, on a bus whose windows are views of that. To be said before anything else.
     pub fn set_places(&mut self, places: Arc<dyn Places>) {
         self.places = Some(places);
+        self.places_said = true;
+    }
+
+    /// The same as the connection that is about to be has it, for a session that was not told by [`Self::set_places`].
+    pub fn set_places_of_link(&mut self, places: Arc<dyn Places>) {
+        if !self.places_said {
+            self.places = Some(places);
+        }
     }
 
     /// The doorbells that queues can have on the connection that is about to be: for queue 0, 1, … and again from the first. To be said before
