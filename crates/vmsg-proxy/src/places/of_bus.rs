@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use vmsg_bus::ivshmem::{MemoryMode, Ram};
+use vmsg_bus::ivshmem::{MemoryMode, Place, Ram};
 use vmsg_bus::{IvshmemSpec, Physical};
 
 /// For the fronts of a bus whose device host sees the guest's memory in place: `memory=whole` and `memory=segment`. `None`: it is not found but
@@ -23,7 +23,10 @@ pub fn of_bus(spec: &IvshmemSpec) -> Option<Arc<dyn Places>> {
         }),
         (None, None) => None,
     };
-    let path = spec.ram.as_ref().and_then(Ram::path);
+    let path = spec.ram.as_ref().and_then(|ram| match ram {
+        Ram::Bar => memory_of_messages(spec),
+        ram => ram.path(),
+    });
     match (spec.memory?, physical, path) {
         (MemoryMode::Known | MemoryMode::Bounce, ..) => None,
         (_, Some(physical), _) => Some(Arc::new(Pagemap::new(physical, spec.ram_size))),
@@ -36,6 +39,16 @@ pub fn of_bus(spec: &IvshmemSpec) -> Option<Arc<dyn Places>> {
         (MemoryMode::Whole, None, _) => {
             Some(Arc::new(Pagemap::new(Physical::Whole, spec.ram_size)))
         }
+    }
+}
+
+/// The file that the memory of the messages is, if it is one that a VMM can open, too.
+fn memory_of_messages(spec: &IvshmemSpec) -> Option<PathBuf> {
+    match spec.place().ok()? {
+        Place::Pci(address) if address != "auto" => Ram::Pci(address).path(),
+        Place::Shm(name) => Some(Path::new("/dev/shm").join(name.trim_start_matches('/'))),
+        Place::File(path) => Some(path),
+        _ => None,
     }
 }
 
@@ -96,7 +109,7 @@ impl Places for NamedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::places::Place;
+    use crate::places;
     use std::os::fd::AsFd;
 
     fn of(text: &str) -> Option<String> {
@@ -110,7 +123,7 @@ mod tests {
             "",
             "memory=known",
             "memory=bounce,ram=bar",
-            "memory=segment,ram=bar",
+            "pci=auto,memory=segment,ram=bar",
         ] {
             assert_eq!(of(text), None, "{text}");
         }
@@ -126,6 +139,11 @@ mod tests {
                 "memory=segment,ram=/dev/shm/win",
                 "NamedFile { path: \"/dev/shm/win\"",
             ),
+            (
+                "pci=0000:00:04.0,memory=segment,ram=bar",
+                "0000:00:04.0/resource2_wc",
+            ),
+            ("shm=win,memory=segment,ram=bar", "/dev/shm/win"),
             (
                 "memory=segment,ram=pci:0000:00:05.0",
                 "0000:00:05.0/resource2_wc",
@@ -159,7 +177,7 @@ mod tests {
             let found = named.places(file.as_fd(), id, 0x2000, 0x2000)?;
             Ok::<_, PlaceError>(found.places)
         };
-        let place = Place {
+        let place = places::Place {
             offset_in_common: 0x1000,
             len: 0x2000,
         };

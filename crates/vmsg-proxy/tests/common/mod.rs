@@ -15,8 +15,8 @@ use virtio_msg::{
     Generation, Message, QueueSize, U32, VqueueConfig, VqueueInfo, decode,
 };
 use vmsg_bus::control::{
-    self, BackingAdd, QueueInflight, QueueNotify, Request, Resume, SharedMemory, Status, ViewAdd,
-    WindowAdd,
+    self, BackingAdd, COMMON_BACKING, QueueInflight, QueueNotify, QueueVectors, Request, Resume,
+    SharedMemory, Status, ViewAdd, WindowAdd,
 };
 
 pub const MAX: usize = 264;
@@ -52,6 +52,11 @@ pub struct Host {
     /// How VIEW_ADD is answered, if not done.
     pub refuse_views: Option<Status>,
     pub refuse_backings: bool,
+    /// Bytes of the memory in common.
+    pub common: Option<u64>,
+    /// What each queue was told, and how that is answered if not done.
+    pub vectors: BTreeMap<u32, QueueVectors>,
+    pub refuse_vectors: Option<Status>,
     /// What SHARED_MEMORY is answered with, and how many times its file comes along.
     pub region: Option<(SharedMemory, Arc<OwnedFd>, usize)>,
     staged: Vec<Request>,
@@ -103,6 +108,9 @@ impl Host {
             backings: BTreeMap::new(),
             refuse_views: None,
             refuse_backings: false,
+            common: None,
+            vectors: BTreeMap::new(),
+            refuse_vectors: None,
             region: None,
             staged: Vec::new(),
             staged_files: BTreeMap::new(),
@@ -134,6 +142,7 @@ impl Host {
             &self.config,
         );
         host.offered = self.offered;
+        host.common = self.common;
         host
     }
 
@@ -145,6 +154,7 @@ impl Host {
         self.inflight.clear();
         self.inflight_files.clear();
         self.notify.clear();
+        self.vectors.clear();
     }
 
     pub fn end_of_connection(&mut self) {
@@ -344,12 +354,15 @@ impl Host {
                     self.staged.clear();
                     return (status, none);
                 }
-                let (backing, _) = &self.backings[&view.backing];
-                assert!(
-                    view.offset + view.len <= backing.len,
-                    "outside of its backing"
-                );
-                assert!(backing.writable || !view.writable);
+                let (len, writable) = match (view.backing, self.common) {
+                    (COMMON_BACKING, Some(len)) => (len, true),
+                    (id, _) => {
+                        let (backing, _) = &self.backings[&id];
+                        (backing.len, backing.writable)
+                    }
+                };
+                assert!(view.offset + view.len <= len, "outside of its backing");
+                assert!(writable || !view.writable);
                 self.staged.push(request);
                 self.change_table(view.more);
                 (Status::OK, none)
@@ -358,6 +371,13 @@ impl Host {
                 Some(_) => (Status::OK, none),
                 None => (Status::NOT_FOUND, none),
             },
+            Request::QueueVectors(vectors) => {
+                let status = self.refuse_vectors.unwrap_or(Status::OK);
+                if status.is_ok() {
+                    self.vectors.insert(vectors.queue.0, vectors);
+                }
+                (status, none)
+            }
             Request::QueueNotify(notify) => {
                 assert_eq!(fds.len(), notify.fds(), "descriptors of QUEUE_NOTIFY");
                 self.notify.insert(notify.queue.0, (notify, fds));

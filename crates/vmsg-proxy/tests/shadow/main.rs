@@ -6,6 +6,7 @@ mod device;
 mod guest;
 mod hostile_device;
 mod hostile_guest;
+mod hostile_property;
 mod real_host;
 mod room;
 mod secret;

@@ -2,6 +2,7 @@
 //! The vhost-user front with `isolate=on`: all that it does without, and what the device host gets to see.
 #![allow(missing_docs, clippy::cast_possible_truncation)]
 
+mod hostile;
 #[path = "../late/mod.rs"]
 #[allow(dead_code, reason = "each test program uses another part")]
 mod late;

@@ -43,6 +43,8 @@ pub struct World {
     pub mishap: Option<(usize, Mishap)>,
     pub late: Vec<Vec<u8>>,
     pub events: Vec<Event>,
+    /// What the bus can do.
+    pub caps: Capabilities,
 }
 
 impl World {
@@ -56,6 +58,7 @@ impl World {
             mishap: None,
             late: Vec::new(),
             events: Vec::new(),
+            caps: Capabilities::all(MAX),
         }
     }
 
@@ -70,8 +73,7 @@ impl World {
     }
 
     pub fn connect(&mut self) {
-        self.session
-            .handle_link_up(self.now, Capabilities::all(MAX), self.epoch);
+        self.session.handle_link_up(self.now, self.caps, self.epoch);
         self.run();
     }
 
