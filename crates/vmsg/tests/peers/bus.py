@@ -136,6 +136,11 @@ class Bus:
         self.sock.setblocking(False)
         return self
 
+    def discard(self):
+        """Throws away what somebody before us did not read."""
+        while self.rx.pop() is not None:
+            pass
+
     def leave(self):
         """Closes the doorbell socket."""
         if self.sock is not None:
@@ -277,13 +282,13 @@ def add_arguments(parser):
     ivshmem.add_arguments(parser)
 
 
-def open_bus(args, side):
-    """The bus that the arguments name."""
+def open_bus(args, side, linux_user=Bus):
+    """The bus that the arguments name; `linux_user` is the class of the one with a socket as doorbell."""
     if args.ivshmem:
         import ivshmem
 
         return ivshmem.open_bus(args, side)
-    return Bus(args.dir, side, args.listen)
+    return linux_user(args.dir, side, args.listen)
 
 
 def open_ram(args):

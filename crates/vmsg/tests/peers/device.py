@@ -13,7 +13,7 @@ import sys
 
 import r1
 import rev1
-from bus import Broken, Hangup, add_arguments, open_bus, open_ram
+from bus import Broken, Bus, Hangup, add_arguments, open_bus, open_ram
 from rev1 import ACCESS_PLATFORM, BUS, DRIVER_OK, FEATURES_OK, RESPONSE, VERSION_1
 from ring import EVENT_IDX, INDIRECT_DESC, DeviceRing, gather, scatter
 
@@ -137,7 +137,7 @@ class Host:
             self.devices = {31 if "last-number" in self.quirks else 0: entropy, 5: disk}
         if args.net:
             self.devices[1] = Net(ram, platform)
-        self.bus = open_bus(args, "device")
+        self.bus = open_bus(args, "device", Bus)
         self.log = open(args.log, "w", buffering=1) if args.log else None
 
     def note(self, what):

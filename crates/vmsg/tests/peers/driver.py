@@ -15,7 +15,7 @@ import zlib
 import dhcp
 import r1
 import rev1
-from bus import Broken, Hangup, add_arguments, open_bus, open_ram
+from bus import Broken, Bus, Hangup, add_arguments, open_bus, open_ram
 from rev1 import ACCESS_PLATFORM, ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, VERSION_1
 from ring import EVENT_IDX, INDIRECT_DESC, DriverRing, gather
 
@@ -39,7 +39,7 @@ class Setting:
     def __init__(self, args):
         self.args = args
         self.ram = open_ram(args)
-        self.bus = open_bus(args, "driver")
+        self.bus = open_bus(args, "driver", Bus)
         if args.listen:
             if args.late:
                 # Somebody who watches the folder sees the socket now, and cannot connect yet.
@@ -55,8 +55,7 @@ class Setting:
 
     def begin(self):
         """A new driver on a bus that is joined."""
-        while self.bus.rx.pop() is not None:
-            pass
+        self.bus.discard()
         self.driver = {"1": rev1.Driver, "r1": r1.Driver}[self.args.revision](self.bus)
         return self
 

@@ -217,6 +217,8 @@ class IvshmemBus:
         # Doorbells that are lost on purpose: the first of so many in a row is rung.
         self.lose = 1
         self.sent = 0
+        # As an interrupt handler: the queue is looked at only when the doorbell was rung, and then until it is empty.
+        self.only_rung, self.rung = False, True
         # How often a waiting side looks by itself; Linux's driver takes 1 to 2 s.
         self.look = 0.01
 
@@ -248,23 +250,39 @@ class IvshmemBus:
 
     def wait(self, timeout):
         """Waits for a doorbell; it may have been rung for nothing."""
-        return self.client.wait(timeout)
+        rung = self.client.wait(timeout)
+        self.rung |= rung
+        return rung
 
     def recv(self, timeout):
         """The next slot; None if there is none in time."""
         deadline = time.monotonic() + timeout
         while True:
             self.check_peer()
-            slot = self.rx.pop()
+            slot = self.rx.pop() if self.can_read() else None
             if slot is not None:
+                self.check_slot(slot)
                 return slot
+            self.rung = False
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return None
             self.wait(min(rest, 0.2))
 
+    def discard(self):
+        """Throws away what somebody before us did not read; where there is a beginning, that does it."""
+        while not self.only_rung and self.rx.pop() is not None:
+            pass
+
     def check_peer(self):
         """Raises Hangup if the other side has begun anew."""
+
+    def can_read(self):
+        """Whether the queue is to be looked at."""
+        return self.rung or not self.only_rung
+
+    def check_slot(self, slot):
+        """Raises Hangup for a slot that nobody has written since the other side began anew."""
 
     def start_listening(self):
         pass
@@ -500,6 +518,7 @@ class AmpBus(IvshmemBus):
         """As Linux's driver of 2026: no doorbell, and what it does not like is the end."""
         self.find_layout(timeout)
         (mine, theirs), (out, _) = self._heads(), self._slots()
+        self.only_rung, self.rung = True, False
         length = self.layout.elements * self.layout.size
         self.client.memory[out : out + length] = bytes(length)
         self.state = INIT
@@ -517,6 +536,8 @@ class AmpBus(IvshmemBus):
             raise Broken(f"the probe fails for good: the device's state is {self.peer_state}")
         self.state = RUN
         self._queues()
+        # What was rung before belonged to somebody else.
+        self.client.wait(0)
 
     def publish(self):
         """As a device that is there first: ready before anybody has come. Then it waits for nobody."""
@@ -545,15 +566,25 @@ class AmpBus(IvshmemBus):
             return
         now = self.peer_head
         unread = (self.tx.index - self.seen) % self.layout.elements
-        if (now - self.seen) % self.layout.elements > unread or self.peer_state == SHUTDOWN:
-            if self.peer_state == SHUTDOWN and self.state == READY:
-                return
+        over = self.peer_state in (INIT, SHUTDOWN)
+        if over and self.state == READY:
+            return
+        if (now - self.seen) % self.layout.elements > unread or over:
             self._begin()
-            self.seen = now
             raise Hangup
         self.seen = now
         if self.peer_state == RUN and self.state == READY:
             self.state = RUN
+
+    def can_read(self):
+        """The device's side: what stands there before the driver says that it is ready is not for us."""
+        return super().can_read() and (self.driver or self.peer_state in (READY, RUN))
+
+    def check_slot(self, slot):
+        """The device's side: Linux's driver zeroes its slots when it begins."""
+        if not self.driver and not any(slot):
+            self._begin()
+            raise Hangup
 
     def leave(self):
         """Linux at removal: SHUTDOWN, and no doorbell."""
