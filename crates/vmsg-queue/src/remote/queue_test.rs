@@ -190,3 +190,66 @@ fn a_table_as_long_as_a_descriptor_can_say_costs_no_more_than_what_is_read_of_it
     let chain = batch.iter().next().unwrap();
     assert_eq!(chain.readable(), [(BusAddr(BASE.0 + 0x3000), 5)]);
 }
+
+#[test]
+fn chains_that_somebody_had_taken_before_are_looked_up_by_their_heads_and_then_come_new_ones() {
+    let words: Vec<AtomicU64> = (0..LEN / 8).map(|_| AtomicU64::new(0)).collect();
+    let ram = RamSlice::from_atomics(&words);
+    let windows = [Window::new(BASE, ram, Access::ReadWrite).unwrap()];
+    let space = AddressSpace::new(&windows).unwrap();
+    let features = QueueFeatures {
+        event_idx: false,
+        indirect: true,
+    };
+    let layout = Layout::new(8, 4).unwrap();
+    let slots = vec![DriverSlot::default(); 8];
+    let mut driver = DriverQueue::new(layout, features, ram, BASE, slots).unwrap();
+    let at = |n: u32| BusAddr(BASE.0 + 0x2000 + u64::from(n));
+    let mut tokens = Vec::new();
+    for n in 1..=4 {
+        // Direct ones and indirect ones, of one and of two buffers.
+        let readable = [(at(n), n), (at(0), 1)];
+        let readable = &readable[..1 + n as usize % 2];
+        tokens.push(driver.add(readable, &[]).unwrap());
+    }
+    driver.publish().unwrap();
+    // Of three that were taken the second is done.
+    let mut queue = RemoteQueue::new(driver.config(), features).unwrap();
+    let mut storage = RemoteStorage::with_capacity(8, 32);
+    let batch = queue.pop(&space, &mut storage, 3).unwrap();
+    let heads: Vec<u16> = batch.iter().map(|chain| chain.head().id()).collect();
+    let second = batch.iter().nth(1).unwrap().head();
+    queue.complete(second, 0);
+    queue.publish(&space).unwrap();
+    assert_eq!(driver.pop_used().unwrap().unwrap().token, tokens[1]);
+
+    let mut queue = RemoteQueue::resume(driver.config(), features, 3, 1).unwrap();
+    let mut left = vec![heads[2], heads[0]];
+    let lens = |batch: &RemoteBatch<'_>| -> Vec<u32> {
+        batch.iter().map(|chain| chain.readable()[0].1).collect()
+    };
+    let batch = queue.pop_again(&space, &mut storage, &left, 1).unwrap();
+    assert_eq!(lens(&batch), [1]);
+    let first = batch.iter().next().unwrap().head();
+    left.pop();
+    let batch = queue.pop_again(&space, &mut storage, &left, 8).unwrap();
+    assert_eq!(lens(&batch), [3]);
+    let third = batch.iter().next().unwrap().head();
+    let batch = queue.pop(&space, &mut storage, 8).unwrap();
+    assert_eq!(lens(&batch), [4]);
+    let fourth = batch.iter().next().unwrap().head();
+    for head in [fourth, first, third] {
+        queue.complete(head, 0);
+    }
+    queue.publish(&space).unwrap();
+    for n in [3, 0, 2] {
+        assert_eq!(driver.pop_used().unwrap().unwrap().token, tokens[n]);
+    }
+    // A head that is none breaks the queue.
+    let refused = queue.pop_again(&space, &mut storage, &[8], 8);
+    assert!(matches!(
+        refused,
+        Err(RemoteError::Queue(QueueError::BadHead { head: 8, .. }))
+    ));
+    assert!(queue.is_broken());
+}
