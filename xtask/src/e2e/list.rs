@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Stage, linux_user, nic, socket, vfio_user};
+use super::{Stage, ivshmem_server, linux_user, nic, socket, vfio_user};
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
     proxy_killed,
@@ -36,7 +36,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 29] = [
+pub(super) const TESTS: [Test; 30] = [
     Test {
         name: "checks",
         reference: true,
@@ -90,6 +90,12 @@ pub(super) const TESTS: [Test; 29] = [
         reference: false,
         short: Short::X86,
         play: linux_user::device_host_killed,
+    },
+    Test {
+        name: "ivshmem-server",
+        reference: false,
+        short: Short::X86,
+        play: ivshmem_server::stock_qemu,
     },
     Test {
         name: "nic-generic",
