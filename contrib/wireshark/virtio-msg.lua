@@ -24,6 +24,8 @@ local BUS = {
     [0x80] = "WINDOW_ADD", [0x81] = "WINDOW_REMOVE", [0x82] = "QUEUE_NOTIFY", [0x83] = "QUEUE_RESUME",
     [0x84] = "CLAIM", [0x85] = "DEVICE_NAME", [0x86] = "QUEUE_INFLIGHT",
     [0x87] = "BACKING_ADD", [0x88] = "BACKING_REMOVE", [0x89] = "VIEW_ADD", [0x8a] = "SHARED_MEMORY",
+    -- Of the bus ivshmem: docs/bus-ivshmem.md.
+    [0x8b] = "QUEUE_VECTORS",
 }
 local R1 = {
     [0x03] = "DEVICE_INFO", [0x04] = "GET_FEATURES", [0x05] = "SET_FEATURES", [0x06] = "GET_CONFIG",
@@ -152,6 +154,9 @@ field("backing.file_offset", ProtoField.uint64, "Offset in the file", base.HEX)
 field("region", ProtoField.uint32, "Shared-memory region")
 field("region.length", ProtoField.uint64, "Length", base.HEX)
 field("region.file_offset", ProtoField.uint64, "Offset in the file", base.HEX)
+field("vectors.queue", ProtoField.uint16, "Queue")
+field("vectors.kick", ProtoField.uint16, "Kick vector")
+field("vectors.call", ProtoField.uint16, "Call vector")
 field("notify.flags", ProtoField.uint16, "Flags", base.HEX)
 field("notify.kick", ProtoField.bool, "Kick eventfd", 16, nil, 0x01)
 field("notify.call", ProtoField.bool, "Call eventfd", 16, nil, 0x02)
@@ -553,8 +558,9 @@ local BUS_PAYLOAD = {
         local base_address = c:u64("window.base")
         local length = c:u64("window.length")
         local offset = c:u64("window.offset")
-        return string.format("window %d, 0x%s bytes at 0x%s, offset 0x%s of backing %d%s%s", id, length:tohex(),
-            base_address:tohex(), offset:tohex(), backing, flags % 2 == 1 and ", writable" or "",
+        local whole = backing == 0xffffffff and "the common memory" or "backing " .. backing
+        return string.format("window %d, 0x%s bytes at 0x%s, offset 0x%s of %s%s%s", id, length:tohex(),
+            base_address:tohex(), offset:tohex(), whole, flags % 2 == 1 and ", writable" or "",
             math.floor(flags / 2) % 2 == 1 and ", more" or "")
     end, function(c) return result(c, true) end },
     [0x8a] = { function(c)
@@ -569,6 +575,15 @@ local BUS_PAYLOAD = {
         local length = c:u64("region.length")
         return string.format("%s, 0x%s bytes at file offset 0x%s", text, length:tohex(), c:u64("region.file_offset"):tohex())
     end },
+    [0x8b] = { function(c)
+        local device = c:u16("device")
+        local number = c:u16("vectors.queue")
+        local kick = c:u16("vectors.kick")
+        local call = c:u16("vectors.call")
+        return string.format("device %d, queue %d, %s, %s", device, number,
+            kick == 0xffff and "kicks by message" or "kick vector " .. kick,
+            call == 0xffff and "calls by message" or "call vector " .. call)
+    end, queue_result("vectors.queue") },
 }
 
 local function r1_features(c)

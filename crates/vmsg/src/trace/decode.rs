@@ -150,7 +150,7 @@ pub(super) fn kind(kind: Kind) -> &'static str {
 }
 
 /// The names of all messages, of all layouts.
-pub(super) const NAMES: [&str; 35] = [
+pub(super) const NAMES: [&str; 36] = [
     "GET_DEVICE_INFO",
     "GET_DEVICE_FEATURES",
     "SET_DRIVER_FEATURES",
@@ -180,6 +180,7 @@ pub(super) const NAMES: [&str; 35] = [
     "BACKING_REMOVE",
     "VIEW_ADD",
     "SHARED_MEMORY",
+    "QUEUE_VECTORS",
     "DEVICE_INFO",
     "GET_FEATURES",
     "SET_FEATURES",

@@ -485,6 +485,24 @@ fn unix_bus() -> Vec<Sample> {
                 ("virtio_msg.region.file_offset", 0x1000),
             ],
         ),
+        (
+            0x8b,
+            0,
+            "QUEUE_VECTORS",
+            vec![3, 0, 1, 0, 5, 0, 0xff, 0xff],
+            [&[3, 0, 1, 0], done].concat(),
+            &[
+                ("virtio_msg.device", 3),
+                ("virtio_msg.vectors.queue", 1),
+                ("virtio_msg.vectors.kick", 5),
+                ("virtio_msg.vectors.call", 0xffff),
+            ],
+            &[
+                ("virtio_msg.device", 3),
+                ("virtio_msg.vectors.queue", 1),
+                ("virtio_msg.result", 0),
+            ],
+        ),
     ];
     let mut samples = Vec::new();
     for (id, fds, name, request, response, asked, answered) in cases {
