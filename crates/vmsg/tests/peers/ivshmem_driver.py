@@ -116,7 +116,7 @@ def amp_reset_in_mid_request(setting):
         if waiting % 2:
             bus.ring()
         # No guest boots faster, and the doorbells of the answers are for nobody.
-        time.sleep(0.3)
+        time.sleep(0.6)
         again(setting)
         setting.driver.ping(0xBEEF)
         old = [stray for stray in setting.driver.strays if 0x5000 <= stray.token < 0x5000 + waiting]
