@@ -265,7 +265,6 @@ class IvshmemBus:
             self.check_peer()
             slot = self.rx.pop() if self.can_read() else None
             if slot is not None:
-                self.check_slot(slot)
                 return slot
             self.rung = False
             rest = deadline - time.monotonic()
@@ -284,9 +283,6 @@ class IvshmemBus:
     def can_read(self):
         """Whether the queue is to be looked at."""
         return self.rung or not self.only_rung
-
-    def check_slot(self, slot):
-        """Raises Hangup for a slot that nobody has written since the other side began anew."""
 
     def start_listening(self):
         pass
@@ -457,12 +453,18 @@ class AmpQueue:
         self.halves[self.mine] = self.index = following
         return True
 
-    def pop(self):
+    def peek(self):
+        """The next slot, which stays."""
         self._own()
         if self.index == self._load(self.theirs):
             return None
         at = self.slots + self.index * self.size
-        slot = bytes(self.bytes[at : at + self.size])
+        return bytes(self.bytes[at : at + self.size])
+
+    def pop(self):
+        slot = self.peek()
+        if slot is None:
+            return None
         self.halves[self.mine] = self.index = (self.index + 1) % self.count
         return slot
 
@@ -573,7 +575,9 @@ class AmpBus(IvshmemBus):
         over = self.peer_state in (INIT, SHUTDOWN)
         if over and self.state == READY:
             return
-        if (now - self.seen) % self.layout.elements > unread or over:
+        # Linux's driver zeroes its slots when it begins.
+        zeroed = self.rx.peek() is not None and not any(self.rx.peek())
+        if (now - self.seen) % self.layout.elements > unread or over or zeroed:
             self._begin()
             raise Hangup
         self.seen = now
@@ -583,12 +587,6 @@ class AmpBus(IvshmemBus):
     def can_read(self):
         """The device's side: what stands there before the driver says that it is ready is not for us."""
         return super().can_read() and (self.driver or self.peer_state in (READY, RUN))
-
-    def check_slot(self, slot):
-        """The device's side: Linux's driver zeroes its slots when it begins."""
-        if not self.driver and not any(slot):
-            self._begin()
-            raise Hangup
 
     def leave(self):
         """Linux at removal: SHUTDOWN, and no doorbell."""
