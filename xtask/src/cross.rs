@@ -38,6 +38,20 @@ pub(crate) fn target(machine: Machine) -> &'static str {
 /// # Errors
 /// It does not build; the C library or Rust's library for the architecture is not there and cannot be got.
 pub(crate) fn vmsg(machine: Machine) -> Result<PathBuf> {
+    build(machine, &["--package", "vmsg", "--bin", "vmsg"], "vmsg")
+}
+
+/// An example of a package as a static program for guests of `machine`, built if need be.
+///
+/// # Errors
+/// As for [`vmsg`].
+pub(crate) fn example(machine: Machine, package: &str, name: &str) -> Result<PathBuf> {
+    let what = ["--package", package, "--example", name];
+    build(machine, &what, &format!("examples/{name}"))
+}
+
+/// Builds `what`, as cargo calls it, and gives the program that comes of it.
+fn build(machine: Machine, what: &[&str], program: &str) -> Result<PathBuf> {
     let target = target(machine);
     let rust = Rust::here()?;
     let mut flags = link_flags(machine, &rust)?;
@@ -48,16 +62,17 @@ pub(crate) fn vmsg(machine: Machine) -> Result<PathBuf> {
     let mut command = cargo();
     command
         .args(["build", "--quiet", "--profile", PROFILE])
-        .args(["--package", "vmsg", "--bin", "vmsg", "--target", target])
+        .args(what)
+        .args(["--target", target])
         .current_dir(dirs::workspace())
         // These count for what is built for the target, and nothing that stands in RUSTFLAGS does.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}".as_ref()));
     let status = command.status().context("cannot run cargo")?;
     ensure!(
         status.success(),
-        "vmsg does not build for {target} ({status})"
+        "{program} does not build for {target} ({status})"
     );
-    let program = dirs::target().join(target).join(PROFILE).join("vmsg");
+    let program = dirs::target().join(target).join(PROFILE).join(program);
     ensure!(
         program.is_file(),
         "cargo has built no {}",

@@ -71,12 +71,24 @@ impl Vmsg {
         Ok(Self { program })
     }
 
+    /// Where it is.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     fn command(&self, subcommand: &str, options: &[(&str, &str)]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(subcommand);
         for (name, value) in options {
             command.args([name, value]);
         }
+        command
+    }
+
+    /// `vmsg` with these words.
+    pub(crate) fn words<'w>(&self, words: impl IntoIterator<Item = &'w str>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words);
         command
     }
 
@@ -138,6 +150,23 @@ impl Vmsg {
             self.command(subcommand, options),
             &vec![""; ready],
         )
+    }
+
+    /// The same for a command of several words.
+    pub(crate) fn run_words(
+        &self,
+        scene: &mut Scene,
+        name: &str,
+        words: &[&str],
+        options: &[(&str, &str)],
+        ready: usize,
+    ) -> Result<Id> {
+        let mut command = Command::new(&self.program);
+        command.args(words);
+        for (name, value) in options {
+            command.args([name, value]);
+        }
+        self.start(scene, name, command, &vec![""; ready])
     }
 
     /// Starts a device host with `devices` on `bus`, and gives it.
