@@ -37,6 +37,14 @@ def send_number(sock, number, fd=None):
     sock.sendmsg([NUMBER.pack(number)], ancillary)
 
 
+def tell(sock, number, fd=None):
+    """The same, to somebody who may have gone."""
+    try:
+        send_number(sock, number, fd)
+    except OSError:
+        pass
+
+
 def receive_number(sock):
     """One message of the server's: a number, and a descriptor or None. `None` when the server is gone."""
     data, ancillary, _, _ = sock.recvmsg(NUMBER.size, socket.CMSG_SPACE(4))
@@ -187,7 +195,7 @@ class Server:
             send_number(sock, -1, self.memory)
             for other, (old, theirs) in self.clients.items():
                 for bell in bells:
-                    send_number(old, id, bell)
+                    tell(old, id, bell)
                 for bell in theirs:
                     send_number(sock, other, bell)
             for bell in bells:
@@ -203,7 +211,7 @@ class Server:
         for bell in bells:
             os.close(bell)
         for other, _ in self.clients.values():
-            send_number(other, id)
+            tell(other, id)
 
 
 class IvshmemBus:
