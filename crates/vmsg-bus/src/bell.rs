@@ -15,6 +15,9 @@ pub(crate) enum Bell {
     /// A stream socket, both ways.
     #[cfg(feature = "linux-user")]
     Stream(Arc<crate::linux_user::Stream>),
+    /// Doorbells of memory that is shared, both ways.
+    #[cfg(feature = "ivshmem")]
+    Port(Arc<crate::ivshmem::Port>),
 }
 
 impl Bell {
@@ -39,6 +42,11 @@ impl Bell {
                 stream.ring();
                 Ok(())
             }
+            #[cfg(feature = "ivshmem")]
+            Self::Port(port) => {
+                port.ring();
+                Ok(())
+            }
         }
     }
 
@@ -48,6 +56,8 @@ impl Bell {
             Self::Flag(_) => None,
             #[cfg(feature = "linux-user")]
             Self::Stream(stream) => Some(stream.as_fd()),
+            #[cfg(feature = "ivshmem")]
+            Self::Port(port) => Some(port.as_fd()),
         }
     }
 
@@ -57,6 +67,10 @@ impl Bell {
         if let Self::Stream(stream) = self {
             stream.drain();
         }
+        #[cfg(feature = "ivshmem")]
+        if let Self::Port(port) = self {
+            port.drain();
+        }
     }
 
     /// Wakes this side after a while, where the other side does not ring when there is room.
@@ -64,6 +78,10 @@ impl Bell {
         #[cfg(feature = "linux-user")]
         if let Self::Stream(stream) = self {
             stream.wait_for_room();
+        }
+        #[cfg(feature = "ivshmem")]
+        if let Self::Port(port) = self {
+            port.wait_for_room();
         }
     }
 
@@ -74,6 +92,28 @@ impl Bell {
         if let Self::Stream(stream) = self {
             stream.room_found();
         }
+        #[cfg(feature = "ivshmem")]
+        if let Self::Port(port) = self {
+            port.room_found();
+        }
+    }
+
+    /// The owner goes to sleep: makes sure that it wakes where nobody rings.
+    pub(crate) fn before_sleep(&self) {
+        #[cfg(feature = "ivshmem")]
+        if let Self::Port(port) = self {
+            port.before_sleep();
+        }
+    }
+
+    /// A message was received.
+    #[inline]
+    pub(crate) fn received(&self, message: &[u8]) {
+        #[cfg(feature = "ivshmem")]
+        if let Self::Port(port) = self {
+            port.received(message);
+        }
+        let _ = message;
     }
 
     /// Whether it was rung since the last time; false for eventfds, which are never read.

@@ -20,6 +20,9 @@ pub(crate) enum Carrier {
     /// None but the doorbell's stream.
     #[cfg(feature = "linux-user")]
     Stream(std::sync::Arc<crate::linux_user::Stream>),
+    /// None but words in shared memory.
+    #[cfg(feature = "ivshmem")]
+    Port(std::sync::Arc<crate::ivshmem::Port>),
 }
 
 /// A message that came with descriptors.
@@ -40,6 +43,8 @@ impl Carrier {
             Self::Socket(socket) => packet::send(socket.as_fd(), message, fds),
             #[cfg(feature = "linux-user")]
             Self::Stream(_) => Err(std::io::ErrorKind::Unsupported.into()),
+            #[cfg(feature = "ivshmem")]
+            Self::Port(_) => Err(std::io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -64,6 +69,8 @@ impl Carrier {
             },
             #[cfg(feature = "linux-user")]
             Self::Stream(_) => Ok(None),
+            #[cfg(feature = "ivshmem")]
+            Self::Port(_) => Ok(None),
         }
     }
 
@@ -76,6 +83,8 @@ impl Carrier {
             Self::Socket(socket) => packet::is_hung_up(socket.as_fd()),
             #[cfg(feature = "linux-user")]
             Self::Stream(stream) => stream.is_over(),
+            #[cfg(feature = "ivshmem")]
+            Self::Port(port) => port.is_over(),
         }
     }
 
@@ -91,6 +100,8 @@ impl Carrier {
             }
             #[cfg(feature = "linux-user")]
             Self::Stream(stream) => stream.close(),
+            #[cfg(feature = "ivshmem")]
+            Self::Port(port) => port.let_go(),
         }
     }
 
@@ -103,6 +114,8 @@ impl Carrier {
             Self::Socket(socket) => Some(socket.as_fd()),
             #[cfg(feature = "linux-user")]
             Self::Stream(_) => None,
+            #[cfg(feature = "ivshmem")]
+            Self::Port(_) => None,
         }
     }
 }

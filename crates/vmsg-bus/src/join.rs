@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "ivshmem")]
+use crate::ivshmem;
 #[cfg(feature = "linux-user")]
 use crate::linux_user;
 
@@ -20,6 +22,9 @@ pub enum Listener {
     /// One driver after another.
     #[cfg(feature = "linux-user")]
     LinuxUser(linux_user::Listener),
+    /// One driver after another.
+    #[cfg(feature = "ivshmem")]
+    Ivshmem(ivshmem::Listener),
 }
 
 impl Listener {
@@ -29,6 +34,8 @@ impl Listener {
             Self::Unix(listener) => listener.next_deadline(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(listener) => listener.next_deadline(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(listener) => listener.next_deadline(),
         }
     }
 
@@ -42,6 +49,8 @@ impl Listener {
             Self::Unix(listener) => listener.accept(now),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(listener) => listener.accept(now),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(listener) => listener.accept(now),
         }
     }
 }
@@ -53,6 +62,8 @@ impl AsFd for Listener {
             Self::Unix(listener) => listener.as_fd(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(listener) => listener.as_fd(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(listener) => listener.as_fd(),
         }
     }
 }
@@ -73,6 +84,9 @@ pub enum Connector {
     /// The host listens, or this side does.
     #[cfg(feature = "linux-user")]
     LinuxUser(linux_user::Connector),
+    /// Both come to the same memory.
+    #[cfg(feature = "ivshmem")]
+    Ivshmem(ivshmem::Connector),
 }
 
 impl Connector {
@@ -83,6 +97,8 @@ impl Connector {
             Self::Unix(connector) => Self::Unix(connector.observer()),
             #[cfg(feature = "linux-user")]
             other @ Self::LinuxUser(_) => other,
+            #[cfg(feature = "ivshmem")]
+            other @ Self::Ivshmem(_) => other,
         }
     }
 
@@ -93,6 +109,8 @@ impl Connector {
             Self::Unix(connector) => Self::Unix(connector.timeout(timeout)),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connector) => Self::LinuxUser(connector.timeout(timeout)),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connector) => Self::Ivshmem(connector.timeout(timeout)),
         }
     }
 
@@ -106,6 +124,8 @@ impl Connector {
             Self::Unix(connector) => connector.open_trace(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connector) => connector.open_trace(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connector) => connector.open_trace(),
         }
     }
 
@@ -115,6 +135,8 @@ impl Connector {
             Self::Unix(connector) => connector.path(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connector) => connector.path(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connector) => connector.path(),
         }
     }
 
@@ -128,6 +150,8 @@ impl Connector {
             Self::Unix(connector) => unix::Watch::new(connector.path()).map(Watch::Unix),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connector) => connector.watch(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connector) => connector.watch(),
         }
     }
 
@@ -140,6 +164,8 @@ impl Connector {
             Self::Unix(connector) => connector.connect(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connector) => connector.connect(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connector) => connector.connect(),
         }
     }
 
@@ -153,6 +179,8 @@ impl Connector {
             Self::Unix(connector) => connector.start().map(Connecting::Unix),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connector) => connector.start().map(Connecting::LinuxUser),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connector) => connector.start().map(Connecting::Ivshmem),
         }
     }
 }
@@ -172,6 +200,9 @@ pub enum Connecting {
     /// Until the other side has taken the connection.
     #[cfg(feature = "linux-user")]
     LinuxUser(linux_user::Connecting),
+    /// Until both have found each other.
+    #[cfg(feature = "ivshmem")]
+    Ivshmem(ivshmem::Connecting),
 }
 
 impl Connecting {
@@ -184,6 +215,8 @@ impl Connecting {
             Self::Unix(connecting) => connecting.advance(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connecting) => connecting.advance(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connecting) => connecting.advance(),
         }
     }
 }
@@ -198,6 +231,8 @@ impl AsFd for Connecting {
             Self::Unix(connecting) => connecting.as_fd(),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(connecting) => connecting.as_fd(),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(connecting) => connecting.as_fd(),
         }
     }
 }

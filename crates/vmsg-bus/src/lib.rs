@@ -44,6 +44,8 @@ mod lock;
 pub mod loopback;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod memory;
+#[cfg(any(feature = "loopback", feature = "unix"))]
+mod queue;
 mod spec;
 pub mod tap;
 pub mod trace;

@@ -6,6 +6,7 @@
 use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::memory::Part;
+use crate::queue::Queue;
 use crate::{Capabilities, Counters, Peer, WakeFds};
 use rustix::event::{Timespec, epoll};
 use std::io;
@@ -38,6 +39,15 @@ pub(crate) enum Queues {
         rx: Consumer<Part>,
         files: [std::sync::Arc<vmsg_mem::Mapping>; 2],
     },
+    /// In memory of which [`Bell::Port`] knows whether it is still there.
+    #[cfg(feature = "ivshmem")]
+    Shared {
+        tx: Producer<Part>,
+        rx: Consumer<Part>,
+    },
+    /// The same in the AMP layout.
+    #[cfg(feature = "ivshmem")]
+    Amp(vmsg_mem::amp::Queue<Part>),
 }
 
 /// How long messages are in the queue.
@@ -80,8 +90,7 @@ pub(crate) struct Parts {
 }
 
 pub(crate) struct Link {
-    tx: Producer<Part>,
-    rx: Consumer<Part>,
+    queue: Queue,
     framing: Framing,
     /// What the queues lie in, if that can shrink.
     files: Option<[std::sync::Arc<vmsg_mem::Mapping>; 2]>,
@@ -102,25 +111,26 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(parts: Parts) -> Result<Self, vmsg_mem::Error> {
-        let (tx, rx, files) = match parts.queues {
+        let (queue, files) = match parts.queues {
             Queues::Fresh {
                 outgoing,
                 incoming,
                 slot_size,
             } => {
                 let layout = Layout::armed(slot_size);
-                (
-                    Producer::new(outgoing, layout)?,
-                    Consumer::new(incoming, layout)?,
-                    None,
-                )
+                let tx = Producer::new(outgoing, layout)?;
+                let rx = Consumer::new(incoming, layout)?;
+                (Queue::Pair { tx, rx }, None)
             }
             #[cfg(feature = "linux-user")]
-            Queues::Resumed { tx, rx, files } => (tx, rx, Some(files)),
+            Queues::Resumed { tx, rx, files } => (Queue::Pair { tx, rx }, Some(files)),
+            #[cfg(feature = "ivshmem")]
+            Queues::Shared { tx, rx } => (Queue::Pair { tx, rx }, None),
+            #[cfg(feature = "ivshmem")]
+            Queues::Amp(queue) => (Queue::Amp(queue), None),
         };
         Ok(Self {
-            tx,
-            rx,
+            queue,
             framing: parts.framing,
             files,
             theirs: parts.theirs,
@@ -202,9 +212,9 @@ impl Link {
     fn push(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         self.alive()?;
         let pushed = match self.framing {
-            Framing::Sized => self.tx.try_push(message),
+            Framing::Sized => self.queue.try_push(message),
             #[cfg(feature = "linux-user")]
-            Framing::Fixed(_) => self.tx.try_push(message),
+            Framing::Fixed(_) => self.queue.try_push(message),
             #[cfg(feature = "linux-user")]
             Framing::Padded(size) => {
                 let mut slot = [0; 64];
@@ -212,7 +222,7 @@ impl Link {
                     Some(start) => start.copy_from_slice(message),
                     None => return Err(ChannelError::TooLong),
                 }
-                self.tx.try_push(&slot[..size.clamp(message.len(), 64)])
+                self.queue.try_push(&slot[..size.clamp(message.len(), 64)])
             }
         };
         match pushed {
@@ -229,7 +239,7 @@ impl Link {
         }
         self.counters.sent += 1;
         // The flush that must follow looks once more whether the other side sleeps.
-        if self.tx.unpublished() >= PUBLISH_AT_LEAST_EVERY && self.tx.publish_early() {
+        if self.queue.unpublished() >= PUBLISH_AT_LEAST_EVERY && self.queue.publish_early() {
             return self.ring();
         }
         Ok(())
@@ -253,7 +263,7 @@ impl Link {
         self.alive()?;
         // Once the packet is out there must be a slot for its marker.
         self.flush()?;
-        if self.tx.arm_for_room() {
+        if self.queue.arm_for_room() {
             self.counters.full += 1;
             return Err(ChannelError::Full);
         }
@@ -282,7 +292,7 @@ impl Link {
     #[inline]
     pub(crate) fn flush(&mut self) -> Result<(), ChannelError> {
         self.alive()?;
-        if self.tx.publish() {
+        if self.queue.publish() {
             self.ring()
         } else {
             Ok(())
@@ -319,12 +329,12 @@ impl Link {
             let size = usize::from(u16::from_le_bytes([header[6], header[7]]));
             if (8..=max).contains(&size) { size } else { max }
         };
-        let popped = match self.rx.try_pop_sized(buf, size_of) {
+        let popped = match self.queue.try_pop_sized(buf, size_of) {
             Ok(popped) => popped,
             Err(_) => return Err(self.fail("impossible index of the producer")),
         };
         // Also when nothing was popped: the producer may have asked for room since. After the end nobody waits.
-        if self.rx.release() && self.over.is_none() {
+        if self.queue.release() && self.over.is_none() {
             self.ring()?;
         }
         let Some(size) = popped else {
@@ -337,6 +347,7 @@ impl Link {
             return Err(self.fail("the file of a queue has shrunk, or its disk is full"));
         }
         self.counters.received += 1;
+        self.ours.received(buf);
         self.carrier_full = false;
         if self.capabilities.passes_fds && buf.starts_with(&MARKER) {
             return self.recv_packet(buf, fds).map(Some);
@@ -392,10 +403,10 @@ impl Link {
         }
         // Before looking for messages: who rings has published.
         self.ours.drain();
-        if self.rx.release() && self.ring().is_err() {
+        if self.queue.release() && self.ring().is_err() {
             return false;
         }
-        if !self.rx.arm() {
+        if !self.queue.arm() {
             return false;
         }
         if self.is_lost() {
@@ -403,9 +414,10 @@ impl Link {
             return false;
         }
         if self.look_for_end() {
-            self.rx.disarm();
+            self.queue.disarm();
             return false;
         }
+        self.ours.before_sleep();
         true
     }
 
@@ -425,7 +437,7 @@ impl Link {
         }
         self.ours.drain();
         // A packet that did not fit waits behind others that will be answered.
-        let wait = (self.tx.arm_for_room() || self.carrier_full) && !self.look_for_end();
+        let wait = (self.queue.arm_for_room() || self.carrier_full) && !self.look_for_end();
         if wait {
             self.ours.wait_for_room();
         }
@@ -456,6 +468,10 @@ impl Link {
         #[cfg(feature = "linux-user")]
         if let Bell::Stream(stream) = &self.ours {
             return Ok(stream.as_fd());
+        }
+        #[cfg(feature = "ivshmem")]
+        if let Bell::Port(port) = &self.ours {
+            return Ok(port.as_fd());
         }
         if self.epoll.is_none() {
             let fds = self.wake_fds();

@@ -18,79 +18,93 @@ pub(crate) enum Part {
     /// Of a file that another process has mapped as well.
     #[cfg(feature = "unix")]
     Mapped(vmsg_mem::MappedSlice),
+    /// Of memory that may not be ordinary.
+    #[cfg(feature = "ivshmem")]
+    Device(vmsg_mem::DeviceSlice),
 }
 
-impl Part {
-    #[inline]
-    fn ram(&self) -> RamSlice<'_> {
-        match self {
+/// Does the same with whatever memory it is.
+macro_rules! with {
+    ($part:expr, $memory:ident => $do:expr) => {
+        match $part {
             #[cfg(feature = "loopback")]
-            Self::Heap { words, offset, len } => RamSlice::from_atomics(words)
-                .get(*offset, *len)
-                .unwrap_or(RamSlice::EMPTY),
+            Part::Heap { words, offset, len } => {
+                let $memory = RamSlice::from_atomics(words)
+                    .get(*offset, *len)
+                    .unwrap_or(RamSlice::EMPTY);
+                $do
+            }
             #[cfg(feature = "unix")]
-            Self::Mapped(slice) => slice.ram(),
+            Part::Mapped(slice) => {
+                let $memory = slice.ram();
+                $do
+            }
+            #[cfg(feature = "ivshmem")]
+            Part::Device(slice) => {
+                let $memory = slice.region();
+                $do
+            }
         }
-    }
+    };
 }
 
 impl QueueMemory for Part {
     #[inline]
     fn len(&self) -> usize {
-        self.ram().len()
+        with!(self, memory => memory.len())
     }
 
     fn is_aligned(&self) -> bool {
-        self.ram().is_aligned()
+        with!(self, memory => memory.is_aligned())
     }
 
     #[inline]
     fn load_relaxed(&self, offset: usize) -> u32 {
-        self.ram().load_relaxed(offset)
+        with!(self, memory => memory.load_relaxed(offset))
     }
 
     #[inline]
     fn load_acquire(&self, offset: usize) -> u32 {
-        self.ram().load_acquire(offset)
+        with!(self, memory => memory.load_acquire(offset))
     }
 
     #[inline]
     fn store_relaxed(&self, offset: usize, value: u32) {
-        self.ram().store_relaxed(offset, value);
+        with!(self, memory => memory.store_relaxed(offset, value));
     }
 
     #[inline]
     fn store_release(&self, offset: usize, value: u32) {
-        self.ram().store_release(offset, value);
+        with!(self, memory => memory.store_release(offset, value));
     }
 
     #[inline]
     fn take(&self, offset: usize) -> bool {
-        self.ram().take(offset)
+        with!(self, memory => memory.take(offset))
     }
 
     #[inline]
     fn fence(&self) {
-        self.ram().fence();
+        with!(self, memory => memory.fence());
     }
 
     #[inline]
     fn prefetch(&self, offset: usize) {
-        self.ram().prefetch(offset);
+        with!(self, memory => memory.prefetch(offset));
     }
 
     #[inline]
     fn demote(&self, offset: usize) {
-        self.ram().demote(offset);
+        with!(self, memory => memory.demote(offset));
     }
 
     #[inline]
     fn read(&self, offset: usize, into: &mut [u8]) {
-        QueueMemory::read(&self.ram(), offset, into);
+        with!(self, memory => QueueMemory::read(&memory, offset, into));
     }
 
     #[inline]
     fn write(&self, offset: usize, from: &[u8]) {
-        QueueMemory::write(&self.ram(), offset, from);
+        with!(self, memory => QueueMemory::write(&memory, offset, from));
     }
 }

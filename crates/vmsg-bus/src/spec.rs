@@ -18,6 +18,9 @@ pub enum BusSpec {
     /// Processes of one host as QEMU joins them: docs/bus-linux-user.md.
     #[cfg(feature = "linux-user")]
     LinuxUser(crate::linux_user::LinuxUserSpec),
+    /// Memory and doorbells that two machines share: docs/bus-ivshmem.md.
+    #[cfg(feature = "ivshmem")]
+    Ivshmem(Box<crate::ivshmem::IvshmemSpec>),
 }
 
 /// The bus between processes of one host. The device host listens on `path`, drivers connect to it.
@@ -102,7 +105,12 @@ impl FromStr for BusSpec {
     type Err = keyval::Error;
 
     fn from_str(spec: &str) -> Result<Self, Self::Err> {
-        keyval::from_str(spec)
+        let spec: Self = keyval::from_str(spec)?;
+        #[cfg(feature = "ivshmem")]
+        if let Self::Ivshmem(bus) = &spec {
+            bus.check().map_err(serde::de::Error::custom)?;
+        }
+        Ok(spec)
     }
 }
 
@@ -132,6 +140,8 @@ impl fmt::Display for BusSpec {
             }
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(spec) => spec.fmt(f),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(spec) => spec.fmt(f),
         }
     }
 }
@@ -168,6 +178,8 @@ impl BusSpec {
             Self::Unix(unix) => unix.listen(name).map(crate::Listener::Unix),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(spec) => spec.listen(name).map(crate::Listener::LinuxUser),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(spec) => spec.listen(name, None).map(crate::Listener::Ivshmem),
         }
     }
 
@@ -177,6 +189,8 @@ impl BusSpec {
             Self::Unix(unix) => crate::Connector::Unix(unix.connector(name)),
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(spec) => crate::Connector::LinuxUser(spec.connector(name)),
+            #[cfg(feature = "ivshmem")]
+            Self::Ivshmem(spec) => crate::Connector::Ivshmem(spec.connector(name)),
         }
     }
 }

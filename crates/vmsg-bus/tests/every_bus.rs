@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What holds for every bus, run for each of them.
-#![cfg(all(feature = "loopback", feature = "unix", feature = "linux-user"))]
+#![cfg(all(
+    feature = "loopback",
+    feature = "unix",
+    feature = "linux-user",
+    feature = "ivshmem"
+))]
 
 #[macro_use]
 mod suite;
@@ -116,6 +121,123 @@ mod linux_user {
         use super::Made;
         fn make(_: super::Want) -> Made {
             super::make(true)
+        }
+        bus_suite!(make);
+    }
+}
+
+mod ivshmem {
+    use crate::suite::{Made, Want, accept};
+    use ivshmem::server::{Options, Port, Server};
+    use vmsg_bus::ivshmem::QueueLayout;
+    use vmsg_bus::{BusSpec, IvshmemSpec};
+
+    fn pair(host: IvshmemSpec, driver: IvshmemSpec, keep: Box<dyn std::any::Any>) -> Made {
+        let room = if host.layout == QueueLayout::Amp {
+            59
+        } else {
+            61
+        };
+        let mut listener = BusSpec::Ivshmem(Box::new(host)).listen("test").unwrap();
+        let connector = BusSpec::Ivshmem(Box::new(driver)).connector("test");
+        let driver = std::thread::spawn(move || connector.connect().unwrap());
+        let device = accept(&mut listener);
+        Made {
+            driver: driver.join().unwrap(),
+            device,
+            room,
+            keep: Box::new((listener, keep)),
+        }
+    }
+
+    /// A server in a thread, until it is dropped.
+    struct Running {
+        stop: vmsg_mem::Doorbell,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Running {
+        fn start(options: Options) -> Self {
+            let mut server = Server::bind(options).unwrap();
+            let stop = vmsg_mem::Doorbell::new().unwrap();
+            let stopped = stop.try_clone().unwrap();
+            let thread = std::thread::spawn(move || {
+                server.run(stopped.eventfd().unwrap()).unwrap();
+            });
+            Self {
+                stop,
+                thread: Some(thread),
+            }
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.stop.ring().unwrap();
+            self.thread.take().unwrap().join().unwrap();
+        }
+    }
+
+    /// Without doorbells.
+    fn plain(layout: QueueLayout) -> Made {
+        let dir = tempfile::tempdir().unwrap();
+        let driver = IvshmemSpec {
+            layout,
+            size: Some(64 << 10),
+            ..IvshmemSpec::file(dir.path().join("memory"))
+        };
+        pair(driver.clone(), driver, Box::new(dir))
+    }
+
+    /// Over a server.
+    fn served(layout: QueueLayout) -> Made {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ivshmem.sock");
+        let options = Options::new(vec![Port::new(&path, 2)], 1 << 20);
+        let server = Running::start(options);
+        let driver = IvshmemSpec {
+            layout,
+            ..IvshmemSpec::socket(&path)
+        };
+        pair(driver.clone(), driver, Box::new((server, dir)))
+    }
+
+    mod amp_with_doorbells {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::served(super::QueueLayout::Amp)
+        }
+        bus_suite!(make);
+    }
+
+    mod pages_with_doorbells {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::served(super::QueueLayout::Spsc)
+        }
+        bus_suite!(make);
+    }
+
+    mod amp_without_doorbells {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::plain(super::QueueLayout::Amp)
+        }
+        bus_suite!(make);
+    }
+
+    mod pages_without_doorbells {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::plain(super::QueueLayout::Spsc)
+        }
+        bus_suite!(make);
+    }
+
+    mod pages_of_a_fifo {
+        use super::Made;
+        fn make(_: super::Want) -> Made {
+            super::plain(super::QueueLayout::AmpPci)
         }
         bus_suite!(make);
     }

@@ -430,6 +430,7 @@ impl IvshmemSpec {
 impl fmt::Display for IvshmemSpec {
     /// The form of the command line, without what is as by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ivshmem")?;
         let mut say = |key: &str, value: Option<String>| match value {
             Some(value) => write!(f, ",{key}={}", keyval::escape(&value)),
             None => Ok(()),

@@ -60,6 +60,10 @@ pub enum BindError {
     #[cfg(feature = "linux-user")]
     #[error(transparent)]
     Queue(#[from] crate::linux_user::QueueError),
+    /// The memory of the bus cannot be had.
+    #[cfg(feature = "ivshmem")]
+    #[error(transparent)]
+    Ivshmem(Box<crate::ivshmem::OpenError>),
     /// Messages cannot be recorded.
     #[error(transparent)]
     Trace(#[from] crate::trace::OpenError),

@@ -58,6 +58,10 @@ pub enum ConnectError {
     #[cfg(feature = "linux-user")]
     #[error(transparent)]
     Queue(#[from] crate::linux_user::QueueError),
+    /// The memory of the bus cannot be had.
+    #[cfg(feature = "ivshmem")]
+    #[error(transparent)]
+    Ivshmem(Box<crate::ivshmem::OpenError>),
     /// The host has no time to accept connections.
     #[error("the device host on `{}` is busy", path.display())]
     Busy {

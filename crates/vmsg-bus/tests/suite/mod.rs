@@ -236,7 +236,7 @@ macro_rules! bus_suite {
             });
             let other = thread::spawn(move || {
                 let mut driver = driver;
-                let mut buf = [0; 48];
+                let mut buf = [0; 64];
                 for n in 0..10_000 {
                     driver.try_send(&message(n, 48)).unwrap();
                     driver.flush().unwrap();
@@ -245,7 +245,7 @@ macro_rules! bus_suite {
                 }
                 driver
             });
-            let mut buf = [0; 48];
+            let mut buf = [0; 64];
             for n in 0..10_000 {
                 recv(&mut device, &mut buf).unwrap();
                 assert_eq!(number(&buf), n);
@@ -262,7 +262,9 @@ macro_rules! bus_suite {
                 device: _device,
                 ..
             } = $make(SMALL);
-            assert!(!driver.wait(Some(Duration::from_millis(20))).unwrap());
+            // Once or twice it may wake for nothing, more and more seldom.
+            let mut tries = 0..20;
+            assert!(tries.any(|_| !driver.wait(Some(Duration::from_millis(20))).unwrap()));
         }
 
         #[test]

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The device host's side: one driver after another.
+
+use super::open::{self, Keep, OpenError, describe};
+use super::port::{Joined, Outcome, Port};
+use super::{IvshmemSpec, Site, card, common};
+use crate::trace::Side as Seen;
+use crate::unix::BindError;
+use crate::{CommonRam, DeviceBus, StaticRam};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vmsg_mem::Doorbell;
+use vmsg_mem::amp::Side;
+
+/// How long it may take to see whether another host has the place.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// After trouble, and how often a server that is gone is looked for.
+const PAUSE: Duration = Duration::from_millis(200);
+const SEEK: Duration = Duration::from_secs(1);
+
+/// Waits for a driver, and for the next one when that is gone. All is done in [`accept`](Listener::accept), which never waits.
+#[derive(Debug)]
+pub struct Listener {
+    site: Site,
+    /// The same for all connections: what a driver does to devices ends with its connection.
+    epoch: u32,
+    common: Option<Arc<CommonRam>>,
+    port: Arc<Port>,
+    /// Holds the bell, and the port while there is no connection.
+    epoll: OwnedFd,
+    ends: Arc<Ends>,
+    connected: bool,
+    /// The place is another host's: told, and nothing more is done.
+    ousted: bool,
+    paused_until: Option<Instant>,
+    /// A server that was gone is looked for then.
+    seek_at: Option<Instant>,
+}
+
+/// How a connection tells its end.
+#[derive(Debug)]
+struct Ends {
+    bell: Doorbell,
+    over: AtomicBool,
+}
+
+/// Lives as long as a connection.
+struct Place(Arc<Ends>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Release);
+        let _ = self.0.bell.ring();
+    }
+}
+
+impl Listener {
+    /// Takes the bus for a program called `name`, and begins to wait for drivers. A block of another host in the memory is watched first,
+    /// up to two seconds, whether it is alive; the common memory is opened.
+    ///
+    /// # Errors
+    /// [`BindError`]: another device host has the place, or the memory cannot be had.
+    pub fn bind(
+        spec: &IvshmemSpec,
+        name: &str,
+        keep: Option<&Keep<'_>>,
+    ) -> Result<Self, BindError> {
+        let cannot = |error: OpenError| BindError::Ivshmem(Box::new(error));
+        let site = Site::new(spec, name);
+        if let Some(trace) = &site.trace {
+            trace.open()?;
+        }
+        let os = |source: io::Error| {
+            let place = describe(spec);
+            cannot(OpenError::Os { place, source })
+        };
+        let opened = open::open(spec, keep).map_err(cannot)?;
+        let bar = opened.device.memory().ram();
+        let common = common::open(spec, bar.as_ref()).map_err(|error| cannot(error.into()))?;
+        let epoch = super::random().map_err(os)?;
+        let card = card(
+            spec,
+            &opened,
+            name,
+            false,
+            common.as_ref().map_or(0, |common| common.len),
+        );
+        let port = Arc::new(Port::new(opened, Side::Device, card, epoch).map_err(os)?);
+        let ends = Arc::new(Ends {
+            bell: Doorbell::new().map_err(os)?,
+            over: AtomicBool::new(false),
+        });
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| os(error.into()))?;
+        for fd in [ends.bell.as_fd(), port.as_fd()] {
+            epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)
+                .map_err(|error| os(error.into()))?;
+        }
+        let listener = Self {
+            site,
+            epoch,
+            common: common.map(Arc::new),
+            port,
+            epoll,
+            ends,
+            connected: false,
+            ousted: false,
+            paused_until: None,
+            seek_at: None,
+        };
+        listener.take_place(os)?;
+        Ok(listener)
+    }
+
+    /// Waits until it is seen that the place is free.
+    fn take_place(&self, os: impl Fn(io::Error) -> BindError) -> Result<(), BindError> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.port.is_looking() && Instant::now() < deadline {
+            if let Some(Outcome::Taken(holder)) = self.port.look_only().map_err(&os)? {
+                return Err(BindError::Held {
+                    bus: describe(&self.site.spec),
+                    holder: format!("`{holder}`"),
+                });
+            }
+            if !self.port.is_looking() {
+                break;
+            }
+            let pause = Timespec {
+                tv_sec: 0,
+                tv_nsec: 100_000_000,
+            };
+            match poll(&mut [PollFd::new(&*self.port, PollFlags::IN)], Some(&pause)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(os(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the bus was told.
+    pub fn spec(&self) -> &IvshmemSpec {
+        &self.site.spec
+    }
+
+    /// The driver's memory, with `memory=known`.
+    pub fn static_ram(&self) -> Option<&StaticRam> {
+        self.site.ram.as_ref()
+    }
+
+    /// When [`Self::accept`] must be called even if nothing is readable.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match self.connected || self.ousted {
+            true => None,
+            false => self.paused_until.or(self.seek_at),
+        }
+    }
+
+    /// The connection of a driver. Call it when the listener is readable ([`AsFd`]; level-triggered) and at
+    /// [`Self::next_deadline`], until it returns `None`.
+    ///
+    /// # Errors
+    /// Local trouble only; the listener can be used on, and pauses for a moment.
+    pub fn accept(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
+        if self.ends.over.swap(false, Ordering::AcqRel) {
+            // Ours alone, and what it said has been heard.
+            let _ = self.ends.bell.drain();
+            self.connected = false;
+            self.port.again();
+            self.watch_port(EventFlags::IN)?;
+        }
+        if self.connected || self.ousted || self.paused_until.is_some_and(|until| until > now) {
+            return Ok(None);
+        }
+        if self.paused_until.take().is_some() {
+            self.watch_port(EventFlags::IN)?;
+        }
+        self.seek_server(now);
+        let result = self.take_in();
+        if result.is_err() {
+            self.paused_until = Some(now + PAUSE);
+            // Nobody must spin on it meanwhile.
+            self.watch_port(EventFlags::empty())?;
+        }
+        result
+    }
+
+    fn watch_port(&self, flags: EventFlags) -> io::Result<()> {
+        let data = EventData::new_u64(0);
+        Ok(epoll::modify(&self.epoll, self.port.as_fd(), data, flags)?)
+    }
+
+    /// A server that has begun anew has other doorbells, and perhaps other memory.
+    fn seek_server(&mut self, now: Instant) {
+        if self.port.has_server() {
+            self.seek_at = None;
+            return;
+        }
+        if self.seek_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.seek_at = Some(now + SEEK);
+        let Some(path) = self.port.server_path() else {
+            return;
+        };
+        // Only a server that answers at once is waited for.
+        if !path.exists() {
+            return;
+        }
+        if let Err(error) = self.move_to(&path) {
+            tracing::debug!(%error, "the server is not there again");
+        }
+    }
+
+    fn move_to(&mut self, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+        let client = ivshmem::Client::connect(path, PAUSE)?;
+        let spec = &self.site.spec;
+        let opened = open::with_client(spec, client)?;
+        let common = self.common.as_ref().map_or(0, |common| common.len);
+        let card = card(spec, &opened, &self.site.name, false, common);
+        self.port.leave();
+        let epoch = super::random()?;
+        let port = Arc::new(Port::new(opened, Side::Device, card, epoch)?);
+        epoll::add(
+            &self.epoll,
+            port.as_fd(),
+            EventData::new_u64(0),
+            EventFlags::IN,
+        )?;
+        self.port = port;
+        tracing::info!(server = %path.display(), "the server is there again");
+        Ok(())
+    }
+
+    fn take_in(&mut self) -> io::Result<Option<DeviceBus>> {
+        let joined = match self.port.turn()? {
+            None => return Ok(None),
+            Some(Outcome::Taken(holder)) => {
+                self.ousted = true;
+                let bus = describe(&self.site.spec);
+                return Err(io::Error::other(format!(
+                    "{bus} was taken by another device host, `{holder}`"
+                )));
+            }
+            Some(Outcome::Joined(joined)) => joined,
+        };
+        match self.open(*joined) {
+            Ok(bus) => {
+                self.connected = true;
+                self.watch_port(EventFlags::empty())?;
+                Ok(Some(bus))
+            }
+            Err(error) => {
+                self.port.let_go();
+                self.port.again();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the connection an end of the bus.
+    fn open(&self, joined: Joined) -> io::Result<DeviceBus> {
+        let common = self.common.as_deref();
+        let (parts, vectors) =
+            self.site
+                .parts(&self.port, joined, false, common, self.epoch.into())?;
+        let views = parts.capabilities.views;
+        let place = Box::new(Place(Arc::clone(&self.ends)));
+        let mut bus = DeviceBus::new(parts, Some(place)).map_err(io::Error::other)?;
+        bus.set_static_ram(self.site.ram.clone());
+        bus.share(self.common.clone().filter(|_| views), vectors.map(Arc::new));
+        if let Some(trace) = &self.site.trace {
+            bus.set_trace(trace.interface(Seen::Device, bus.peer(), bus.capabilities()));
+        }
+        Ok(bus)
+    }
+}
+
+impl AsFd for Listener {
+    /// Readable when there is something to do for [`Listener::accept`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

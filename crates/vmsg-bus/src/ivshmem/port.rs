@@ -1,0 +1,544 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! One end in its memory, with all that wakes it: doorbell, clock, news of the server.
+
+use super::block::Card;
+use super::geometry::{Geometry, other};
+use super::machine::{Config, Event, Machine, Queues, Turn, Whom};
+use super::open::Opened;
+use super::spec::QueueLayout;
+use crate::link;
+use crate::memory::Part;
+use crate::{Peer, Vectors};
+use ivshmem::{Device, PeerId};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use vmsg_mem::amp::{self, Side};
+use vmsg_mem::spsc::{Consumer, Layout, Producer};
+use vmsg_mem::{DeviceSlice, Doorbell};
+
+/// How long a sender waits before it looks for room, the first time and at most.
+const ROOM_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_ROOM_WAIT: Duration = Duration::from_millis(64);
+
+/// How often an end without doorbells looks at the memory: after a message, and at rest.
+const FIRST_LOOK: Duration = Duration::from_micros(100);
+const LONGEST_LOOK: Duration = Duration::from_millis(25);
+
+/// News of the server that are taken in one go.
+const NEWS: usize = 256;
+
+/// Of [`epoll::EventData`].
+const BELL: u64 = 1;
+
+/// A message that begins with these is a PING request.
+const PING: [u8; 2] = [0x02, 0x03];
+
+/// One end.
+pub(crate) struct Port {
+    begin: Instant,
+    /// Nobody can ring this end.
+    deaf: bool,
+    geometry: Geometry,
+    side: Side,
+    vector: u16,
+    /// The other end, where it was said.
+    said: Option<(u16, u16)>,
+    timer: OwnedFd,
+    /// Holds all, edge-triggered.
+    epoll: OwnedFd,
+    inner: Mutex<Inner>,
+    /// Who is rung for messages.
+    bells: Mutex<Vec<Doorbell>>,
+    /// The connection is over.
+    over: AtomicBool,
+    /// Together with an end that is not ours.
+    foreign: AtomicBool,
+    /// How often in a row there was no room, and nothing to do.
+    room_waits: AtomicU32,
+    looks: AtomicU32,
+}
+
+struct Inner {
+    machine: Machine,
+    device: Device,
+    memory: DeviceSlice,
+    /// When the timer rings, in milliseconds.
+    armed: u64,
+    /// An error in a layout that was told already.
+    told: Option<amp::LayoutError>,
+}
+
+/// A connection that has come about.
+pub(super) struct Joined {
+    pub(super) peer: Option<(u32, Card)>,
+    pub(super) queues: link::Queues,
+    pub(super) message_size: usize,
+}
+
+/// What has become of an end that has no connection.
+pub(super) enum Outcome {
+    Joined(Box<Joined>),
+    /// The place is another end's.
+    Taken(String),
+}
+
+impl Port {
+    pub(super) fn new(opened: Opened, side: Side, card: Card, epoch: u32) -> io::Result<Self> {
+        let Opened {
+            device,
+            geometry,
+            said,
+            message,
+        } = opened;
+        vmsg_mem::fault::install()?;
+        let memory = device.memory();
+        let len = memory.len();
+        let memory = memory.slice(0, len).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let watch = |fd: BorrowedFd<'_>, data, flags| {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(data), flags)
+        };
+        watch(timer.as_fd(), 0, edge)?;
+        let vector = card.vector;
+        if let Some(fd) = device.vector_fd(vector) {
+            watch(fd, BELL, edge)?;
+        }
+        if let Some(fd) = device.news_fd() {
+            watch(fd, 0, edge)?;
+        }
+        let deaf = device.vector_fd(vector).is_none();
+        let config = Config {
+            side,
+            geometry,
+            card,
+            epoch,
+            message,
+            blind: said.is_some(),
+        };
+        let port = Self {
+            begin: Instant::now(),
+            deaf,
+            geometry,
+            side,
+            vector,
+            said,
+            timer,
+            epoll,
+            inner: Mutex::new(Inner {
+                machine: Machine::new(config),
+                device,
+                memory,
+                armed: 0,
+                told: None,
+            }),
+            bells: Mutex::default(),
+            over: AtomicBool::new(true),
+            foreign: AtomicBool::new(false),
+            room_waits: AtomicU32::new(0),
+            looks: AtomicU32::new(0),
+        };
+        port.start_timer(Duration::from_nanos(1));
+        Ok(port)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bells(&self) -> MutexGuard<'_, Vec<Doorbell>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether news of the memory's server still come, or never did.
+    pub(super) fn has_server(&self) -> bool {
+        let inner = self.lock();
+        inner
+            .device
+            .as_client()
+            .is_none_or(|client| client.has_server())
+    }
+
+    pub(super) fn is_looking(&self) -> bool {
+        self.lock().machine.is_looking()
+    }
+
+    /// Looks whether the place is free, and no further.
+    pub(super) fn look_only(&self) -> io::Result<Option<Outcome>> {
+        let rung = self.take_events()?;
+        let event = self.look(rung);
+        if !self.is_looking() {
+            self.start_timer(Duration::from_nanos(1));
+        }
+        Ok(match event {
+            Some(Event::Taken(name)) => Some(Outcome::Taken(name)),
+            _ => None,
+        })
+    }
+
+    /// Looks at everything; only for an end without a connection.
+    pub(super) fn turn(&self) -> io::Result<Option<Outcome>> {
+        let rung = self.take_events()?;
+        let looked = self.is_looking();
+        let mut event = self.look(rung);
+        if looked && event.is_none() && !self.is_looking() {
+            event = self.look(rung);
+        }
+        match event {
+            Some(Event::Up { peer, queues }) => {
+                let joined = self.join(peer, queues)?;
+                Ok(Some(Outcome::Joined(Box::new(joined))))
+            }
+            Some(Event::Taken(name)) => Ok(Some(Outcome::Taken(name))),
+            Some(Event::Down(_)) | None => {
+                if self.deaf {
+                    self.start_timer(LONGEST_LOOK);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where the memory's server listened, if there is one.
+    pub(super) fn server_path(&self) -> Option<std::path::PathBuf> {
+        let inner = self.lock();
+        inner
+            .device
+            .as_client()
+            .map(|client| client.path().to_owned())
+    }
+
+    fn look(&self, rung: bool) -> Option<Event> {
+        let now = self.now();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        for _ in 0..NEWS {
+            if inner.device.poll().is_none() {
+                break;
+            }
+        }
+        let client = inner
+            .device
+            .as_client()
+            .filter(|client| client.has_server());
+        let gone = |id: u16| {
+            client.is_some_and(|client| !client.peers().any(|(peer, _)| peer == PeerId(id)))
+        };
+        let turn = inner.machine.poll(now, &inner.memory, rung, &gone);
+        if inner.machine.layout_error != inner.told {
+            inner.told = inner.machine.layout_error;
+            if let Some(error) = inner.told {
+                tracing::warn!(%error, "the device's layout cannot be used");
+            }
+        }
+        self.follow(inner, turn, now)
+    }
+
+    /// Rings, sets the clock, and passes on what has happened.
+    fn follow(&self, inner: &mut Inner, turn: Turn, now: u64) -> Option<Event> {
+        if let Some(whom) = turn.ring {
+            self.ring_whom(inner, whom);
+        }
+        let due = inner.machine.deadline();
+        if inner.armed <= now || due < inner.armed {
+            inner.armed = due;
+            if due != u64::MAX {
+                self.start_timer(Duration::from_millis(due.saturating_sub(now).max(1)));
+            }
+        }
+        turn.event
+    }
+
+    fn ring_whom(&self, inner: &Inner, whom: Whom) {
+        // Who is not there any more need not be rung.
+        match whom {
+            Whom::One(id, vector) => drop(inner.device.ring(PeerId(id), vector)),
+            Whom::Everyone => self
+                .everyone(inner)
+                .iter()
+                .for_each(|bell| drop(bell.ring())),
+        }
+    }
+
+    /// The bells of all who may be the other end.
+    fn everyone(&self, inner: &Inner) -> Vec<Doorbell> {
+        let bell = |id, vector| inner.device.bell(PeerId(id), vector);
+        if let Some((id, vector)) = self.said {
+            return bell(id, vector).into_iter().collect();
+        }
+        let peers = inner
+            .device
+            .as_client()
+            .into_iter()
+            .flat_map(|client| client.peers());
+        peers
+            .filter_map(|(peer, vectors)| bell(peer.0, self.vector.min(vectors.saturating_sub(1))))
+            .collect()
+    }
+
+    fn join(&self, peer: Option<(u32, Card)>, queues: Queues) -> io::Result<Joined> {
+        let broken = |error: vmsg_mem::Error| io::Error::other(error);
+        let inner = self.lock();
+        let bells = match &peer {
+            Some((
+                _,
+                Card {
+                    id: Some(id),
+                    vector,
+                    ..
+                },
+            )) => inner
+                .device
+                .bell(PeerId(*id), *vector)
+                .into_iter()
+                .collect(),
+            Some(_) => Vec::new(),
+            None => self.everyone(&inner),
+        };
+        *self.bells() = bells;
+        self.over.store(false, Ordering::Release);
+        self.foreign.store(peer.is_none(), Ordering::Release);
+        let part = |offset, len| {
+            let slice = inner.memory.get(offset, len);
+            slice.map(Part::Device).ok_or(io::ErrorKind::UnexpectedEof)
+        };
+        let geometry = &self.geometry;
+        let (queues, message_size) = match queues {
+            Queues::Pages { resumed } => {
+                let tx = part(geometry.page(self.side), super::geometry::PAGE)?;
+                let rx = part(geometry.page(other(self.side)), super::geometry::PAGE)?;
+                let (tx, rx) = match resumed {
+                    true => (
+                        Producer::resume(tx, Layout::PLAIN),
+                        Consumer::resume(rx, Layout::PLAIN),
+                    ),
+                    false => (
+                        Producer::new(tx, Layout::PLAIN),
+                        Consumer::new(rx, Layout::PLAIN),
+                    ),
+                };
+                let (tx, rx) = (tx.map_err(broken)?, rx.map_err(broken)?);
+                // QEMU's devices take no longer ones.
+                let size = if resumed && self.side == Side::Driver {
+                    48
+                } else {
+                    64
+                };
+                (link::Queues::Shared { tx, rx }, size)
+            }
+            Queues::Amp { layout, start } => {
+                let memory = part(geometry.base, layout.len())?;
+                let queue = amp::Queue::new(memory, &layout, self.side, start).map_err(broken)?;
+                (link::Queues::Amp(queue), usize::from(layout.element_size()))
+            }
+        };
+        Ok(Joined {
+            peer,
+            queues,
+            message_size,
+        })
+    }
+
+    /// The doorbells that the bus has no use for itself.
+    pub(super) fn vectors(&self, peer: &Card) -> io::Result<Vectors> {
+        let inner = self.lock();
+        let mut own = Vec::new();
+        for vector in (0..inner.device.vectors()).filter(|vector| *vector != self.vector) {
+            if let Some(fd) = inner.device.vector_fd(vector) {
+                own.push((vector, fd.try_clone_to_owned()?));
+            }
+        }
+        let mut theirs = Vec::new();
+        if let Some(id) = peer.id {
+            for vector in (0..peer.vectors).filter(|vector| *vector != peer.vector) {
+                // A hostile card may have more vectors than there are.
+                match inner.device.bell(PeerId(id), vector) {
+                    Some(bell) if theirs.len() < MAX_VECTORS => theirs.push((vector, bell)),
+                    _ => break,
+                }
+            }
+        }
+        Ok(Vectors::new(own, theirs))
+    }
+
+    /// Begins once more, for another connection of a driver.
+    pub(super) fn begin_anew(&self, epoch: u32) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let turn = inner.machine.begin_anew(now, &inner.memory, epoch);
+        self.follow(inner, turn, now);
+        self.start_timer(Duration::from_nanos(1));
+    }
+
+    /// The connection is dropped; waits for the next one.
+    pub(super) fn again(&self) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        inner.machine.again(now, &inner.memory);
+        self.over.store(true, Ordering::Release);
+        self.start_timer(Duration::from_nanos(1));
+    }
+
+    /// The last words of this end.
+    pub(super) fn leave(&self) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        if let Some(whom) = inner.machine.leave(&inner.memory) {
+            self.ring_whom(inner, whom);
+        }
+    }
+
+    /// Wakes the other side. Whoever is not there any more is not missed.
+    pub(crate) fn ring(&self) {
+        for bell in self.bells().iter() {
+            let _ = bell.ring();
+        }
+    }
+
+    /// Looks whether the other end is still there.
+    pub(crate) fn drain(&self) {
+        if self.over.load(Ordering::Acquire) {
+            return;
+        }
+        let event = self.look(false);
+        let lost = self.lock().memory.is_lost();
+        let why = match event {
+            None | Some(Event::Up { .. }) if lost => "its memory is gone".to_owned(),
+            None | Some(Event::Up { .. }) => return,
+            Some(Event::Down(why)) => why.to_owned(),
+            Some(Event::Taken(name)) => format!("its place was taken by `{name}`"),
+        };
+        tracing::debug!(why, "the connection is over");
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Self::drain`] has come to the end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// A message was received.
+    #[inline]
+    pub(crate) fn received(&self, message: &[u8]) {
+        if self.deaf {
+            self.looks.store(0, Ordering::Relaxed);
+        }
+        if self.foreign.load(Ordering::Relaxed) {
+            let now = self.now();
+            self.lock().machine.heard(now, message.starts_with(&PING));
+        }
+    }
+
+    /// The owner goes to sleep: without doorbells it has to wake by itself.
+    pub(crate) fn before_sleep(&self) {
+        if self.deaf {
+            let looks = self.looks.fetch_add(1, Ordering::Relaxed).min(8);
+            self.start_timer((FIRST_LOOK * (1 << looks)).min(LONGEST_LOOK));
+        }
+    }
+
+    /// Makes sure that this side wakes, though nobody may ring when there is room.
+    pub(crate) fn wait_for_room(&self) {
+        let waits = self.room_waits.fetch_add(1, Ordering::Relaxed).min(6);
+        self.start_timer((ROOM_WAIT * (1 << waits)).min(LONGEST_ROOM_WAIT));
+    }
+
+    /// There was room.
+    pub(crate) fn room_found(&self) {
+        if self.room_waits.load(Ordering::Relaxed) != 0 {
+            self.room_waits.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the connection.
+    pub(crate) fn let_go(&self) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        if let Some(whom) = inner.machine.let_go(&inner.memory) {
+            self.ring_whom(inner, whom);
+        }
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Wakes this side once after `time`.
+    fn start_timer(&self, time: Duration) {
+        let zero = Timespec::default();
+        let timer = Itimerspec {
+            it_interval: zero,
+            it_value: Timespec::try_from(time).unwrap_or(zero),
+        };
+        // Fails only for times that are none.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &timer);
+    }
+
+    /// Takes what [`AsFd`] tells; whether this end was rung.
+    fn take_events(&self) -> io::Result<bool> {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; 4];
+        let now = Timespec::default();
+        match epoll::wait(&self.epoll, &mut events, Some(&now)) {
+            Ok((events, _)) => Ok(events.iter().any(|event| {
+                let data = event.data;
+                data.u64() == BELL
+            })),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Who the other end is, for people.
+    pub(super) fn peer(&self, card: Option<&Card>) -> Peer {
+        match card {
+            Some(card) => Peer::named(&card.name),
+            None => Peer::named(match (self.side, self.geometry.layout) {
+                (Side::Device, QueueLayout::Amp) => "a foreign driver",
+                (Side::Device, _) => "a driver that says nothing of itself",
+                (Side::Driver, _) => "a foreign device host",
+            }),
+        }
+    }
+}
+
+/// The most vectors of a peer that are of use.
+const MAX_VECTORS: usize = 1024;
+
+impl AsFd for Port {
+    /// Readable when there is something to look at.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl std::fmt::Debug for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Port")
+            .field("side", &self.side)
+            .field("geometry", &self.geometry)
+            .field("over", &self.is_over())
+            .finish_non_exhaustive()
+    }
+}
