@@ -1,12 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Buses as the command line names them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use vmsg_bus::BusSpec;
+use ivshmem::PeerId;
+use ivshmem::server::{Options, Port, Source};
+use vmsg_bus::ivshmem::{Hold, Place};
 use vmsg_bus::linux_user::Revision;
+use vmsg_bus::{BusSpec, IvshmemSpec};
 
 use crate::Usage;
+use crate::ivshmem::hold;
+
+/// The memory of a server that `listen=` starts.
+const LISTEN_SIZE: u64 = 1 << 20;
+
+/// Its vectors: as many as an `ivshmem-doorbell` has that is told nothing of it. QEMU ends if there are more.
+const LISTEN_VECTORS: u16 = 1;
+
+/// The device host's number there: guests whose drivers look for no other ring this one.
+const HOST: PeerId = PeerId(0);
+
+/// How long such a server stays without anybody.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// A bus with the name by which devices and fronts refer to it.
 #[derive(Clone, Debug)]
@@ -20,9 +37,51 @@ pub(crate) fn socket(spec: &BusSpec) -> PathBuf {
     match spec {
         BusSpec::Unix(unix) => unix.path.clone(),
         BusSpec::LinuxUser(bus) => bus.socket_path(),
+        BusSpec::Ivshmem(bus) => memory(bus),
         // Not without a bus that this function does not know.
         _ => PathBuf::from("bus"),
     }
+}
+
+/// Where the memory of a bus is found, as a path.
+fn memory(bus: &IvshmemSpec) -> PathBuf {
+    match bus.place() {
+        Ok(Place::Socket(path) | Place::Listen(path) | Place::File(path)) => path,
+        Ok(Place::Shm(name)) => Path::new("/dev/shm").join(name.trim_start_matches('/')),
+        Ok(Place::Pci(address)) => Path::new("/run").join(format!("ivshmem-{address}")),
+        Err(_) => PathBuf::from("ivshmem"),
+    }
+}
+
+/// Where what is kept for a bus is kept: several may lie in one memory.
+pub(crate) fn keep(spec: &BusSpec) -> PathBuf {
+    let mut path = socket(spec).into_os_string();
+    if let BusSpec::Ivshmem(bus) = spec {
+        path.push(format!(".{:x}", bus.layout_offset()));
+    }
+    path.push(".keep");
+    path.into()
+}
+
+/// Makes sure that a server runs at `listen=`, in a process of its own; returns the socket that is for the device host.
+pub(crate) fn keep_server(wanted: &Hold) -> Result<PathBuf, String> {
+    let vectors = wanted.vectors.unwrap_or(LISTEN_VECTORS);
+    let mut own = wanted.path.clone().into_os_string();
+    own.push(".host");
+    let own = PathBuf::from(own);
+    let ports = vec![
+        Port::new(&wanted.path, vectors),
+        Port::new(&own, vectors).with_id(HOST),
+    ];
+    let mut options = Options::new(ports, wanted.size.unwrap_or(LISTEN_SIZE));
+    options.source = match (&wanted.shm, &wanted.file) {
+        (Some(name), _) => Source::Shm(name.clone()),
+        (None, Some(path)) => Source::File(path.clone()),
+        (None, None) => Source::Memfd,
+    };
+    options.linger = Some(LINGER);
+    hold::ensure(&options).map_err(|error| format!("{error:#}"))?;
+    Ok(own)
 }
 
 /// Whether the bus carries the messages of February 2025, which say less.
@@ -66,8 +125,17 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
         if buses.iter().any(|other| other.name == name) {
             let remedy = match &spec {
                 BusSpec::LinuxUser(_) => "set another name=",
+                BusSpec::Ivshmem(_) => "set another offset=",
                 _ => "give the sockets different names",
             };
+            // Several buses may lie in one memory.
+            if let BusSpec::Ivshmem(bus) = &spec {
+                let longer = format!("{name}-{:x}", bus.layout_offset());
+                if !buses.iter().any(|other| other.name == longer) {
+                    buses.push(NamedBus { name: longer, spec });
+                    continue;
+                }
+            }
             return Err(Usage(format!(
                 "--bus {text}: there is a bus `{name}` already; {remedy}"
             )));

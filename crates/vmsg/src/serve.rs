@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use vmsg_bus::{BusSpec, Listener, keyval, unix};
@@ -189,6 +189,13 @@ fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
         let listener = unix::Listener::bind(&unix.path, options).with_context(context)?;
         return Ok((listener.into(), max_message));
     }
+    if let BusSpec::Ivshmem(spec) = &bus.spec {
+        let listener = spec
+            .listen(NAME, Some(&buses::keep_server))
+            .with_context(context)?;
+        let max_message = spec.message_size.map_or(64, |size| size.get() as usize);
+        return Ok((Listener::Ivshmem(listener), max_message));
+    }
     let listener = bus.spec.listen(NAME).with_context(context)?;
     Ok((listener, vmsg_bus::linux_user::MESSAGE_SIZE))
 }
@@ -201,10 +208,7 @@ fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Op
     if !wanted || args.keep == 0 {
         return None;
     }
-    match Keeper::find_or_start(
-        &keeper_path(&buses::socket(&buses.first()?.spec)),
-        args.keep,
-    ) {
+    match Keeper::find_or_start(&buses::keep(&buses.first()?.spec), args.keep) {
         Ok((keeper, flows)) => Some(KeptFlows { keeper, flows }),
         Err(error) => {
             tracing::warn!(
@@ -214,12 +218,6 @@ fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Op
             None
         }
     }
-}
-
-fn keeper_path(bus: &Path) -> PathBuf {
-    let mut path = bus.as_os_str().to_owned();
-    path.push(".keep");
-    path.into()
 }
 
 fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Box<dyn Device>> {
