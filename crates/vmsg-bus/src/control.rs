@@ -12,7 +12,9 @@ mod response;
 mod vectors;
 
 pub use display::name;
-pub use memory::{BackingAdd, COMMON_BACKING, SharedMemory, ViewAdd};
+pub use memory::{
+    BackingAdd, COMMON_BACKING, SharedMemory, ViewAdd, device_of_window, window_of_device,
+};
 pub use response::Response;
 pub use vectors::QueueVectors;
 

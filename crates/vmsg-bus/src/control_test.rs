@@ -152,6 +152,14 @@ fn queue_vectors_has_the_bytes_of_the_specification() {
 }
 
 #[test]
+fn ids_of_windows_say_whose_they_are_where_each_device_has_its_own() {
+    for (device, number, id) in [(0, 1, 1), (3, 7, 0x3_0007), (0xffff, 0xffff, u32::MAX)] {
+        assert_eq!(window_of_device(DevNum(device), number), id);
+        assert_eq!(device_of_window(id), device);
+    }
+}
+
+#[test]
 fn a_view_of_the_common_memory_says_so() {
     assert_eq!(
         requests()[13].to_string(),

@@ -24,6 +24,19 @@ pub struct BackingAdd {
 /// without [`passes_fds`](crate::Capabilities::passes_fds)): that memory. It is neither added nor removed.
 pub const COMMON_BACKING: u32 = u32::MAX;
 
+/// On such a bus each device has windows and bus addresses of its own, and their ids say whose they are.
+///
+/// `number` is one of the window's own, below 0x10000.
+pub const fn window_of_device(dev: DevNum, number: u32) -> u32 {
+    (dev.0 as u32) << 16 | number & 0xffff
+}
+
+/// The number of the device that a window belongs to, on such a bus.
+pub const fn device_of_window(id: u32) -> u16 {
+    let [.., low, high] = id.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// VIEW_ADD: a window that is a part of a backing. [`Request::WindowRemove`](super::Request::WindowRemove) removes it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewAdd {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use virtio_msg::{DevNum, DeviceBitmap, Frame, HEADER_SIZE, Instant, Message, Token};
 use vmsg_bus::control::{
-    self, BackingAdd, QueueInflight, QueueNotify, Request, Response, SharedMemory, Status,
+    self, BackingAdd, QueueInflight, QueueNotify, Request, Response, SharedMemory, Status, ViewAdd,
     WindowAdd,
 };
-use vmsg_mem::{Access, Doorbell, Mapping};
+use vmsg_mem::{Access, Doorbell, Mapping, WindowTable};
 use vmsg_queue::Inflight;
 
 use super::connection::{ConnId, Connection};
@@ -164,12 +164,7 @@ impl Core {
             },
             Request::BackingAdd(backing) => self.add_backing(conn, token, request, backing, fds),
             Request::BackingRemove { id } => self.remove_backing(conn, token, request, id),
-            Request::ViewAdd(view) => {
-                let all = self.shares();
-                let connection = self.connections.get_mut(&conn);
-                let changed = connection.map(|c| c.windows.add_view(view, all));
-                changed.and_then(|changed| self.window_changed(conn, token, request, changed))
-            }
+            Request::ViewAdd(view) => self.add_view(conn, token, request, view),
             Request::SharedMemory { dev, id } => {
                 self.answer_region(conn, token, request, dev, id);
                 None
@@ -346,9 +341,12 @@ impl Core {
     fn shares(&self) -> Shares {
         let mut all = Shares::default();
         for connection in self.connections.values() {
-            let shares = connection.windows.shares();
-            all.mappings += shares.mappings;
-            all.views += shares.views;
+            let windows = connection.windows_of.values();
+            for windows in windows.chain([&connection.windows]) {
+                let shares = windows.shares();
+                all.mappings += shares.mappings;
+                all.views += shares.views;
+            }
         }
         all
     }
@@ -374,6 +372,21 @@ impl Core {
             file_offset: window.file_offset,
         };
         let changed = connection.windows.add(description, &fd, window.more, all);
+        self.window_changed(conn, token, request, changed)
+    }
+
+    fn add_view(
+        &mut self,
+        conn: ConnId,
+        token: Token,
+        request: Request,
+        view: ViewAdd,
+    ) -> Option<Status> {
+        let all = self.shares();
+        let Some(windows) = self.windows_for(conn, view.id) else {
+            return Some(Status::NOT_FOUND);
+        };
+        let changed = windows.add_view(view, all);
         self.window_changed(conn, token, request, changed)
     }
 
@@ -418,7 +431,9 @@ impl Core {
         more: bool,
     ) -> Option<Status> {
         let all = self.shares();
-        let windows = &mut self.connections.get_mut(&conn)?.windows;
+        let Some(windows) = self.windows_for(conn, id) else {
+            return Some(Status::NOT_FOUND);
+        };
         let changed = windows.remove(id, more, all);
         self.window_changed(conn, token, request, changed)
     }
@@ -443,12 +458,15 @@ impl Core {
                 return Some(refusal.status());
             }
         }
-        let table = Arc::clone(self.connections.get(&conn)?.windows.table());
-        let held: Vec<u16> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.memory_of == Some(conn))
-            .map(|(num, _)| *num)
+        let connection = self.connections.get(&conn)?;
+        let only = connection
+            .common
+            .then(|| control::device_of_window(request.subject()));
+        let held = self.entries.iter().filter(|(num, entry)| {
+            entry.memory_of == Some(conn) && only.is_none_or(|only| only == **num)
+        });
+        let held: Vec<(u16, Arc<WindowTable>)> = held
+            .map(|(num, _)| (*num, connection.table_for(*num)))
             .collect();
         if held.is_empty() {
             return Some(Status::OK);
@@ -460,12 +478,8 @@ impl Core {
             token,
             request,
         });
-        for num in held {
-            self.order_for(
-                num,
-                Waiter::Driver(answer),
-                Command::SetMemory(Arc::clone(&table)),
-            );
+        for (num, table) in held {
+            self.order_for(num, Waiter::Driver(answer), Command::SetMemory(table));
         }
         None
     }

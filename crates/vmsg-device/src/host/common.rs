@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use virtio_msg::Token;
 use vmsg_bus::Vectors;
-use vmsg_bus::control::{QueueVectors, Request, Status};
+use vmsg_bus::control::{QueueVectors, Request, Status, device_of_window};
 use vmsg_mem::{Doorbell, Mapping};
 
 use super::connection::ConnId;
 use super::core::Core;
+use super::windows::Windows;
 use crate::worker::Command;
 
 impl Core {
@@ -26,9 +27,29 @@ impl Core {
         };
         connection.common = true;
         connection.vectors = vectors;
-        if let Some(memory) = memory {
-            connection.windows.set_common(memory);
+        connection.common_memory = memory;
+    }
+
+    /// The windows among which the one with this id is, or would be: of the connection, or on such a bus of one device. `None`: there is no such device.
+    pub(super) fn windows_for(&mut self, conn: ConnId, id: u32) -> Option<&mut Windows> {
+        let connection = self.connections.get_mut(&conn)?;
+        if !connection.common {
+            return Some(&mut connection.windows);
         }
+        let num = device_of_window(id);
+        // There are no more of them than devices.
+        if !self.entries.contains_key(&num) {
+            return None;
+        }
+        let memory = &connection.common_memory;
+        let windows = connection.windows_of.entry(num);
+        Some(windows.or_insert_with(|| {
+            let mut windows = Windows::new();
+            if let Some(memory) = memory {
+                windows.set_common(Arc::clone(memory));
+            }
+            windows
+        }))
     }
 
     /// Gives a queue doorbells of its own, or such that it shares with others. Answered when the device waits for the one and rings the other.

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use virtio_msg::{DevNum, DeviceStatus, Frame, Instant, Message, QueueIndex, decode};
-use vmsg_bus::control::{BackingAdd, COMMON_BACKING, Response, ViewAdd};
+use vmsg_bus::control::{self, BackingAdd, COMMON_BACKING, Response, ViewAdd};
 use vmsg_mem::{Access, BusAddr, WindowTable};
 
 use super::super::connection::Peer;
@@ -310,6 +310,54 @@ fn vectors_that_are_not_there_or_of_devices_of_others_are_refused() {
     // None at all is what takes them away.
     assert_eq!(bench.ask(vectors(0, None, None)), Status::OK);
     assert!(matches!(bench.notify[..], [(0, None, None)]));
+}
+
+#[test]
+fn each_device_has_windows_and_changes_of_its_own() {
+    let mut bench = Bench::new();
+    bench.claim(0);
+    bench.claim(1);
+    let of = |device: u16, offset, more| {
+        let id = control::window_of_device(DevNum(device), 1);
+        let Request::ViewAdd(view) = view(id, 0, offset, PIECE) else {
+            unreachable!("as just made");
+        };
+        Request::ViewAdd(ViewAdd { more, ..view })
+    };
+    // Two guests have other memory at the same addresses, and lend it at the same time.
+    assert_eq!(bench.ask(of(0, 0, true)), Status::OK);
+    assert_eq!(bench.ask(of(1, PIECE, false)), Status::OK);
+    assert_eq!(
+        bench.core.connections[&bench.conn]
+            .table_for(0)
+            .mappings()
+            .len(),
+        0
+    );
+    let other = Request::WindowRemove { id: 2, more: false };
+    assert_eq!(
+        bench.ask(other),
+        Status::NOT_FOUND,
+        "and what was staged is gone"
+    );
+    assert_eq!(bench.ask(of(0, 0, false)), Status::OK);
+    for (device, offset) in [(0, 0), (1, PIECE)] {
+        let table = bench.core.connections[&bench.conn].table_for(device);
+        let slice = table.space().slice(BusAddr(0), 1, Access::ReadWrite);
+        slice
+            .expect("a window")
+            .write(0, &(device + 1).to_le_bytes()[..1]);
+        let mut found = [0];
+        let at = usize::try_from(offset).expect("small");
+        bench
+            .memory
+            .ram()
+            .get(at, 1)
+            .expect("there")
+            .read(0, &mut found);
+        assert_eq!(u16::from(found[0]), device + 1);
+    }
+    assert_eq!(bench.ask(of(7, 0, false)), Status::NOT_FOUND);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! One driver at the other end of a bus.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use virtio_msg::wire::{HEADER_SIZE, Header, transport};
 
 use super::windows::Windows;
 use vmsg_bus::{StaticRam, Vectors};
+use vmsg_mem::{Mapping, WindowTable};
 
 /// Names a connection as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +59,10 @@ pub(super) struct Connection {
     pub(super) ram: Option<StaticRam>,
     /// The bus passes no descriptors, and windows are views of memory in common.
     pub(super) common: bool,
+    /// That memory, if there is any.
+    pub(super) common_memory: Option<Arc<Mapping>>,
+    /// On such a bus each device has windows of its own, by its number: a driver may be several guests.
+    pub(super) windows_of: BTreeMap<u16, Windows>,
     /// The doorbells that queues can have on such a bus.
     pub(super) vectors: Option<Arc<Vectors>>,
     /// Requests that wait for a device to finish something.
@@ -78,6 +83,8 @@ impl Connection {
             bare: false,
             ram: None,
             common: false,
+            common_memory: None,
+            windows_of: BTreeMap::new(),
             vectors: None,
             deferred: 0,
             out: VecDeque::new(),
@@ -85,6 +92,16 @@ impl Connection {
             complained: false,
             kept_back: false,
         }
+    }
+
+    /// What device `num` sees of the driver's memory.
+    pub(super) fn table_for(&self, num: u16) -> Arc<WindowTable> {
+        let windows = if self.common {
+            self.windows_of.get(&num)
+        } else {
+            Some(&self.windows)
+        };
+        windows.map_or_else(Arc::default, |windows| Arc::clone(windows.table()))
     }
 
     pub(super) fn send(&mut self, message: Vec<u8>) {

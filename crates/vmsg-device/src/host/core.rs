@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use virtio_msg::device::{self, ActionResult, DeviceMachine, Options, QueueSlot};
 use virtio_msg::{DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, ShmInfo, Token, decode};
@@ -478,7 +477,7 @@ impl Core {
         if connection.ram.is_some() {
             return self.find_memory(num, conn);
         }
-        let table = Arc::clone(connection.windows.table());
+        let table = connection.table_for(num);
         self.order(num, 0, Command::SetMemory(table));
     }
 }

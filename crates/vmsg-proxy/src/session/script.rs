@@ -13,7 +13,7 @@ use virtio_msg::{
 use vmsg_bus::Capabilities;
 use vmsg_bus::control::{
     self, BackingAdd, COMMON_BACKING, MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Resume,
-    ViewAdd, WindowAdd,
+    ViewAdd, WindowAdd, window_of_device,
 };
 use vmsg_mem::BusAddr;
 
@@ -49,6 +49,8 @@ pub(super) enum Step {
     WindowRemove {
         id: u32,
         more: bool,
+        /// Of this device only.
+        own: bool,
     },
     BackingAdd(Backing),
     BackingRemove(u32),
@@ -116,8 +118,12 @@ impl Step {
                 file_offset: window.window.file_offset,
                 more: *more,
             }),
-            Step::WindowRemove { id, more } => Request::WindowRemove {
-                id: *id,
+            Step::WindowRemove { id, more, own } => Request::WindowRemove {
+                id: if *own {
+                    window_of_device(device, *id)
+                } else {
+                    *id
+                },
                 more: *more,
             },
             Step::BackingAdd(backing) => Request::BackingAdd(BackingAdd {
@@ -142,7 +148,7 @@ impl Step {
                 more: *more,
             }),
             Step::CommonView { view, more } => Request::ViewAdd(ViewAdd {
-                id: view.id,
+                id: window_of_device(device, view.id),
                 writable: view.writable,
                 backing: COMMON_BACKING,
                 base: BusAddr(view.base),
@@ -432,7 +438,8 @@ pub(super) fn change_windows(change: Change, caps: &Capabilities) -> VecDeque<St
     }
     let more = true;
     let gone = change.remove.iter().flat_map(LentWindow::ids);
-    steps.extend(gone.map(|&id| Step::WindowRemove { id, more }));
+    let own = caps.has_common_views();
+    steps.extend(gone.map(|&id| Step::WindowRemove { id, more, own }));
     for window in change.add {
         if let Some(views) = &window.views {
             let views = views.of(&window.window);
