@@ -12,7 +12,7 @@ use virtio_msg::{DevNum, DeviceInfo, FeatureSet, QueueIndex, feature};
 use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, RamSlice, TableEntry, WindowTable};
 use vmsg_proxy::memory::{GuestMemory, MemoryError};
 use vmsg_proxy::session::{DeviceFacts, QueueSetup, ResumeAt};
-use vmsg_proxy::shadow::{Interrupt, Options, Shadow};
+use vmsg_proxy::shadow::{Common, Interrupt, Options, Segment, Shadow};
 use vmsg_queue::remote::Memory;
 use vmsg_queue::{ChainStorage, DeviceQueue, DriverQueue, DriverSlot, Layout, QueueConfig};
 
@@ -20,6 +20,8 @@ const GUEST: u64 = 0x4000_0000;
 const RAM: u64 = 64 << 20;
 const BUFFERS: u64 = GUEST + (1 << 20);
 const SIZE: u16 = 256;
+/// Memory that both sides have in common.
+const COMMON: u64 = 32 << 20;
 /// How long each figure is measured, and how often.
 const TIME: Duration = Duration::from_millis(250);
 const ROUNDS: usize = 7;
@@ -65,13 +67,14 @@ fn table(mapping: Arc<Mapping>, base: u64) -> WindowTable {
     WindowTable::new(vec![entry]).expect("one window")
 }
 
-/// Reads what there is to read and fills what there is to write, until it is stopped.
+/// Reads what there is to read and fills what there is to write, `most` bytes of each request at most, until it is stopped.
 fn serve(
     table: &WindowTable,
     config: QueueConfig,
     features: FeatureSet,
     kick: &OwnedFd,
     call: &OwnedFd,
+    most: usize,
     stop: &AtomicBool,
 ) {
     let space = table.space();
@@ -89,7 +92,7 @@ fn serve(
         for chain in batch.iter() {
             let n = chain.readable().len();
             chain.readable().read(&mut scratch[..n]);
-            let n = chain.writable().len();
+            let n = chain.writable().len().min(most);
             chain.writable().write(&scratch[..n]);
             let written = u32::try_from(n).expect("small");
             queue.complete(space, chain.head(), written).expect("works");
@@ -112,9 +115,11 @@ fn eventfd() -> Arc<OwnedFd> {
 #[derive(Clone, Copy)]
 struct Load {
     name: &'static str,
-    /// Bytes that the device reads and writes.
+    /// Bytes that the device reads, and has room to write.
     readable: u32,
     writable: u32,
+    /// Bytes that it writes.
+    written: u32,
     /// Requests on their way at a time.
     depth: usize,
 }
@@ -201,7 +206,17 @@ fn directly(mapping: &Arc<Mapping>, load: Load) -> f64 {
     let config = driver.config();
     let ring = Doorbell::from_fd(kick.try_clone().expect("dup")).expect("an eventfd");
     std::thread::scope(|scope| {
-        scope.spawn(|| serve(&guest, config, features(), &kick, &call, &stop));
+        scope.spawn(|| {
+            serve(
+                &guest,
+                config,
+                features(),
+                &kick,
+                &call,
+                load.written as usize,
+                &stop,
+            )
+        });
         let kick = || {
             let _ = ring.ring();
         };
@@ -212,7 +227,8 @@ fn directly(mapping: &Arc<Mapping>, load: Load) -> f64 {
     })
 }
 
-fn through_a_segment(mapping: &Arc<Mapping>, load: Load) -> f64 {
+/// `given`: it lies in memory that both have from the start, and is not lent.
+fn through_a_segment(mapping: &Arc<Mapping>, load: Load, given: Option<&Arc<Common>>) -> f64 {
     let guest = Arc::new(Ram(table(mapping.clone(), GUEST)));
     let facts = DeviceFacts {
         number: DevNum(1),
@@ -220,7 +236,12 @@ fn through_a_segment(mapping: &Arc<Mapping>, load: Load) -> f64 {
         offered: features(),
         queue_sizes: vec![SIZE; 3],
     };
-    let shadow = Shadow::new(guest, &facts, Options::default()).expect("a segment");
+    let segment = given.map_or_else(Segment::default, |common| {
+        let parts = common.divide(0..common.len(), &[None]);
+        Segment::Given(parts.expect("room").remove(0))
+    });
+    let name = "shadow".to_owned();
+    let shadow = Shadow::new(guest, &facts, Options { name, segment }).expect("a segment");
     let towards = shadow.set_features(features());
     let mut driver = driver(mapping, features());
     let config = driver.config();
@@ -236,7 +257,12 @@ fn through_a_segment(mapping: &Arc<Mapping>, load: Load) -> f64 {
     let bell = eventfd();
     shadow.set_interrupt(queue, Interrupt::Eventfd(bell.clone()));
     let window = shadow.window();
-    let segment = Mapping::of_fd(window.fd.as_fd(), 0, window.len, Access::ReadWrite);
+    let segment = Mapping::of_fd(
+        window.fd.as_fd(),
+        window.file_offset,
+        window.len,
+        Access::ReadWrite,
+    );
     let segment = table(Arc::new(segment.expect("mapped")), window.base);
     let config = QueueConfig {
         size: SIZE,
@@ -254,6 +280,7 @@ fn through_a_segment(mapping: &Arc<Mapping>, load: Load) -> f64 {
                 towards,
                 &started.kick,
                 &started.call,
+                load.written as usize,
                 &stop,
             );
         });
@@ -274,10 +301,14 @@ fn main() {
     let (mapping, _file) = Mapping::memfd("guest", RAM, true).expect("memory");
     let mapping = Arc::new(mapping);
     mapping.ram().fill(0x55);
+    let (common, file) = Mapping::memfd("common", COMMON, true).expect("memory");
+    let common = Common::new(Arc::new(common), Arc::new(file), 0, 1 << 30).expect("memory");
+    let common = Arc::new(common);
     let load = |name, readable, writable, depth| Load {
         name,
         readable,
         writable,
+        written: writable,
         depth,
     };
     let loads = [
@@ -285,32 +316,41 @@ fn main() {
         load("64 B there, 64 at a time", 64, 0, 64),
         load("1500 B there, 64 at a time", 1500, 0, 64),
         load("1500 B back, 64 at a time", 0, 1500, 64),
+        Load {
+            written: 1500,
+            ..load("1500 B back, room for 64 KiB, 64 at a time", 0, 65536, 64)
+        },
         load("4 KiB there and back, 32 at a time", 4096, 4096, 32),
         load("64 KiB there, 16 at a time", 65536, 0, 16),
         load("64 KiB back, 16 at a time", 0, 65536, 16),
     ];
     println!(
-        "{:36} {:>12} {:>12} {:>7} {:>10} {:>10}",
-        "", "direct/s", "segment/s", "ratio", "direct GB/s", "segment GB/s"
+        "{:44} {:>10} {:>11} {:>10} {:>7} {:>7} {:>7}",
+        "", "direct/s", "segment/s", "given/s", "ratio", "given", "GB/s"
     );
     for load in loads {
-        let (mut direct, mut segment, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut direct, mut segment, mut given) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ratio, mut ratio_given) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            // The one, the other, the one again: what the machine does meanwhile shows in both.
+            // The one, the others, the one again: what the machine does meanwhile shows in all.
             let before = directly(&mapping, load);
-            let through = through_a_segment(&mapping, load);
+            let through = through_a_segment(&mapping, load, None);
+            let through_given = through_a_segment(&mapping, load, Some(&common));
             let after = directly(&mapping, load);
-            direct.push((before + after) / 2.0);
+            let mean = (before + after) / 2.0;
+            direct.push(mean);
             segment.push(through);
-            ratio.push(through / ((before + after) / 2.0));
+            given.push(through_given);
+            ratio.push(through / mean);
+            ratio_given.push(through_given / mean);
         }
-        let (direct, segment, ratio) = (median(direct), median(segment), median(ratio));
-        let bytes = f64::from(load.readable + load.writable) / 1e9;
+        let [direct, segment, given, ratio, ratio_given] =
+            [direct, segment, given, ratio, ratio_given].map(median);
+        let bytes = f64::from(load.readable + load.written) / 1e9;
         println!(
-            "{:36} {direct:>12.0} {segment:>12.0} {ratio:>7.2} {:>10.2} {:>10.2}",
+            "{:44} {direct:>10.0} {segment:>11.0} {given:>10.0} {ratio:>7.2} {ratio_given:>7.2} {:>7.2}",
             load.name,
-            direct * bytes,
-            segment * bytes
+            given * bytes
         );
     }
 }

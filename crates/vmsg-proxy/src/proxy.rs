@@ -7,14 +7,16 @@ use crate::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use crate::front::{BindError, FrontStats};
 use crate::link::{Link, SessionHandle, Source};
 use crate::session::{DeviceFacts, Options, Session, Target};
-use crate::shadow;
+use crate::shadow::{self, Parts};
 use serde::Deserialize;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use thiserror::Error;
 use virtio_msg::DevNum;
-use vmsg_bus::BusSpec;
+use vmsg_bus::ivshmem::{MemoryMode, Ram};
+use vmsg_bus::{BusSpec, CommonMode, CommonRam};
 
 /// A device as a user names it: by number or by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,10 +152,10 @@ pub struct FrontSpec {
     /// vhost-user: whether configuration space is offered; otherwise yes, except for network devices, whose configuration QEMU keeps itself.
     #[serde(default)]
     pub config: Option<bool>,
-    /// Whether the guest's memory is kept from the device host, which gets copies instead; otherwise no.
+    /// Whether the guest's memory is kept from the device host, which gets copies instead; otherwise no, but for buses with `memory=bounce`.
     #[serde(default)]
     pub isolate: Option<bool>,
-    /// Bytes of memory for these copies; otherwise 64 MiB.
+    /// Bytes of memory for these copies; otherwise 64 MiB, or with `memory=bounce` a share of what other fronts leave.
     #[serde(default)]
     pub segment: Option<u64>,
     /// Permissions of the socket, octal; otherwise 0600.
@@ -183,9 +185,6 @@ impl FrontSpec {
                 return Err(SpecError::NotForKind { key, kind });
             }
         }
-        if vhost && self.segment.is_some() && self.isolate != Some(true) {
-            return Err(SpecError::NoCopies);
-        }
         match self.segment {
             Some(bytes) if !SEGMENT.contains(&bytes) || !bytes.is_multiple_of(PAGE) => {
                 Err(SpecError::Segment(bytes))
@@ -204,11 +203,58 @@ impl FrontSpec {
 
     /// Whether the front can do its work on `bus`.
     fn check_bus(&self, bus: &BusSpec) -> Result<(), SpecError> {
-        match bus {
-            BusSpec::LinuxUser(_) if self.isolate == Some(true) => Err(SpecError::CannotIsolate),
-            _ => Ok(()),
+        let copies = match (bounces(bus), self.isolate) {
+            (true, Some(false)) => return Err(SpecError::MustIsolate),
+            (true, _) => true,
+            (false, Some(true)) if matches!(bus, BusSpec::LinuxUser(_)) => {
+                return Err(SpecError::CannotIsolate);
+            }
+            (false, Some(true)) if matches!(bus, BusSpec::Ivshmem(_)) => {
+                return Err(SpecError::NotBounced);
+            }
+            (false, isolate) => isolate == Some(true) || self.kind == FrontKind::VfioUser,
+        };
+        if self.segment.is_some() && !copies {
+            return Err(SpecError::NoCopies);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the bus has memory in common that is for copies, and lends none.
+fn bounces(bus: &BusSpec) -> bool {
+    match bus {
+        BusSpec::Ivshmem(spec) => spec.memory == Some(MemoryMode::Bounce),
+        _ => false,
+    }
+}
+
+/// The parts of fronts in the memory of such a bus. If it is a file, it is there already, and with it what fronts of before have left: that is
+/// wiped now. Otherwise when the bus is connected.
+fn divide(bus: &BusSpec, wanted: Vec<Option<u64>>) -> Option<Arc<Parts>> {
+    let BusSpec::Ivshmem(spec) = bus else {
+        return None;
+    };
+    if spec.memory != Some(MemoryMode::Bounce) {
+        return None;
+    }
+    let parts = Arc::new(Parts::new(wanted));
+    // The memory of a PCI function is not to be touched before somebody has seen to it that it is one.
+    if let Some(Ram::File(path)) = &spec.ram
+        && !path.starts_with("/sys")
+    {
+        let offset = spec.ram_offset.unwrap_or(0);
+        match CommonRam::map(CommonMode::Bounce, path, offset, spec.ram_size) {
+            Ok(ram) => {
+                if let Err(error) = parts.provide_ram(&ram) {
+                    tracing::error!(%error, "the fronts have no memory for copies");
+                }
+            }
+            // The bus says so when it is connected.
+            Err(error) => tracing::debug!(%error, "the memory in common is not there yet"),
         }
     }
+    Some(parts)
 }
 
 /// Memory for copies: the least that lets a few requests be under way, and what nobody needs more of.
@@ -233,6 +279,14 @@ pub enum SpecError {
     /// Memory for copies, and nothing is copied.
     #[error("segment= is memory for copies, which a vhost-user front makes with isolate=on only")]
     NoCopies,
+    /// The bus has nothing but memory for copies.
+    #[error("isolate=off: nothing but copies goes over a bus with memory=bounce")]
+    MustIsolate,
+    /// The bus shows the guest's memory to the device host.
+    #[error(
+        "isolate=on: over this ivshmem bus the device host sees the guest's memory in place; use memory=bounce, with which nothing of it is shown"
+    )]
+    NotBounced,
     /// The bus has the guest's memory in common with the device host, from the start.
     #[error(
         "isolate=on: on a linux-user bus the device host has all of the guest's memory from the start (ram=); \
@@ -403,11 +457,11 @@ impl Proxy {
             }
         }
         let mut links = Vec::new();
-        let mut handles: Vec<Option<SessionHandle>> = vec![None; specs.len()];
+        let mut handles: Vec<Option<(SessionHandle, shadow::Source)>> = vec![None; specs.len()];
         for (bus, fronts) in buses.iter().zip(of_bus) {
             let groups: Vec<Vec<usize>> = match bus {
                 // Room for one driver.
-                BusSpec::LinuxUser(_) if !fronts.is_empty() => vec![fronts],
+                BusSpec::LinuxUser(_) | BusSpec::Ivshmem(_) if !fronts.is_empty() => vec![fronts],
                 _ => fronts.into_iter().map(|front| vec![front]).collect(),
             };
             for group in groups {
@@ -419,7 +473,12 @@ impl Proxy {
                             FrontKind::VhostUser => Options::default(),
                             FrontKind::VfioUser => crate::front::vfio_user::session_options(),
                         };
-                        let session = Session::new(spec.dev.0.clone(), options);
+                        let mut session = Session::new(spec.dev.0.clone(), options);
+                        if let BusSpec::Ivshmem(bus) = bus
+                            && let Some(places) = crate::places::of_bus(bus)
+                        {
+                            session.set_places(places);
+                        }
                         (spec.name(), session)
                     })
                     .collect();
@@ -428,14 +487,22 @@ impl Proxy {
                 let connector = bus.connector(&format!("vmsg proxy {name}"));
                 connector.open_trace()?;
                 let source = Source::Bus(connector);
-                let link = Link::start_shared(&name, sessions, source).map_err(|source| {
-                    ProxyError::Os {
-                        what: "starting a link",
-                        source,
-                    }
+                let wanted = group.iter().map(|&front| specs[front].segment).collect();
+                let parts = divide(bus, wanted);
+                let link = Link::start_dividing(&name, sessions, source, parts.clone());
+                let link = link.map_err(|source| ProxyError::Os {
+                    what: "starting a link",
+                    source,
                 })?;
-                for (front, handle) in group.into_iter().zip(link.handles()) {
-                    handles[front] = Some(handle.clone());
+                for (seat, (front, handle)) in group.into_iter().zip(link.handles()).enumerate() {
+                    let segment = match &parts {
+                        Some(parts) => shadow::Source::Common {
+                            parts: parts.clone(),
+                            front: seat,
+                        },
+                        None => specs[front].segment(),
+                    };
+                    handles[front] = Some((handle.clone(), segment));
                 }
                 links.push(link);
             }
@@ -444,9 +511,8 @@ impl Proxy {
             links,
             fronts: Vec::new(),
         };
-        for (spec, session) in specs.iter().zip(handles.into_iter().flatten()) {
+        for (spec, (session, segment)) in specs.iter().zip(handles.into_iter().flatten()) {
             let name = spec.name();
-            let segment = spec.segment();
             let front = Front::start(spec, session.clone(), segment).map_err(|source| {
                 ProxyError::Bind {
                     front: name,

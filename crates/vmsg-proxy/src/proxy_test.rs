@@ -28,7 +28,6 @@ fn a_front_is_refused_what_its_kind_does_not_have() {
     good.check().unwrap();
     for (text, word) in [
         ("vfio-user,socket=a,dev=1,config=on", "config="),
-        ("vhost-user,socket=a,dev=1,segment=64M", "isolate=on"),
         ("vfio-user,socket=a,dev=1,segment=4K", "between 1M"),
         ("vfio-user,socket=a,dev=1,segment=1048577", "4096"),
     ] {
@@ -46,6 +45,40 @@ fn a_bus_that_has_the_memory_in_common_cannot_isolate() {
     let error = Proxy::start(&[bus], &fronts, |_| ()).unwrap_err();
     assert!(error.to_string().contains("unix bus"), "{error}");
     assert!(!dir.path().join("a.sock").exists());
+}
+
+#[test]
+fn memory_for_copies_needs_copies() {
+    let fits = |front: &str, bus: &str| {
+        let spec: FrontSpec = keyval::from_str(front).unwrap();
+        spec.check().unwrap();
+        let bus: BusSpec = bus.parse().unwrap();
+        spec.check_bus(&bus).map_err(|error| error.to_string())
+    };
+    let segment = "vhost-user,socket=a,dev=1,segment=64M";
+    let isolated = "vhost-user,socket=a,dev=1,isolate=on";
+    let lent = "vfio-user,socket=a,dev=1,isolate=off";
+    let unix = "unix,path=b";
+    let bounce = "ivshmem,socket=b,memory=bounce,ram=bar";
+    let shown = "ivshmem,socket=b,memory=segment,ram=bar";
+    for (front, bus) in [
+        (isolated, unix),
+        (lent, unix),
+        (segment, bounce),
+        (isolated, bounce),
+        (lent, shown),
+    ] {
+        fits(front, bus).unwrap();
+    }
+    for (front, bus, word) in [
+        (segment, unix, "isolate=on"),
+        (segment, shown, "isolate=on"),
+        (isolated, shown, "memory=bounce"),
+        (lent, bounce, "isolate=off"),
+    ] {
+        let error = fits(front, bus).unwrap_err();
+        assert!(error.contains(word), "{front} {bus}: {error}");
+    }
 }
 
 #[test]

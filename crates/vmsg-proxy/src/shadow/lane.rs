@@ -282,7 +282,10 @@ impl<'m> Lane<'m> {
             return Err(self.guest_fault(RemoteError::Memory(error)));
         }
         let head = flight.head.expect("the queue knows the token");
-        common.pool.wipe_all(self.queue, &mut flight.parts);
+        let readable = flight.readable;
+        common
+            .pool
+            .wipe_done(self.queue, &mut flight.parts, readable, used.written);
         self.targets -= flight.targets.len();
         flight.clear();
         self.note(|recorder| recorder.completed(head.id()))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Which parts of the segment are in use as buffers. All that is not is zero, unless the device host wrote there.
+//! Which parts of the segment are in use as buffers. All that is not is zero, unless the device wrote there more than it said, or where it had nothing.
 
 use super::division::Division;
 use std::ops::Range;
@@ -243,6 +243,28 @@ impl<'m> Pool<'m> {
     pub(super) fn wipe_all(&mut self, queue: usize, buffers: &mut Vec<Buffer>) {
         for &(addr, len) in &*buffers {
             self.memory(addr, len).fill(0);
+        }
+        self.release_all(queue, buffers);
+    }
+
+    /// The same for the buffers of a request that is done: the first `readable` of them have bytes of the guest's from end to end, the others what the
+    /// device wrote, which are `written` bytes. What it wrote beyond these without saying so stays, and is nothing that it does not know.
+    pub(super) fn wipe_done(
+        &mut self,
+        queue: usize,
+        buffers: &mut Vec<Buffer>,
+        readable: usize,
+        written: u32,
+    ) {
+        let mut left = written;
+        for (n, &(addr, len)) in buffers.iter().enumerate() {
+            let used = if n < readable { len } else { len.min(left) };
+            if n >= readable {
+                left -= used;
+            }
+            if used > 0 {
+                self.memory(addr, used).fill(0);
+            }
         }
         self.release_all(queue, buffers);
     }
