@@ -76,7 +76,12 @@ enum Front {
 
 /// Runs the demo; prints `TEST PASSED` or `TEST FAILED` as last line and gives whether it passed.
 pub(crate) fn run(options: &Options) -> bool {
-    match play(options) {
+    told(play(options))
+}
+
+/// Prints how it ended, as last line.
+pub(crate) fn told(ended: Result<String>) -> bool {
+    match ended {
         Ok(summary) => {
             println!("TEST PASSED: {summary}");
             true

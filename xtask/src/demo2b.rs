@@ -1,74 +1,284 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-use crate::{
-    cross, demo, dirs,
-    http::{FILE_SIZE, Server},
-    inner, kit,
-    machine::Machine,
-    outer::{self, Outer},
-    scene::Scene,
-};
-use anyhow::Result;
-use std::time::Duration;
+//! Demo 2b: two machines joined by shared memory and doorbells alone; a stock guest in one reaches the network through
+//! the other.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::demo::{self, PINGS, SCRIPT, STEP};
+use crate::dirs;
+use crate::http::{FILE_SIZE, Server};
+use crate::inner::Inside;
+use crate::kit;
+use crate::machine::Machine;
+use crate::outer::Process;
+use crate::pair::{self, GATEWAY, Mode, Pair, Plan, Programs};
+use crate::scene::Scene;
+
+/// Longest time from the inner QEMU's start to the guest's first line.
+const INNER_BOOT: Duration = Duration::from_secs(120);
+/// Longest time for a download: it passes through four emulated processors' worth of software.
+const DOWNLOAD: Duration = Duration::from_secs(120);
+
+/// Options of `demo 2b`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
+    /// Machine type of all three: the two machines and the guest in one of them
     #[arg(long, value_enum, default_value_t = Machine::X86)]
     machine: Machine,
+    /// What the machines have in common beside the messages
+    #[arg(long, value_enum, default_value_t = Mode::Bounce)]
+    memory: Mode,
+    /// With --memory segment, on x86: the guest lives in the memory of the PCI device itself
+    #[arg(long)]
+    bar: bool,
+    /// Which side is there first [default: any]
+    #[arg(long, value_enum)]
+    order: Option<Order>,
+    /// How the queues of messages lie in the memory
+    #[arg(long, value_enum, default_value_t = Layout::Amp)]
+    layout: Layout,
+    /// Keep logs in this folder, new or empty [default: a new one under target/xtask]
+    #[arg(long, value_name = "DIR")]
+    keep_dir: Option<PathBuf>,
+    /// Use this static program instead of building one; on the same processor also as the server
+    #[arg(long, value_name = "FILE", hide = true)]
+    vmsg: Option<PathBuf>,
     #[command(flatten)]
     kit: kit::Options,
 }
-pub(crate) fn run(options: &Options) -> bool {
-    match play(options) {
-        Ok(()) => {
-            println!("TEST PASSED");
-            true
-        }
-        Err(e) => {
-            println!("{e:#}");
-            false
+
+/// Which machine comes up first, with its side of the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Order {
+    /// B, the device side
+    DeviceFirst,
+    /// A, the driver side
+    DriverFirst,
+    /// Both at once
+    Together,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::DeviceFirst, Self::DriverFirst, Self::Together];
+
+    /// Any.
+    fn any() -> Self {
+        let nanos = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |d| d.subsec_nanos());
+        Self::ALL[nanos as usize / 1000 % 3]
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::DeviceFirst => "the device side first",
+            Self::DriverFirst => "the driver side first",
+            Self::Together => "both sides at once",
         }
     }
 }
-fn play(options: &Options) -> Result<()> {
-    let kit = outer::kit(options.machine, &options.kit)?;
-    let vmsg = match std::env::var_os("VMSG_TRY") {
-        Some(p) => p.into(),
-        None => cross::vmsg(options.machine)?,
-    };
-    let dir = dirs::run_folder("demo-2b", None)?;
-    println!("logs: {}", dir.display());
-    let mut scene = Scene::new(dir);
-    let server = Server::start(FILE_SIZE)?;
-    let settings = demo::settings(&server, 10);
-    let inside = inner::Inside::new(&kit, demo::SCRIPT, &settings)?;
-    let mut a = Outer::start(
-        &mut scene,
-        "a",
-        &kit,
-        &vmsg,
-        &outer::Options {
-            ram_mib: 768,
-            inside: Some(inside),
-            ..Default::default()
+
+/// How the queues lie in the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Layout {
+    /// The layout that describes itself
+    Amp,
+    /// QEMU's two pages
+    Spsc,
+}
+
+/// Runs the demo; prints `TEST PASSED` or `TEST FAILED` as last line and gives whether it passed.
+pub(crate) fn run(options: &Options) -> bool {
+    demo::told(play(options))
+}
+
+fn play(options: &Options) -> Result<String> {
+    pair::check_memory()?;
+    let plan = Plan {
+        mode: options.memory,
+        bar: options.bar,
+        layout: match options.layout {
+            Layout::Amp => "amp",
+            Layout::Spsc => "spsc",
         },
-    )?;
-    println!("{:?} started", scene.now());
-    let v = a.booted(&mut scene)?;
-    println!("{:?} booted {v}", scene.now());
-    for l in a.run(&mut scene, "uname -a; free -m; vmsg --version; ls /dev/kvm")? {
-        println!("  {l}");
+    };
+    let mut kits = kit::gather(&[options.machine], &options.kit)?;
+    let kit = kits.pop().expect("one kit for one machine");
+    println!("building vmsg for the machines");
+    let programs = Programs::build(options.machine, options.vmsg.as_deref(), None)?;
+    let mut pair = Pair::new(&kit, plan, programs)?;
+    let name = format!("demo-2b-{}", options.machine.name());
+    let dir = dirs::run_folder(&name, options.keep_dir.as_deref())?;
+    println!("logs: {}", dir.display());
+    let server = Server::start(FILE_SIZE)?;
+    let inside = Inside::new(&kit, SCRIPT, &settings(&server))?;
+    let mut scene = Scene::new(dir);
+    let order = options.order.unwrap_or_else(Order::any);
+    let id = pair.start_server(&mut scene)?;
+    tell(
+        &scene,
+        &format!("ivshmem server listens (process {})", scene.pid(id)),
+    );
+    let (serve, proxy, mut inner) = bring_up(&mut scene, &mut pair, inside, order)?;
+    let summary = watch(&mut scene, &mut inner, &server, options.machine)?;
+    let failures = inner.failures(&scene);
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    pair.end(&mut scene, &serve, &proxy)?;
+    tell(&scene, "proxy, device host, machines and server have ended");
+    println!();
+    println!("logs and commands: {}", scene.dir().display());
+    let place = if options.bar { " in a BAR" } else { "" };
+    Ok(format!(
+        "{} guest in machine A, device in machine B, memory {}{place}, {}: {summary}",
+        options.machine.name(),
+        options.memory.name(),
+        order.text(),
+    ))
+}
+
+/// Tells progress: the time since the start and what has happened.
+fn tell(scene: &Scene, what: &str) {
+    println!("[{:5.1} s] {what}", scene.now().as_secs_f64());
+}
+
+/// Settings of the inner guest's script.
+pub(crate) fn settings(server: &Server) -> Vec<(&'static str, String)> {
+    let mut settings = demo::settings(server, PINGS).to_vec();
+    settings.push(("GATEWAY", GATEWAY.to_owned()));
+    settings
+}
+
+/// Starts both machines in this order, and all that runs in them: device host, proxy, inner guest.
+pub(crate) fn bring_up(
+    scene: &mut Scene,
+    pair: &mut Pair,
+    inside: Inside,
+    order: Order,
+) -> Result<(Process, Process, Process)> {
+    let a_runs = |scene: &mut Scene, pair: &mut Pair| -> Result<(Process, Process)> {
+        let kernel = pair.ready_a(scene)?;
+        tell(scene, &format!("machine A runs Linux {kernel}"));
+        let proxy = pair.proxy(scene)?;
+        tell(scene, &format!("proxy listens in A: {}", pair.buses().1));
+        let inner = pair.inner(scene, true)?;
+        tell(scene, "inner QEMU started in A, with KVM");
+        Ok((proxy, inner))
+    };
+    let b_runs = |scene: &mut Scene, pair: &mut Pair| -> Result<Process> {
+        let kernel = pair.ready_b(scene)?;
+        tell(scene, &format!("machine B runs Linux {kernel}"));
+        let serve = pair.serve(scene)?;
+        tell(
+            scene,
+            &format!("device host listens in B: {}", pair.buses().0),
+        );
+        Ok(serve)
+    };
+    match order {
+        Order::DeviceFirst => {
+            pair.start_b(scene, "b")?;
+            let serve = b_runs(scene, pair)?;
+            pair.start_a(scene, "a", inside)?;
+            let (proxy, inner) = a_runs(scene, pair)?;
+            Ok((serve, proxy, inner))
+        }
+        Order::DriverFirst => {
+            pair.start_a(scene, "a", inside)?;
+            let (proxy, inner) = a_runs(scene, pair)?;
+            pair.start_b(scene, "b")?;
+            let serve = b_runs(scene, pair)?;
+            Ok((serve, proxy, inner))
+        }
+        Order::Together => {
+            pair.start_a(scene, "a", inside)?;
+            pair.start_b(scene, "b")?;
+            let serve = b_runs(scene, pair)?;
+            let (proxy, inner) = a_runs(scene, pair)?;
+            Ok((serve, proxy, inner))
+        }
     }
-    let mut inner = a.spawn(
-        &mut scene,
-        "inner",
-        &inner::command(options.machine, &inner::Hardware::new(None, None)),
-    )?;
-    for m in [
-        "booted", "nic", "lease", "pinged", "fetched", "sum", "random", "done",
-    ] {
-        let (d, at) = inner.mark(&mut scene, m, Duration::from_secs(100))?;
-        println!("{at:?} {m} {d}");
-    }
-    a.power_off(&mut scene)?;
-    println!("{:?} off", scene.now());
-    Ok(())
+}
+
+/// Follows the inner guest to its end; gives what it has shown.
+fn watch(
+    scene: &mut Scene,
+    inner: &mut Process,
+    server: &Server,
+    machine: Machine,
+) -> Result<String> {
+    let (kernel, _) = inner.mark(scene, "booted", INNER_BOOT)?;
+    tell(scene, &format!("inner guest runs Linux {kernel}"));
+    let (nic, _) = inner.mark(scene, "nic", STEP)?;
+    let transport = machine.transport_name();
+    ensure!(
+        nic.contains("/virtio_mmio") == (transport == "virtio-mmio")
+            || nic.contains(".virtio_mmio") == (transport == "virtio-mmio"),
+        "eth1 is not a {transport} device: it is {nic}"
+    );
+    tell(scene, &format!("eth1 is {nic} ({transport})"));
+    let (lease, _) = inner.mark(scene, "lease", STEP)?;
+    tell(scene, &format!("DHCP: {lease}"));
+    let address = lease
+        .split_whitespace()
+        .nth(2)
+        .unwrap_or_default()
+        .to_owned();
+    let answer = format!("bytes from {GATEWAY}");
+    inner.expect(scene, "the first answer to a ping", STEP, |line| {
+        line.text.contains(&answer).then_some(())
+    })?;
+    tell(scene, "first ping answered");
+    let counts = inner.expect(scene, "ping's statistics", STEP, |line| {
+        line.text
+            .contains("packets transmitted")
+            .then(|| line.text.clone())
+    })?;
+    tell(scene, &counts);
+    ensure!(
+        counts.contains(" 0% packet loss"),
+        "pings were lost: {counts}"
+    );
+    let times = inner.expect(scene, "ping's times", STEP, |line| {
+        line.text
+            .starts_with("round-trip")
+            .then(|| line.text.clone())
+    })?;
+    tell(scene, &times);
+    let (_, begun) = inner.mark(scene, "fetching", STEP)?;
+    let (code, ended) = inner.mark(scene, "fetched", DOWNLOAD)?;
+    ensure!(
+        code == "0",
+        "the guest's download failed (wget gave {code})"
+    );
+    let mebibytes = FILE_SIZE >> 20;
+    tell(
+        scene,
+        &format!(
+            "{mebibytes} MiB fetched from this machine in {:.1} s",
+            (ended - begun).as_secs_f64()
+        ),
+    );
+    let (sum, _) = inner.mark(scene, "sum", STEP)?;
+    let sum = sum.split_whitespace().next().unwrap_or_default();
+    ensure!(
+        sum == server.sha256(),
+        "wrong checksum: the guest got {sum}, the file has {}",
+        server.sha256()
+    );
+    tell(scene, &format!("SHA-256 is right: {sum}"));
+    let (random, _) = inner.mark(scene, "random", STEP)?;
+    ensure!(
+        random.starts_with("1024 virtio_rng"),
+        "the entropy device does not give random bytes: {random}"
+    );
+    tell(scene, &format!("entropy device gives bytes: {random}"));
+    inner
+        .mark(scene, "done", STEP)
+        .context("the inner guest does not end")?;
+    Ok(format!(
+        "eth1 has {address} by DHCP, {counts}, {mebibytes} MiB with the right checksum"
+    ))
 }

@@ -2,6 +2,7 @@
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
 mod endure;
+mod ivshmem;
 mod ivshmem_server;
 pub(crate) mod linux_user;
 mod list;

@@ -5,6 +5,7 @@
 //! It obeys: the host writes commands to its console, one after another, and reads there what each process says.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,7 @@ use crate::cpio::Cpio;
 use crate::guest;
 use crate::initrd::{self, Content};
 use crate::inner::Inside;
-use crate::kit::{self, Kit};
+use crate::kit::Kit;
 use crate::machine::Machine;
 use crate::qemu;
 use crate::scene::{Id, Line, Scene, Stream};
@@ -59,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) net: bool,
     /// What it needs for a guest of its own.
     pub(crate) inside: Option<Inside>,
+    /// Static programs beside `vmsg`, by the names they get in /bin.
+    pub(crate) programs: Vec<(&'static str, PathBuf)>,
 }
 
 impl Default for Options {
@@ -71,6 +74,7 @@ impl Default for Options {
             window: None,
             net: false,
             inside: None,
+            programs: Vec::new(),
         }
     }
 }
@@ -122,6 +126,11 @@ impl Outer {
         let program = fs::read(vmsg).with_context(|| format!("cannot read {}", vmsg.display()))?;
         let mut add = |cpio: &mut Cpio| -> Result<()> {
             cpio.file("bin/vmsg", 0o755, &program);
+            for (name, path) in &options.programs {
+                let program =
+                    fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+                cpio.file(&format!("bin/{name}"), 0o755, &program);
+            }
             match &options.inside {
                 Some(inside) => inside.add_to(cpio),
                 None => Ok(()),
@@ -390,10 +399,4 @@ fn append(machine: Machine) -> String {
         words.push_str(" intel_iommu=on no_timer_check nowatchdog clocksource=hpet tsc=unstable");
     }
     words
-}
-
-/// The kit of an outer machine: what the user has named counts.
-pub(crate) fn kit(machine: Machine, options: &kit::Options) -> Result<Kit> {
-    let mut kits = kit::gather(&[machine], options)?;
-    Ok(kits.pop().expect("one kit for one machine"))
 }

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Stage, ivshmem_server, linux_user, nic, socket, vfio_user};
+use super::{Stage, ivshmem, ivshmem_server, linux_user, nic, socket, vfio_user};
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
     proxy_killed,
@@ -36,7 +36,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 30] = [
+pub(super) const TESTS: [Test; 31] = [
     Test {
         name: "checks",
         reference: true,
@@ -210,6 +210,12 @@ pub(super) const TESTS: [Test; 30] = [
         reference: true,
         short: Short::No,
         play: vfio_user::next_guest,
+    },
+    Test {
+        name: "ivshmem-tools",
+        reference: false,
+        short: Short::Both,
+        play: ivshmem::tools,
     },
     Test {
         name: "memory-not-shared",
