@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Address, Error};
@@ -11,6 +12,11 @@ use super::{Address, Error};
 const ID: [u16; 2] = [0x1af4, 0x1110];
 /// Capability of MSI-X (linux/pci_regs.h).
 const MSI_X: u8 = 0x11;
+/// Offset of the command register in configuration space, and its bits: the memory answers, and the function may
+/// write to memory, as its interrupts do.
+pub(super) const COMMAND: u64 = 4;
+pub(super) const MEMORY: u16 = 1 << 1;
+pub(super) const BUS_MASTER: u16 = 1 << 2;
 
 /// Where the files of the kernel are.
 #[derive(Clone, Debug)]
@@ -203,21 +209,47 @@ impl Function {
         opened.map_err(|error| Error::file(path, error))
     }
 
-    /// Makes the memory answer: a function without a driver is not enabled, and then all of it reads as 0 or −1.
+    /// Makes the memory answer: where nobody has switched that on, all of it reads as 0 or −1.
     pub(super) fn enable(&self) -> Result<(), Error> {
-        let path = self.dir().join("enable");
-        let error = |error| Error::file(path.clone(), error);
-        let count = fs::read_to_string(&path).map_err(error)?;
-        if count.trim() != "0" {
+        if self.is_on()? {
             return Ok(());
         }
-        match &self.driver {
-            Some(driver) => Err(Error::Off {
+        if let Some(driver) = &self.driver {
+            return Err(Error::Off {
                 address: self.address,
                 driver: driver.clone(),
-            }),
-            None => fs::write(&path, "1").map_err(error),
+            });
         }
+        let path = self.dir().join("enable");
+        fs::write(&path, "1").map_err(|error| Error::file(path, error))?;
+        if self.is_on()? {
+            return Ok(());
+        }
+        // The kernel takes it for enabled already, and leaves it as it is.
+        let path = self.dir().join("config");
+        let failed = |error| Error::file(path.clone(), error);
+        let config = OpenOptions::new().read(true).write(true).open(&path);
+        let config = config.map_err(failed)?;
+        let mut command = [0; 2];
+        config
+            .read_exact_at(&mut command, COMMAND)
+            .map_err(failed)?;
+        let command = u16::from_le_bytes(command) | MEMORY;
+        config
+            .write_all_at(&command.to_le_bytes(), COMMAND)
+            .map_err(failed)
+    }
+
+    /// Whether the memory answers.
+    fn is_on(&self) -> Result<bool, Error> {
+        let path = self.dir().join("config");
+        let failed = |error| Error::file(path.clone(), error);
+        let mut command = [0; 2];
+        let config = File::open(&path).map_err(failed)?;
+        config
+            .read_exact_at(&mut command, COMMAND)
+            .map_err(failed)?;
+        Ok(u16::from_le_bytes(command) & MEMORY != 0)
     }
 }
 

@@ -151,6 +151,7 @@ fn a_function_without_a_driver_is_switched_on_and_reached_by_sysfs() {
     let device = Device::pci(&function, Access::Auto).unwrap();
     let file = |name: &str| fs::read(function.dir().join(name)).unwrap();
     assert_eq!(file("enable"), b"1");
+    assert_eq!(file("config")[4..6], [2, 0], "the kernel did nothing here");
     assert_eq!(
         device.id(),
         Some(PeerId(9)),
@@ -220,4 +221,29 @@ fn binding_says_so_if_the_driver_does_not_take_the_function() {
     assert_eq!(file(overridden.to_str().unwrap()), "vfio-pci");
     let probed = sys.join("drivers_probe");
     assert_eq!(file(probed.to_str().unwrap()), "0000:00:05.0");
+}
+
+#[test]
+fn a_function_whose_memory_answers_is_left_as_it_is() {
+    let fake = Fake::new();
+    fake.ivshmem("0000:00:05.0", false);
+    let mut config = [0; 256];
+    config[4] = 2;
+    fake.put("0000:00:05.0", "config", &config);
+    fake.link("0000:00:05.0", "driver", "bus/pci/drivers/uio_pci_generic");
+    let function = fake.tree().only_function().unwrap();
+    let device = Device::pci(&function, Access::Auto).unwrap();
+    assert_eq!(device.memory().len(), 65536);
+    assert_eq!(fs::read(function.dir().join("enable")).unwrap(), b"0\n");
+}
+
+#[test]
+fn registers_that_cannot_be_mapped_leave_the_memory() {
+    let fake = Fake::new();
+    fake.ivshmem("0000:00:05.0", true);
+    let function = fake.tree().only_function().unwrap();
+    fs::remove_file(function.dir().join("resource0")).unwrap();
+    let device = Device::pci(&function, Access::Sysfs).unwrap();
+    assert_eq!((device.id(), device.memory().len()), (None, 65536));
+    assert!(device.ring(PeerId(0), 0).is_err());
 }

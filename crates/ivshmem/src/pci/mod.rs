@@ -108,15 +108,21 @@ fn open_sysfs(function: &Function) -> Result<(Memory, Doors), Error> {
     let memory = map_sysfs(function, None)?;
     let registers = match function.kind() {
         Kind::Plain => None,
-        Kind::Doorbell => {
-            let file = function.open_resource("resource0")?;
-            let offset = function.bar(0).start % page_size();
-            let bar = DeviceMapping::of_fd(file.as_fd(), offset, registers::SIZE);
-            let bar = bar.map_err(|source| Error::map(function, "resource0", source))?;
-            Some(Registers::mapped(file.into(), Arc::new(bar)))
-        }
+        Kind::Doorbell => map_registers(function)
+            // Such as where another process has them by VFIO.
+            .inspect_err(|error| tracing::info!(%error, "memory only"))
+            .ok(),
     };
     Ok((memory, doors(registers, Vec::new())))
+}
+
+/// Maps BAR0 by sysfs.
+fn map_registers(function: &Function) -> Result<Registers, Error> {
+    let file = function.open_resource("resource0")?;
+    let offset = function.bar(0).start % page_size();
+    let bar = DeviceMapping::of_fd(file.as_fd(), offset, registers::SIZE)
+        .map_err(|source| Error::map(function, "resource0", source))?;
+    Ok(Registers::mapped(file.into(), Arc::new(bar)))
 }
 
 fn doors(registers: Option<Registers>, vectors: Vec<OwnedFd>) -> Doors {

@@ -11,16 +11,11 @@ use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use vmsg_mem::DeviceMapping;
 
+use super::function::{BUS_MASTER, COMMAND, MEMORY};
 use super::ioctl::{self, Iommu, Region};
 use super::registers::{self, Registers};
 use super::{Error, Function, bind};
 use crate::memory::Memory;
-
-/// Offset of the command register in configuration space, and its bits: the memory answers, and the function may
-/// write to memory, as its interrupts do.
-const COMMAND: u64 = 4;
-const MEMORY: u16 = 1 << 1;
-const BUS_MASTER: u16 = 1 << 2;
 
 /// A function that nobody else can take until this is dropped.
 #[derive(Debug)]
