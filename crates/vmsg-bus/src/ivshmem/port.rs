@@ -18,7 +18,7 @@ use rustix::time::{
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vmsg_mem::amp::{self, Side};
@@ -56,6 +56,8 @@ pub(crate) struct Port {
     /// Holds all, edge-triggered.
     epoll: OwnedFd,
     inner: Mutex<Inner>,
+    /// When the timer rings for the machine, in milliseconds; 0 if it was set to something else since.
+    armed: AtomicU64,
     /// Who is rung for messages.
     bells: Mutex<Vec<Doorbell>>,
     /// The connection is over.
@@ -71,8 +73,6 @@ struct Inner {
     machine: Machine,
     device: Device,
     memory: DeviceSlice,
-    /// When the timer rings, in milliseconds.
-    armed: u64,
     /// An error in a layout that was told already.
     told: Option<amp::LayoutError>,
 }
@@ -142,9 +142,9 @@ impl Port {
                 machine: Machine::new(config),
                 device,
                 memory,
-                armed: 0,
                 told: None,
             }),
+            armed: AtomicU64::new(0),
             bells: Mutex::default(),
             over: AtomicBool::new(true),
             foreign: AtomicBool::new(false),
@@ -257,10 +257,11 @@ impl Port {
             self.ring_whom(inner, whom);
         }
         let due = inner.machine.deadline();
-        if inner.armed <= now || due < inner.armed {
-            inner.armed = due;
+        let armed = self.armed.load(Ordering::Acquire);
+        if armed <= now || due < armed {
+            self.armed.store(due, Ordering::Release);
             if due != u64::MAX {
-                self.start_timer(Duration::from_millis(due.saturating_sub(now).max(1)));
+                self.set_timer(Duration::from_millis(due.saturating_sub(now).max(1)));
             }
         }
         turn.event
@@ -479,8 +480,13 @@ impl Port {
         self.over.store(true, Ordering::Release);
     }
 
-    /// Wakes this side once after `time`.
+    /// Wakes this side once after `time`, whatever the machine waits for: that is to be set again.
     fn start_timer(&self, time: Duration) {
+        self.set_timer(time);
+        self.armed.store(0, Ordering::Release);
+    }
+
+    fn set_timer(&self, time: Duration) {
         let zero = Timespec::default();
         let timer = Itimerspec {
             it_interval: zero,
