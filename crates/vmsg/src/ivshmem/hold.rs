@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use ivshmem::Client;
+use ivshmem::client::{ConnectError, Limits};
 use ivshmem::server::{Options, Source};
 
 /// First word of what a server says that finds its socket taken.
@@ -32,7 +34,8 @@ pub(crate) enum Held {
 
 /// Starts a server as `options` say, unless one listens on the first port's path. When this returns, it can be
 /// connected to; with [`Options::linger`] it ends after that time without a client, and then the one who comes next has
-/// to begin with this again.
+/// to begin with this again. One that was found is visited at a port with an id, if there is one, so that it is not just
+/// about to end; it may have other memory than `options` say, which is logged.
 ///
 /// Of several that do this at a time one starts the server, which the lock on the socket decides.
 pub(crate) fn ensure(options: &Options) -> anyhow::Result<Held> {
@@ -41,10 +44,37 @@ pub(crate) fn ensure(options: &Options) -> anyhow::Result<Held> {
     let until = Instant::now() + PATIENCE;
     loop {
         match start(options)? {
+            Some(Held::Found) if !visit(options) && Instant::now() < until => {}
             Some(held) => return Ok(held),
             None if Instant::now() < until => std::thread::sleep(PAUSE),
             None => bail!("the ivshmem server on `{path}` neither begins nor ends"),
         }
+    }
+}
+
+/// Is a client for a moment of the server that was found; false if it has ended meanwhile. It costs no id, and no other
+/// client is told.
+fn visit(options: &Options) -> bool {
+    let Some(port) = options.ports.iter().find(|port| port.id.is_some()) else {
+        return true;
+    };
+    // It does not matter how many vectors it has.
+    let limits = Limits {
+        vectors: Some(0),
+        ..Limits::default()
+    };
+    match Client::connect_with(&port.path, limits, PATIENCE) {
+        Ok(client) => {
+            let (have, wanted) = (client.memory_size(), options.size);
+            if have != wanted {
+                let path = port.path.display();
+                tracing::warn!(%path, have, wanted, "the server that is there has other memory; it ends with its last client");
+            }
+            true
+        }
+        Err(ConnectError::NotThere { .. }) => false,
+        // It has a client already, or is another kind of server: whoever connects next is told so.
+        Err(_) => true,
     }
 }
 
