@@ -154,6 +154,10 @@ fn be_a_proxy() {
     }
 }
 
+fn unix(dir: &Path) -> String {
+    format!("unix,path={}/bus", dir.display())
+}
+
 struct Bounce {
     dir: tempfile::TempDir,
     serve: Program,
@@ -174,7 +178,7 @@ impl Bounce {
         // Of somebody before.
         fs::write(dir.path().join("common"), vec![0x66; COMMON as usize]).expect("written");
         Bounce {
-            serve: serve(dir.path()),
+            serve: serve(&unix(dir.path())),
             proxy: proxy(dir.path()),
             dir,
         }
@@ -242,7 +246,7 @@ fn what_was_sent_is_wiped_though_the_device_host_or_the_proxy_is_killed_in_the_m
         net.set_up(2);
         net.ask(1, &frame, 0);
         scene.until("it is on its way", || scene.has(&sent));
-        scene.serve = serve(scene.dir.path());
+        scene.serve = serve(&unix(scene.dir.path()));
         assert!(net.answer(1).is_empty());
         assert!(!scene.has(&sent), "{round}: wiped when it was done");
         // The proxy: what it leaves stays until there is another one.
@@ -253,12 +257,57 @@ fn what_was_sent_is_wiped_though_the_device_host_or_the_proxy_is_killed_in_the_m
         assert!(scene.has(&sent));
         scene.proxy = proxy(scene.dir.path());
         assert!(!scene.has(&sent), "{round}: wiped before anything else");
-        scene.serve = serve(scene.dir.path());
+        scene.serve = serve(&unix(scene.dir.path()));
         net = scene.guest("net");
         plant(&mut net, &secret);
         net.set_up(2);
         net.ask(1, &frame, 0);
         assert!(net.answer(1).is_empty());
         assert!(!scene.has(&secret) && !scene.has(&sent));
+    }
+}
+
+/// The same with the programs as they are, on a bus that has nothing but memory.
+#[test]
+fn nothing_of_a_guest_is_in_the_memory_of_an_ivshmem_bus_with_bounce() {
+    for kind in ["vhost-user", "vfio-user"] {
+        let (secret, sent) = secrets();
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let at = dir.path().to_owned();
+        let messages = at.join("messages");
+        fs::write(&messages, vec![0; 1 << 20]).expect("written");
+        fs::write(at.join("common"), vec![0x66; COMMON as usize]).expect("written");
+        let bus = format!(
+            "ivshmem,file={},memory=bounce,ram={}",
+            messages.display(),
+            at.join("common").display()
+        );
+        let scene = Scene::on(dir, &bus, kind, "");
+        let pid = scene.serve.pid();
+        let nowhere = |when: &str| {
+            let found = everywhere(pid, &secret);
+            assert!(found.is_empty(), "{kind}, {when}: {found:?}");
+            for file in ["common", "messages"] {
+                let bytes = fs::read(at.join(file)).expect("read");
+                assert!(!holds(&bytes, &secret), "{kind}, {when}: in {file}");
+            }
+        };
+        if kind == "vhost-user" {
+            search_during(&at, &secret, &sent, nowhere);
+        } else {
+            let mut rng = scene.guest("rng");
+            let mut net = scene.guest("net");
+            super::plant(&mut rng, &secret);
+            super::plant(&mut net, &secret);
+            rng.start(1);
+            net.start(2);
+            super::plant(&mut rng, &secret);
+            super::plant(&mut net, &secret);
+            nowhere("before traffic");
+            super::traffic(&mut rng, &mut net, &sent, 200);
+            nowhere("after traffic");
+        }
+        let bytes = fs::read(at.join("common")).expect("read");
+        assert!(!holds(&bytes, &sent), "{kind}: what was sent was not wiped");
     }
 }

@@ -96,9 +96,8 @@ struct Scene {
 }
 
 /// A device host with `rng0` and `net0`.
-fn serve(dir: &Path) -> Program {
-    let bus = format!("unix,path={}/bus", dir.display());
-    let args = ["serve", "--bus", &bus, "--device", "rng"];
+fn serve(bus: &str) -> Program {
+    let args = ["serve", "--bus", bus, "--device", "rng"];
     let more = ["--device", "net,backend=none", "--keep", "0"];
     Program::start(&[&args[..], &more].concat(), 1)
 }
@@ -108,11 +107,17 @@ impl Scene {
         let dir = tempfile::tempdir().expect("a folder");
         let at = dir.path().display();
         let bus = format!("unix,path={at}/bus");
-        let serve = serve(dir.path());
+        Scene::on(dir, &bus, kind, keys)
+    }
+
+    /// On a bus in that folder.
+    fn on(dir: tempfile::TempDir, bus: &str, kind: &str, keys: &str) -> Scene {
+        let at = dir.path().display();
+        let serve = serve(bus);
         let rng = format!("{kind},socket={at}/rng,dev=rng0{keys}");
         let net = format!("{kind},socket={at}/net,dev=net0{keys}");
         let proxy = Program::start(
-            &["proxy", "--bus", &bus, "--front", &rng, "--front", &net],
+            &["proxy", "--bus", bus, "--front", &rng, "--front", &net],
             2,
         );
         Scene {
