@@ -2,16 +2,18 @@
 //! A guest: memory, queues, and the steps in which a front sets its device up.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex};
 use vmsg_device::device::transport_features;
 use vmsg_mem::{BusAddr, Doorbell, Mapping, RamSlice};
+use vmsg_proxy::places::{Found, Place, PlaceError, Places};
 use vmsg_proxy::session::{CommonMemory, FileId, InflightMemory, Op, QueueSetup, ResumeAt, Window};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures, Token};
 
 use crate::echo::{QUEUE_SIZE, QUEUES};
+use crate::line::Bus;
 use crate::wire::{FRAME, HEADER, NUMBER};
 
 pub(crate) const BASE: u64 = 0x4000_0000;
@@ -27,24 +29,64 @@ const SHOWN: u64 = 0x10_0000_0000;
 const POISON: u8 = 0xa5;
 const BYTES: usize = BUFFERS + QUEUES * QUEUE_SIZE as usize * SLOT;
 
+/// Bytes of a page of the guest's memory.
+const PAGE: usize = 4096;
+/// Pages of the memory that a bus has in common; more than the guest has.
+const COMMON_PAGES: usize = 7;
+
+/// Where in the common memory the guest's page with this number is: no two are neighbours.
+fn scattered(page: usize) -> usize {
+    (page * 3 + 1) % COMMON_PAGES
+}
+
 /// The guest's memory; queues borrow from it.
 pub(crate) struct Memory {
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     fd: Arc<OwnedFd>,
+    /// Its pages are anywhere in the mapping.
+    scattered: bool,
 }
 
 impl Memory {
-    pub(crate) fn new() -> Self {
-        let (mapping, fd) =
-            Mapping::memfd("guest", BYTES.next_multiple_of(4096) as u64, true).expect("memfd");
+    /// For a guest on such a bus.
+    pub(crate) fn of(bus: Bus) -> Self {
+        let scattered = bus == Bus::Common;
+        let pages = if scattered {
+            COMMON_PAGES
+        } else {
+            BYTES.div_ceil(PAGE)
+        };
+        let (mapping, fd) = Mapping::memfd("guest", (pages * PAGE) as u64, true).expect("memfd");
         Self {
-            mapping,
+            mapping: Arc::new(mapping),
             fd: Arc::new(fd),
+            scattered,
         }
     }
 
-    fn ram(&self) -> RamSlice<'_> {
-        self.mapping.ram()
+    /// All of it, and what else is in common.
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// A part of a page.
+    fn part(&self, at: usize, len: usize) -> RamSlice<'_> {
+        let page = if self.scattered {
+            scattered(at / PAGE)
+        } else {
+            at / PAGE
+        };
+        let part = self.mapping.ram().get(page * PAGE + at % PAGE, len);
+        part.filter(|_| at % PAGE + len <= PAGE)
+            .expect("within a page")
+    }
+
+    fn read(&self, at: usize, into: &mut [u8]) {
+        self.part(at, into.len()).read(0, into);
+    }
+
+    fn write(&self, at: usize, from: &[u8]) {
+        self.part(at, from.len()).write(0, from);
     }
 
     /// The file under a name.
@@ -77,7 +119,7 @@ impl Memory {
     fn window(&self) -> Window {
         Window {
             base: BASE,
-            len: self.ram().len() as u64,
+            len: (BYTES.div_ceil(PAGE) * PAGE) as u64,
             file_offset: 0,
             writable: true,
             fd: Arc::clone(&self.fd),
@@ -86,6 +128,34 @@ impl Memory {
                 inode: 1,
             },
         }
+    }
+}
+
+/// Finds the guest's pages.
+#[derive(Debug)]
+pub(crate) struct Scattered;
+
+impl Places for Scattered {
+    fn places(
+        &self,
+        _: BorrowedFd<'_>,
+        _: FileId,
+        file_offset: u64,
+        len: u64,
+    ) -> Result<Found, PlaceError> {
+        let page = PAGE as u64;
+        let mut places = Vec::new();
+        let mut at = file_offset;
+        while at < file_offset + len {
+            let number = usize::try_from(at / page).expect("small");
+            let place = Place {
+                offset_in_common: scattered(number) as u64 * page + at % page,
+                len: (page - at % page).min(file_offset + len - at),
+            };
+            at += place.len;
+            places.push(place);
+        }
+        Ok(Found { places, hold: None })
     }
 }
 
@@ -183,7 +253,7 @@ impl<'m> Guest<'m> {
 
     /// Starts over: new queues, nothing outstanding, all steps to be done.
     pub(crate) fn boot(&mut self) {
-        self.memory.ram().fill(0);
+        self.memory.mapping.ram().fill(0);
         let layout = Layout::new(QUEUE_SIZE, 0).expect("a size");
         let features = QueueFeatures {
             event_idx: true,
@@ -192,11 +262,7 @@ impl<'m> Guest<'m> {
         self.queues = (0..QUEUES)
             .map(|index| {
                 let at = index * QUEUE_BYTES;
-                let ram = self
-                    .memory
-                    .ram()
-                    .get(at, layout.total_len())
-                    .expect("inside");
+                let ram = self.memory.part(at, layout.total_len());
                 let base = BusAddr(BASE + at as u64);
                 let slots = vec![DriverSlot::default(); QUEUE_SIZE.into()];
                 Queue {
@@ -230,7 +296,7 @@ impl<'m> Guest<'m> {
         let config = self.queues[queue].ring.config();
         let at = usize::try_from(config.device.0 - BASE).expect("small") + 2;
         let mut used = [0; 2];
-        self.memory.ram().read(at, &mut used);
+        self.memory.read(at, &mut used);
         match u16::from_le_bytes(used) {
             0 => ResumeAt::Start,
             _ => ResumeAt::UsedIndex,
@@ -323,7 +389,7 @@ impl<'m> Guest<'m> {
 
     /// No device can reach a buffer any more: from now on nobody else writes there.
     pub(crate) fn is_hidden(&mut self, queue: usize, slot: usize) {
-        self.memory.ram().write(place(queue, slot), &[POISON; SLOT]);
+        self.memory.write(place(queue, slot), &[POISON; SLOT]);
         let queue = &mut self.queues[queue];
         assert!(queue.shown.remove(&slot), "hidden once");
         queue.hidden.insert(slot);
@@ -342,7 +408,7 @@ impl<'m> Guest<'m> {
     fn check_hidden(&self, queue: usize, slot: usize) {
         if self.queues[queue].hidden.contains(&slot) {
             let mut bytes = [0; SLOT];
-            self.memory.ram().read(place(queue, slot), &mut bytes);
+            self.memory.read(place(queue, slot), &mut bytes);
             assert_eq!(bytes, [POISON; SLOT], "written although it was hidden");
         }
     }
@@ -393,7 +459,7 @@ impl<'m> Guest<'m> {
         } else {
             0
         };
-        let ram = self.memory.ram();
+        let ram = self.memory;
         ram.write(at, &[0; SLOT]);
         ram.write(at + number, &self.sequence.to_le_bytes());
         let base = if self.habits.iommu {
@@ -450,7 +516,7 @@ impl<'m> Guest<'m> {
                     }
                     continue;
                 }
-                let ram = self.memory.ram();
+                let ram = self.memory;
                 let mut bytes = [0; 8];
                 let number = match (self.habits.frames, index) {
                     (false, _) => {

@@ -15,6 +15,8 @@ pub(crate) enum Bus {
     /// Passes descriptors, lends memory.
     #[default]
     Unix,
+    /// Messages only; windows are views of memory that both ends have.
+    Common,
     /// Messages only; the driver's memory is known from the start.
     Bare,
     /// The same, with the older messages on the wire.
@@ -27,12 +29,17 @@ impl Bus {
     }
 
     pub(crate) fn max_message(self) -> usize {
-        if self.lends() { MESSAGE } else { 48 }
+        match self {
+            Self::Unix => MESSAGE,
+            Self::Common => 64,
+            Self::Bare | Self::BareR1 => 48,
+        }
     }
 
     pub(crate) fn capabilities(self) -> Capabilities {
         match self {
             Self::Unix => Capabilities::all(MESSAGE),
+            Self::Common => Capabilities::common(64),
             Self::Bare => {
                 let mut capabilities = Capabilities::from_bits(0, 48);
                 capabilities.enumerates = true;

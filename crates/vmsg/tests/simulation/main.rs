@@ -44,7 +44,7 @@ fn cases() -> (u64, u64) {
 
 fn run(name: &str, faults: Faults, setting: Setting) -> Outcome {
     let (first, count) = cases();
-    let memory = Memory::new();
+    let memory = Memory::of(setting.bus);
     let begin = Instant::now();
     let mut sum = Outcome::default();
     for seed in first..first + count {
@@ -142,7 +142,7 @@ fn the_same_seed_is_the_same_case() {
         reboots: true,
         ..Faults::default()
     };
-    let memory = Memory::new();
+    let memory = Memory::of(Bus::Unix);
     let one = World::new(7, faults, Setting::default(), &memory).run(STEPS);
     let two = World::new(7, faults, Setting::default(), &memory).run(STEPS);
     assert_eq!(one, two);
@@ -191,7 +191,7 @@ fn requests_that_overtake_each_other_survive_everything_at_once() {
 
 #[test]
 fn buses_without_descriptors_go_on_in_order_and_say_so_where_they_cannot() {
-    for bus in [Bus::Bare, Bus::BareR1] {
+    for bus in [Bus::Common, Bus::Bare, Bus::BareR1] {
         let setting = |kind| Setting {
             bus,
             kind,
@@ -223,6 +223,60 @@ fn windows_that_come_and_go_with_each_request_survive_killed_hosts_and_reboots()
                 "every address was mapped when it was used"
             );
         }
+    }
+}
+
+const VIEWS: Setting = Setting {
+    bus: Bus::Common,
+    kind: Kind::Echo,
+    eventfds: false,
+    keeps_inflight: false,
+    iommu: false,
+};
+
+#[test]
+fn memory_in_scattered_places_survives_everything_at_once() {
+    for kind in [Kind::Echo, Kind::Net] {
+        for iommu in [false, true] {
+            let faults = Faults {
+                // A kick is a message there.
+                drops: false,
+                // Buffers that are shown one by one are counted.
+                duplicates: !iommu,
+                kills: true,
+                reboots: true,
+                early: false,
+            };
+            let setting = Setting {
+                kind,
+                iommu,
+                ..VIEWS
+            };
+            let outcome = run("views of common memory, everything", faults, setting);
+            assert!(outcome.kills > 0 && outcome.replays > 0 && outcome.reboots > 0);
+        }
+    }
+}
+
+#[test]
+fn views_of_common_memory_that_come_and_go_with_each_request_survive_killed_hosts() {
+    for kind in [Kind::Echo, Kind::Net] {
+        let setting = Setting {
+            kind,
+            iommu: true,
+            ..VIEWS
+        };
+        let outcome = run("a view for each request, kills", KILLS, setting);
+        assert_eq!(
+            outcome.refused, 0,
+            "every address was mapped when it was used"
+        );
+        let early = Faults {
+            early: true,
+            ..KILLS
+        };
+        let outcome = run("views taken away", early, setting);
+        assert!(outcome.refused > 0, "nobody has noticed");
     }
 }
 

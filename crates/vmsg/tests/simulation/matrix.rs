@@ -49,6 +49,7 @@ fn bus_name(setting: Setting) -> &'static str {
     match setting.bus {
         Bus::Unix if setting.iommu => "unix, a window for each request",
         Bus::Unix => "unix",
+        Bus::Common => "without descriptors, views of common memory",
         Bus::Bare => "without descriptors",
         Bus::BareR1 => "the same, r1",
     }
@@ -174,14 +175,14 @@ fn whoever_is_killed_whenever_nothing_is_lost_nothing_is_doubled_nothing_hangs()
     let begin = Instant::now();
     let seeds = std::env::var("VMSG_SIM_CASES").ok();
     let seeds: Option<u64> = seeds.and_then(|text| text.parse().ok());
-    let new = || Table {
+    let new = |bus| Table {
         lines: BTreeMap::new(),
         seeds: seeds.map_or(1, |cases| cases.div_ceil(10_000)),
         thorough: seeds.is_some_and(|cases| cases >= 300),
-        memory: Memory::new(),
+        memory: Memory::of(bus),
     };
     let mut settings = Vec::new();
-    for bus in [Bus::Unix, Bus::Bare, Bus::BareR1] {
+    for bus in [Bus::Unix, Bus::Common, Bus::Bare, Bus::BareR1] {
         for kind in [Kind::Echo, Kind::Disk, Kind::Net] {
             for keeps_inflight in [false, true] {
                 // Where there is nothing to keep it is all the same.
@@ -205,10 +206,10 @@ fn whoever_is_killed_whenever_nothing_is_lost_nothing_is_doubled_nothing_hangs()
         keeps_inflight: true,
         iommu: true,
     }));
-    let mut table = new();
+    let mut table = new(Bus::Unix);
     std::thread::scope(|scope| {
-        let play = |setting| {
-            let mut table = new();
+        let play = |setting: Setting| {
+            let mut table = new(setting.bus);
             scope.spawn(move || {
                 table.setting(setting);
                 table.lines

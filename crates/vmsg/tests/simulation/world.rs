@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_msg::{DevNum, Instant, QueueIndex};
@@ -21,7 +22,7 @@ use iommu::Change;
 
 use crate::disk::{Disk, Platter};
 use crate::echo::{Echo, QUEUES};
-use crate::guest::{BASE, Guest, Habits, Memory};
+use crate::guest::{BASE, Guest, Habits, Memory, Scattered};
 use crate::line::{Bus, Line};
 use crate::random::Random;
 use crate::wire::{Traffic, Wire};
@@ -125,6 +126,14 @@ fn number(bus: Bus) -> DevNum {
     DevNum(if bus == Bus::BareR1 { 0 } else { 3 })
 }
 
+fn session(bus: Bus, target: &Target) -> Session {
+    let mut session = Session::new(target.clone(), Options::default());
+    if bus == Bus::Common {
+        session.set_places(Arc::new(Scattered));
+    }
+    session
+}
+
 pub(crate) struct World<'m> {
     random: Random,
     faults: Faults,
@@ -183,7 +192,7 @@ impl<'m> World<'m> {
             wire: Traffic::default(),
             now: Instant(0),
             clock: std::time::Instant::now(),
-            session: Session::new(target.clone(), Options::default()),
+            session: session(setting.bus, &target),
             target,
             guest: Guest::new(memory, habits),
             process: None,
@@ -371,7 +380,7 @@ impl<'m> World<'m> {
                 self.guest.back.push((queue, slot));
             }
         }
-        self.session = Session::new(self.target.clone(), Options::default());
+        self.session = session(self.setting.bus, &self.target);
         self.waiting_for = None;
         if std::mem::take(&mut self.releasing) {
             self.guest.boot();
@@ -514,7 +523,10 @@ impl<'m> World<'m> {
         };
         let bus = self.setting.bus;
         let conn = process.host.connect(Peer::default(), bus.max_message());
-        if !bus.lends() {
+        if bus == Bus::Common {
+            let memory = Arc::clone(self.memory.mapping());
+            process.host.set_common(conn, Some(memory), None);
+        } else if !bus.lends() {
             let ram = StaticRam::new(self.memory.path(), BASE, 0, 0);
             process.host.set_bare(conn, Some(ram));
             self.session
