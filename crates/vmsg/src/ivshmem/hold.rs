@@ -6,6 +6,7 @@
 //! nobody needs it.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,7 @@ fn visit(options: &Options) -> bool {
 /// Starts a server; `None` if another one is just beginning or ending.
 fn start(options: &Options) -> anyhow::Result<Option<Held>> {
     let mut child = Command::new("/proc/self/exe")
+        .arg0("vmsg")
         .args(["ivshmem", "server", "--hold"])
         .args(arguments(options)?)
         // It is not this process whose service manager waits for it.
