@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -229,4 +229,62 @@ fn one_in_the_background_says_why_it_cannot_begin() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn one_that_has_no_descriptors_left_goes_on_when_there_are_some_again() {
+    let (dir, path) = place();
+    let mut limited = Command::new("sh");
+    let words =
+        "ulimit -n 40 && exec \"$0\" ivshmem server --socket iv.sock --size 64K --stall 600";
+    limited
+        .args(["-c", words, env!("CARGO_BIN_EXE_vmsg")])
+        .current_dir(dir.path())
+        .env_remove("NOTIFY_SOCKET")
+        .env("VMSG_LOG", "error")
+        .stdin(Stdio::null());
+    let mut server = Server::spawn(limited);
+    // None of them reads, so that the descriptors that are sent to them are in the way as well.
+    let many: Vec<UnixStream> = (0..60)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
+    let stat = format!("/proc/{}/stat", server.child.id());
+    let used = || {
+        // User and system time: proc(5), fields 14 and 15.
+        let stat = fs::read_to_string(&stat).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
+        fields
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum::<u64>()
+    };
+    let before = used();
+    // Nothing will come: this only passes the time.
+    let mut one = many[0].try_clone().unwrap();
+    one.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut bytes = [0; 8];
+    one.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, [0; 8]);
+    while one.read_exact(&mut bytes).is_ok() {}
+    // A hundred ticks are a second of a processor.
+    let spent = used() - before;
+    assert!(
+        spent < 50,
+        "{spent} ticks in a second in which nothing can be done"
+    );
+    drop((one, many));
+    let until = Instant::now() + LONG;
+    let good = loop {
+        match Client::connect(&path, LONG) {
+            Ok(client) => break client,
+            // As long as those are not heard that have gone.
+            Err(error) => assert!(error.is_transient() && Instant::now() < until, "{error}"),
+        }
+    };
+    good.ring(good.id(), 0).unwrap();
+    assert!(is_readable(good.vector_fd(0).unwrap(), LONG));
+    server.signal(Signal::TERM);
+    let (stats, well) = server.end();
+    assert!(well && stats.contains("stalled=0,spoke=0"), "{stats}");
 }
