@@ -23,6 +23,11 @@ pub fn memory_remedy(other: &OtherMemory) -> Option<String> {
         }
         OtherMemory::OtherFile { path, size, .. } => (path, size.to_string()),
         OtherMemory::NoFile { path, .. } => (path, "…".to_owned()),
+        OtherMemory::NoPlace { .. } => {
+            return Some(format!(
+                "{other}. `vmsg proxy --print-qemu` shows the memory that QEMU has to have"
+            ));
+        }
         // Said well enough.
         _ => return None,
     };
@@ -51,9 +56,24 @@ pub struct Machine {
     pub memory: String,
     /// QEMU's version, as far as it matters: from 9.2 on `reconnect` is called `reconnect-ms`.
     pub version: (u32, u32),
-    /// The file that is to be its memory, for a bus that has it in common; otherwise any.
-    pub memory_file: Option<PathBuf>,
+    /// What its memory is to be.
+    pub backend: MemoryBackend,
 }
+
+/// What a guest's memory is to be, so that a bus can do something with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MemoryBackend {
+    /// Any memory that is shared.
+    #[default]
+    Any,
+    /// This file, which the bus has in common.
+    File(PathBuf),
+    /// Huge pages, which stay where they are; of this NUMA node, if it has to be one.
+    Huge(Option<u32>),
+}
+
+/// Where Linux distributions have mounted hugetlbfs.
+pub const HUGE_PAGES: &str = "/dev/hugepages";
 
 impl Default for Machine {
     /// An x86 machine with 512 MiB in QEMU 7.2.
@@ -62,7 +82,7 @@ impl Default for Machine {
             arch: Arch::X86,
             memory: "512M".into(),
             version: (7, 2),
-            memory_file: None,
+            backend: MemoryBackend::Any,
         }
     }
 }
@@ -95,13 +115,20 @@ pub fn machine_args(machine: &Machine) -> Vec<String> {
         Arch::X86 => "q35",
         Arch::Arm64 => "virt",
     };
-    let backend = match &machine.memory_file {
-        Some(file) => {
+    let backend = match &machine.backend {
+        MemoryBackend::File(file) => {
             let file = file.to_string_lossy();
             let file = escape(&file);
             format!("memory-backend-file,id=mem,size={memory},mem-path={file},share=on")
         }
-        None => format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+        MemoryBackend::Any => format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+        MemoryBackend::Huge(node) => {
+            let bind = node.map(|node| format!(",host-nodes={node},policy=bind"));
+            let bind = bind.unwrap_or_default();
+            format!(
+                "memory-backend-file,id=mem,size={memory},mem-path={HUGE_PAGES}{bind},prealloc=on,share=on"
+            )
+        }
     };
     let mut args = vec![
         "-machine".into(),

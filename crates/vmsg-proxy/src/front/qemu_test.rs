@@ -41,7 +41,7 @@ fn arm_machines_have_devices_on_mmio_that_is_not_legacy() {
         arch: Arch::Arm64,
         memory: "1G".into(),
         version: (11, 1),
-        memory_file: None,
+        backend: MemoryBackend::Any,
     };
     let args = device_args(&device(4, 1), &machine);
     assert_eq!(args[1], "socket,id=vmsg-dev0,path=a,,b.sock");
@@ -142,7 +142,7 @@ fn pairs_and_mtu_are_what_the_device_says_and_offers() {
 #[test]
 fn a_bus_with_memory_in_common_names_the_file() {
     let machine = Machine {
-        memory_file: Some("/dev/shm/a,b".into()),
+        backend: MemoryBackend::File("/dev/shm/a,b".into()),
         ..Machine::default()
     };
     let args = machine_args(&machine).join(" ");
@@ -179,4 +179,34 @@ fn a_vfio_user_device_is_described_in_json_whatever_its_path() {
         args[1],
         r#"{"driver":"vfio-user-pci","socket":{"type":"unix","path":"a\"b\\c\u000a'd"}}"#
     );
+}
+
+#[test]
+fn memory_that_is_found_by_its_pages_has_pages_that_stay() {
+    let args = |backend| {
+        let machine = Machine {
+            memory: "1G".into(),
+            backend,
+            ..Machine::default()
+        };
+        machine_args(&machine).join(" ")
+    };
+    let bound = args(MemoryBackend::Huge(Some(1)));
+    let object = "memory-backend-file,id=mem,size=1G,mem-path=/dev/hugepages,host-nodes=1,policy=bind,prealloc=on,share=on";
+    assert!(bound.contains(object), "{bound}");
+    let anywhere = args(MemoryBackend::Huge(None));
+    let object = "memory-backend-file,id=mem,size=1G,mem-path=/dev/hugepages,prealloc=on,share=on";
+    assert!(anywhere.contains(object), "{anywhere}");
+}
+
+#[test]
+fn memory_that_is_not_in_common_is_named_with_what_to_do() {
+    let other = OtherMemory::NoPlace {
+        base: 0x10_0000,
+        why: crate::places::PlaceError::Movable { page_size: 4096 },
+    };
+    let remedy = memory_remedy(&other).unwrap();
+    for part in ["0x100000", "4096", "hugetlbfs", "--print-qemu"] {
+        assert!(remedy.contains(part), "{remedy}");
+    }
 }

@@ -9,7 +9,7 @@ mod of_bus;
 mod pagemap;
 mod physical;
 
-pub use of_bus::{NamedFile, of_bus};
+pub use of_bus::{NamedFile, file_of_bus, of_bus};
 pub use pagemap::{Hold, Pagemap};
 pub use physical::PhysicalWindow;
 

@@ -23,11 +23,7 @@ pub fn of_bus(spec: &IvshmemSpec) -> Option<Arc<dyn Places>> {
         }),
         (None, None) => None,
     };
-    let path = spec.ram.as_ref().and_then(|ram| match ram {
-        Ram::Bar => memory_of_messages(spec),
-        ram => ram.path(),
-    });
-    match (spec.memory?, physical, path) {
+    match (spec.memory?, physical, file_of_bus(spec)) {
         (MemoryMode::Known | MemoryMode::Bounce, ..) => None,
         (_, Some(physical), _) => Some(Arc::new(Pagemap::new(physical, spec.ram_size))),
         (MemoryMode::Segment, None, Some(path)) => Some(Arc::new(NamedFile {
@@ -39,6 +35,14 @@ pub fn of_bus(spec: &IvshmemSpec) -> Option<Arc<dyn Places>> {
         (MemoryMode::Whole, None, _) => {
             Some(Arc::new(Pagemap::new(Physical::Whole, spec.ram_size)))
         }
+    }
+}
+
+/// The file that the common memory of a bus is, if that is one that a VMM can open, too, and is said.
+pub fn file_of_bus(spec: &IvshmemSpec) -> Option<PathBuf> {
+    match spec.ram.as_ref()? {
+        Ram::Bar => memory_of_messages(spec),
+        ram => ram.path(),
     }
 }
 

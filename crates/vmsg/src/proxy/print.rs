@@ -2,16 +2,17 @@
 //! `vmsg proxy --print-qemu`: asks what the devices are, and ends.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use virtio_msg::{DevNum, QueueIndex};
+use vmsg_bus::ivshmem::{MemoryMode, Ram};
 use vmsg_bus::linux_user::LinuxUserSpec;
-use vmsg_bus::{BusSpec, ConnectError};
+use vmsg_bus::{BusSpec, ConnectError, IvshmemSpec};
 use vmsg_driver::Error;
 use vmsg_proxy::front::qemu::{
-    Arch, Machine, VFIO_USER_SINCE, machine_args, to_shell, vfio_user_args,
+    Arch, Machine, MemoryBackend, VFIO_USER_SINCE, machine_args, to_shell, vfio_user_args,
 };
 use vmsg_proxy::session::{DeviceFacts, Target};
 use vmsg_proxy::{BusRef, FrontKind, FrontSpec, print_qemu};
@@ -51,22 +52,27 @@ pub(super) fn print(
     };
     let size = parse_size(&args.memory)?;
     let version = version_for(args.qemu_version.as_deref(), fronts)?;
-    let mut memory_file = None;
+    let mut backend = None;
     let mut asked = Vec::new();
     for front in fronts {
         let BusRef::Index(index) = front.bus else {
             continue;
         };
         let bus = &buses[index];
-        if let BusSpec::LinuxUser(bus) = bus {
-            let file = fitting_memory(bus, arch, size)?;
-            if memory_file.as_ref().is_some_and(|other| *other != file) {
+        let fitting = match bus {
+            BusSpec::LinuxUser(bus) => Some(fitting_memory(bus, arch, size)?),
+            BusSpec::Ivshmem(bus) => fitting_common(bus, arch, size)?,
+            _ => None,
+        };
+        if let Some(fitting) = fitting {
+            if backend.as_ref().is_some_and(|other| *other != fitting) {
                 return Err(Usage(
-                    "--print-qemu: a guest has one memory, and the buses have several ram=".into(),
+                    "--print-qemu: a guest has one memory, and the buses want it to be several"
+                        .into(),
                 )
                 .into());
             }
-            memory_file = Some(file);
+            backend = Some(fitting);
         }
         asked.push((front, bus));
     }
@@ -74,7 +80,7 @@ pub(super) fn print(
         arch,
         memory: args.memory.clone(),
         version,
-        memory_file,
+        backend: backend.unwrap_or_default(),
     };
     let mut words = machine_args(&machine);
     for (front, bus) in asked {
@@ -165,40 +171,104 @@ fn find(client: &mut BusClient, bus: &BusSpec, name: &str) -> anyhow::Result<Dev
     )
 }
 
-/// The file that a guest's memory must be on a bus that lends none, if the bus has it where a machine with `size` bytes has it.
-fn fitting_memory(bus: &LinuxUserSpec, arch: Arch, size: u64) -> Result<PathBuf, Usage> {
-    let usage = |error: String| Usage(format!("--bus {bus}: {error}"));
-    let Some(ram) = &bus.ram else {
-        return Err(usage(
-            "--print-qemu needs ram=FILE, the file that is to be the guest's memory".into(),
-        ));
+/// The file that a guest's memory must be on a bus that lends none.
+fn fitting_memory(bus: &LinuxUserSpec, arch: Arch, size: u64) -> Result<MemoryBackend, Usage> {
+    let known = Known {
+        bus,
+        ram: bus.ram.as_deref(),
+        mem_offset: bus.mem_offset,
+        mem_low_size: bus.mem_low_size,
+        mem_hole: bus.mem_hole,
     };
-    let whole = bus.mem_hole == 0 || bus.mem_low_size >= size;
-    let (fits, machine, keys) = match arch {
-        Arch::X86 if size >= Q35_SPLITS => (
-            bus.mem_offset == 0 && bus.mem_low_size == 2 * GIB && bus.mem_hole == 2 * GIB,
-            "x86",
-            "mem-offset=0,mem-low-size=2G,mem-hole=2G",
-        ),
-        Arch::X86 => (
-            bus.mem_offset == 0 && whole,
-            "x86",
-            "mem-offset=0, without mem-hole=",
-        ),
-        Arch::Arm64 => (
-            bus.mem_offset == VIRT_BASE && whole,
-            "arm64",
-            "mem-offset=0x40000000, without mem-hole=",
-        ),
-    };
-    if !fits {
-        return Err(usage(format!(
-            "with --machine {machine} and {} MiB of memory this must be {keys}, in `serve` and `proxy` alike",
-            size >> 20
-        )));
+    known.fitting(arch, size).map(MemoryBackend::File)
+}
+
+/// What a guest's memory must be so that the bus can tell where it is; `None`: anything that is shared.
+fn fitting_common(
+    bus: &IvshmemSpec,
+    arch: Arch,
+    size: u64,
+) -> Result<Option<MemoryBackend>, Usage> {
+    let ram = bus.ram.as_ref().and_then(Ram::path);
+    let huge = MemoryBackend::Huge(bus.node);
+    Ok(match bus.memory {
+        None | Some(MemoryMode::Bounce) => None,
+        Some(MemoryMode::Known) => {
+            let shown = BusSpec::Ivshmem(Box::new(bus.clone()));
+            let known = Known {
+                bus: &shown,
+                ram: ram.as_deref(),
+                mem_offset: bus.mem_offset.unwrap_or(0),
+                mem_low_size: bus.mem_low_size.unwrap_or(0),
+                mem_hole: bus.mem_hole.unwrap_or(0),
+            };
+            Some(MemoryBackend::File(known.fitting(arch, size)?))
+        }
+        Some(MemoryMode::Whole) => Some(huge),
+        Some(MemoryMode::Segment) if bus.node.is_some() || bus.window.is_some() => Some(huge),
+        Some(MemoryMode::Segment) => {
+            let usage = |error| Usage(format!("--print-qemu: {error}"));
+            if arch == Arch::Arm64 {
+                return Err(usage(
+                    "on arm64 a guest cannot run in the memory of a PCI function: give node= or window=, or memory=bounce",
+                ));
+            }
+            let file = vmsg_proxy::places::file_of_bus(bus).ok_or_else(|| {
+                usage("memory=segment needs node=, window=, or ram= with a file that QEMU can open, such as ram=pci:ADDRESS")
+            })?;
+            Some(MemoryBackend::File(
+                std::path::absolute(&file).unwrap_or(file),
+            ))
+        }
+    })
+}
+
+/// Memory that both ends know, at addresses that both know.
+struct Known<'a> {
+    bus: &'a dyn std::fmt::Display,
+    ram: Option<&'a Path>,
+    mem_offset: u64,
+    mem_low_size: u64,
+    mem_hole: u64,
+}
+
+impl Known<'_> {
+    /// Its file, if the bus has it where a machine with `size` bytes has it.
+    fn fitting(&self, arch: Arch, size: u64) -> Result<PathBuf, Usage> {
+        let bus = self;
+        let usage = |error: String| Usage(format!("--bus {}: {error}", self.bus));
+        let Some(ram) = bus.ram else {
+            return Err(usage(
+                "--print-qemu needs ram=FILE, the file that is to be the guest's memory".into(),
+            ));
+        };
+        let whole = bus.mem_hole == 0 || bus.mem_low_size >= size;
+        let (fits, machine, keys) = match arch {
+            Arch::X86 if size >= Q35_SPLITS => (
+                bus.mem_offset == 0 && bus.mem_low_size == 2 * GIB && bus.mem_hole == 2 * GIB,
+                "x86",
+                "mem-offset=0,mem-low-size=2G,mem-hole=2G",
+            ),
+            Arch::X86 => (
+                bus.mem_offset == 0 && whole,
+                "x86",
+                "mem-offset=0, without mem-hole=",
+            ),
+            Arch::Arm64 => (
+                bus.mem_offset == VIRT_BASE && whole,
+                "arm64",
+                "mem-offset=0x40000000, without mem-hole=",
+            ),
+        };
+        if !fits {
+            return Err(usage(format!(
+                "with --machine {machine} and {} MiB of memory this must be {keys}, in `serve` and `proxy` alike",
+                size >> 20
+            )));
+        }
+        // QEMU may be started in another folder.
+        Ok(std::path::absolute(ram).unwrap_or_else(|_| ram.to_owned()))
     }
-    // QEMU may be started in another folder.
-    Ok(std::path::absolute(ram).unwrap_or_else(|_| ram.clone()))
 }
 
 /// `512M` or `2G` in bytes. QEMU's options do not agree on what a number alone is.
@@ -252,7 +322,7 @@ fn parse_version(text: &str) -> Result<(u32, u32), Usage> {
 mod tests {
     use super::*;
 
-    fn fit(keys: &str, arch: Arch, memory: &str) -> Result<PathBuf, Usage> {
+    fn fit(keys: &str, arch: Arch, memory: &str) -> Result<MemoryBackend, Usage> {
         let spec: BusSpec = format!("linux-user,ram=/ram{keys}").parse().expect("a bus");
         let BusSpec::LinuxUser(bus) = spec else {
             panic!("{spec}")
@@ -283,6 +353,33 @@ mod tests {
             };
             assert!(error.contains(remedy), "{error}");
         }
+    }
+
+    #[test]
+    fn memory_between_machines_is_what_the_bus_can_find() {
+        let fit = |keys: &str, arch| {
+            let spec: BusSpec = format!("ivshmem,pci=auto,{keys}").parse().expect("a bus");
+            let BusSpec::Ivshmem(bus) = spec else {
+                panic!("{spec}")
+            };
+            fitting_common(&bus, arch, GIB).map_err(|Usage(error)| error)
+        };
+        let file = |path: &str| Ok(Some(MemoryBackend::File(path.into())));
+        let huge = |node| Ok(Some(MemoryBackend::Huge(node)));
+        for arch in [Arch::X86, Arch::Arm64] {
+            assert_eq!(fit("memory=segment,node=1", arch), huge(Some(1)));
+            assert_eq!(fit("memory=segment,window=4G+1G", arch), huge(None));
+            assert_eq!(fit("memory=whole", arch), huge(None));
+            assert_eq!(fit("memory=bounce,ram=bar", arch), Ok(None));
+        }
+        let bar = "/sys/bus/pci/devices/0000:00:05.0/resource2_wc";
+        let segment = "memory=segment,ram=pci:0000:00:05.0";
+        assert_eq!(fit(segment, Arch::X86), file(bar));
+        assert!(fit(segment, Arch::Arm64).is_err());
+        assert!(fit("memory=segment,ram=bar", Arch::X86).is_err());
+        assert_eq!(fit("memory=known,ram=/ram", Arch::X86), file("/ram"));
+        let error = fit("memory=known,ram=/ram", Arch::Arm64).expect_err("not at 0");
+        assert!(error.contains("mem-offset=0x40000000"), "{error}");
     }
 
     #[test]
