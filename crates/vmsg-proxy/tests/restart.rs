@@ -24,6 +24,8 @@ enum Bus {
     Isolated,
     LinuxUser,
     R1,
+    /// Memory and nothing else, into which everything is copied.
+    Bounce,
 }
 
 impl Bus {
@@ -85,6 +87,13 @@ impl Stage {
         let at = dir.path().display();
         let bus = match case.bus {
             Bus::Unix | Bus::Isolated => BusSpec::Unix(UnixSpec::new(dir.path().join("bus.sock"))),
+            Bus::Bounce => {
+                std::fs::write(dir.path().join("messages"), vec![0; 1 << 16]).unwrap();
+                std::fs::write(dir.path().join("common"), vec![0x66; 1 << 20]).unwrap();
+                format!("ivshmem,file={at}/messages,memory=bounce,ram={at}/common")
+                    .parse()
+                    .unwrap()
+            }
             bus => {
                 let revision = if bus == Bus::R1 { "r1" } else { "1" };
                 let base = vmm::GUEST;
@@ -109,7 +118,7 @@ impl Stage {
     fn start_host(&mut self) {
         let listener = self.bus.listen("test host").unwrap();
         let message_size = match self.case.bus {
-            bus if bus.is_unix() => vmsg_bus::DEFAULT_MESSAGE_SIZE,
+            bus if bus.is_unix() || bus == Bus::Bounce => vmsg_bus::DEFAULT_MESSAGE_SIZE,
             _ => 48,
         };
         let mut host = Host::new(1).unwrap();
@@ -168,7 +177,8 @@ impl Stage {
     fn play(&mut self) -> Option<String> {
         let case = self.case;
         let ram = self.dir.path().join("ram");
-        let mut vmm = Vmm::new(self.socket(), ram, case.bus.is_unix());
+        let keeps = case.bus.is_unix() || case.bus == Bus::Bounce;
+        let mut vmm = Vmm::new(self.socket(), ram, keeps);
         let mut struck = false;
         let mut sent_away = 0;
         let mut reason = None;
@@ -216,7 +226,8 @@ impl Stage {
             }
         }
         // What the device has told those who copy for it, the driver was not told if they end then.
-        if case.bus != Bus::Isolated || case.who != Who::Proxy {
+        let copies = matches!(case.bus, Bus::Isolated | Bus::Bounce);
+        if !copies || case.who != Who::Proxy {
             self.platter.check();
         }
         reason
@@ -235,7 +246,13 @@ fn whoever_ends_whenever_guests_go_on_or_work_after_they_started_over() {
     let mut table: BTreeMap<_, Line> = BTreeMap::new();
     let thorough = std::env::var_os("VMSG_SIM_CASES").is_some();
     let begin = Instant::now();
-    for bus in [Bus::Unix, Bus::Isolated, Bus::LinuxUser, Bus::R1] {
+    for bus in [
+        Bus::Unix,
+        Bus::Isolated,
+        Bus::LinuxUser,
+        Bus::R1,
+        Bus::Bounce,
+    ] {
         for in_order in [true, false] {
             for who in [Who::Host, Who::Proxy, Who::Vmm] {
                 let messages = (1..=vmm::MESSAGES).map(When::Message);

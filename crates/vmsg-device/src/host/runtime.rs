@@ -392,7 +392,11 @@ impl Host {
             unread,
             ..
         } = &mut self.buses[bus];
-        if let Some(connection) = connections.remove(&conn) {
+        if let Some(mut connection) = connections.remove(&conn) {
+            // On a bus with room for one driver the descriptor outlives the connection, and is the next one's.
+            if let Ok(fd) = connection.poll_fd() {
+                let _ = epoll::delete(&self.epoll, fd);
+            }
             match error {
                 ChannelError::Closed => {
                     tracing::debug!(peer = connection.peer_name(), "disconnected");
