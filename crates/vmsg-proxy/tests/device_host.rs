@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::{BusSpec, UnixSpec, keyval};
 use vmsg_device::host::{Host, Stop};
 use vmsg_device::rng::Rng;
-use vmsg_mem::{Access, BusAddr, Mapping};
+use vmsg_mem::{Access, BusAddr, Doorbell, Mapping};
 use vmsg_proxy::link::{Link, Source};
 use vmsg_proxy::session::{Op, Options, Outcome, Session};
 use vmsg_proxy::{FrontSpec, Proxy};
@@ -37,6 +38,40 @@ struct Place {
     message_size: usize,
     /// By name or number.
     dev: &'static str,
+    /// The guest's memory lies in one that is there before and after it.
+    lasting: bool,
+    /// What the bus lives on.
+    _server: Option<Server>,
+}
+
+/// An ivshmem server.
+struct Server {
+    stop: Arc<Doorbell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(socket: PathBuf, vectors: u16) -> Server {
+        let port = ivshmem::server::Port::new(socket, vectors);
+        let options = ivshmem::server::Options::new(vec![port], 1 << 20);
+        let mut server = ivshmem::server::Server::bind(options).unwrap();
+        let stop = Arc::new(Doorbell::new().unwrap());
+        let bell = stop.clone();
+        let thread = std::thread::spawn(move || {
+            server.run(bell.as_fd()).unwrap();
+        });
+        Server {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.ring().unwrap();
+        self.thread.take().unwrap().join().unwrap();
+    }
 }
 
 impl Place {
@@ -47,6 +82,33 @@ impl Place {
             message_size: vmsg_bus::DEFAULT_MESSAGE_SIZE,
             dev: "rng0",
             dir,
+            lasting: false,
+            _server: None,
+        }
+    }
+
+    /// Memory for messages, and memory for the guest, which is looked for by the file that it is; with a server there are doorbells for queues.
+    fn ivshmem(vectors: Option<u16>) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        for (name, len) in [("messages", 1 << 16), ("ram", RAM)] {
+            let file = std::fs::File::create(dir.path().join(name)).unwrap();
+            file.set_len(len).unwrap();
+        }
+        let socket = dir.path().join("ivshmem.sock");
+        let place = match vectors {
+            Some(_) => format!("socket={}", socket.display()),
+            None => format!("file={at}/messages"),
+        };
+        Place {
+            bus: format!("ivshmem,{place},memory=segment,ram={at}/ram")
+                .parse()
+                .unwrap(),
+            message_size: 64,
+            dev: "rng0",
+            dir,
+            lasting: true,
+            _server: vectors.map(|vectors| Server::start(socket, vectors)),
         }
     }
 
@@ -60,11 +122,16 @@ impl Place {
             message_size: 48,
             dev,
             dir,
+            lasting: false,
+            _server: None,
         }
     }
 
-    fn all() -> [Place; 4] {
+    fn all() -> [Place; 7] {
         [
+            Place::ivshmem(None),
+            Place::ivshmem(Some(1)),
+            Place::ivshmem(Some(3)),
             Place::unix(),
             Place::linux_user("1", "1"),
             Place::linux_user("1", "rng0"),
@@ -75,11 +142,13 @@ impl Place {
     /// The guest's memory, made by its VMM.
     fn memory(&self) -> (Mapping, OwnedFd) {
         let path = self.dir.path().join("ram");
-        let _ = std::fs::remove_file(&path);
+        if !self.lasting {
+            let _ = std::fs::remove_file(&path);
+        }
         let file = std::fs::File::options()
             .read(true)
             .write(true)
-            .create_new(true)
+            .create_new(!self.lasting)
             .open(path)
             .unwrap();
         file.set_len(RAM).unwrap();
@@ -302,6 +371,30 @@ fn random_bytes_reach_the_guest_and_the_host_may_die_and_come_back() {
 }
 
 #[test]
+fn kicks_and_calls_between_machines_are_no_messages_where_there_are_doorbells() {
+    for (vectors, by_message) in [(1, true), (2, false)] {
+        let place = Place::ivshmem(Some(vectors));
+        let _host = DeviceHost::start(&place);
+        let (proxy, socket) = proxy(&place);
+        let (ram, file) = place.memory();
+        let mut guest = Guest::new(&socket, &ram, &file);
+        guest.read(0);
+        let (_, handle, _) = proxy.fronts().next().unwrap();
+        let before = handle.stats().unwrap();
+        for i in 0..100 {
+            guest.read(i % 32);
+        }
+        let after = handle.stats().unwrap();
+        let sent = after.sent - before.sent;
+        let received = after.received - before.received;
+        assert_eq!((sent >= 100, received >= 100), (by_message, by_message));
+        if !by_message {
+            assert_eq!((sent, received), (0, 0));
+        }
+    }
+}
+
+#[test]
 fn either_side_may_start_first() {
     for place in Place::all() {
         let (_proxy, socket) = proxy(&place);
@@ -363,7 +456,11 @@ fn a_guest_follows_the_last_one() {
 
 #[test]
 fn devices_of_a_bus_for_one_driver_share_its_connection() {
-    for place in [Place::linux_user("1", "1"), Place::linux_user("1", "rng0")] {
+    for place in [
+        Place::linux_user("1", "1"),
+        Place::linux_user("1", "rng0"),
+        Place::ivshmem(Some(2)),
+    ] {
         let mut host = Some(DeviceHost::start(&place));
         let at = place.dir.path().display();
         let other = if place.dev == "1" { "2" } else { "rng1" };
