@@ -103,15 +103,16 @@ vhost-user and vfio-user:
   dev=NUMBER|ID  the device on the bus, as `vmsg ls` shows it
   bus=NAME|N     which --bus it is on, by name or counted from 0; the first one by default
   mode=OCTAL     permissions of the socket; 0600 by default
+  isolate=on|off the device host sees copies of what the guest gives to the device and nothing
+                 else of the guest's memory; off by default, but on an ivshmem bus with
+                 memory=bounce; not on a linux-user bus
+  segment=SIZE   memory for these copies; 64M by default
 
 vhost-user, the queues of a virtio device that QEMU has:
   config=on|off  whether QEMU is to read the device's configuration from here; on by default,
                  except for network devices
 
-vfio-user, a whole virtio-pci device (QEMU 10.1 and later, cloud-hypervisor):
-  isolate=on|off the device host sees copies of what the guest gives to the device and nothing
-                 else of the guest's memory; off by default; not on a linux-user bus
-  segment=SIZE   memory for these copies; 64M by default
+vfio-user, a whole virtio-pci device (QEMU 10.1 and later, cloud-hypervisor): nothing more
 
 What --print-qemu prints can be pasted into a shell, or used in a script:
   qemu-system-x86_64 -kernel … $(vmsg proxy … --print-qemu)";
