@@ -170,7 +170,7 @@ impl Pagemap {
                 // Frame 0 is nobody's; who may not know gets it for all.
                 return Err(PlaceError::NotPermitted);
             }
-            let physical = frame.checked_mul(self.unit).unwrap_or(u64::MAX);
+            let physical = frame.saturating_mul(self.unit);
             let offset = window.offset_of(physical, page);
             let offset = offset.filter(|_| physical.is_multiple_of(page));
             pages.push(offset.ok_or_else(|| window.elsewhere(at, physical))?);

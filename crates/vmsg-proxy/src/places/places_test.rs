@@ -58,7 +58,7 @@ fn at(root: &Path, physical: Physical, len: Option<u64>, pages: &[u64]) -> Pagem
     let pages = pages.to_vec();
     let lookup = move |_, number: u64| {
         let page = pages.get(usize::try_from(number).unwrap());
-        page.map(|page| PRESENT | page / 4096)
+        page.map(|page| PRESENT | (page / 4096))
             .ok_or(io::ErrorKind::UnexpectedEof.into())
     };
     Pagemap::below(root, physical, len).with_lookup(lookup, huge)
@@ -133,7 +133,7 @@ fn what_was_looked_up_stays_mapped_and_is_not_looked_up_again() {
     let count = times.clone();
     let lookup = move |_, number: u64| {
         count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Ok(PRESENT | (base + number * HUGE) / 4096)
+        Ok(PRESENT | ((base + number * HUGE) / 4096))
     };
     let map = Pagemap::below(root.path(), Physical::Node(1), None).with_lookup(lookup, huge);
     let memory = file(8 * HUGE);
@@ -204,7 +204,7 @@ fn nonsense_of_a_pagemap_is_an_error() {
     for entry in [
         0,
         1 << 62,
-        PRESENT | (base / 4096 + 1),
+        PRESENT | ((base / 4096) + 1),
         u64::MAX,
         PRESENT | 1,
     ] {
@@ -212,7 +212,7 @@ fn nonsense_of_a_pagemap_is_an_error() {
         assert!(refused.is_err(), "{entry:#x}: {refused:?}");
     }
     // Two pages of a file are never one.
-    let same = answer(PRESENT | base / 4096);
+    let same = answer(PRESENT | (base / 4096));
     assert!(find(&same, 0, HUGE).is_ok());
     assert!(matches!(find(&same, 0, 2 * HUGE), Err(PlaceError::File(_))));
     // It ends too soon.
