@@ -13,18 +13,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::kit::Qemu;
+use crate::machine::Machine;
 use crate::scene::{Id, Scene};
 
 /// Longest time for an answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Ports through which the configuration of PCI functions is reached.
+/// Ports through which the configuration of a PC's PCI functions is reached.
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
+/// Where it lies in memory on `virt` without memory above 4 GiB.
+const ECAM: u64 = 0x3f00_0000;
 
 /// A connection to such a QEMU.
 #[derive(Debug)]
 pub(crate) struct Qtest {
     id: Id,
+    machine: Machine,
     stream: BufReader<UnixStream>,
 }
 
@@ -33,16 +37,20 @@ pub(crate) struct Qtest {
 pub(crate) struct Function(pub(crate) u8);
 
 impl Qtest {
-    /// Starts a PC of the q35 kind with these devices.
+    /// Starts a machine with these devices: a PC of the q35 kind, or `virt`.
     pub(crate) fn start(
         scene: &mut Scene,
         name: &str,
-        qemu: &Qemu,
+        (machine, qemu): (Machine, &Qemu),
         devices: &[&str],
     ) -> Result<Self> {
         let socket = format!("{name}.qtest");
         let mut command: Command = qemu.command()?;
-        command.args(["-M", "q35,accel=tcg", "-nodefaults", "-display", "none"]);
+        let board = match machine {
+            Machine::X86 => "q35,accel=tcg",
+            Machine::Arm64 => "virt,accel=tcg,highmem=off",
+        };
+        command.args(["-M", board, "-nodefaults", "-display", "none"]);
         command.args(["-m", "64M", "-S", "-qtest-log", "none"]);
         command.args(["-qtest", &format!("unix:{socket},server=on,wait=off")]);
         // Says that it is there: the socket is made before.
@@ -58,6 +66,7 @@ impl Qtest {
         stream.set_read_timeout(Some(ANSWER))?;
         Ok(Self {
             id,
+            machine,
             stream: BufReader::new(stream),
         })
     }
@@ -65,6 +74,14 @@ impl Qtest {
     /// Its process.
     pub(crate) fn id(&self) -> Id {
         self.id
+    }
+
+    /// Where its memory begins.
+    pub(crate) fn ram(&self) -> u64 {
+        match self.machine {
+            Machine::X86 => 0,
+            Machine::Arm64 => 0x4000_0000,
+        }
     }
 
     /// Asks, and gives what follows `OK`.
@@ -122,15 +139,24 @@ impl Qtest {
         }
     }
 
-    fn select(&mut self, function: Function, register: u8) -> Result<()> {
-        let address = 0x8000_0000 | u32::from(function.0) << 11 | u32::from(register & 0xfc);
-        self.ask(&format!("outl {CONFIG_ADDRESS:#x} {address:#x}"))
-            .map(drop)
+    /// Where a register of the configuration is in memory; on a PC it is led to the data port instead.
+    fn select(&mut self, function: Function, register: u8) -> Result<Option<u64>> {
+        let register = register & 0xfc;
+        if self.machine == Machine::Arm64 {
+            return Ok(Some(
+                ECAM | u64::from(function.0) << 15 | u64::from(register),
+            ));
+        }
+        let address = 0x8000_0000 | u32::from(function.0) << 11 | u32::from(register);
+        self.ask(&format!("outl {CONFIG_ADDRESS:#x} {address:#x}"))?;
+        Ok(None)
     }
 
     /// Reads an aligned register of the configuration.
     pub(crate) fn config(&mut self, function: Function, register: u8) -> Result<u32> {
-        self.select(function, register)?;
+        if let Some(address) = self.select(function, register)? {
+            return self.read(address);
+        }
         let value = self.number(&format!("inl {CONFIG_DATA:#x}"))?;
         Ok(u32::try_from(value)?)
     }
@@ -142,7 +168,9 @@ impl Qtest {
         register: u8,
         value: u32,
     ) -> Result<()> {
-        self.select(function, register)?;
+        if let Some(address) = self.select(function, register)? {
+            return self.write(address, value);
+        }
         self.ask(&format!("outl {CONFIG_DATA:#x} {value:#x}"))
             .map(drop)
     }

@@ -16,15 +16,16 @@ use rustix::process::Signal;
 
 use super::{STEP, Stage};
 use crate::kit::Qemu;
+use crate::machine::Machine;
 use crate::qtest::{Function, Qtest};
 use crate::report::Report;
 use crate::scene::{Id, Scene, Stream};
 
 /// Where the function is, and where its BARs are put.
 const SLOT: Function = Function(0x10);
-const REGISTERS: u64 = 0xe000_0000;
-const MSIX: u64 = 0xe000_1000;
-const MEMORY: u64 = 0xe800_0000;
+const REGISTERS: u64 = 0x3000_0000;
+const MSIX: u64 = 0x3000_1000;
+const MEMORY: u64 = 0x3800_0000;
 /// Registers (QEMU's docs/specs/ivshmem-spec.rst, "PCI device registers").
 const POSITION: u64 = REGISTERS + 8;
 const DOORBELL: u64 = REGISTERS + 12;
@@ -46,9 +47,10 @@ const FILE: &str = "memory";
 pub(super) fn stock_qemu(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let server = serve(stage, "server")?;
     let new_qemu = stage.kit.with_new_qemu()?.qemu;
+    let kind = stage.kit.machine;
     let old_qemu = stage.kit.qemu.clone();
-    let mut old = machine(&mut stage.scene, "old", &old_qemu, SOCKET)?;
-    let mut new = machine(&mut stage.scene, "new", &new_qemu, SOCKET)?;
+    let mut old = machine(&mut stage.scene, "old", (kind, &old_qemu), SOCKET)?;
+    let mut new = machine(&mut stage.scene, "new", (kind, &new_qemu), SOCKET)?;
     let mut own = client(&stage.scene, SOCKET)?;
     check(report, "ids are counted up", || {
         ensure!(old.read(POSITION)? == 0 && new.read(POSITION)? == 1);
@@ -118,7 +120,7 @@ pub(super) fn stock_qemu(stage: &mut Stage, report: &mut Report) -> Result<()> {
         },
     );
     check(report, "a QEMU can have a seat", || {
-        let mut seat = machine(&mut stage.scene, "seat", &new_qemu, SEAT_SOCKET)?;
+        let mut seat = machine(&mut stage.scene, "seat", (kind, &new_qemu), SEAT_SOCKET)?;
         ensure!(seat.read(POSITION)? == u32::from(SEAT.0));
         let other = client(&stage.scene, SOCKET)?;
         other.ring(SEAT, 1)?;
@@ -166,7 +168,7 @@ fn serve(stage: &mut Stage, name: &str) -> Result<Id> {
 }
 
 /// A QEMU whose function is ready to be used, with a message for each vector.
-fn machine(scene: &mut Scene, name: &str, qemu: &Qemu, socket: &str) -> Result<Qtest> {
+fn machine(scene: &mut Scene, name: &str, qemu: (Machine, &Qemu), socket: &str) -> Result<Qtest> {
     let chardev = format!("socket,path={socket},id=iv");
     let device = format!(
         "ivshmem-doorbell,vectors={VECTORS},chardev=iv,addr={:#x}",
@@ -192,7 +194,7 @@ fn machine(scene: &mut Scene, name: &str, qemu: &Qemu, socket: &str) -> Result<Q
     qtest.set_config(SLOT, msix, control | 1 << 31)?;
     for vector in 0..VECTORS {
         let entry = MSIX + 16 * u64::from(vector);
-        qtest.write(entry, u32::try_from(message(vector))?)?;
+        qtest.write(entry, u32::try_from(message(&qtest, vector))?)?;
         qtest.write(entry + 4, 0)?;
         qtest.write(entry + 8, MESSAGE + u32::from(vector))?;
         qtest.write(entry + 12, 0)?;
@@ -200,8 +202,8 @@ fn machine(scene: &mut Scene, name: &str, qemu: &Qemu, socket: &str) -> Result<Q
     Ok(qtest)
 }
 
-fn message(vector: u16) -> u64 {
-    MESSAGES + 16 * u64::from(vector)
+fn message(qtest: &Qtest, vector: u16) -> u64 {
+    qtest.ram() + MESSAGES + 16 * u64::from(vector)
 }
 
 /// Rings a peer from a machine.
@@ -211,11 +213,9 @@ fn ring(qtest: &mut Qtest, peer: u16, vector: u16) -> Result<()> {
 
 /// Waits until a vector of a machine was rung.
 fn rung(qtest: &mut Qtest, vector: u16) -> Result<()> {
-    let value = MESSAGE + u32::from(vector);
-    qtest
-        .becomes(message(vector), value)
-        .context("no interrupt")?;
-    qtest.write(message(vector), 0)
+    let (at, value) = (message(qtest, vector), MESSAGE + u32::from(vector));
+    qtest.becomes(at, value).context("no interrupt")?;
+    qtest.write(at, 0)
 }
 
 fn client(scene: &Scene, socket: &str) -> Result<Client> {

@@ -94,7 +94,7 @@ pub(super) const TESTS: [Test; 31] = [
     Test {
         name: "ivshmem-server",
         reference: false,
-        short: Short::X86,
+        short: Short::Both,
         play: ivshmem_server::stock_qemu,
     },
     Test {
