@@ -231,12 +231,15 @@ fn bounces(bus: &BusSpec) -> bool {
 
 /// The parts of fronts in the memory of such a bus. If it is a file, it is there already, and with it what fronts of before have left: that is
 /// wiped now. Otherwise when the bus is connected.
-fn divide(bus: &BusSpec, wanted: Vec<Option<u64>>) -> Option<Arc<Parts>> {
+fn divide(
+    bus: &BusSpec,
+    wanted: Vec<Option<u64>>,
+) -> Result<Option<Arc<Parts>>, shadow::ProvideError> {
     let BusSpec::Ivshmem(spec) = bus else {
-        return None;
+        return Ok(None);
     };
     if spec.memory != Some(MemoryMode::Bounce) {
-        return None;
+        return Ok(None);
     }
     let parts = Arc::new(Parts::new(wanted));
     // The memory of a PCI function is not to be touched before somebody has seen to it that it is one.
@@ -245,16 +248,12 @@ fn divide(bus: &BusSpec, wanted: Vec<Option<u64>>) -> Option<Arc<Parts>> {
     {
         let offset = spec.ram_offset.unwrap_or(0);
         match CommonRam::map(CommonMode::Bounce, path, offset, spec.ram_size) {
-            Ok(ram) => {
-                if let Err(error) = parts.provide_ram(&ram) {
-                    tracing::error!(%error, "the fronts have no memory for copies");
-                }
-            }
+            Ok(ram) => parts.provide_ram(&ram)?,
             // The bus says so when it is connected.
             Err(error) => tracing::debug!(%error, "the memory in common is not there yet"),
         }
     }
-    Some(parts)
+    Ok(Some(parts))
 }
 
 /// Memory for copies: the least that lets a few requests be under way, and what nobody needs more of.
@@ -334,6 +333,9 @@ pub enum ProxyError {
     /// Two fronts are to listen on one socket.
     #[error("two fronts have the socket `{}`", .0.display())]
     SameSocket(PathBuf),
+    /// The fronts of a bus have no memory for copies.
+    #[error(transparent)]
+    Copies(#[from] shadow::ProvideError),
     /// The messages of a bus cannot be recorded.
     #[error(transparent)]
     Trace(#[from] vmsg_bus::trace::OpenError),
@@ -488,7 +490,7 @@ impl Proxy {
                 connector.open_trace()?;
                 let source = Source::Bus(connector);
                 let wanted = group.iter().map(|&front| specs[front].segment).collect();
-                let parts = divide(bus, wanted);
+                let parts = divide(bus, wanted)?;
                 let link = Link::start_dividing(&name, sessions, source, parts.clone());
                 let link = link.map_err(|source| ProxyError::Os {
                     what: "starting a link",

@@ -82,6 +82,36 @@ fn memory_for_copies_needs_copies() {
 }
 
 #[test]
+fn memory_in_common_is_wiped_at_the_start_and_too_little_of_it_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let ram = dir.path().join("ram");
+    std::fs::write(&ram, vec![7; 3 << 20]).unwrap();
+    let bus =
+        format!("ivshmem,file={at}/messages,size=64K,memory=bounce,ram={at}/ram,ram-offset=64K");
+    let bus: BusSpec = bus.parse().unwrap();
+    let mut fronts = specs(&[
+        format!("vhost-user,socket={at}/a.sock,dev=0,segment=1M"),
+        format!("vfio-user,socket={at}/b.sock,dev=1,segment=1M"),
+    ]);
+    let proxy = Proxy::start(std::slice::from_ref(&bus), &fronts, |_| ()).unwrap();
+    assert_eq!(proxy.connections(), 1);
+    let bytes = std::fs::read(&ram).unwrap();
+    let (first, last) = (64 << 10, (64 << 10) + (2 << 20));
+    assert!(bytes[first..last].iter().all(|byte| *byte == 0));
+    let others = bytes[..first].iter().chain(&bytes[last..]);
+    assert!(others.into_iter().all(|byte| *byte == 7));
+    drop(proxy);
+    fronts[1].segment = Some(2 << 20);
+    let error = Proxy::start(&[bus], &fronts, |_| ()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("segment=") && error.contains("3145728"),
+        "{error}"
+    );
+}
+
+#[test]
 fn mistakes_are_named() {
     let error = |text: &str| keyval::from_str::<FrontSpec>(text).unwrap_err().to_string();
     assert!(
