@@ -11,6 +11,11 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 /// `'m` is how long the memory stays mapped. The contents are never reachable
 /// as a Rust reference: bytes are copied in and out, and words that both
 /// sides use at the same time are atomics.
+///
+/// Copies may be unaligned and of any width, which Device memory does not bear.
+/// Ordinary memory that is not cacheable (arm64's Normal Non-cacheable) does, as
+/// long as words are only loaded and stored: whether exclusive and atomic
+/// read-modify-write instructions work there is not defined.
 #[derive(Clone, Copy)]
 pub struct RamSlice<'m> {
     ptr: NonNull<u8>,

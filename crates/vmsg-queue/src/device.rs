@@ -18,7 +18,9 @@ use crate::{QueueConfig, QueueError, QueueFeatures};
 /// moment, so that windows can come and go between calls. Indices are private;
 /// what the driver could change in the rings is never read back.
 ///
-/// Each of the three areas must lie in one window.
+/// Each of the three areas must lie in one window. They are only loaded from and
+/// stored to, as by [`DriverQueue`](crate::DriverQueue), so that they may be memory
+/// that is not cacheable.
 ///
 /// ```text
 /// disable_notifications

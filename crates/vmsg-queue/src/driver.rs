@@ -61,6 +61,11 @@ pub struct DriverSlot {
 /// loop: pop_used …
 /// enable_notifications → true: once more
 /// ```
+///
+/// The memory is only loaded from and stored to: no atomic read-modify-write, no
+/// exclusive instruction. So it may be memory that is not cacheable (arm64: Normal
+/// Non-cacheable, as a BAR mapped write-combining), where such instructions may
+/// fault. It must not be Device memory.
 #[derive(Debug)]
 pub struct DriverQueue<'m, S> {
     layout: Layout,
