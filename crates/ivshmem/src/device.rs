@@ -143,3 +143,9 @@ impl Device {
         }
     }
 }
+
+/// Anybody may ring from any thread.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Device>();
+};

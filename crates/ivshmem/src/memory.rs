@@ -15,8 +15,6 @@ use crate::pci::Opened;
 /// natural size alone, which any memory bears.
 pub struct Memory {
     kind: Kind,
-    /// A function whose memory would not answer any more once VFIO has closed it.
-    _function: Option<Arc<Opened>>,
 }
 
 enum Kind {
@@ -32,11 +30,12 @@ impl Memory {
     /// Those of [`Mapping::of_fd`].
     pub fn of_file(file: BorrowedFd<'_>, len: u64) -> Result<Self, vmsg_mem::Error> {
         let mapping = Mapping::of_fd(file, 0, len, Access::ReadWrite)?;
-        Ok(Self::new(Kind::Ram(Arc::new(mapping)), None))
+        let kind = Kind::Ram(Arc::new(mapping));
+        Ok(Self { kind })
     }
 
     /// Maps `len` bytes of a file from `offset` on, which is PCI memory: ordinary memory to the processor if
-    /// `ordinary`, or on x86, where all of it is.
+    /// `ordinary`, or on x86, where all of it is. It does not answer any more once VFIO has closed its function.
     pub(crate) fn of_pci(
         file: BorrowedFd<'_>,
         offset: u64,
@@ -45,23 +44,19 @@ impl Memory {
         function: Option<Arc<Opened>>,
     ) -> Result<Self, vmsg_mem::Error> {
         let kind = if ordinary || cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
-            Kind::Ram(Arc::new(Mapping::of_fd(
-                file,
-                offset,
-                len,
-                Access::ReadWrite,
-            )?))
+            let mut mapping = Mapping::of_fd(file, offset, len, Access::ReadWrite)?;
+            if let Some(function) = function {
+                mapping = mapping.keeping(function);
+            }
+            Kind::Ram(Arc::new(mapping))
         } else {
-            Kind::Device(Arc::new(DeviceMapping::of_fd(file, offset, len)?))
+            let mut mapping = DeviceMapping::of_fd(file, offset, len)?;
+            if let Some(function) = function {
+                mapping = mapping.keeping(function);
+            }
+            Kind::Device(Arc::new(mapping))
         };
-        Ok(Self::new(kind, function))
-    }
-
-    fn new(kind: Kind, function: Option<Arc<Opened>>) -> Self {
-        Self {
-            kind,
-            _function: function,
-        }
+        Ok(Self { kind })
     }
 
     /// Size in bytes.
@@ -86,8 +81,7 @@ impl Memory {
     }
 
     /// The memory, where it is ordinary memory to the processor: a file of the host, `resource2_wc` of sysfs (on
-    /// arm64 Normal non-cacheable), anything on x86. `None` for Device memory on arm64. Memory of a PCI function
-    /// must not be used longer than this `Memory` lives: it reads as zeroes or ones after that.
+    /// arm64 Normal non-cacheable), anything on x86. `None` for Device memory on arm64.
     pub fn ram(&self) -> Option<Arc<Mapping>> {
         match &self.kind {
             Kind::Ram(mapping) => Some(mapping.clone()),
@@ -96,7 +90,7 @@ impl Memory {
     }
 
     /// `len` bytes from `offset`, as memory for a message queue; `None` if they are not all inside. They stay
-    /// mapped as long as the slice lives; for a PCI function see [`Self::ram`].
+    /// mapped as long as the slice lives, and so does a function that VFIO has opened.
     pub fn slice(self: &Arc<Self>, offset: usize, len: usize) -> Option<DeviceSlice> {
         match &self.kind {
             Kind::Ram(mapping) => DeviceSlice::of_ram(mapping.clone(), offset, len),

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::{Access, DeviceRegion, Error, Mapping, QueueMemory};
@@ -27,6 +28,15 @@ impl DeviceMapping {
     /// [`Error::Os`] if `len` is zero or the file cannot be mapped.
     pub fn of_fd(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, Error> {
         Mapping::of_device(fd, offset, len, Access::ReadWrite).map(Self)
+    }
+
+    /// As [`Mapping::keeping`].
+    #[must_use]
+    pub fn keeping<T>(self, keeper: Arc<T>) -> Self
+    where
+        T: Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
+    {
+        Self(self.0.keeping(keeper))
     }
 
     /// The memory.

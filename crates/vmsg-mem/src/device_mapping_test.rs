@@ -66,3 +66,18 @@ fn ordinary_memory_may_be_treated_like_a_devices_but_not_if_it_is_read_only() {
     assert_eq!(consumer.try_pop(&mut message), Ok(true));
     assert_eq!(&message, b"message");
 }
+
+#[test]
+fn what_the_memory_is_nothing_without_lives_as_long_as_the_last_part_of_it() {
+    let (_memory, fd) = Mapping::memfd("test", 4096, false).unwrap();
+    let keeper = Arc::new(());
+    let bar = DeviceMapping::of_fd(fd.as_fd(), 0, 4096).unwrap();
+    let bar = bar.keeping(keeper.clone());
+    let part = DeviceSlice::new(Arc::new(bar), 0, 64).unwrap();
+    assert_eq!(Arc::strong_count(&keeper), 2);
+    let inner = part.get(0, 8).unwrap();
+    drop(part);
+    assert_eq!(Arc::strong_count(&keeper), 2);
+    drop(inner);
+    assert_eq!(Arc::strong_count(&keeper), 1);
+}

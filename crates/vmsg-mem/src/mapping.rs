@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Files and anonymous memory, mapped into this process.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -32,7 +34,12 @@ pub struct Mapping {
     guard: Option<Guard>,
     /// What this is a part of, which has the pages.
     whole: Option<Arc<Mapping>>,
+    /// Dropped last.
+    keeper: Option<Keeper>,
 }
+
+/// Something that memory is nothing without.
+type Keeper = Arc<dyn Any + Send + Sync + UnwindSafe + RefUnwindSafe>;
 
 // SAFETY: the mapping is only a range of addresses that stays valid; access goes through RamSlice.
 unsafe impl Send for Mapping {}
@@ -120,7 +127,19 @@ impl Mapping {
             access,
             guard: Some(guard),
             whole: None,
+            keeper: None,
         })
+    }
+
+    /// The same mapping, which keeps `keeper` alive as long as it lives itself: an open device
+    /// whose memory answers only while that is so.
+    #[must_use]
+    pub fn keeping<T>(mut self, keeper: Arc<T>) -> Self
+    where
+        T: Send + Sync + UnwindSafe + RefUnwindSafe + 'static,
+    {
+        self.keeper = Some(keeper);
+        self
     }
 
     /// New zeroed memory of `len` bytes, and the file to lend it by. `name` is
@@ -177,6 +196,7 @@ impl Mapping {
             access: self.access,
             guard: None,
             whole: Some(Arc::clone(self)),
+            keeper: None,
         })
     }
 
@@ -216,6 +236,7 @@ impl Drop for Mapping {
         // SAFETY: mapped by us and not part of another mapping, and all borrows of the memory have ended.
         let result = unsafe { rustix::mm::munmap(self.pages.as_ptr().cast(), self.pages_len) };
         debug_assert!(result.is_ok());
+        drop(self.keeper.take());
     }
 }
 

@@ -212,3 +212,29 @@ pub(super) fn set_eventfds(device: impl AsFd, eventfds: &[OwnedFd]) -> io::Resul
 fn size<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("these structures are small")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_have_the_sizes_that_the_kernel_has() {
+        assert_eq!(size::<GroupStatus>(), 8);
+        assert_eq!(size::<Region>(), 32);
+        assert_eq!(size::<IrqInfo>(), 16);
+        assert_eq!(size::<IrqSet>(), 20 + 4 * 2048);
+        // As `_IO(';', 100 + 10)` of linux/ioctl.h.
+        assert_eq!(DEVICE_SET_IRQS, 0x3b6e);
+    }
+
+    #[test]
+    fn what_is_no_vfio_is_an_error() {
+        let file = std::fs::File::open("/dev/null").expect("there");
+        assert!(api_version(&file).is_err());
+        assert!(!knows(&file, Iommu::Type1));
+        assert!(region(&file, BAR0).is_err());
+        assert!(device(&file, "0000:00:04.0").is_err());
+        assert!(device(&file, "a\0b").is_err());
+        assert!(set_eventfds(&file, &[]).is_err());
+    }
+}
