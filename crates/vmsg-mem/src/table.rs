@@ -128,14 +128,13 @@ impl WindowTable {
         };
         let distance = |from: BusAddr, to: BusAddr| to.0.checked_sub(from.0);
         let before = at.checked_sub(1).map(|i| (i, self.windows[i]));
-        if let Some((_, before)) = before
-            && distance(before.base(), base).is_none_or(|d| d < before.ram().len() as u64)
-        {
+        if before.is_some_and(|(_, before)| {
+            distance(before.base(), base).is_none_or(|d| d < before.ram().len() as u64)
+        }) {
             return Err(bad);
         }
         let behind = self.windows.get(at).copied();
-        if let Some(behind) = behind
-            && distance(base, behind.base()).is_none_or(|d| d < len as u64)
+        if behind.is_some_and(|behind| distance(base, behind.base()).is_none_or(|d| d < len as u64))
         {
             return Err(bad);
         }
@@ -147,25 +146,22 @@ impl WindowTable {
         };
         let (mut base, mut part, mut len) = (base, part, len);
         let mut replaced = at..at;
-        if let Some((i, before)) = before
-            && continues((before, self.parts[i]), (window, part))
-        {
+        let before =
+            before.filter(|(i, before)| continues((*before, self.parts[*i]), (window, part)));
+        if let Some((i, before)) = before {
             (base, part) = (before.base(), self.parts[i]);
             len += before.ram().len();
             replaced.start = i;
         }
-        if let Some(behind) = behind
-            && continues(
-                (
-                    window,
-                    Part {
-                        mapping: part.mapping,
-                        offset: part.offset + len - window.ram().len(),
-                    },
-                ),
-                (behind, self.parts[at]),
+        let behind = behind.filter(|behind| {
+            let offset = part.offset + len - window.ram().len();
+            let mapping = part.mapping;
+            continues(
+                (window, Part { mapping, offset }),
+                (*behind, self.parts[at]),
             )
-        {
+        });
+        if let Some(behind) = behind {
             len += behind.ram().len();
             replaced.end = at + 1;
         }
