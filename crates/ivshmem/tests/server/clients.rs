@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use ivshmem::client::Limits;
 use ivshmem::server::{Options, Port, Turn};
 use ivshmem::{Client, Event, PeerId, RingError};
 
@@ -104,15 +103,16 @@ fn doorbells_go_on_without_a_server() {
 }
 
 #[test]
-fn who_knows_its_vectors_is_connected_at_once() {
+fn who_does_not_know_its_vectors_waits_for_a_moment() {
     let (_dir, path) = place();
     let _server = Running::start(usual(&path));
-    let limits = Limits {
-        vectors: Some(2),
-        ..Limits::default()
-    };
-    let client = Client::connect_with(&path, limits, LONG).unwrap();
-    assert_eq!(client.vectors(), 2);
+    let mut client = Client::connect(&path, LONG).unwrap();
+    // One that comes late is told, too.
+    let id = client.id();
+    while client.vectors() < 2 {
+        assert_eq!(next(&mut client), Event::Joined(id));
+    }
+    assert!(client.vector_fd(1).is_some() && client.vector_fd(2).is_none());
 }
 
 /// A server where id 5 has a socket of its own, and three vectors.
@@ -136,7 +136,7 @@ fn the_client_of_a_port_with_an_id_can_go_and_come_back_and_finds_what_was_rung_
     );
     other.ring(five, 2).unwrap();
     for round in 0..3 {
-        let here = client(&seat);
+        let here = client_of(&seat, 3);
         assert_eq!((here.id(), here.vectors()), (five, 3));
         assert_eq!(here.peers().collect::<Vec<_>>(), [(ZERO, 2)]);
         assert_eq!([0, 1, 2].map(|vector| rings(&here, vector)), [0, round, 1]);
@@ -161,7 +161,7 @@ fn a_second_client_of_such_a_port_waits_for_the_end_of_the_first_but_not_for_eve
     let (_dir, path) = place();
     let (options, seat) = with_a_seat(&path);
     let server = Running::start(options);
-    let first = client(&seat);
+    let first = client_of(&seat, 3);
     let second = Raw::connect(&seat);
     // It is refused after two seconds.
     assert_eq!(second.message().map(|_| ()), None);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ivshmem::client::Limits;
 use ivshmem::server::{Options, Port, Server, Stats, Turn};
 use ivshmem::{Client, Event, PeerId};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -74,8 +75,18 @@ pub(crate) fn usual(path: &Path) -> Options {
     Options::new(vec![Port::new(path, 2)], 65536)
 }
 
+/// A client of a port whose clients have two vectors.
 pub(crate) fn client(path: &Path) -> Client {
-    Client::connect(path, LONG).expect("a client")
+    client_of(path, 2)
+}
+
+/// A client that has all its `vectors`, however long the server takes for them.
+pub(crate) fn client_of(path: &Path, vectors: u16) -> Client {
+    let limits = Limits {
+        vectors: Some(vectors),
+        ..Limits::default()
+    };
+    Client::connect_with(path, limits, LONG).expect("a client")
 }
 
 /// The next thing that the server tells.
