@@ -21,7 +21,7 @@ pub(super) fn open(
         Some(MemoryMode::Segment) => CommonMode::Segment,
         Some(MemoryMode::Bounce) => CommonMode::Bounce,
     };
-    let offset = spec.ram_offset.unwrap_or(0);
+    let offset = spec.common_offset();
     let mut common = match &spec.ram {
         Some(Ram::Bar) => of_bar(mode, bar, offset, spec.ram_size)?,
         Some(ram) => {

@@ -329,6 +329,16 @@ impl IvshmemSpec {
         })
     }
 
+    /// Where the common memory begins in what `ram=` names, in bytes. In the memory of the messages that is behind them: at the first whole
+    /// MiB, if it is not said.
+    pub fn common_offset(&self) -> u64 {
+        const BEHIND: u64 = 1 << 20;
+        self.ram_offset.unwrap_or(match self.ram {
+            Some(Ram::Bar) => (self.layout_offset() / BEHIND + 1).saturating_mul(BEHIND),
+            _ => 0,
+        })
+    }
+
     /// Looks for what contradicts.
     ///
     /// # Errors

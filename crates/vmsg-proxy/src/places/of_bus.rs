@@ -14,7 +14,7 @@ use vmsg_bus::{IvshmemSpec, Physical};
 /// For the fronts of a bus whose device host sees the guest's memory in place: `memory=whole` and `memory=segment`. `None`: it is not found but
 /// known, or it is copied, or what it is turns out when the bus is connected (`ram=bar`).
 pub fn of_bus(spec: &IvshmemSpec) -> Option<Arc<dyn Places>> {
-    let offset = spec.ram_offset.unwrap_or(0);
+    let offset = spec.common_offset();
     let physical = match (spec.node, spec.window) {
         (Some(node), _) => Some(Physical::Node(node)),
         (None, Some(window)) => Some(Physical::Window {
