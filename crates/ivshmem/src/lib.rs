@@ -8,6 +8,7 @@
 //! * In a guest: the PCI function, by VFIO or by sysfs.
 //!
 //! Sources: QEMU's `docs/specs/ivshmem-spec.rst`, `linux/vfio.h`.
+#![deny(unsafe_code)] // but for the system calls of VFIO, in `pci::ioctl`
 
 pub mod client;
 mod device;
