@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -330,4 +331,34 @@ fn mistakes_are_told_from_what_went_wrong() {
     assert!(error.contains("absent does not exist"), "{error}");
     let error = self::refused(dir, &["info", "--pci", "nonsense"], 2);
     assert!(error.contains("0000:00:04.0"), "{error}");
+}
+
+#[test]
+fn one_who_is_somebody_else_all_the_time_holds_nobody_up() {
+    let dir = tempfile::tempdir().expect("directory");
+    let dir = dir.path();
+    fs::write(dir.join("memory"), vec![0; 4096]).expect("written");
+    fs::write(dir.join("file"), content()).expect("written");
+    let memory = fs::File::options()
+        .write(true)
+        .open(dir.join("memory"))
+        .expect("there");
+    let words = ["copy", "file", "--file", "memory", "--timeout", "0.3"];
+    let mut sender = command(dir, &words)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("vmsg starts");
+    // The receiver's block: its magic, and its number 8 bytes further on.
+    let block = 2048 + 128;
+    memory.write_all_at(b"cpRX", block).expect("written");
+    let mut number = 0u32;
+    while sender.try_wait().expect("a child").is_none() {
+        number = number.wrapping_add(1);
+        memory
+            .write_all_at(&number.to_le_bytes(), block + 8)
+            .expect("written");
+    }
+    let output = sender.wait_with_output().expect("a child");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("nobody is there"), "{error}");
 }

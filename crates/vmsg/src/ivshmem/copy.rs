@@ -223,31 +223,34 @@ fn work_on(
         match step {
             Step::Done => return Ok(began.unwrap_or(last)),
             Step::Moved => {
-                last = Instant::now();
                 notified.ring(args, device, work.area());
-                // One who moves all the time must not keep the user from ending this.
-                if ears.is_interrupted()? {
-                    bail!(Interrupted);
-                }
-            }
-            Step::Idle => {
-                if device.memory().is_lost() {
-                    bail!("the memory is gone: its file was truncated, or the function taken away");
-                }
-                let until = last + args.timeout;
-                if Instant::now() >= until {
-                    match began {
-                        Some(_) => bail!("the other side stands still"),
-                        None => bail!(
-                            "nobody is there; on the other side there is to be `vmsg ivshmem copy`, one of the two \
-                             with --receive, with the same --offset and --space"
-                        ),
+                // One who is somebody else each time does not get anything done.
+                if began.is_some() {
+                    last = Instant::now();
+                    // One who moves all the time must not keep the user from ending this.
+                    if ears.is_interrupted()? {
+                        bail!(Interrupted);
                     }
-                }
-                if ears.pause(device, until)? == Woken::Interrupted {
-                    bail!(Interrupted);
+                    continue;
                 }
             }
+            Step::Idle => {}
+        }
+        if device.memory().is_lost() {
+            bail!("the memory is gone: its file was truncated, or the function taken away");
+        }
+        let until = last + args.timeout;
+        if Instant::now() >= until {
+            match began {
+                Some(_) => bail!("the other side stands still"),
+                None => bail!(
+                    "nobody is there; on the other side there is to be `vmsg ivshmem copy`, one of the two with \
+                     --receive, with the same --offset and --space"
+                ),
+            }
+        }
+        if ears.pause(device, until)? == Woken::Interrupted {
+            bail!(Interrupted);
         }
     }
 }
