@@ -8,6 +8,9 @@ use vmsg_mem::amp::Side;
 /// "VMiv", stored last.
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"VMiv");
 
+/// Stands in its place while a block is written.
+const UNFINISHED: u32 = u32::from_le_bytes(*b"vmiv");
+
 const VERSION: u32 = 1;
 
 /// Words of a block without the name.
@@ -150,9 +153,14 @@ impl Place {
         self.store(memory, 0, MAGIC);
     }
 
-    /// Takes the block away.
+    /// Makes the block one that is not finished.
     pub(super) fn withdraw<M: QueueMemory>(self, memory: &M) {
-        self.store(memory, 0, 0);
+        self.store(memory, 0, UNFINISHED);
+    }
+
+    /// Whether an end of ours was killed while it wrote its block, or writes it just now.
+    pub(super) fn is_unfinished<M: QueueMemory>(self, memory: &M) -> bool {
+        self.load(memory, 0) == UNFINISHED
     }
 
     /// Whether it is still the one that was written with `epoch`.

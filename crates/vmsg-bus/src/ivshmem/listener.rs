@@ -123,10 +123,12 @@ impl Listener {
         let deadline = Instant::now() + PATIENCE;
         while self.port.is_looking() && Instant::now() < deadline {
             if let Some(Outcome::Taken(holder)) = self.port.look_only().map_err(&os)? {
-                return Err(BindError::Held {
-                    bus: describe(&self.site.spec),
-                    holder: format!("`{holder}`"),
-                });
+                let spec = &self.site.spec;
+                return Err(BindError::Ivshmem(Box::new(OpenError::Held {
+                    place: describe(spec),
+                    offset: spec.layout_offset(),
+                    holder,
+                })));
             }
             if !self.port.is_looking() {
                 break;

@@ -19,6 +19,9 @@ pub(super) const STALE: u64 = 1600;
 /// What has no block yet may be about to write one.
 const GRACE: u64 = 300;
 
+/// Slots of a page.
+const SLOTS: u32 = 62;
+
 /// What an end is told once.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
@@ -125,6 +128,11 @@ pub(super) struct Machine {
     life: Option<Life>,
     /// The driver's index in its page when this end began to wait.
     found_head: u32,
+    /// The other side's block (epoch, heartbeat, state) and words as last seen, and since when they are so; its words when the
+    /// block became so.
+    last: Option<(Option<(u32, u32, u8)>, [u32; 2])>,
+    still: u64,
+    base: [u32; 2],
     layout: Option<amp::Layout>,
     pings: Pings,
     /// The number of the end of ours that this one is together with.
@@ -148,6 +156,9 @@ impl Machine {
             since: 0,
             life: None,
             found_head: 0,
+            last: None,
+            still: 0,
+            base: [0; 2],
             layout: None,
             pings: Pings::default(),
             peer: None,
@@ -300,6 +311,7 @@ impl Machine {
 
     fn wait_from<M: QueueMemory>(&mut self, now: u64, memory: &M) {
         self.since = now;
+        self.last = None;
         let found = self.theirs().and_then(|theirs| theirs.read(memory));
         self.found = found.map(|block| (block.epoch, block.beat));
         self.pings = Pings::default();
@@ -335,7 +347,9 @@ impl Machine {
         let as_it_was = amp::Layout::load(&amp) == Ok(Some(layout));
         let their_head = Head::load(&amp, theirs);
         let found = match as_it_was {
-            true if self.found.is_some() => all_read(Head::load(&amp, own), their_head),
+            true if self.found.is_some() || self.theirs_unfinished(memory) => {
+                all_read(Head::load(&amp, own), their_head)
+            }
             true => Head::load(&amp, own),
             false => Head::default(),
         };
@@ -361,26 +375,85 @@ impl Machine {
         {
             return self.join(now, memory, block, turn);
         }
-        let grace = match &block {
-            // There was one of ours, and perhaps still is.
-            Some(block) if block.state != LEAVING => STALE,
-            _ if self.config.side == Side::Driver => GRACE,
-            _ => 0,
+        let unfinished = self.theirs_unfinished(memory);
+        let seen = block
+            .as_ref()
+            .map(|block| (block.epoch, block.beat, block.state))
+            .or(unfinished.then_some((0, 0, PRESENT)));
+        let words = self.their_words(memory);
+        if self.last != Some((seen, words)) {
+            if self.last.is_some_and(|(last, _)| last != seen) {
+                self.forget_life(now, memory);
+            }
+            if self.last.is_none_or(|(last, _)| last != seen) {
+                self.base = words;
+            }
+            self.last = Some((seen, words));
+            self.still = now;
+        }
+        // What one of ours has left was said to another end.
+        if seen.is_some() && words == self.base {
+            return;
+        }
+        let present = seen.filter(|(_, _, state)| *state != LEAVING);
+        let (since, grace) = match (present, self.config.side) {
+            // There was one of ours. If it still is and was only held up, it shows that before it goes on.
+            (Some(_), _) => (self.still.max(self.since), STALE),
+            (None, Side::Driver) => (self.since, GRACE),
+            (None, Side::Device) => (self.since, 0),
         };
-        if now.saturating_sub(self.since) < grace {
+        if now.saturating_sub(since) < grace {
             return;
         }
         let queues = match self.config.geometry.is_amp() {
-            true => self.approach_amp(now, memory, rung && block.is_none()),
-            false => self.approach_pages(memory, block.is_some()),
+            true => self.approach_amp(now, memory, rung && seen.is_none()),
+            false => self.approach_pages(memory, seen.is_some()),
         };
         if let Some(queues) = queues {
+            let now_there = self.theirs().and_then(|theirs| theirs.read(memory));
+            if now_there.as_ref().map(|block| (block.epoch, block.beat))
+                != block.as_ref().map(|block| (block.epoch, block.beat))
+            {
+                // An end of ours, which has come in between.
+                self.forget_life(now, memory);
+                return;
+            }
             self.pings = Pings {
                 heard: now,
                 ..Pings::default()
             };
             self.phase = Phase::Foreign;
             turn.event = Some(Event::Up { peer: None, queues });
+        }
+    }
+
+    /// A life that was begun is to be begun once more.
+    fn forget_life<M: QueueMemory>(&mut self, now: u64, memory: &M) {
+        match self.config.side {
+            Side::Driver => self.life = None,
+            Side::Device => self.live_again(now, memory),
+        }
+    }
+
+    fn theirs_unfinished<M: QueueMemory>(&self, memory: &M) -> bool {
+        self.theirs()
+            .is_some_and(|theirs| theirs.is_unfinished(memory))
+    }
+
+    /// What the other side stores of the queues.
+    fn their_words<M: QueueMemory>(&self, memory: &M) -> [u32; 2] {
+        let geometry = &self.config.geometry;
+        match self.layout.filter(|_| geometry.is_amp()) {
+            Some(layout) => {
+                let amp = Part::new(memory, geometry);
+                let head = Head::load(&amp, layout.head(other(self.config.side)));
+                [head.state, head.indices]
+            }
+            None if geometry.is_amp() => [0; 2],
+            None => [
+                self.incoming(memory)[0],
+                geometry.indices(memory, self.config.side)[1],
+            ],
         }
     }
 
@@ -508,9 +581,11 @@ impl Machine {
             Side::Driver => self.config.blind,
             Side::Device => {
                 let [head, tail] = self.incoming(memory);
-                let changed = head != self.found_head;
-                // What one of ours has left was said to another host.
-                (head != tail && !one_of_ours) || changed
+                if head.max(tail) >= SLOTS {
+                    return None;
+                }
+                // Of ours there are other words than those it has left, or this would not be asked.
+                one_of_ours || head != tail || head != self.found_head
             }
         };
         up.then_some(Queues::Pages { resumed: true })
@@ -632,13 +707,18 @@ impl Machine {
         self.name_nobody(memory);
         self.wait_from(now, memory);
         self.phase = Phase::Waiting;
+        self.live_again(now, memory);
+    }
+
+    /// The life of a device begins once more.
+    fn live_again<M: QueueMemory>(&mut self, now: u64, memory: &M) {
         let Some(layout) = self.layout.filter(|_| self.config.geometry.is_amp()) else {
             return;
         };
         let amp = Part::new(memory, &self.config.geometry);
         let (own, theirs) = (layout.head(Side::Device), layout.head(Side::Driver));
         let (mut found, their_head) = (Head::load(&amp, own), Head::load(&amp, theirs));
-        if self.found.is_some() {
+        if self.found.is_some() || self.theirs_unfinished(memory) {
             found = all_read(found, their_head);
         }
         if let Some(life) = &mut self.life {

@@ -54,6 +54,18 @@ pub enum OpenError {
         /// Bytes that there are for messages.
         have: usize,
     },
+    /// Another device host is there.
+    #[error(
+        "{place} has a device host at offset={offset:#x} already, `{holder}`; end that process first, or use another offset="
+    )]
+    Held {
+        /// Where it is.
+        place: String,
+        /// Where the queues were to begin.
+        offset: u64,
+        /// As it calls itself.
+        holder: String,
+    },
     /// The bus's vector is none of this end's.
     #[error("vector={vector}: this end has {have} doorbell vectors")]
     NoVector {
@@ -162,8 +174,8 @@ pub(super) fn arrange(spec: &IvshmemSpec, device: Device) -> Result<Opened, Open
     let offset = spec.layout_offset();
     let len = device.memory().len();
     // What is behind the messages is not theirs.
-    let end = match (&spec.ram, spec.ram_offset) {
-        (Some(Ram::Bar), Some(ram)) if ram > offset => {
+    let end = match (&spec.ram, spec.common_offset()) {
+        (Some(Ram::Bar), ram) if ram > offset => {
             usize::try_from(ram).unwrap_or(usize::MAX).min(len)
         }
         _ => len,
