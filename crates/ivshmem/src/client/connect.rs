@@ -21,6 +21,9 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// The same where there was none: a server may have clients without vectors.
 const SETTLE_WITHOUT: Duration = Duration::from_millis(500);
 
+/// The same where it is known how many there should be, and they are not there: the server has its own idea.
+const SETTLE_KNOWN: Duration = Duration::from_secs(1);
+
 /// Pause before a server is asked again whose queue of connections is full. There is nothing to wait for.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
@@ -98,7 +101,7 @@ pub struct Limits {
     /// Doorbells of peers, each a descriptor; 512 by default. Peers beyond are not known.
     pub max_bells: usize,
     /// How many vectors the server is known to give this client: with them it is connected at once. By default that is
-    /// not known, and it takes 50 ms more.
+    /// not known, and it takes 50 ms more. With fewer it is connected after a second without more.
     pub vectors: Option<u16>,
 }
 
@@ -209,7 +212,9 @@ impl Connecting {
     }
 
     fn settle(&self) -> Duration {
-        if self.own_vectors() == 0 {
+        if self.vectors.is_some() {
+            SETTLE_KNOWN
+        } else if self.own_vectors() == 0 {
             SETTLE_WITHOUT
         } else {
             SETTLE

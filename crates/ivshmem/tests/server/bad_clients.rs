@@ -16,7 +16,7 @@ fn who_never_reads_is_dropped_and_nobody_waits_for_it() {
     let (_dir, path) = place();
     // More than a socket holds.
     let mut options = Options::new(vec![Port::new(&path, 128)], 65536);
-    options.stall = Duration::from_millis(200);
+    options.stall = Duration::from_secs(1);
     let server = Running::start(options);
     let mut good: Vec<Client> = (0..2).map(|_| client_of(&path, 128)).collect();
     let silent = Raw::connect(&path);
