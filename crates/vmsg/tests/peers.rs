@@ -6,6 +6,8 @@
 mod devices;
 #[path = "peers/entropy.rs"]
 mod entropy;
+#[path = "peers/ivshmem.rs"]
+mod ivshmem;
 #[path = "peers/party.rs"]
 mod party;
 #[path = "peers/restart.rs"]

@@ -114,14 +114,26 @@ impl Place {
             Listens::Ours => "on",
             Listens::Theirs => "off",
         };
+        let memory = self.memory();
+        format!("linux-user,dir={folder},server={server},{memory},revision={revision}")
+    }
+
+    /// The guest's memory as our programs are told of it.
+    pub(crate) fn memory(&self) -> String {
         let hole = if self.hole {
             format!(",mem-low-size={LOW},mem-hole={HOLE}")
         } else {
             String::new()
         };
         format!(
-            "linux-user,dir={folder},server={server},ram={folder}/ram,mem-offset=0x40000000{hole},revision={revision}"
+            "ram={}/ram,mem-offset=0x40000000{hole}",
+            self.path().display()
         )
+    }
+
+    /// `vmsg`, in this folder.
+    pub(crate) fn program(&self) -> Command {
+        vmsg(self.path())
     }
 
     /// Starts `vmsg serve` with a network device and an entropy device, and waits until it is ready.
@@ -201,7 +213,7 @@ pub(crate) struct Party {
 }
 
 impl Party {
-    fn start(name: &str, command: &mut Command) -> Self {
+    pub(crate) fn start(name: &str, command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
