@@ -343,7 +343,7 @@ fn unix_bus() -> Vec<Sample> {
         &0x1000u64.to_le_bytes(),
     ]
     .concat();
-    let cases: [Case; 11] = [
+    let cases: [Case; 12] = [
         (
             0x80,
             1,
