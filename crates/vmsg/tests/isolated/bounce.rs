@@ -26,7 +26,7 @@ const FOLDER: &str = "VMSG_TEST_PROXY";
 /// Puts the secret into each page of the guest's memory but those of rings, and into all that the device is to fill.
 fn plant(guest: &mut Guest, secret: &[u8]) {
     let rings = 8 * vhost_guest::RINGS;
-    for page in (rings..vhost_guest::RAM as usize).step_by(PAGE) {
+    for page in (rings..guest.ram.mapping.len()).step_by(PAGE) {
         guest.ram.mapping.ram().write(page + PAGE - 256, secret);
     }
     guest.stale = secret.to_vec();
@@ -154,6 +154,12 @@ fn be_a_proxy() {
     }
 }
 
+/// Memory in common, as somebody before has left it.
+fn fill_common(dir: &Path) {
+    let len = usize::try_from(COMMON).expect("small");
+    fs::write(dir.join("common"), vec![0x66; len]).expect("written");
+}
+
 fn unix(dir: &Path) -> String {
     format!("unix,path={}/bus", dir.display())
 }
@@ -175,8 +181,7 @@ fn proxy(dir: &Path) -> Program {
 impl Bounce {
     fn new() -> Bounce {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
-        // Of somebody before.
-        fs::write(dir.path().join("common"), vec![0x66; COMMON as usize]).expect("written");
+        fill_common(dir.path());
         Bounce {
             serve: serve(&unix(dir.path())),
             proxy: proxy(dir.path()),
@@ -276,7 +281,7 @@ fn nothing_of_a_guest_is_in_the_memory_of_an_ivshmem_bus_with_bounce() {
         let at = dir.path().to_owned();
         let messages = at.join("messages");
         fs::write(&messages, vec![0; 1 << 20]).expect("written");
-        fs::write(at.join("common"), vec![0x66; COMMON as usize]).expect("written");
+        fill_common(&at);
         let bus = format!(
             "ivshmem,file={},memory=bounce,ram={}",
             messages.display(),
