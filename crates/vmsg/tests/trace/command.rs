@@ -253,8 +253,8 @@ fn messages_are_selected_by_device_and_name() {
     }
     let count = |args: &[&str]| lines(folder, &[&["trace", "t"], args].concat()).len() - 1;
     assert_eq!(count(&["--dev", "5"]), samples::transport().len());
-    // EVENT_DEVICE, and six pairs of the unix bus.
-    assert_eq!(count(&["--dev", "3"]), 13);
+    // EVENT_DEVICE, and seven pairs of the unix bus.
+    assert_eq!(count(&["--dev", "3"]), 15);
     assert_eq!(count(&["--type", "view_add"]), 2);
     assert_eq!(count(&["--type", "claim", "--type", "GET_SHM"]), 4);
     assert_eq!(count(&["--type", "CLAIM", "--dev", "3"]), 2);
