@@ -456,7 +456,10 @@ fn sealed(name: &str, size: u64, base: u64) -> Result<Plot, NewError> {
     let Some(len) = size.checked_next_multiple_of(PAGE) else {
         return Err(bad_base);
     };
-    if !base.is_multiple_of(PAGE) || base.checked_add(len).is_none() || usize::try_from(len).is_err() {
+    if !base.is_multiple_of(PAGE)
+        || base.checked_add(len).is_none()
+        || usize::try_from(len).is_err()
+    {
         return Err(bad_base);
     }
     let os = |source| NewError::Os {
