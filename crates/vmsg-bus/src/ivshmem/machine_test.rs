@@ -304,9 +304,10 @@ impl World {
                     // lives is taken for that.
                     let other = self.ends[1 - side].try_borrow();
                     let lives = other.is_ok_and(|other| {
-                        other
-                            .as_ref()
-                            .is_some_and(|one| !one.dead && one.sim.left.get() > 0)
+                        other.as_ref().is_some_and(|one| {
+                            let begun = !one.machine.is_looking();
+                            begun && !one.dead && one.sim.left.get() > 0
+                        })
                     });
                     assert!(!lives, "an end of ours was not known for one");
                 }
