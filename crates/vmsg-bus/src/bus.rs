@@ -144,6 +144,7 @@ macro_rules! end {
                 self.vectors.as_ref()
             }
 
+            #[cfg(any(feature = "loopback", feature = "ivshmem"))]
             pub(crate) fn share(&mut self, common: Option<Arc<CommonRam>>, vectors: Option<Arc<Vectors>>) {
                 self.common = common;
                 self.vectors = vectors;

@@ -25,6 +25,7 @@ use serde::de::{
 };
 use std::borrow::Cow;
 use std::fmt;
+#[cfg(feature = "ivshmem")]
 pub(crate) use value::number;
 use value::{Item, Values};
 

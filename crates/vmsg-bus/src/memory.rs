@@ -3,7 +3,9 @@
 
 #[cfg(feature = "loopback")]
 use std::sync::{Arc, atomic::AtomicU64};
-use vmsg_mem::{QueueMemory, RamSlice};
+use vmsg_mem::QueueMemory;
+#[cfg(feature = "loopback")]
+use vmsg_mem::RamSlice;
 
 /// A part of shared memory that keeps the whole alive.
 #[derive(Clone)]

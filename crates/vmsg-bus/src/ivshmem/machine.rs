@@ -112,6 +112,9 @@ struct Pings {
     heard: u64,
 }
 
+/// A block (epoch, heartbeat, state) and the words of the queues that its owner stores.
+type Seen = (Option<(u32, u32, u8)>, [u32; 2]);
+
 /// One end.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -130,7 +133,7 @@ pub(super) struct Machine {
     found_head: u32,
     /// The other side's block (epoch, heartbeat, state) and words as last seen, and since when they are so; its words when the
     /// block became so.
-    last: Option<(Option<(u32, u32, u8)>, [u32; 2])>,
+    last: Option<Seen>,
     still: u64,
     base: [u32; 2],
     layout: Option<amp::Layout>,
@@ -720,6 +723,8 @@ impl Machine {
         let (mut found, their_head) = (Head::load(&amp, own), Head::load(&amp, theirs));
         if self.found.is_some() || self.theirs_unfinished(memory) {
             found = all_read(found, their_head);
+        } else if has_begun_anew(&amp, &layout, found, their_head) {
+            found.indices = 0;
         }
         if let Some(life) = &mut self.life {
             for (at, word) in life.again(now, found, their_head).map(amp::Store::word) {
@@ -765,6 +770,23 @@ fn load_layout<M: QueueMemory>(memory: &M) -> Result<Option<amp::Layout>, amp::L
         }
         layout => Ok(layout),
     }
+}
+
+/// Whether the driver has zeroed its elements, as Linux's does when it begins: what is said to be there to be read is not.
+fn has_begun_anew<M: QueueMemory>(
+    memory: &M,
+    layout: &amp::Layout,
+    own: Head,
+    theirs: Head,
+) -> bool {
+    let next = own.head();
+    if next == theirs.tail() || next >= layout.elements() {
+        return false;
+    }
+    let element = usize::from(next) * usize::from(layout.element_size());
+    let mut begin = [0xff; 8];
+    memory.read(layout.queue(Side::Driver) + element, &mut begin);
+    begin == [0; 8]
 }
 
 /// As if all had been read that a driver of ours has left behind: it was said to another host.
