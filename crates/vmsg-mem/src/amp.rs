@@ -342,7 +342,8 @@ impl<M: QueueMemory> Queue<M> {
     ///
     /// # Errors
     ///
-    /// [`Corrupt`], also on every later call, once all messages before it have been popped.
+    /// [`Corrupt`], also on every later call, once all messages before it have been popped. An element that begins with eight
+    /// zero bytes is an error, too: nobody has written it since the other side began.
     #[inline]
     pub fn try_pop_sized(
         &mut self,
@@ -360,6 +361,15 @@ impl<M: QueueMemory> Queue<M> {
         let element = self.element(self.incoming, self.head);
         let (first, rest) = into.split_at_mut(most.min(64));
         self.memory.read(element, first);
+        if first.iter().take(8).all(|byte| *byte == 0) && !first.is_empty() {
+            // No message begins so. Linux's driver zeroes its elements when it begins: it does so anew, and this side has not noticed.
+            let corrupt = Corrupt {
+                index: self.head.into(),
+                capacity: self.elements.into(),
+            };
+            self.corrupt = Some(corrupt);
+            return Err(corrupt);
+        }
         let len = match first.first_chunk() {
             Some(header) => len_of(header).min(most),
             None => most,

@@ -131,7 +131,7 @@ fn the_magic_number_of_a_layout_is_stored_last() {
 fn messages_go_both_ways_around_the_end() {
     let layout = Layout::packed(4, 64).unwrap();
     let (mut driver, mut device) = ends(leaked(layout.len()), &layout);
-    for n in 0..20u8 {
+    for n in 1..20u8 {
         driver.try_push(&[n; 64]).unwrap();
         assert!(device.is_empty(), "not published");
         assert!(driver.publish());
@@ -149,16 +149,16 @@ fn one_element_stays_free() {
     let layout = Layout::packed(4, 64).unwrap();
     let (mut driver, mut device) = ends(leaked(layout.len()), &layout);
     for n in 0..3 {
-        driver.try_push(&[n]).unwrap();
+        driver.try_push(&[n, 1]).unwrap();
     }
-    assert_eq!(driver.try_push(&[3]), Err(PushError::Full));
+    assert_eq!(driver.try_push(&[3, 1]), Err(PushError::Full));
     assert!(!driver.is_full(), "nothing is published");
     assert!(driver.publish() && driver.is_full());
     assert_eq!(driver.try_push(&[0; 65]), Err(PushError::TooLong));
     assert!(!device.is_empty());
     assert_eq!(pop(&mut device), Some(0));
     assert!(!driver.is_full());
-    driver.try_push(&[3]).unwrap();
+    driver.try_push(&[3, 1]).unwrap();
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_queue_goes_on_where_it_is_said() {
     };
     let mut driver = at(Side::Driver, 3, 1).unwrap();
     let mut device = at(Side::Device, 1, 3).unwrap();
-    driver.try_push(&[7]).unwrap();
+    driver.try_push(&[7, 1]).unwrap();
     assert!(driver.publish());
     assert_eq!(pop(&mut device), Some(7));
     assert!(matches!(
@@ -212,13 +212,36 @@ fn an_impossible_index_ends_the_queue_for_good() {
     }
 }
 
+/// A driver of Linux's that is there again zeroes its elements and begins at the first one, which the device need not have noticed.
+#[test]
+fn an_element_that_was_zeroed_is_no_message_and_ends_the_queue() {
+    let layout = Layout::packed(8, 64).unwrap();
+    let memory = leaked(layout.len());
+    let (mut driver, mut device) = ends(memory, &layout);
+    for n in 1..4 {
+        driver.try_push(&[n]).unwrap();
+        let _ = driver.publish();
+        assert_eq!(pop(&mut device), Some(n));
+    }
+    let ram = RamSlice::from_atomics(memory);
+    ram.write(layout.queue(Side::Driver) + 64, &[0; 7 * 64]);
+    ram.store_release(layout.head(Side::Driver) + 4, index_word(1, 0));
+    let mut message = [0; 64];
+    for _ in 0..2 {
+        let popped = device.try_pop_sized(&mut message, |_| 64);
+        assert_eq!(popped.unwrap_err().index, 3);
+    }
+    device.release();
+    assert_eq!(Head::load(&ram, layout.head(Side::Device)).head(), 3);
+}
+
 #[test]
 fn a_peer_that_goes_back_is_noticed() {
     let layout = Layout::packed(8, 64).unwrap();
     let memory = leaked(layout.len());
     let (mut driver, mut device) = ends(memory, &layout);
     for n in 0..3 {
-        driver.try_push(&[n]).unwrap();
+        driver.try_push(&[n, 1]).unwrap();
     }
     let _ = driver.publish();
     let mut message = [0; 64];

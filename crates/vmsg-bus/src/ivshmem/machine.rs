@@ -699,7 +699,8 @@ impl Machine {
             _ => return None,
         }
         self.name_nobody(memory);
-        Some(self.whom(memory))
+        // Who is not of ours would only read once more what was said before.
+        Some(self.whom(memory)).filter(|whom| !matches!(whom, Whom::Everyone))
     }
 
     /// The device is done with a connection and waits for the next one.

@@ -241,7 +241,7 @@ class Host:
                 return b""
             case rev1.GET_CONFIG:
                 offset, length = struct.unpack("<II", payload)
-                if length > 28 or offset + length > len(device.config):
+                if length > rev1.MAX - 20 or offset + length > len(device.config):
                     return None
                 data = bytes(device.config[offset : offset + length])
                 return struct.pack("<III", device.generation, offset, length) + data

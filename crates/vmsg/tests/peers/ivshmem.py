@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 
+import rev1
 from bus import Broken, Hangup
 
 VERSION = 0
@@ -620,5 +621,6 @@ def open_bus(args, side):
     client = Client(path)
     offset = args.offset
     if args.layout == "amp":
+        rev1.MAX = SLOT
         return AmpBus(client, side, 4096 if offset is None else offset, args.peer)
     return SpscBus(client, side, offset or 0, args.peer)
