@@ -16,6 +16,8 @@ use crate::linux_user;
 /// Waits for drivers, for a device host. All is done in [`accept`](Listener::accept), which never waits.
 #[derive(Debug)]
 #[non_exhaustive]
+// A process has a few of them.
+#[allow(clippy::large_enum_variant)]
 pub enum Listener {
     /// Any number of drivers.
     Unix(unix::Listener),
@@ -24,7 +26,7 @@ pub enum Listener {
     LinuxUser(linux_user::Listener),
     /// One driver after another.
     #[cfg(feature = "ivshmem")]
-    Ivshmem(ivshmem::Listener),
+    Ivshmem(Box<ivshmem::Listener>),
 }
 
 impl Listener {

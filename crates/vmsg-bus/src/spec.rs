@@ -179,7 +179,10 @@ impl BusSpec {
             #[cfg(feature = "linux-user")]
             Self::LinuxUser(spec) => spec.listen(name).map(crate::Listener::LinuxUser),
             #[cfg(feature = "ivshmem")]
-            Self::Ivshmem(spec) => spec.listen(name, None).map(crate::Listener::Ivshmem),
+            Self::Ivshmem(spec) => {
+                let listener = spec.listen(name, None)?;
+                Ok(crate::Listener::Ivshmem(Box::new(listener)))
+            }
         }
     }
 

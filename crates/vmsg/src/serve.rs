@@ -194,7 +194,7 @@ fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
             .listen(NAME, Some(&buses::keep_server))
             .with_context(context)?;
         let max_message = spec.message_size.map_or(64, |size| size.get() as usize);
-        return Ok((Listener::Ivshmem(listener), max_message));
+        return Ok((Listener::Ivshmem(Box::new(listener)), max_message));
     }
     let listener = bus.spec.listen(NAME).with_context(context)?;
     Ok((listener, vmsg_bus::linux_user::MESSAGE_SIZE))
