@@ -5,7 +5,7 @@ use crate::session::FileId;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -45,9 +45,10 @@ impl MemoryFile {
     /// Takes a file of at least `need` bytes.
     pub(crate) fn new(fd: OwnedFd, need: u64) -> Result<MemoryFile, FileError> {
         // First: of a file system that is another program's this is all that can be asked without waiting for that program.
-        vmsg_mem::check_backing(fd.as_fd()).map_err(|error| match error {
-            vmsg_mem::Error::ForeignFile => FileError::Foreign,
-            other => FileError::Look(other),
+        vmsg_mem::check_backing(fd.as_fd()).or_else(|error| match error {
+            vmsg_mem::Error::ForeignFile if is_of_device(fd.as_fd()) => Ok(()),
+            vmsg_mem::Error::ForeignFile => Err(FileError::Foreign),
+            other => Err(FileError::Look(other)),
         })?;
         let stat = rustix::fs::fstat(&fd)?;
         let have = u64::try_from(stat.st_size).unwrap_or(0);
@@ -63,6 +64,14 @@ impl MemoryFile {
             },
         })
     }
+}
+
+/// Whether it is a file of sysfs, as the memory of a PCI function is: the kernel itself answers there, and nobody else can make such a file.
+fn is_of_device(fd: BorrowedFd<'_>) -> bool {
+    const SYSFS: u32 = 0x6265_6572;
+    // The type of the field differs between architectures; the magic fits all of them.
+    #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation)]
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u32 == SYSFS)
 }
 
 /// More than the map of any process takes, as text.

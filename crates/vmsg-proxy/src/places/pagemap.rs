@@ -147,17 +147,19 @@ impl Pagemap {
         }
         let mapping = Mapping::of_fd(file, begin, end - begin, Access::ReadWrite)
             .map_err(|error| PlaceError::File(error.to_string()))?;
-        let ram = mapping.ram();
+        // Its loads are made though nobody wants to know what they give.
+        let region = mapping.device_region();
+        let first = mapping.ram().as_ptr().addr() as u64;
         let mut pages = Vec::new();
         for number in 0..count {
             let into = usize::try_from(number * page).expect("within what is mapped");
             // A page that is looked at is there.
-            let _ = ram.read(into, &mut [0]);
+            let _ = region.read_u8(into);
             let at = begin + number * page;
             if mapping.is_lost() {
                 return Err(PlaceError::NoPage { file_offset: at });
             }
-            let address = ram.as_ptr().addr() as u64 + number * page;
+            let address = first + number * page;
             let entry = (self.lookup)(address, number).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => PlaceError::NotPermitted,
                 _ => PlaceError::NoWindow(format!("cannot read /proc/self/pagemap: {error}")),
