@@ -410,6 +410,10 @@ impl Port {
 
     /// Wakes the other side. Whoever is not there any more is not missed.
     pub(crate) fn ring(&self) {
+        // An end that is not ours and begins anew would take what stands there for its own.
+        if self.is_over() && self.foreign.load(Ordering::Acquire) {
+            return;
+        }
         for bell in self.bells().iter() {
             let _ = bell.ring();
         }
