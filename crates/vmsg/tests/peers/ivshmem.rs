@@ -97,6 +97,8 @@ scenarios! {
     linux_2026_pings: Amp "ivshmem_driver.py" "backend=none" "pings";
     linux_2026_shuts_down: Amp "ivshmem_driver.py" "backend=none" "amp_shutdown";
     linux_2026_is_reset: Amp "ivshmem_driver.py" "backend=none" "amp_reset";
+    linux_2026_is_there_again_at_once: Amp "ivshmem_driver.py" "backend=none" "amp_shutdown_at_once";
+    linux_2026_is_reset_in_mid_request: Amp "ivshmem_driver.py" "backend=none" "amp_reset_in_mid_request";
     linux_2026_begins_slowly: Amp "ivshmem_driver.py" "backend=none" "amp_slow_beginning";
 
     a_queue_head_that_cannot_be: Amp "ivshmem_driver.py" "backend=none" "amp_wild";
