@@ -32,22 +32,71 @@ const DEVICE: DevNum = DevNum(0);
 const KILLS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Bus, as `--bus` has it.
-fn buses(dir: &Path) -> [String; 3] {
+/// A bus, as `--bus` has it.
+struct Bus {
+    host: String,
+    driver: String,
+    /// What is there besides both.
+    server: Option<Child>,
+}
+
+impl Bus {
+    fn new(host: String, driver: String, server: Option<Child>) -> Self {
+        Self {
+            host,
+            driver,
+            server,
+        }
+    }
+
+    fn both(spec: String) -> Self {
+        Self::new(spec.clone(), spec, None)
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+fn buses(dir: &Path) -> Vec<Bus> {
     let at = dir.display();
     let linux_user = |revision: &str| {
-        format!("linux-user,dir={at},ram={at}/ram,mem-offset={BASE:#x},revision={revision}")
+        let at = format!("dir={at},ram={at}/ram");
+        Bus::both(format!(
+            "linux-user,{at},mem-offset={BASE:#x},revision={revision}"
+        ))
     };
-    [
-        format!("unix,path={at}/bus"),
+    let ivshmem = |place: &str, layout: &str| {
+        format!("ivshmem,{place},layout={layout},memory=known,ram={at}/ram,mem-offset={BASE:#x}")
+    };
+    let server = start(&["ivshmem", "server", "--socket", &format!("{at}/iv")]);
+    vec![
+        Bus::both(format!("unix,path={at}/bus")),
         linux_user("1"),
         linux_user("r1"),
+        Bus::new(
+            ivshmem(&format!("socket={at}/iv"), "amp"),
+            ivshmem(&format!("socket={at}/iv"), "amp"),
+            Some(server),
+        ),
+        // The server that the host has started outlives it.
+        Bus::new(
+            ivshmem(&format!("listen={at}/held"), "spsc"),
+            ivshmem(&format!("socket={at}/held"), "spsc"),
+            None,
+        ),
     ]
 }
 
-fn serve(bus: &str, device: &str) -> Child {
+/// A process that has said that it is ready.
+fn start(args: &[&str]) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
-        .args(["serve", "--bus", bus, "--device", device])
+        .args(args)
         .env("VMSG_LOG", "error")
         .stdout(Stdio::piped())
         .spawn()
@@ -55,8 +104,12 @@ fn serve(bus: &str, device: &str) -> Child {
     let mut line = String::new();
     let out = child.stdout.take().expect("piped");
     BufReader::new(out).read_line(&mut line).expect("a line");
-    assert!(line.starts_with("ready"), "{bus}: {line:?}");
+    assert!(line.starts_with("ready"), "{args:?}: {line:?}");
     child
+}
+
+fn serve(bus: &str, device: &str) -> Child {
+    start(&["serve", "--bus", bus, "--device", device])
 }
 
 /// How often a driver has set its device up.
@@ -292,11 +345,11 @@ fn random_bytes_go_on_over_twenty_kills() {
     let dir = tempfile::tempdir().expect("a directory");
     for bus in buses(dir.path()) {
         let (file, memory) = memory(dir.path());
-        let mut driver = Driver::new(&bus, file, &memory, 1);
+        let mut driver = Driver::new(&bus.driver, file, &memory, 1);
         let over = AtomicBool::new(false);
         let set_ups = driver.set_ups.clone();
         std::thread::scope(|scope| {
-            let killer = scope.spawn(|| killer(&bus, "rng", &set_ups, &over));
+            let killer = scope.spawn(|| killer(&bus.host, "rng", &set_ups, &over));
             let mut answered = 0;
             let mut last = 0;
             while !over.load(Ordering::SeqCst) || last < 200 {
@@ -314,7 +367,7 @@ fn random_bytes_go_on_over_twenty_kills() {
                 };
             }
             let count = driver.set_ups.count();
-            println!("{bus}: {answered} answers, {count} set-ups");
+            println!("{}: {answered} answers, {count} set-ups", bus.host);
             assert!(count > 2, "{count} set-ups");
             let mut child = killer.join().expect("served");
             drop(driver.link.take());
@@ -379,7 +432,7 @@ fn frames_keep_their_order_over_twenty_kills() {
     let dir = tempfile::tempdir().expect("a directory");
     for (index, bus) in buses(dir.path()).into_iter().enumerate() {
         let (file, memory) = memory(dir.path());
-        let mut driver = Driver::new(&bus, file, &memory, 2);
+        let mut driver = Driver::new(&bus.driver, file, &memory, 2);
         let path = dir.path().join(format!("cable{index}"));
         let listener = UnixListener::bind(&path).expect("a socket");
         let device = format!("net,backend=socket,path={}", path.display());
@@ -388,7 +441,7 @@ fn frames_keep_their_order_over_twenty_kills() {
         let set_ups = driver.set_ups.clone();
         std::thread::scope(|scope| {
             let other_end = scope.spawn(|| cable(&listener, &runs, &done));
-            let killer = scope.spawn(|| killer(&bus, &device, &set_ups, &over));
+            let killer = scope.spawn(|| killer(&bus.host, &device, &set_ups, &over));
             let (mut number, mut came, mut received, mut last) = (0, None, 0, 0);
             while !over.load(Ordering::SeqCst) || last < 200 {
                 while driver.add(0, 0, |_| {}) {}
@@ -419,7 +472,10 @@ fn frames_keep_their_order_over_twenty_kills() {
             drop(UnixStream::connect(&path));
             other_end.join().expect("no panic");
             let links = driver.set_ups.count();
-            println!("{bus}: {number} frames out, {received} in, {links} set-ups");
+            println!(
+                "{}: {number} frames out, {received} in, {links} set-ups",
+                bus.host
+            );
             assert!(links > 2, "{links} set-ups");
         });
         let runs = runs.into_inner().expect("no panic");
