@@ -7,6 +7,8 @@ mod suite;
 
 use ivshmem::server::{Options, Port, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -257,4 +259,67 @@ fn several_buses_lie_in_one_memory() {
     for (driver, device, _) in &mut pairs {
         talk(driver, device);
     }
+}
+
+#[test]
+fn a_new_server_has_other_memory_for_both() {
+    let mut site = Site::new(QueueLayout::Amp);
+    let spec = IvshmemSpec {
+        memory: Some(MemoryMode::Bounce),
+        ram: Some(Ram::Bar),
+        ram_offset: Some(64 << 10),
+        ..site.spec()
+    };
+    let bus = BusSpec::Ivshmem(Box::new(spec));
+    let mut listener = bus.listen("host").unwrap();
+    let connector = bus.connector("driver");
+    for _ in 0..2 {
+        let connector = connector.clone();
+        let driver = std::thread::spawn(move || connector.connect().unwrap());
+        let device = accept(&mut listener);
+        let driver = driver.join().unwrap();
+        let (ours, theirs) = (driver.common().unwrap(), device.common().unwrap());
+        ours.mapping.as_ref().unwrap().ram().write(5, b"shared");
+        let mut bytes = [0; 6];
+        theirs.mapping.as_ref().unwrap().ram().read(5, &mut bytes);
+        assert_eq!(&bytes, b"shared");
+        drop((driver, device));
+        site.server = None;
+        site.server = Some(Running::start(&site.path()));
+    }
+}
+
+#[test]
+fn a_driver_with_impossible_indices_keeps_no_other_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memory");
+    let memory = File::create_new(&path).unwrap();
+    memory.set_len(64 << 10).unwrap();
+    let spec = IvshmemSpec {
+        layout: QueueLayout::Spsc,
+        ..IvshmemSpec::file(&path)
+    };
+    let mut listener = BusSpec::Ivshmem(Box::new(spec)).listen("host").unwrap();
+    let word = |offset, value: u32| memory.write_all_at(&value.to_le_bytes(), offset).unwrap();
+    // What it has read of the device's page, which has 62 slots; and a message.
+    word(4096 + 0x40, 1000);
+    memory.write_all_at(&message(7, 48), 128).unwrap();
+    word(0, 1);
+    let until = Instant::now() + Duration::from_secs(10);
+    while listener
+        .accept(Instant::now())
+        .is_ok_and(|bus| bus.is_none())
+    {
+        assert!(Instant::now() < until, "indices were not looked at");
+        let tenth = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&tenth)).unwrap();
+    }
+    word(4096 + 0x40, 0);
+    let mut device = accept(&mut listener);
+    let mut buf = [0; 64];
+    recv(&mut device, &mut buf).unwrap();
+    assert_eq!(number(&buf), 7);
 }

@@ -154,6 +154,20 @@ impl Connector {
         self.meet(&mut shared).map(connecting)
     }
 
+    /// A server that has begun anew while the device host is waited for: that one goes there as well.
+    fn redial(&self, port: &Port) -> Result<Option<Dialing>, ConnectError> {
+        let Ok(Place::Socket(path)) = self.site.spec.place() else {
+            return Ok(None);
+        };
+        if port.has_server() {
+            return Ok(None);
+        }
+        // Nobody listens yet: the port wakes this side again soon enough.
+        let begun = client::Connecting::begin(&path, Limits::default()).ok();
+        let dialing = begun.map(Dialing::new).transpose();
+        dialing.map_err(|source| self.os("watch", source))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -341,7 +355,13 @@ impl Connecting {
             .turn()
             .map_err(|source| connector.os("watch", source))?;
         match outcome {
-            None => Ok(None),
+            None => {
+                if let Some(dialing) = connector.redial(port)? {
+                    self.step = Step::Dial(dialing);
+                    return self.advance();
+                }
+                Ok(None)
+            }
             Some(Outcome::Taken(holder)) => {
                 self.step = Step::Over;
                 Err(ConnectError::Held {

@@ -3,6 +3,7 @@
 
 use super::open::{self, Keep, OpenError, describe};
 use super::port::{Joined, Outcome, Port};
+use super::spec::Ram;
 use super::{IvshmemSpec, Site, card, common};
 use crate::trace::Side as Seen;
 use crate::unix::BindError;
@@ -223,9 +224,16 @@ impl Listener {
         let client = ivshmem::Client::connect(path, PAUSE)?;
         let spec = &self.site.spec;
         let opened = open::with_client(spec, client)?;
-        let common = self.common.as_ref().map_or(0, |common| common.len);
-        let card = card(spec, &opened, &self.site.name, false, common);
-        self.port.leave();
+        let common = match spec.ram {
+            // It may be other memory than before.
+            Some(Ram::Bar) => {
+                let bar = opened.device.memory().ram();
+                common::open(spec, bar.as_ref())?.map(Arc::new)
+            }
+            _ => self.common.clone(),
+        };
+        let size = common.as_ref().map_or(0, |common| common.len);
+        let card = card(spec, &opened, &self.site.name, false, size);
         let epoch = super::random()?;
         let port = Arc::new(Port::new(opened, Side::Device, card, epoch)?);
         epoll::add(
@@ -234,13 +242,20 @@ impl Listener {
             EventData::new_u64(0),
             EventFlags::IN,
         )?;
+        self.port.leave();
         self.port = port;
+        self.common = common;
         tracing::info!(server = %path.display(), "the server is there again");
         Ok(())
     }
 
     fn take_in(&mut self) -> io::Result<Option<DeviceBus>> {
-        let joined = match self.port.turn()? {
+        let outcome = self.port.turn().inspect_err(|_| {
+            // Such as indices out of range, with which no queue goes on: somebody else may come.
+            self.port.let_go();
+            self.port.again();
+        })?;
+        let joined = match outcome {
             None => return Ok(None),
             Some(Outcome::Taken(holder)) => {
                 self.ousted = true;

@@ -527,8 +527,8 @@ impl Port {
     }
 }
 
-/// The most vectors of a peer that are of use.
-const MAX_VECTORS: usize = 1024;
+/// The most vectors of a peer that are taken, each a descriptor: queues share them where there are more of those.
+const MAX_VECTORS: usize = ivshmem::protocol::MAX_VECTORS as usize;
 
 impl AsFd for Port {
     /// Readable when there is something to look at.

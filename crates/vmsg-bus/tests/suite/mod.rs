@@ -49,15 +49,11 @@ pub(crate) fn accept(listener: &mut Listener) -> DeviceBus {
         if let Some(bus) = listener.accept(Instant::now()).unwrap() {
             return bus;
         }
-        let left = until
-            .checked_duration_since(Instant::now())
-            .expect("nobody connected");
-        let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        let left = rustix::event::Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap() + 1,
-            tv_nsec: 0,
-        };
-        poll(&mut fds, Some(&left)).unwrap();
+        let now = Instant::now();
+        assert!(now < until, "nobody connected");
+        let due = listener.next_deadline().map_or(until, |due| due.min(until));
+        let left = rustix::event::Timespec::try_from(due.saturating_duration_since(now)).unwrap();
+        poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&left)).unwrap();
     }
 }
 
