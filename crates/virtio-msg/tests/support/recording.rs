@@ -128,7 +128,7 @@ fn parse(number: usize, line: &str, file: &str) -> Option<Line> {
 }
 
 fn hex(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 2 != 0 {
+    if text.len() & 1 != 0 {
         return None;
     }
     (0..text.len())
