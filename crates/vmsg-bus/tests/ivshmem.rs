@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use suite::{accept, driver_recv, message, number, recv};
 use virtio_msg::{Channel, ChannelError};
 use vmsg_bus::ivshmem::{MemoryMode, QueueLayout, Ram};
-use vmsg_bus::{BusSpec, ConnectError, Connector, DeviceBus, DriverBus, IvshmemSpec, Listener};
+use vmsg_bus::{
+    BusSpec, ConnectError, Connecting, Connector, DeviceBus, DriverBus, IvshmemSpec, Listener,
+};
 use vmsg_mem::Doorbell;
 
 /// A server in a thread.
@@ -262,7 +264,7 @@ fn several_buses_lie_in_one_memory() {
 }
 
 #[test]
-fn a_new_server_has_other_memory_for_both() {
+fn a_host_follows_to_the_memory_of_a_new_server() {
     let mut site = Site::new(QueueLayout::Amp);
     let spec = IvshmemSpec {
         memory: Some(MemoryMode::Bounce),
@@ -272,21 +274,55 @@ fn a_new_server_has_other_memory_for_both() {
     };
     let bus = BusSpec::Ivshmem(Box::new(spec));
     let mut listener = bus.listen("host").unwrap();
-    let connector = bus.connector("driver");
-    for _ in 0..2 {
-        let connector = connector.clone();
+    for words in [b"before", b"behind"] {
+        // One that knows nothing of the memory that was before.
+        let connector = bus.connector("driver");
         let driver = std::thread::spawn(move || connector.connect().unwrap());
         let device = accept(&mut listener);
         let driver = driver.join().unwrap();
         let (ours, theirs) = (driver.common().unwrap(), device.common().unwrap());
-        ours.mapping.as_ref().unwrap().ram().write(5, b"shared");
+        ours.mapping.as_ref().unwrap().ram().write(5, words);
         let mut bytes = [0; 6];
         theirs.mapping.as_ref().unwrap().ram().read(5, &mut bytes);
-        assert_eq!(&bytes, b"shared");
+        assert_eq!(&bytes, words);
         drop((driver, device));
         site.server = None;
         site.server = Some(Running::start(&site.path()));
     }
+}
+
+#[test]
+fn a_driver_that_waits_follows_to_a_new_server() {
+    let mut site = Site::new(QueueLayout::Amp);
+    let mut connecting = site.connector("driver").start().unwrap();
+    let wait = |connecting: &Connecting| {
+        let tenth = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        poll(&mut [PollFd::new(connecting, PollFlags::IN)], Some(&tenth)).unwrap();
+    };
+    let until = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < until {
+        assert!(connecting.advance().unwrap().is_none());
+        wait(&connecting);
+    }
+    site.server = None;
+    site.server = Some(Running::start(&site.path()));
+    // It can only be found there.
+    let mut listener = site.listener();
+    let until = Instant::now() + Duration::from_secs(10);
+    let mut device = None;
+    let mut driver = loop {
+        assert!(Instant::now() < until, "they do not meet");
+        device = device.or(listener.accept(Instant::now()).unwrap());
+        match connecting.advance().unwrap() {
+            Some(driver) => break driver,
+            None => wait(&connecting),
+        }
+    };
+    let mut device = device.unwrap_or_else(|| accept(&mut listener));
+    talk(&mut driver, &mut device);
 }
 
 #[test]
