@@ -18,7 +18,7 @@ use crate::pair::{self, GATEWAY, Mode, Pair, Plan, Programs};
 use crate::scene::Scene;
 
 /// Longest time from the inner QEMU's start to the guest's first line.
-const INNER_BOOT: Duration = Duration::from_secs(120);
+pub(crate) const INNER_BOOT: Duration = Duration::from_secs(120);
 /// Longest time for a download: it passes through four emulated processors' worth of software.
 const DOWNLOAD: Duration = Duration::from_secs(120);
 
@@ -151,59 +151,60 @@ pub(crate) fn settings(server: &Server) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// Starts both machines in this order, and all that runs in them: device host, proxy, inner guest.
+/// Starts both machines in this order, and all that runs in them: device host, proxy, inner guest. QEMU wants its back
+/// ends when it starts (its entropy device cannot connect again), so the guest comes last.
 pub(crate) fn bring_up(
     scene: &mut Scene,
     pair: &mut Pair,
     inside: Inside,
     order: Order,
 ) -> Result<(Process, Process, Process)> {
-    let a_runs = |scene: &mut Scene, pair: &mut Pair| -> Result<(Process, Process)> {
-        let kernel = pair.ready_a(scene)?;
-        tell(scene, &format!("machine A runs Linux {kernel}"));
-        let proxy = pair.proxy(scene)?;
-        tell(scene, &format!("proxy listens in A: {}", pair.buses().1));
-        let inner = pair.inner(scene, true)?;
-        tell(scene, "inner QEMU started in A, with KVM");
-        Ok((proxy, inner))
-    };
-    let b_runs = |scene: &mut Scene, pair: &mut Pair| -> Result<Process> {
-        let kernel = pair.ready_b(scene)?;
-        tell(scene, &format!("machine B runs Linux {kernel}"));
-        let serve = pair.serve(scene)?;
-        tell(
-            scene,
-            &format!("device host listens in B: {}", pair.buses().0),
-        );
-        Ok(serve)
-    };
-    match order {
+    let (serve, proxy) = match order {
         Order::DeviceFirst => {
             pair.start_b(scene, "b")?;
             let serve = b_runs(scene, pair)?;
             pair.start_a(scene, "a", inside)?;
-            let (proxy, inner) = a_runs(scene, pair)?;
-            Ok((serve, proxy, inner))
+            (serve, a_runs(scene, pair)?)
         }
         Order::DriverFirst => {
             pair.start_a(scene, "a", inside)?;
-            let (proxy, inner) = a_runs(scene, pair)?;
+            let proxy = a_runs(scene, pair)?;
             pair.start_b(scene, "b")?;
-            let serve = b_runs(scene, pair)?;
-            Ok((serve, proxy, inner))
+            (b_runs(scene, pair)?, proxy)
         }
         Order::Together => {
             pair.start_a(scene, "a", inside)?;
             pair.start_b(scene, "b")?;
-            let serve = b_runs(scene, pair)?;
-            let (proxy, inner) = a_runs(scene, pair)?;
-            Ok((serve, proxy, inner))
+            let proxy = a_runs(scene, pair)?;
+            (b_runs(scene, pair)?, proxy)
         }
-    }
+    };
+    let inner = pair.inner(scene, true)?;
+    tell(scene, "inner QEMU started in A, with KVM");
+    Ok((serve, proxy, inner))
+}
+
+fn a_runs(scene: &mut Scene, pair: &mut Pair) -> Result<Process> {
+    let kernel = pair.ready_a(scene)?;
+    tell(scene, &format!("machine A runs Linux {kernel}"));
+    let proxy = pair.proxy(scene)?;
+    tell(scene, &format!("proxy listens in A: {}", pair.buses().1));
+    Ok(proxy)
+}
+
+fn b_runs(scene: &mut Scene, pair: &mut Pair) -> Result<Process> {
+    let kernel = pair.ready_b(scene)?;
+    tell(scene, &format!("machine B runs Linux {kernel}"));
+    let serve = pair.serve(scene)?;
+    tell(
+        scene,
+        &format!("device host listens in B: {}", pair.buses().0),
+    );
+    Ok(serve)
 }
 
 /// Follows the inner guest to its end; gives what it has shown.
-fn watch(
+pub(crate) fn watch(
     scene: &mut Scene,
     inner: &mut Process,
     server: &Server,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one guest after another.
 
+mod demo2b;
 mod endure;
 mod ivshmem;
 mod ivshmem_server;

@@ -17,6 +17,9 @@ const LIBRARY: &str = include_str!("guest/library.sh");
 /// What udhcpc runs when it has a lease.
 const LEASE: &str = include_str!("guest/lease.sh");
 
+/// Adds files to a guest's file system.
+pub(crate) type More<'a> = &'a mut dyn FnMut(&mut Cpio) -> Result<()>;
+
 /// What a guest has of its own.
 pub(crate) struct Content<'a> {
     /// What it runs.
@@ -24,7 +27,7 @@ pub(crate) struct Content<'a> {
     /// Shell variables of the script.
     pub(crate) settings: &'a [(&'a str, String)],
     /// Adds more files.
-    pub(crate) more: Option<&'a mut dyn FnMut(&mut Cpio) -> Result<()>>,
+    pub(crate) more: Option<More<'a>>,
 }
 
 /// The initial file system of a guest of `kit` that runs `script`. `settings` are shell variables of the script.

@@ -76,17 +76,6 @@ pub(crate) struct Hardware {
     pub(crate) rng: Option<&'static str>,
 }
 
-impl Hardware {
-    /// Memory that only the proxy sees.
-    pub(crate) fn new(net: Option<&'static str>, rng: Option<&'static str>) -> Self {
-        Self {
-            memory: "memfd,share=on".to_owned(),
-            net,
-            rng,
-        }
-    }
-}
-
 /// The command that boots it, as a shell in the outer machine takes it.
 pub(crate) fn command(machine: Machine, hardware: &Hardware) -> String {
     let ram = format!("{RAM_MIB}M");

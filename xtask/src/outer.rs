@@ -235,17 +235,6 @@ impl Outer {
             .map(drop)
     }
 
-    /// Writes a line to the input of a process.
-    pub(crate) fn answer(
-        &mut self,
-        scene: &mut Scene,
-        process: &Process,
-        line: &str,
-    ) -> Result<()> {
-        self.run(scene, &format!("answer {} '{line}'", process.name))
-            .map(drop)
-    }
-
     /// Powers it off and waits for its end.
     pub(crate) fn power_off(self, scene: &mut Scene) -> Result<()> {
         scene.may_end(self.id);
@@ -260,6 +249,20 @@ impl Outer {
 }
 
 impl Process {
+    /// What it has said so far is passed over.
+    pub(crate) fn look(&mut self, scene: &Scene) {
+        self.cursor = scene.lines(self.machine, Stream::Out).len();
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn ended(&self, scene: &Scene) -> bool {
+        let end = format!("{}| ended with ", self.name);
+        scene
+            .lines(self.machine, Stream::Out)
+            .iter()
+            .any(|l| l.text.starts_with(&end))
+    }
+
     /// Waits for a line of it.
     pub(crate) fn expect<T>(
         &mut self,

@@ -234,11 +234,11 @@ impl Pair {
         Ok(())
     }
 
-    fn a(&mut self) -> Result<&mut Outer> {
+    pub(crate) fn a(&mut self) -> Result<&mut Outer> {
         self.a.as_mut().context("machine A is not there")
     }
 
-    fn b(&mut self) -> Result<&mut Outer> {
+    pub(crate) fn b(&mut self) -> Result<&mut Outer> {
         self.b.as_mut().context("machine B is not there")
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Stage, ivshmem, ivshmem_server, linux_user, nic, socket, vfio_user};
+use super::{Stage, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, vfio_user};
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
     proxy_killed,
@@ -36,7 +36,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 31] = [
+pub(super) const TESTS: [Test; 38] = [
     Test {
         name: "checks",
         reference: true,
@@ -222,5 +222,47 @@ pub(super) const TESTS: [Test; 31] = [
         reference: false,
         short: Short::X86,
         play: memory_not_shared,
+    },
+    Test {
+        name: "demo-2b-bounce",
+        reference: false,
+        short: Short::Both,
+        play: demo2b::bounce,
+    },
+    Test {
+        name: "demo-2b-segment",
+        reference: false,
+        short: Short::X86,
+        play: demo2b::segment,
+    },
+    Test {
+        name: "demo-2b-segment-bar",
+        reference: false,
+        short: Short::No,
+        play: demo2b::segment_bar,
+    },
+    Test {
+        name: "demo-2b-whole",
+        reference: false,
+        short: Short::No,
+        play: demo2b::whole,
+    },
+    Test {
+        name: "demo-2b-bounce-spsc",
+        reference: false,
+        short: Short::No,
+        play: demo2b::bounce_spsc,
+    },
+    Test {
+        name: "demo-2b-deaths",
+        reference: false,
+        short: Short::No,
+        play: demo2b::deaths,
+    },
+    Test {
+        name: "demo-2b-power",
+        reference: false,
+        short: Short::No,
+        play: demo2b::power,
     },
 ];

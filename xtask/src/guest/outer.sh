@@ -7,9 +7,8 @@ said() { awk -v name="$1" '{ print name "| " $0; fflush() }'; }
 # start NAME COMMAND…: runs the command beside all else. Its process id is in /run/NAME.
 start() {
     name=$1; shift
-    [ -e "/run/$name.in" ] || mkfifo "/run/$name.in"
     {
-        "$@" 2>&1 <> "/run/$name.in" &
+        "$@" 2>&1 < /dev/null &
         echo $! > "/run/$name.new"
         mv "/run/$name.new" "/run/$name"
         wait $!
@@ -23,9 +22,6 @@ gone() { ! [ -e "/proc/$1" ]; }
 stop() {
     kill "-$2" "$(cat "/run/$1")" && await 20 gone "$(cat "/run/$1")" && rm -f "/run/$1"
 }
-
-# answer NAME LINE: a line of its input.
-answer() { echo "$2" > "/run/$1.in"; }
 
 # The console, for those whose output goes elsewhere.
 exec 3>&1
