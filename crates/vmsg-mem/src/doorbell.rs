@@ -5,6 +5,7 @@ mod watchdog;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use rustix::event::EventfdFlags;
@@ -39,8 +40,9 @@ pub struct Doorbell {
 #[derive(Debug)]
 enum Kind {
     Eventfd {
-        /// A write had to be interrupted; there is no point in trying again.
-        stuck: AtomicBool,
+        /// A write had to be interrupted; there is no point in trying again. The same for all clones: whoever makes one for
+        /// each ring must not be held up each time.
+        stuck: Arc<AtomicBool>,
     },
     /// `value` is stored in the 4 bytes of the part.
     Register { register: DeviceSlice, value: u32 },
@@ -107,7 +109,7 @@ impl Doorbell {
     }
 
     fn of(fd: OwnedFd) -> Self {
-        let stuck = AtomicBool::new(false);
+        let stuck = Arc::new(AtomicBool::new(false));
         Self {
             fd,
             kind: Kind::Eventfd { stuck },
@@ -233,7 +235,7 @@ impl Doorbell {
     pub fn try_clone(&self) -> io::Result<Self> {
         let kind = match &self.kind {
             Kind::Eventfd { stuck } => Kind::Eventfd {
-                stuck: AtomicBool::new(stuck.load(Ordering::Relaxed)),
+                stuck: Arc::clone(stuck),
             },
             Kind::Register { register, value } => Kind::Register {
                 register: register.clone(),

@@ -56,6 +56,24 @@ fn a_write_that_blocks_is_ended_and_not_tried_again() {
 }
 
 #[test]
+fn a_clone_knows_what_held_up_another_one() {
+    let doorbell = hostile();
+    let clone = doorbell.try_clone().unwrap();
+    assert!(matches!(
+        doorbell.try_clone().unwrap().ring(),
+        Err(RingError::Stuck)
+    ));
+    // Were it tried again, each would take 10 ms at least.
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert!(matches!(clone.ring(), Err(RingError::Stuck)));
+        let another = doorbell.try_clone().unwrap();
+        assert!(matches!(another.ring(), Err(RingError::Stuck)));
+    }
+    assert!(start.elapsed() < SOON);
+}
+
+#[test]
 fn stuck_rings_delay_no_other_thread() {
     let stuck = AtomicUsize::new(0);
     thread::scope(|scope| {

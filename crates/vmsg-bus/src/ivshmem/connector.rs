@@ -126,6 +126,10 @@ impl Connector {
             connector: self.clone(),
             step,
         };
+        // Of a file that was truncated there may be a new one.
+        if shared.port.as_ref().is_some_and(|port| port.is_lost()) {
+            shared.port = None;
+        }
         if let Some(port) = &shared.port
             && (port.has_server() || !self.path.exists())
         {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The device host's side: one driver after another.
 
-use super::open::{self, Keep, OpenError, describe};
+use super::open::{self, Keep, OpenError, Opened, describe};
 use super::port::{Joined, Outcome, Port};
 use super::spec::Ram;
 use super::{IvshmemSpec, Site, card, common};
@@ -38,7 +38,7 @@ pub struct Listener {
     epoll: OwnedFd,
     ends: Arc<Ends>,
     connected: bool,
-    /// The place is another host's: told, and nothing more is done.
+    /// The place is another host's, which was told: its end is waited for.
     ousted: bool,
     paused_until: Option<Instant>,
     /// A server that was gone is looked for then.
@@ -158,7 +158,7 @@ impl Listener {
 
     /// When [`Self::accept`] must be called even if nothing is readable.
     pub fn next_deadline(&self) -> Option<Instant> {
-        match self.connected || self.ousted {
+        match self.connected {
             true => None,
             false => self.paused_until.or(self.seek_at),
         }
@@ -177,16 +177,18 @@ impl Listener {
             self.port.again();
             self.watch_port(EventFlags::IN)?;
         }
-        if self.connected || self.ousted || self.paused_until.is_some_and(|until| until > now) {
+        if self.connected || self.paused_until.is_some_and(|until| until > now) {
             return Ok(None);
         }
         if self.paused_until.take().is_some() {
             self.watch_port(EventFlags::IN)?;
         }
-        self.seek_server(now);
-        let result = self.take_in();
+        self.seek_memory(now);
+        let result = self.take_in(now);
         if result.is_err() {
-            self.paused_until = Some(now + PAUSE);
+            self.paused_until.get_or_insert(now + PAUSE);
+        }
+        if self.paused_until.is_some() {
             // Nobody must spin on it meanwhile.
             self.watch_port(EventFlags::empty())?;
         }
@@ -198,9 +200,11 @@ impl Listener {
         Ok(epoll::modify(&self.epoll, self.port.as_fd(), data, flags)?)
     }
 
-    /// A server that has begun anew has other doorbells, and perhaps other memory.
-    fn seek_server(&mut self, now: Instant) {
-        if self.port.has_server() {
+    /// A server that has begun anew has other doorbells, and perhaps other memory; a file that was truncated may have been made
+    /// anew.
+    fn seek_memory(&mut self, now: Instant) {
+        let lost = self.port.is_lost();
+        if self.port.has_server() && !lost {
             self.seek_at = None;
             return;
         }
@@ -208,22 +212,30 @@ impl Listener {
             return;
         }
         self.seek_at = Some(now + SEEK);
-        let Some(path) = self.port.server_path() else {
-            return;
+        let moved = match self.port.server_path() {
+            // Only a server that answers at once is waited for.
+            Some(path) if path.exists() => self.move_to_server(&path),
+            None if lost => open::open(&self.site.spec, None)
+                .map_err(Into::into)
+                .and_then(|opened| self.move_to(opened)),
+            _ => return,
         };
-        // Only a server that answers at once is waited for.
-        if !path.exists() {
-            return;
-        }
-        if let Err(error) = self.move_to(&path) {
-            tracing::debug!(%error, "the server is not there again");
+        match moved {
+            Ok(()) => {
+                let place = describe(&self.site.spec);
+                tracing::info!(place, "the memory is there again");
+            }
+            Err(error) => tracing::debug!(%error, "the memory is not there again"),
         }
     }
 
-    fn move_to(&mut self, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    fn move_to_server(&mut self, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
         let client = ivshmem::Client::connect(path, PAUSE)?;
+        self.move_to(open::with_client(&self.site.spec, client)?)
+    }
+
+    fn move_to(&mut self, opened: Opened) -> Result<(), Box<dyn std::error::Error>> {
         let spec = &self.site.spec;
-        let opened = open::with_client(spec, client)?;
         let common = match spec.ram {
             // It may be other memory than before.
             Some(Ram::Bar) => {
@@ -245,20 +257,27 @@ impl Listener {
         self.port.leave();
         self.port = port;
         self.common = common;
-        tracing::info!(server = %path.display(), "the server is there again");
         Ok(())
     }
 
-    fn take_in(&mut self) -> io::Result<Option<DeviceBus>> {
+    fn take_in(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
         let outcome = self.port.turn().inspect_err(|_| {
             // Such as indices out of range, with which no queue goes on: somebody else may come.
             self.port.let_go();
             self.port.again();
         })?;
         let joined = match outcome {
-            None => return Ok(None),
+            None => {
+                self.ousted &= self.port.is_looking();
+                return Ok(None);
+            }
             Some(Outcome::Taken(holder)) => {
-                self.ousted = true;
+                // Until that one ends; or somebody has just written over the block, and nobody is there.
+                self.port.again();
+                self.paused_until = Some(now + SEEK);
+                if std::mem::replace(&mut self.ousted, true) {
+                    return Ok(None);
+                }
                 let bus = describe(&self.site.spec);
                 return Err(io::Error::other(format!(
                     "{bus} was taken by another device host, `{holder}`"

@@ -714,6 +714,14 @@ impl Machine {
         self.live_again(now, memory);
     }
 
+    /// Looks once more whether its place is free, for an end that has lost it.
+    pub(super) fn retake<M: QueueMemory>(&mut self, now: u64, memory: &M) -> Turn {
+        match self.phase {
+            Phase::Over => self.begin_anew(now, memory, self.config.epoch),
+            _ => Turn::default(),
+        }
+    }
+
     /// The life of a device begins once more.
     fn live_again<M: QueueMemory>(&mut self, now: u64, memory: &M) {
         let Some(layout) = self.layout.filter(|_| self.config.geometry.is_amp()) else {

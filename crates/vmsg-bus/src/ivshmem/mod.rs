@@ -29,6 +29,7 @@ use crate::{CommonRam, StaticRam};
 use block::Card;
 use port::Joined;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The queues of 64-byte slots: what is behind a message there is zeroed.
 const SLOT: usize = 64;
@@ -78,6 +79,8 @@ struct Site {
     name: String,
     ram: Option<StaticRam>,
     trace: Option<Trace>,
+    /// That the ends differ in the size of the common memory was told.
+    told: Arc<AtomicBool>,
 }
 
 impl Site {
@@ -85,6 +88,7 @@ impl Site {
         Self {
             ram: common::static_ram(spec),
             trace: spec.trace(),
+            told: Arc::default(),
             spec: spec.clone(),
             name: name.to_owned(),
         }
@@ -119,6 +123,7 @@ impl Site {
                 && common.len != card.common
                 && common.len > 0
                 && card.common > 0
+                && !self.told.swap(true, Ordering::Relaxed)
             {
                 tracing::warn!(
                     ours = common.len,

@@ -33,8 +33,12 @@ const LONGEST_ROOM_WAIT: Duration = Duration::from_millis(64);
 const FIRST_LOOK: Duration = Duration::from_micros(100);
 const LONGEST_LOOK: Duration = Duration::from_millis(25);
 
-/// News of the server that are taken in one go.
+/// News of the server that are taken in one go, and how long that may take: one who never stops must not hold up this end.
 const NEWS: usize = 256;
+const NEWS_TIME: Duration = Duration::from_millis(5);
+
+/// How long ringing everybody may take. Doorbells of hostile peers take 20 ms each, once.
+const RINGING: Duration = Duration::from_millis(100);
 
 /// Of [`epoll::EventData`].
 const BELL: u64 = 1;
@@ -73,8 +77,8 @@ struct Inner {
     machine: Machine,
     device: Device,
     memory: DeviceSlice,
-    /// An error in a layout that was told already.
-    told: Option<amp::LayoutError>,
+    /// An error in the layout was told since the last connection: there are many, and a hostile device has another one each time.
+    told: bool,
 }
 
 /// A connection that has come about.
@@ -142,7 +146,7 @@ impl Port {
                 machine: Machine::new(config),
                 device,
                 memory,
-                told: None,
+                told: false,
             }),
             armed: AtomicU64::new(0),
             bells: Mutex::default(),
@@ -229,26 +233,40 @@ impl Port {
         let now = self.now();
         let mut inner = self.lock();
         let inner = &mut *inner;
-        for _ in 0..NEWS {
-            if inner.device.poll().is_none() {
-                break;
-            }
+        if self.take_news(inner) && self.foreign.load(Ordering::Acquire) {
+            // It may have come back under another number.
+            *self.bells() = self.everyone(inner);
         }
+        // One who takes no more doorbells does not know of everybody.
         let client = inner
             .device
             .as_client()
-            .filter(|client| client.has_server());
+            .filter(|client| client.has_server() && client.ignored() == 0);
         let gone = |id: u16| {
             client.is_some_and(|client| !client.peers().any(|(peer, _)| peer == PeerId(id)))
         };
         let turn = inner.machine.poll(now, &inner.memory, rung, &gone);
-        if inner.machine.layout_error != inner.told {
-            inner.told = inner.machine.layout_error;
-            if let Some(error) = inner.told {
-                tracing::warn!(%error, "the device's layout cannot be used");
-            }
+        if let Some(error) = inner.machine.layout_error.take()
+            && !std::mem::replace(&mut inner.told, true)
+        {
+            tracing::warn!(%error, "the device's layout cannot be used");
         }
         self.follow(inner, turn, now)
+    }
+
+    /// Hears what the server has told; false if that is nothing.
+    fn take_news(&self, inner: &mut Inner) -> bool {
+        if inner.device.poll().is_none() {
+            return false;
+        }
+        let begin = Instant::now();
+        // What is left is heard at the next heartbeat.
+        for _ in 0..NEWS {
+            if inner.device.poll().is_none() || begin.elapsed() > NEWS_TIME {
+                break;
+            }
+        }
+        true
     }
 
     /// Rings, sets the clock, and passes on what has happened.
@@ -271,10 +289,7 @@ impl Port {
         // Who is not there any more need not be rung.
         match whom {
             Whom::One(id, vector) => drop(inner.device.ring(PeerId(id), vector)),
-            Whom::Everyone => self
-                .everyone(inner)
-                .iter()
-                .for_each(|bell| drop(bell.ring())),
+            Whom::Everyone => ring_all(&self.everyone(inner)),
         }
     }
 
@@ -296,7 +311,8 @@ impl Port {
 
     fn join(&self, peer: Option<(u32, Card)>, queues: Queues) -> io::Result<Joined> {
         let broken = |error: vmsg_mem::Error| io::Error::other(error);
-        let inner = self.lock();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
         let bells = match &peer {
             Some((
                 _,
@@ -311,9 +327,10 @@ impl Port {
                 .into_iter()
                 .collect(),
             Some(_) => Vec::new(),
-            None => self.everyone(&inner),
+            None => self.everyone(inner),
         };
         *self.bells() = bells;
+        inner.told = false;
         self.over.store(false, Ordering::Release);
         self.foreign.store(peer.is_none(), Ordering::Release);
         let part = |offset, len| {
@@ -395,8 +412,15 @@ impl Port {
         let mut inner = self.lock();
         let inner = &mut *inner;
         inner.machine.again(now, &inner.memory);
+        let turn = inner.machine.retake(now, &inner.memory);
+        self.follow(inner, turn, now);
         self.over.store(true, Ordering::Release);
         self.start_timer(Duration::from_nanos(1));
+    }
+
+    /// Its memory is not what others have any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lock().memory.is_lost()
     }
 
     /// The last words of this end.
@@ -414,9 +438,7 @@ impl Port {
         if self.is_over() && self.foreign.load(Ordering::Acquire) {
             return;
         }
-        for bell in self.bells().iter() {
-            let _ = bell.ring();
-        }
+        ring_all(&self.bells());
     }
 
     /// Looks whether the other end is still there.
@@ -523,6 +545,17 @@ impl Port {
                 (Side::Device, _) => "a driver that says nothing of itself",
                 (Side::Driver, _) => "a foreign device host",
             }),
+        }
+    }
+}
+
+/// Rings, for so long; those that have held this up do not the next time.
+fn ring_all(bells: &[Doorbell]) {
+    let begin = (bells.len() > 1).then(Instant::now);
+    for bell in bells {
+        let _ = bell.ring();
+        if begin.is_some_and(|begin| begin.elapsed() > RINGING) {
+            return;
         }
     }
 }
