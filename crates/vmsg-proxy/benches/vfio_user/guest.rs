@@ -3,7 +3,7 @@
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::os::fd::{AsFd, OwnedFd};
-use vmsg_mem::{BusAddr, Mapping};
+use vmsg_mem::{Access, BusAddr, Mapping};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
 /// Where its memory begins for the device, and how long it is.
@@ -24,6 +24,16 @@ impl Ram {
     pub(crate) fn new() -> Ram {
         let (mapping, file) = Mapping::memfd("guest", LEN, true).expect("memory");
         // Kept until the end: drivers refer to it.
+        let mapping: &'static Mapping = Box::leak(Box::new(mapping));
+        mapping.ram().fill(1);
+        Ram { mapping, file }
+    }
+
+    #[allow(dead_code, reason = "for who has such a file")]
+    /// In a file that others know.
+    pub(crate) fn in_file(file: impl Into<OwnedFd>) -> Ram {
+        let file = file.into();
+        let mapping = Mapping::of_fd(file.as_fd(), 0, LEN, Access::ReadWrite).expect("mapped");
         let mapping: &'static Mapping = Box::leak(Box::new(mapping));
         mapping.ram().fill(1);
         Ram { mapping, file }

@@ -11,6 +11,7 @@ mod device;
 mod guest;
 mod measure;
 mod stage;
+mod vhost_client;
 
 use client::{BAR4, Client, DEVICE, REGION_MESSAGE, STATUS};
 use guest::{BASE, BUFFERS, Driver, Load, Ram};

@@ -44,7 +44,7 @@ impl Places {
     }
 
     /// Runs `one` here and `other` on a thread there; gives what `one` does.
-    fn beside<R>(&self, other: impl FnOnce() + Send, one: impl FnOnce() -> R) -> R {
+    pub(crate) fn beside<R>(&self, other: impl FnOnce() + Send, one: impl FnOnce() -> R) -> R {
         let ready = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {

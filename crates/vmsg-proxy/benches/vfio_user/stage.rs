@@ -3,18 +3,14 @@
 
 use crate::client::Client;
 use crate::device::{Touch, Wire};
-use crate::guest::{self, BASE, BUFFERS, Driver, LEN, Ram, SIZE};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use crate::guest::{self, BASE, BUFFERS, Driver, Ram, SIZE};
+use crate::vhost_client::front_end;
 use std::cell::Cell;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::vhost_user::Frontend;
 use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmsg_bus::{BusSpec, UnixSpec};
 use vmsg_device::host::{Host, Stop};
 use vmsg_device::net::{Mac, Net, Settings};
@@ -136,63 +132,12 @@ impl Stage {
 
     /// A device behind a vhost-user front, and its driver.
     pub(crate) fn vhost_block(&self, ram: &Ram) -> (Vhost, Driver<'static>) {
-        const USER: u64 = 0x5555_0000_0000;
         let device = self.block();
         let link = self.link(device);
         let socket = self.dir.path().join("vhost.sock");
         let options = VhostUserOptions::new(&socket);
         let front = VhostUserFront::start("bench", link.handle(), options).expect("a front");
-        let stream = UnixStream::connect(&socket).expect("a front");
-        let mut vmm = Frontend::from_stream(stream, 1);
-        let queue = ram.queue();
-        let eventfd = || EventFd::new(EFD_NONBLOCK).expect("an eventfd");
-        let (kick, call) = (eventfd(), eventfd());
-        let mut set_up = || -> Result<(), Box<dyn std::error::Error>> {
-            vmm.get_features()?;
-            vmm.get_protocol_features()?;
-            let wanted = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::MQ;
-            vmm.set_protocol_features(wanted)?;
-            vmm.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-            vmm.set_owner()?;
-            // VERSION_1, EVENT_IDX, VHOST_USER_F_PROTOCOL_FEATURES.
-            vmm.set_features(1 << 32 | 1 << 29 | 1 << 30)?;
-            vmm.set_mem_table(&[VhostUserMemoryRegionInfo {
-                guest_phys_addr: BASE,
-                memory_size: LEN,
-                userspace_addr: USER,
-                mmap_offset: 0,
-                mmap_handle: ram.file.as_raw_fd(),
-            }])?;
-            vmm.set_vring_num(0, SIZE)?;
-            vmm.set_vring_base(0, 0)?;
-            let config = queue.config();
-            let user = |at: BusAddr| at.0 - BASE + USER;
-            let addresses = VringConfigData {
-                queue_max_size: SIZE,
-                queue_size: SIZE,
-                flags: 0,
-                desc_table_addr: user(config.desc),
-                avail_ring_addr: user(config.driver),
-                used_ring_addr: user(config.device),
-                log_addr: None,
-            };
-            vmm.set_vring_addr(0, &addresses)?;
-            vmm.set_vring_kick(0, &kick)?;
-            vmm.set_vring_call(0, &call)?;
-            vmm.set_vring_enable(0, true)?;
-            Ok(())
-        };
-        set_up().expect("a front end's set-up");
-        // That crate has a type of its own for eventfds.
-        let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("this process");
-        let call = pidfd_getfd(&own, call.as_raw_fd(), PidfdGetfdFlags::empty());
-        let call = call.expect("a descriptor of this process");
-        let driver = Driver {
-            queue,
-            kick: Box::new(move || kick.write(1).expect("an eventfd")),
-            call,
-            buffers: BASE + BUFFERS,
-        };
+        let (vmm, driver) = front_end(&socket, ram, 0);
         let front = Vhost {
             _connection: vmm,
             _front: front,
