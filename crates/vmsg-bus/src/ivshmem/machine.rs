@@ -2,10 +2,16 @@
 //! How two ends find each other, stay together and part: docs/bus-ivshmem.md §4, §5. Without clock, doorbell and descriptor:
 //! time and memory come in, words in memory, rings and events go out.
 
+mod foreign;
+mod layout;
+mod part;
+
 use super::block::{Block, Card, LEAVING, PRESENT, Place};
 use super::geometry::{Geometry, other};
+use foreign::Pings;
+use part::Part;
 use vmsg_mem::QueueMemory;
-use vmsg_mem::amp::{self, Head, Life, Side, Start};
+use vmsg_mem::amp::{self, Life, Side, Start};
 
 /// All times in milliseconds. How often an end shows that it lives.
 pub(super) const BEAT: u64 = 500;
@@ -101,15 +107,6 @@ enum Phase {
     /// Parted, which was told.
     Down,
     Over,
-}
-
-/// Signs of life of an end that is not ours.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pings {
-    count: u32,
-    last: u64,
-    period: u64,
-    heard: u64,
 }
 
 /// A block (epoch, heartbeat, state) and the words of the queues that its owner stores.
@@ -338,38 +335,6 @@ impl Machine {
         }
     }
 
-    /// The device's part of an AMP layout.
-    fn make_layout<M: QueueMemory>(&mut self, now: u64, memory: &M) {
-        let geometry = &self.config.geometry;
-        let Some(layout) = geometry.own_layout(self.config.message) else {
-            return;
-        };
-        let amp = Part::new(memory, geometry);
-        let (own, theirs) = (layout.head(Side::Device), layout.head(Side::Driver));
-        // What a driver that runs on still knows is where this end was, if all is as it was.
-        let as_it_was = amp::Layout::load(&amp) == Ok(Some(layout));
-        let their_head = Head::load(&amp, theirs);
-        let found = match as_it_was {
-            true if self.found.is_some() || self.theirs_unfinished(memory) => {
-                all_read(Head::load(&amp, own), their_head)
-            }
-            true => Head::load(&amp, own),
-            false => Head::default(),
-        };
-        let (life, first) = Life::begin(Side::Device, layout.elements(), now, found, their_head);
-        if !as_it_was {
-            amp::Layout::withdraw(&amp);
-            amp.store_release(own + 4, 0);
-        }
-        let (at, word) = first.word();
-        amp.store_release(own + at, word);
-        if !as_it_was {
-            layout.store(&amp);
-        }
-        self.life = Some(life);
-        self.layout = Some(layout);
-    }
-
     /// Not together with anybody yet.
     fn approach<M: QueueMemory>(&mut self, now: u64, memory: &M, rung: bool, turn: &mut Turn) {
         let block = self.theirs().and_then(|theirs| theirs.read(memory));
@@ -430,34 +395,9 @@ impl Machine {
         }
     }
 
-    /// A life that was begun is to be begun once more.
-    fn forget_life<M: QueueMemory>(&mut self, now: u64, memory: &M) {
-        match self.config.side {
-            Side::Driver => self.life = None,
-            Side::Device => self.live_again(now, memory),
-        }
-    }
-
     fn theirs_unfinished<M: QueueMemory>(&self, memory: &M) -> bool {
         self.theirs()
             .is_some_and(|theirs| theirs.is_unfinished(memory))
-    }
-
-    /// What the other side stores of the queues.
-    fn their_words<M: QueueMemory>(&self, memory: &M) -> [u32; 2] {
-        let geometry = &self.config.geometry;
-        match self.layout.filter(|_| geometry.is_amp()) {
-            Some(layout) => {
-                let amp = Part::new(memory, geometry);
-                let head = Head::load(&amp, layout.head(other(self.config.side)));
-                [head.state, head.indices]
-            }
-            None if geometry.is_amp() => [0; 2],
-            None => [
-                self.incoming(memory)[0],
-                geometry.indices(memory, self.config.side)[1],
-            ],
-        }
     }
 
     /// Whether a block shows that somebody is there and free: it has changed, or names this end.
@@ -509,91 +449,6 @@ impl Machine {
         });
     }
 
-    /// Zeroes the words of the queues that this end writes; false if it is not known yet where they are.
-    fn zero<M: QueueMemory>(&mut self, memory: &M) -> bool {
-        let geometry = &self.config.geometry;
-        if !geometry.is_amp() {
-            geometry.zero(memory, self.config.side);
-            return true;
-        }
-        let amp = Part::new(memory, geometry);
-        if self.config.side == Side::Driver {
-            match load_layout(&amp) {
-                Ok(layout) => self.layout = layout,
-                Err(error) => {
-                    self.layout = None;
-                    self.layout_error = Some(error);
-                }
-            }
-        }
-        let Some(layout) = self.layout else {
-            return false;
-        };
-        let own = layout.head(self.config.side);
-        for (at, word) in Life::joined().map(amp::Store::word) {
-            amp.store_release(own + at, word);
-        }
-        true
-    }
-
-    /// A foreign end of the AMP layout.
-    fn approach_amp<M: QueueMemory>(&mut self, now: u64, memory: &M, rung: bool) -> Option<Queues> {
-        let side = self.config.side;
-        let amp = Part::new(memory, &self.config.geometry);
-        if side == Side::Driver {
-            match load_layout(&amp) {
-                Ok(layout) if layout == self.layout => {}
-                Ok(layout) => {
-                    self.layout = layout;
-                    self.life = None;
-                }
-                Err(error) => {
-                    self.layout = None;
-                    self.layout_error = Some(error);
-                }
-            }
-        }
-        let layout = self.layout?;
-        let (own, theirs) = (layout.head(side), layout.head(other(side)));
-        let their_head = Head::load(&amp, theirs);
-        if self.life.is_none() {
-            let (life, store) = Life::begin(
-                side,
-                layout.elements(),
-                now,
-                Head::load(&amp, own),
-                their_head,
-            );
-            let (at, word) = store.word();
-            amp.store_release(own + at, word);
-            self.life = Some(life);
-        }
-        let (stores, event) = self.life.as_mut()?.step(now, their_head, rung);
-        for (at, word) in stores.map(amp::Store::word) {
-            amp.store_release(own + at, word);
-        }
-        match event {
-            Some(amp::Event::Up(start)) => Some(Queues::Amp { layout, start }),
-            _ => None,
-        }
-    }
-
-    /// A foreign end of the layouts with pages, which is seen by what it does.
-    fn approach_pages<M: QueueMemory>(&mut self, memory: &M, one_of_ours: bool) -> Option<Queues> {
-        let up = match self.config.side {
-            Side::Driver => self.config.blind,
-            Side::Device => {
-                let [head, tail] = self.incoming(memory);
-                if head.max(tail) >= SLOTS {
-                    return None;
-                }
-                // Of ours there are other words than those it has left, or this would not be asked.
-                one_of_ours || head != tail || head != self.found_head
-            }
-        };
-        up.then_some(Queues::Pages { resumed: true })
-    }
-
     /// Together with an end of ours.
     fn watch<M: QueueMemory>(
         &mut self,
@@ -626,42 +481,6 @@ impl Machine {
         turn.event = Some(Event::Down(why));
     }
 
-    /// Together with another end.
-    fn watch_foreign<M: QueueMemory>(&mut self, now: u64, memory: &M, rung: bool, turn: &mut Turn) {
-        let block = self.theirs().and_then(|theirs| theirs.read(memory));
-        if block.is_some_and(|block| self.lives(&block)) {
-            self.part(0);
-            turn.event = Some(Event::Down("an end of ours has come in its place"));
-            return;
-        }
-        let Pings {
-            count,
-            last,
-            period,
-            heard,
-        } = self.pings;
-        if count >= 2 && now.saturating_sub(heard.max(last)) >= DEAD.max(3 * period) {
-            self.part(0);
-            turn.event = Some(Event::Down("it does not ping any more"));
-            return;
-        }
-        let (Some(layout), Some(life)) = (self.layout, &mut self.life) else {
-            return;
-        };
-        let amp = Part::new(memory, &self.config.geometry);
-        let their_head = Head::load(&amp, layout.head(other(self.config.side)));
-        let (_, event) = life.step(now, their_head, rung);
-        if let Some(amp::Event::Down(end)) = event {
-            self.part(0);
-            turn.event = Some(Event::Down(match end {
-                amp::End::Restarted => "it has begun anew",
-                amp::End::Shutdown => "it has shut down",
-                amp::End::TookUsForDead => "it takes this end for dead",
-                amp::End::Broken => "its queue head is none any more",
-            }));
-        }
-    }
-
     /// The other end stays named until this one is done with the queues.
     fn part(&mut self, epoch: u32) {
         if self.config.side == Side::Device {
@@ -675,18 +494,6 @@ impl Machine {
             && mine.is_ours(memory, self.config.epoch)
         {
             mine.attach(memory, 0);
-        }
-    }
-
-    /// A message of a foreign end was received.
-    pub(super) fn heard(&mut self, now: u64, ping: bool) {
-        self.pings.heard = now;
-        if ping && matches!(self.phase, Phase::Foreign) {
-            if self.pings.count > 0 {
-                self.pings.period = self.pings.period.max(now.saturating_sub(self.pings.last));
-            }
-            self.pings.count = self.pings.count.saturating_add(1);
-            self.pings.last = now;
         }
     }
 
@@ -722,26 +529,6 @@ impl Machine {
         }
     }
 
-    /// The life of a device begins once more.
-    fn live_again<M: QueueMemory>(&mut self, now: u64, memory: &M) {
-        let Some(layout) = self.layout.filter(|_| self.config.geometry.is_amp()) else {
-            return;
-        };
-        let amp = Part::new(memory, &self.config.geometry);
-        let (own, theirs) = (layout.head(Side::Device), layout.head(Side::Driver));
-        let (mut found, their_head) = (Head::load(&amp, own), Head::load(&amp, theirs));
-        if self.found.is_some() || self.theirs_unfinished(memory) {
-            found = all_read(found, their_head);
-        } else if has_begun_anew(&amp, &layout, found, their_head) {
-            found.indices = 0;
-        }
-        if let Some(life) = &mut self.life {
-            for (at, word) in life.again(now, found, their_head).map(amp::Store::word) {
-                amp.store_release(own + at, word);
-            }
-        }
-    }
-
     /// The last words of this end; says who is to be told.
     pub(super) fn leave<M: QueueMemory>(&mut self, memory: &M) -> Option<Whom> {
         if matches!(self.phase, Phase::Over | Phase::Looking { .. }) {
@@ -764,96 +551,6 @@ impl Machine {
             }
         }
         Some(whom)
-    }
-}
-
-/// The layout that the device has made, if messages fit into it.
-fn load_layout<M: QueueMemory>(memory: &M) -> Result<Option<amp::Layout>, amp::LayoutError> {
-    let layout = amp::Layout::load(memory)?;
-    match layout {
-        Some(layout) if usize::from(layout.element_size()) < *crate::MESSAGE_SIZES.start() => {
-            Err(amp::LayoutError::Elements {
-                elements: layout.elements(),
-                size: layout.element_size(),
-            })
-        }
-        layout => Ok(layout),
-    }
-}
-
-/// Whether the driver has zeroed its elements, as Linux's does when it begins: what is said to be there to be read is not.
-fn has_begun_anew<M: QueueMemory>(
-    memory: &M,
-    layout: &amp::Layout,
-    own: Head,
-    theirs: Head,
-) -> bool {
-    let next = own.head();
-    if next == theirs.tail() || next >= layout.elements() {
-        return false;
-    }
-    let element = usize::from(next) * usize::from(layout.element_size());
-    let mut begin = [0xff; 8];
-    memory.read(layout.queue(Side::Driver) + element, &mut begin);
-    begin == [0; 8]
-}
-
-/// As if all had been read that a driver of ours has left behind: it was said to another host.
-fn all_read(own: Head, theirs: Head) -> Head {
-    Head {
-        indices: u32::from(own.tail()) | u32::from(theirs.tail()) << 16,
-        ..own
-    }
-}
-
-/// The part of the memory that an AMP layout is in.
-#[derive(Clone, Copy)]
-struct Part<'m, M> {
-    memory: &'m M,
-    base: usize,
-    len: usize,
-}
-
-impl<'m, M: QueueMemory> Part<'m, M> {
-    fn new(memory: &'m M, geometry: &Geometry) -> Self {
-        Self {
-            memory,
-            base: geometry.base,
-            len: geometry.end - geometry.base,
-        }
-    }
-}
-
-impl<M: QueueMemory> QueueMemory for Part<'_, M> {
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn is_aligned(&self) -> bool {
-        self.memory.is_aligned()
-    }
-    fn load_relaxed(&self, offset: usize) -> u32 {
-        self.memory.load_relaxed(self.base + offset)
-    }
-    fn load_acquire(&self, offset: usize) -> u32 {
-        self.memory.load_acquire(self.base + offset)
-    }
-    fn store_relaxed(&self, offset: usize, value: u32) {
-        self.memory.store_relaxed(self.base + offset, value);
-    }
-    fn store_release(&self, offset: usize, value: u32) {
-        self.memory.store_release(self.base + offset, value);
-    }
-    fn take(&self, offset: usize) -> bool {
-        self.memory.take(self.base + offset)
-    }
-    fn fence(&self) {
-        self.memory.fence();
-    }
-    fn read(&self, offset: usize, into: &mut [u8]) {
-        self.memory.read(self.base + offset, into);
-    }
-    fn write(&self, offset: usize, from: &[u8]) {
-        self.memory.write(self.base + offset, from);
     }
 }
 
