@@ -24,6 +24,9 @@ pub(super) struct Ids {
     left: HashMap<PeerId, u64>,
     /// Where the search for one to be given again goes on.
     cursor: u32,
+    /// The search was in vain while the oldest client was this one, and is as long as it stays: what is given back later was seen by
+    /// it. Whoever comes again and again then costs no search.
+    vain: Option<u64>,
 }
 
 impl Ids {
@@ -36,6 +39,7 @@ impl Ids {
             taken: BTreeSet::new(),
             left: HashMap::new(),
             cursor: 0,
+            vain: None,
         }
     }
 
@@ -54,6 +58,9 @@ impl Ids {
                 return Some(id);
             }
         }
+        if oldest.is_some() && oldest == self.vain {
+            return None;
+        }
         for step in 0..IDS {
             let number = (self.cursor + step) % IDS;
             let id = peer(number);
@@ -71,6 +78,7 @@ impl Ids {
                 return Some(id);
             }
         }
+        self.vain = oldest;
         None
     }
 

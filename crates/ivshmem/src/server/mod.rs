@@ -15,6 +15,7 @@ mod ids;
 mod ledger;
 mod listen;
 mod lock;
+mod log_limit;
 mod memory;
 mod options;
 mod serve;

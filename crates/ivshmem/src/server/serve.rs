@@ -18,6 +18,7 @@ use super::core::{Core, Key, Refusal};
 use super::ids::Ids;
 use super::ledger::{Ledger, LedgerError};
 use super::listen::{ListenError, Listening, peer};
+use super::log_limit::LogLimit;
 use super::memory::{self, MemoryError};
 use super::options::{Options, OptionsError, Port};
 use super::stats::{PortStats, Stats};
@@ -89,6 +90,7 @@ pub struct Server {
     ledger: Option<Ledger>,
     /// Memory to be removed at the end.
     unlink: Option<PathBuf>,
+    log: LogLimit,
 }
 
 #[derive(Debug)]
@@ -169,6 +171,7 @@ impl Server {
             deserted: Some(Instant::now()),
             ledger,
             unlink: path.filter(|_| options.unlink),
+            log: LogLimit::new(Instant::now()),
         })
     }
 
@@ -287,11 +290,11 @@ impl Server {
                 connection.retry = None;
             }
         }
-        let ports = &mut self.ports;
+        let (ports, log) = (&mut self.ports, &mut self.log);
         self.waiting.retain(|waiting| {
             let stays = waiting.until > now && !is_hung_up(waiting.socket.as_fd());
             if !stays && waiting.until <= now {
-                ports[waiting.port].refuse("its port has a client");
+                ports[waiting.port].refuse("its port has a client", log.admit(now));
             }
             stays
         });
@@ -373,7 +376,9 @@ impl Server {
         let port = connection.port;
         let stats = &mut self.ports[port].stats;
         stats.clients -= 1;
-        tracing::info!(socket = %stats.path.display(), client = key.0, "a client {why}");
+        if self.log.admit(Instant::now()) {
+            tracing::info!(socket = %stats.path.display(), client = key.0, "a client {why}");
+        }
         drop(connection);
         self.core.leave(key);
         // Who has waited for that.
@@ -394,7 +399,9 @@ impl Server {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     let port = &mut self.ports[number];
-                    tracing::warn!(socket = %port.port.path.display(), %error, "cannot accept clients at the moment");
+                    if self.log.admit(now) {
+                        tracing::warn!(socket = %port.port.path.display(), %error, "cannot accept clients at the moment");
+                    }
                     epoll::delete(&self.epoll, &port.listening)?;
                     port.paused = Some(now + PAUSE);
                     break;
@@ -421,7 +428,7 @@ impl Server {
         if fixed.is_some_and(|id| self.core.client_of(id).is_some()) {
             let others = self.waiting.iter().filter(|other| other.port == number);
             if others.count() >= MAX_WAITING {
-                self.ports[number].refuse("its port has a client, for which others wait");
+                self.refuse(number, "its port has a client, for which others wait", now);
                 return;
             }
             self.waiting.push(Waiting {
@@ -432,29 +439,36 @@ impl Server {
             return;
         }
         if self.connections.len() >= self.max_clients {
-            self.ports[number].refuse("there are as many as there may be");
+            self.refuse(number, "there are as many as there may be", now);
             return;
         }
         let key = Key(self.next_key);
         self.next_key += 1;
         if let Err(why) = self.join(key, number) {
-            self.ports[number].refuse(&why);
+            self.refuse(number, &why, now);
             return;
         }
         let flags = EventFlags::IN | EventFlags::RDHUP;
         let data = EventData::new_u64(key.0 | CLIENT);
         if let Err(error) = epoll::add(&self.epoll, &socket, data, flags) {
             self.core.leave(key);
-            self.ports[number].refuse(&error.to_string());
+            self.refuse(number, &error.to_string(), now);
             return;
         }
         let stats = &mut self.ports[number].stats;
         stats.joined += 1;
         stats.clients += 1;
-        let pid = peer(socket.as_fd());
-        tracing::info!(socket = %stats.path.display(), client = key.0, pid, "a client is there");
+        if self.log.admit(now) {
+            let pid = peer(socket.as_fd());
+            tracing::info!(socket = %stats.path.display(), client = key.0, pid, "a client is there");
+        }
         self.connections
             .insert(key, Connection::new(socket, number));
+    }
+
+    fn refuse(&mut self, number: usize, why: &str, now: Instant) {
+        let is_logged = self.log.admit(now);
+        self.ports[number].refuse(why, is_logged);
     }
 
     fn join(&mut self, key: Key, number: usize) -> Result<(), String> {
@@ -482,9 +496,11 @@ impl Server {
 }
 
 impl Listener {
-    fn refuse(&mut self, why: &str) {
+    fn refuse(&mut self, why: &str, is_logged: bool) {
         self.stats.refused += 1;
-        tracing::warn!(socket = %self.port.path.display(), why, "a client is refused");
+        if is_logged {
+            tracing::warn!(socket = %self.port.path.display(), why, "a client is refused");
+        }
     }
 }
 

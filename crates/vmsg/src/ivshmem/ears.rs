@@ -14,6 +14,10 @@ use crate::signals::Interrupt;
 const LOOK: Duration = Duration::from_millis(1);
 /// The same where doorbells ring: the peer may not know yet whom to ring.
 const LOOK_ANYWAY: Duration = Duration::from_millis(100);
+/// News of the server that are taken in one go: one who never stops must not keep the user from ending this. And how many are kept,
+/// for a command that may never ask for them.
+const NEWS_AT_A_TIME: usize = 64;
+const MAX_NEWS: usize = 1024;
 /// Marks of descriptors that are not those of vectors.
 const SIGNAL: u64 = 1 << 32;
 const NEWS: u64 = 2 << 32;
@@ -101,8 +105,9 @@ impl Ears {
                 SIGNAL => return Ok(Woken::Interrupted),
                 NEWS => {
                     // The descriptor of a server that is gone is closed, and with that taken out.
-                    while let Some(news) = device.poll() {
-                        self.news.push(news);
+                    for _ in 0..NEWS_AT_A_TIME {
+                        let Some(news) = device.poll() else { break };
+                        keep(&mut self.news, news);
                     }
                 }
                 _ => {}
@@ -139,6 +144,12 @@ impl Ears {
     }
 }
 
+fn keep(news: &mut Vec<Event>, event: Event) {
+    if news.len() < MAX_NEWS {
+        news.push(event);
+    }
+}
+
 /// The counter of an eventfd, as /proc shows it: reading the eventfd itself would block if another holder has made it
 /// so.
 fn count(eventfd: BorrowedFd<'_>) -> Option<u64> {
@@ -152,6 +163,15 @@ fn count(eventfd: BorrowedFd<'_>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn news_that_nobody_asks_for_take_no_more_and_more_memory() {
+        let mut news = Vec::new();
+        for _ in 0..10 * MAX_NEWS {
+            keep(&mut news, Event::Joined(ivshmem::PeerId(1)));
+        }
+        assert_eq!(news.len(), MAX_NEWS);
+    }
 
     #[test]
     fn the_counter_of_an_eventfd_is_seen_without_reading_it() {
