@@ -61,6 +61,15 @@ pub(super) struct Block {
     pub(super) card: Card,
 }
 
+/// The words of a block that change while its owner is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pulse {
+    pub(super) state: u8,
+    pub(super) epoch: u32,
+    pub(super) attached: u32,
+    pub(super) beat: u32,
+}
+
 /// Where a block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -92,15 +101,12 @@ impl Place {
 
     /// The block there; `None` if there is none, or it is just being written.
     pub(super) fn read<M: QueueMemory>(self, memory: &M) -> Option<Block> {
-        if self.load(memory, 0) != MAGIC {
-            return None;
-        }
-        let header = self.load(memory, HEADER);
-        let [_, _, state, role] = header.to_le_bytes();
-        let epoch = self.load(memory, EPOCH);
-        if header & 0xffff != VERSION || role != self.role() || epoch == 0 {
-            return None;
-        }
+        let Pulse {
+            state,
+            epoch,
+            attached,
+            beat,
+        } = self.pulse(memory)?;
         let [id_low, id_high, v_low, v_high] = self.load(memory, DOORS).to_le_bytes();
         let id = u16::from_le_bytes([id_low, id_high]);
         let [low, high, ..] = self.load(memory, VECTOR).to_le_bytes();
@@ -114,8 +120,8 @@ impl Place {
         let block = Block {
             state,
             epoch,
-            attached: self.load(memory, ATTACHED),
-            beat: self.load(memory, BEAT),
+            attached,
+            beat,
             card: Card {
                 id: (id != NO_ID).then_some(id),
                 vectors: u16::from_le_bytes([v_low, v_high]),
@@ -126,8 +132,28 @@ impl Place {
             },
         };
         // Another end may have begun meanwhile.
-        let same = self.load(memory, 0) == MAGIC && self.load(memory, EPOCH) == epoch;
-        same.then_some(block)
+        self.is_ours(memory, epoch).then_some(block)
+    }
+
+    /// What changes of the block there; `None` where [`Self::read`] gives none. Each end looks at it whenever it is about to sleep.
+    pub(super) fn pulse<M: QueueMemory>(self, memory: &M) -> Option<Pulse> {
+        if self.load(memory, 0) != MAGIC {
+            return None;
+        }
+        let header = self.load(memory, HEADER);
+        let [_, _, state, role] = header.to_le_bytes();
+        let epoch = self.load(memory, EPOCH);
+        if header & 0xffff != VERSION || role != self.role() || epoch == 0 {
+            return None;
+        }
+        let pulse = Pulse {
+            state,
+            epoch,
+            attached: self.load(memory, ATTACHED),
+            beat: self.load(memory, BEAT),
+        };
+        // Another end may have begun meanwhile.
+        self.is_ours(memory, epoch).then_some(pulse)
     }
 
     /// Writes a block that names nobody, its magic number last.

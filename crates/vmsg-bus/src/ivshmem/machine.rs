@@ -459,7 +459,7 @@ impl Machine {
         left: bool,
         turn: &mut Turn,
     ) {
-        let block = self.theirs().and_then(|theirs| theirs.read(memory));
+        let block = self.theirs().and_then(|theirs| theirs.pulse(memory));
         let why = match block {
             None => "it has taken its block away",
             Some(block) if block.epoch != epoch => "it has begun anew",

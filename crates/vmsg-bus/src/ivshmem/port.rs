@@ -40,6 +40,10 @@ const NEWS_TIME: Duration = Duration::from_millis(5);
 /// How long ringing everybody may take. Doorbells of hostile peers take 20 ms each, once.
 const RINGING: Duration = Duration::from_millis(100);
 
+/// How often an end that has a connection to one of ours looks for them, in milliseconds: it looks at all else whenever it is about to
+/// sleep, and this would be a system call each time. News that are left wait for the next message, or for the heartbeat.
+const NEWS_AFTER: u64 = 20;
+
 /// Of [`epoll::EventData`].
 const BELL: u64 = 1;
 
@@ -77,6 +81,8 @@ struct Inner {
     machine: Machine,
     device: Device,
     memory: DeviceSlice,
+    /// When news are looked for again.
+    news_at: u64,
     /// An error in the layout was told since the last connection: there are many, and a hostile device has another one each time.
     told: bool,
 }
@@ -146,6 +152,7 @@ impl Port {
                 machine: Machine::new(config),
                 device,
                 memory,
+                news_at: 0,
                 told: false,
             }),
             armed: AtomicU64::new(0),
@@ -233,9 +240,13 @@ impl Port {
         let now = self.now();
         let mut inner = self.lock();
         let inner = &mut *inner;
-        if self.take_news(inner) && self.foreign.load(Ordering::Acquire) {
-            // It may have come back under another number.
-            *self.bells() = self.everyone(inner);
+        let foreign = self.foreign.load(Ordering::Acquire);
+        if foreign || now >= inner.news_at || self.is_over() {
+            inner.news_at = now + NEWS_AFTER;
+            if self.take_news(inner) && foreign {
+                // It may have come back under another number.
+                *self.bells() = self.everyone(inner);
+            }
         }
         // One who takes no more doorbells does not know of everybody.
         let client = inner
