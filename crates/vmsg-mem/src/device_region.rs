@@ -165,6 +165,22 @@ impl<'m> DeviceRegion<'m> {
     }
 }
 
+/// A fence between accesses to memory of devices, and between these and accesses to ordinary memory.
+#[inline]
+pub(crate) fn device_fence(order: Ordering) {
+    fence(order);
+    // On arm64 that stops at the inner shareable domain, and devices, with whoever is behind them, are outside of it.
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: barriers change nothing.
+    unsafe {
+        if matches!(order, Ordering::Acquire) {
+            core::arch::asm!("dmb oshld", options(nostack, preserves_flags));
+        } else {
+            core::arch::asm!("dmb osh", options(nostack, preserves_flags));
+        }
+    }
+}
+
 /// Device memory has no atomic exchange: [`QueueMemory::take`] loads and stores.
 impl QueueMemory for DeviceRegion<'_> {
     fn len(&self) -> usize {
@@ -183,7 +199,7 @@ impl QueueMemory for DeviceRegion<'_> {
     #[inline]
     fn load_acquire(&self, offset: usize) -> u32 {
         let value = self.load_relaxed(offset);
-        fence(Ordering::Acquire);
+        device_fence(Ordering::Acquire);
         value
     }
 
@@ -195,7 +211,7 @@ impl QueueMemory for DeviceRegion<'_> {
 
     #[inline]
     fn store_release(&self, offset: usize, value: u32) {
-        fence(Ordering::Release);
+        device_fence(Ordering::Release);
         self.store_relaxed(offset, value);
     }
 
@@ -208,7 +224,7 @@ impl QueueMemory for DeviceRegion<'_> {
     }
 
     fn fence(&self) {
-        fence(Ordering::SeqCst);
+        device_fence(Ordering::SeqCst);
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {

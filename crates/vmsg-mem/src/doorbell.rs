@@ -6,12 +6,13 @@ mod watchdog;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::device_region::device_fence;
 use crate::{DeviceSlice, QueueMemory};
 
 /// What wakes somebody in this or another process or machine: an eventfd, or a
@@ -187,7 +188,8 @@ impl Doorbell {
 
     /// Stores a value in the register.
     fn store(&self, value: u32) -> Result<(), RingError> {
-        before_device_store();
+        // What was stored in memory before is seen before this is.
+        device_fence(Ordering::SeqCst);
         match &self.kind {
             Kind::Register { register, .. } => {
                 let stored = register.region().write_u32(0, value);
@@ -276,18 +278,6 @@ fn ring_eventfd(fd: &OwnedFd, stuck: &AtomicBool) -> Result<(), RingError> {
             Err(RingError::Stuck)
         }
         Err(error) => Err(RingError::Os(error.into())),
-    }
-}
-
-/// What was stored in memory before is seen before a store to a device is.
-#[inline]
-fn before_device_store() {
-    fence(Ordering::SeqCst);
-    // The fence stops at the inner shareable domain, and devices are outside of it.
-    #[cfg(all(target_arch = "aarch64", not(miri)))]
-    // SAFETY: a barrier changes nothing.
-    unsafe {
-        core::arch::asm!("dmb osh", options(nostack, preserves_flags));
     }
 }
 
