@@ -96,26 +96,27 @@ fn join(listener: &mut Listener, connector: Connector) -> (DriverBus, DeviceBus)
         told.store(true, Ordering::Release);
         bus
     });
-    let mut device = None;
+    let mut device: Option<DeviceBus> = None;
     let until = Instant::now() + Duration::from_secs(20);
     while device.is_none() || !done.load(Ordering::Acquire) {
         assert!(Instant::now() < until, "the two never came together");
+        // It may have been for somebody who is not there any more.
+        if device
+            .as_mut()
+            .is_some_and(|bus| bus.try_recv(&mut [0; 64]).is_err())
+        {
+            device = None;
+        }
         if let Ok(Some(bus)) = listener.accept(Instant::now()) {
             device = Some(bus);
         }
-        if let Some(bus) = &mut device
-            && !done.load(Ordering::Acquire)
-        {
-            let _ = bus.wait(Some(Duration::from_millis(10)));
-        } else {
-            pause(listener.as_fd());
-        }
-        if device.is_none() && done.load(Ordering::Acquire) {
-            break;
+        match &mut device {
+            Some(bus) => drop(bus.wait(Some(Duration::from_millis(10)))),
+            None => pause(listener.as_fd()),
         }
     }
     let driver = driver.join().unwrap().expect("the driver is connected");
-    (driver, device.unwrap_or_else(|| accept(listener)))
+    (driver, device.unwrap())
 }
 
 /// Until something is readable, or it is time to look anyway.
