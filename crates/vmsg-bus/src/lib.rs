@@ -24,8 +24,6 @@ mod carrier;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod common;
 pub mod control;
-#[cfg(feature = "unix")]
-pub mod ending;
 pub mod fault;
 #[cfg(feature = "ivshmem")]
 pub mod ivshmem;
@@ -70,6 +68,8 @@ pub use linux_user::{LinuxUserSpec, StaticRam, StaticRamError, StaticWindow};
 pub use spec::{BusSpec, MessageSize, Mode, UnixSpec};
 #[cfg(feature = "unix")]
 pub use unix::{BindError, ConnectError};
+#[cfg(feature = "unix")]
+pub use vmsg_mem::ending;
 
 /// Longest message where nothing else is asked for: 256 bytes of configuration with its headers, rounded up to 64 bytes.
 pub const DEFAULT_MESSAGE_SIZE: usize = 320;

@@ -20,7 +20,8 @@
 //! * Methods of `Pieces` to read and write files and sockets.
 //! * `Doorbell`: an eventfd that can be rung without being blocked by others, or a
 //!   register of a device.
-//! * `WriteLease`: whether a file is in use by anybody else.
+//! * `WriteLease`: whether a file is in use by anybody else; `lock`: files of which there is one
+//!   holder at a time; `ending`: processes that are about to give back what they hold.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
@@ -32,11 +33,15 @@ mod device_mapping;
 mod device_region;
 #[cfg(feature = "std")]
 mod doorbell;
+#[cfg(feature = "std")]
+pub mod ending;
 mod error;
 #[cfg(feature = "std")]
 pub mod fault;
 #[cfg(feature = "std")]
 mod lease;
+#[cfg(feature = "std")]
+pub mod lock;
 #[cfg(feature = "std")]
 mod mapping;
 mod pieces;

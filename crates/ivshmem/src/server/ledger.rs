@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use vmsg_mem::{LeaseError, WriteLease};
 
-use super::lock::{self, Lock, LockError};
+use super::lock::{self, FileLock, LockError};
 use crate::PeerId;
 
 /// Why ids cannot be given.
@@ -73,7 +73,7 @@ pub(super) fn process(pid: Option<u32>) -> String {
 /// The file beside named memory, locked.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    lock: Lock,
+    lock: FileLock,
     path: PathBuf,
     memory: PathBuf,
 }
@@ -103,7 +103,7 @@ impl Ledger {
         let mut path = OsString::from(memory);
         path.push(".ids");
         let path = PathBuf::from(path);
-        match Lock::take(&path, false) {
+        match lock::take(&path, false) {
             Ok(lock) => Ok(Self {
                 lock,
                 path,
@@ -113,11 +113,9 @@ impl Ledger {
                 path: memory.to_owned(),
                 pid: lock::holder(&text),
             }),
-            Err(LockError::Os(source)) => Err(LedgerError::Os {
-                what: "lock",
-                path,
-                source,
-            }),
+            Err(LockError::Os { what, path, source }) => {
+                Err(LedgerError::Os { what, path, source })
+            }
         }
     }
 

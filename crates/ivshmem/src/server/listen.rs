@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 
 use super::MAX_PATH;
 use super::ledger::process;
-use super::lock::{self, Lock, LockError};
+use super::lock::{self, FileLock, LockError};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -68,7 +68,7 @@ pub(super) struct Listening {
     /// Device and inode of the socket file, to remove no other.
     identity: (u64, u64),
     /// Let go of last.
-    lock: Lock,
+    lock: FileLock,
 }
 
 impl Listening {
@@ -85,13 +85,13 @@ impl Listening {
                 source,
             }
         };
-        let lock = Lock::take(&with_suffix(path, ".lock"), true).map_err(|error| match error {
+        let lock = lock::take(&with_suffix(path, ".lock"), true).map_err(|error| match error {
             LockError::Held(text) => ListenError::InUse {
                 path: path.to_owned(),
                 pid: lock::holder(&text),
                 listening: text.contains(LISTENING),
             },
-            LockError::Os(source) => os("lock")(source),
+            LockError::Os { what, path, source } => ListenError::Os { what, path, source },
         })?;
         let pid = std::process::id();
         lock.write(&format!("{pid}\n")).map_err(os("lock"))?;
@@ -114,7 +114,7 @@ impl Listening {
             let file = fs::symlink_metadata(&new)?;
             fs::rename(&new, path)?;
             lock.write(&format!("{pid} {LISTENING}\n"))?;
-            Ok((socket, lock::identity(&file)))
+            Ok((socket, identity(&file)))
         };
         match listen() {
             Ok((socket, identity)) => Ok(Self {
@@ -145,7 +145,7 @@ impl AsFd for Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let ours = |file: &fs::Metadata| lock::identity(file) == self.identity;
+        let ours = |file: &fs::Metadata| identity(file) == self.identity;
         if fs::symlink_metadata(&self.path).is_ok_and(|file| ours(&file)) {
             let _ = fs::remove_file(&self.path);
         }
@@ -161,6 +161,11 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 fn socket() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// Device and inode.
+fn identity(file: &fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 /// Refuses to go on where somebody listens without our lock, or where a file is in the way. A socket file that nobody

@@ -82,8 +82,8 @@ pub(super) fn take_role(
 ) -> Result<FileLock, LockError> {
     let take = || {
         // Others look at the lock by taking it for a moment. It is let go of before an end is waited for.
-        let _no_others = FileLock::wait(&site.short_lock(), patience)?;
-        FileLock::take(&site.role_lock(role), &program.to_string())
+        let _no_others = lock::wait(&site.short_lock(), patience)?;
+        lock::take(&site.role_lock(role), &program.to_string())
     };
     ending::attempt_past(take, |error| match error {
         LockError::Held(text) => Program::parse(text).pid,
@@ -101,7 +101,7 @@ pub(super) fn at(
 ) -> Result<Option<Program>, QueueError> {
     let text = {
         // Who takes such a lock must not find it taken by us.
-        let _no_others = FileLock::wait(&site.short_lock(), patience)?;
+        let _no_others = lock::wait(&site.short_lock(), patience)?;
         lock::holder(&site.role_lock(role))?
     };
     let pid = crate::unix::packet::credentials(socket).0;

@@ -2,7 +2,7 @@
 //! The two files with the queues: docs/bus-linux-user.md §2.
 
 use super::{Role, Site};
-use crate::lock::{FileLock, LockError};
+use crate::lock::{self, LockError};
 use crate::memory::Part;
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -97,7 +97,7 @@ impl Queues {
             source,
         })?;
         // Two programs that open the files at the same time would each think that the other one lives on them.
-        let _only_one = FileLock::wait(&site.short_lock(), patience)?;
+        let _only_one = lock::wait(&site.short_lock(), patience)?;
         let queues = Self {
             to_device: Queue::open(site.queue(Role::Driver))?,
             to_driver: Queue::open(site.queue(Role::Device))?,

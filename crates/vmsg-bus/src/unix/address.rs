@@ -2,7 +2,7 @@
 //! The socket file of a listener and who may have it: docs/bus-unix.md §1.
 
 use crate::ending;
-use crate::lock::{FileLock, LockError};
+use crate::lock::{self, FileLock, LockError};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
@@ -236,7 +236,7 @@ pub(crate) fn socket(kind: SocketType, flags: SocketFlags) -> Result<OwnedFd, Er
 
 /// Takes the exclusive lock on `PATH.lock`.
 fn take_lock(socket: &Path) -> Result<FileLock, BindError> {
-    FileLock::take(&with_suffix(socket, ".lock"), &process::id().to_string()).map_err(|error| {
+    lock::take(&with_suffix(socket, ".lock"), &process::id().to_string()).map_err(|error| {
         match error {
             LockError::Held(text) => BindError::InUse {
                 path: socket.to_owned(),

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs;
 use std::os::fd::AsFd;
+use std::str;
 use std::time::{Duration, Instant};
 
 /// The longest wait for an end.
