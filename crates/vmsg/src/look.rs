@@ -36,9 +36,20 @@ pub(crate) fn explain(error: Error, spec: &BusSpec) -> anyhow::Error {
     }
 }
 
-/// Connects as somebody who only looks.
-pub(crate) fn connect(spec: &BusSpec, timeout: Duration) -> anyhow::Result<BusClient> {
-    let connector = spec.connector("vmsg").observer().timeout(timeout);
+/// How long an answer may take, if that is not said.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long it may take to come to a bus that has one driver. Where one was killed it takes 1.6 s until it is known that it
+/// does not live, and some more until the device host lets go of it.
+const PATIENCE_FOR_A_PLACE: Duration = Duration::from_secs(5);
+
+/// Connects as somebody who only looks. `timeout` is how long each answer may take, the first one included.
+pub(crate) fn connect(spec: &BusSpec, timeout: Option<Duration>) -> anyhow::Result<BusClient> {
+    let coming = timeout.unwrap_or(match spec {
+        BusSpec::Ivshmem(_) => PATIENCE_FOR_A_PLACE,
+        _ => PATIENCE,
+    });
+    let connector = spec.connector("vmsg").observer().timeout(coming);
     connector.open_trace()?;
     let bus = connector.connect().map_err(|error| {
         // Who is in the way is another matter than nobody being there.
@@ -51,6 +62,6 @@ pub(crate) fn connect(spec: &BusSpec, timeout: Duration) -> anyhow::Result<BusCl
     })?;
     let room = 2 * virtio_msg::Channel::max_message_size(&bus);
     let mut client = Client::new(bus, Sleep::new(), vec![0; room])?;
-    client.set_timeout(timeout);
+    client.set_timeout(timeout.unwrap_or(PATIENCE));
     Ok(client)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use serde::Serialize;
 use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
+use vmsg_device::device::VENDOR_ID;
 
 use super::{BusClient, connect, explain, silence};
 use crate::buses::{self, is_r1};
@@ -43,7 +44,7 @@ struct Queue {
 /// Lists the devices on a bus.
 pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
     let spec = buses::parse(&args.bus)?;
-    let mut client = connect(&spec, Duration::from_millis(args.timeout))?;
+    let mut client = connect(&spec, args.timeout.map(Duration::from_millis))?;
     let explained = |error| explain(error, &spec);
     let mut numbers = Vec::new();
     if client.channel().capabilities().enumerates {
@@ -80,8 +81,8 @@ fn look_at(client: &mut BusClient, number: DevNum) -> anyhow::Result<Listed> {
     let info = client.device_info(number)?;
     let offered = client.device_features(number, &info)?;
     let status = client.status(number)?;
-    // Who has no names does not answer at all, and where devices have names they are claimed by them.
-    let named = client.channel().capabilities().claims;
+    // Who has no names does not answer at all: they are known to have some where they are claimed by them, and where the devices are ours.
+    let named = client.channel().capabilities().claims || info.vendor_id == VENDOR_ID;
     let id = named.then(|| client.device_name(number).ok()).flatten();
     let mut queues = Vec::new();
     for index in 0..info.max_queues.min(MAX_QUEUES) {
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn vendors_that_spell_something_are_spelled() {
-        assert_eq!(vendor(vmsg_device::device::VENDOR_ID), "0x67736d76 (vmsg)");
+        assert_eq!(vendor(VENDOR_ID), "0x67736d76 (vmsg)");
         assert_eq!(vendor(0x1af4), "0x00001af4");
     }
 

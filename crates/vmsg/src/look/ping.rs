@@ -27,7 +27,7 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     let interval = Duration::from_secs_f64(args.interval);
     let interrupt = Interrupt::new()?;
     let spec = buses::parse(&args.bus)?;
-    let mut client = connect(&spec, Duration::from_millis(args.timeout))?;
+    let mut client = connect(&spec, args.timeout.map(Duration::from_millis))?;
     let peer = client.channel().peer_name().to_owned();
     let mut out = Out::lock();
     writeln!(out, "PING {} ({peer})", args.bus)?;

@@ -3,7 +3,6 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use virtio_msg::{DevNum, QueueIndex};
@@ -21,9 +20,6 @@ use crate::Usage;
 use crate::cli::ProxyArgs;
 use crate::look::{self, BusClient};
 use crate::out::Out;
-
-/// For each answer, as `vmsg ls` has it.
-const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Queues that are asked about; a device may claim more.
 const MAX_QUEUES: u32 = 256;
@@ -106,7 +102,7 @@ pub(super) fn print(
 
 /// What the device host says of a device, and the first bytes of the configuration of a network device.
 fn describe(bus: &BusSpec, target: &Target) -> anyhow::Result<(DeviceFacts, Vec<u8>)> {
-    let mut client = look::connect(bus, TIMEOUT).map_err(|error| match error.downcast_ref() {
+    let mut client = look::connect(bus, None).map_err(|error| match error.downcast_ref() {
         Some(ConnectError::Held { .. }) => {
             error.context("ask with --print-qemu before the proxy or another driver starts")
         }
