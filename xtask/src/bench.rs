@@ -21,7 +21,7 @@ struct Bench {
 }
 
 /// All benchmarks, from the bottom up.
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 8] = [
     Bench {
         package: "vmsg-mem",
         name: "spsc",
@@ -51,6 +51,16 @@ const BENCHES: [Bench; 6] = [
         package: "vmsg-proxy",
         name: "vfio_user",
         title: "The vfio-user front",
+    },
+    Bench {
+        package: "vmsg-proxy",
+        name: "ivshmem",
+        title: "Two processes over ivshmem",
+    },
+    Bench {
+        package: "vmsg-proxy",
+        name: "bounce",
+        title: "A guest's memory shared or copied",
     },
 ];
 

@@ -4,7 +4,8 @@
 //!
 //! It obeys: the host writes commands to its console, one after another, and reads there what each process says.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -180,11 +181,16 @@ impl Outer {
         )
     }
 
-    /// Runs a command to its end; all must be well.
+    /// Runs a command to its end; all must be well. The commands of a machine are noted in `NAME.sh`.
     pub(crate) fn run(&mut self, scene: &mut Scene, command: &str) -> Result<Vec<String>> {
         // A line that is longer never reaches the shell whole.
         ensure!(command.len() < 4000, "too long for a console: {command}");
         let from = self.cursor;
+        let mut commands = File::options()
+            .create(true)
+            .append(true)
+            .open(scene.dir().join(format!("{}.sh", self.name)))?;
+        writeln!(commands, "{command}")?;
         scene.tell(self.id, command)?;
         self.commands += 1;
         let number = self.commands.to_string();
