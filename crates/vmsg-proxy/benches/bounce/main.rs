@@ -30,7 +30,7 @@ use std::time::Instant;
 struct Traffic {
     name: &'static str,
     kind: Kind,
-    queue: u16,
+    queue: usize,
     load: Load,
 }
 

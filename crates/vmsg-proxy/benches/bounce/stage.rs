@@ -94,6 +94,7 @@ pub(crate) struct Stage {
     _host: Running,
     _server: Running,
     dir: tempfile::TempDir,
+    queues: usize,
 }
 
 fn server(socket: &Path) -> Running {
@@ -179,11 +180,15 @@ impl Stage {
             _host: host,
             _server: server,
             dir,
+            queues: match kind {
+                Kind::Block => 1,
+                Kind::Net => 2,
+            },
         }
     }
 
     /// A guest, and its driver of one queue.
-    pub(crate) fn drive(&self, way: Way, queue: u16) -> (Frontend, Driver<'static>) {
+    pub(crate) fn drive(&self, way: Way, queue: usize) -> (Frontend, Driver<'static>) {
         let ram = match way {
             Way::Segment => {
                 let mut options = File::options();
@@ -193,6 +198,6 @@ impl Stage {
             _ => Ram::new(),
         };
         let socket = self.dir.path().join(format!("{}.sock", way.front()));
-        front_end(&socket, &ram, queue)
+        front_end(&socket, &ram, queue, self.queues)
     }
 }

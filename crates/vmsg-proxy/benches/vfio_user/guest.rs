@@ -41,13 +41,21 @@ impl Ram {
 
     /// A queue at the beginning of its memory.
     pub(crate) fn queue(&self) -> DriverQueue<'static, Vec<DriverSlot>> {
+        self.queue_at(0)
+    }
+
+    /// A queue so many bytes behind that.
+    pub(crate) fn queue_at(&self, offset: u64) -> DriverQueue<'static, Vec<DriverSlot>> {
         let layout = Layout::new(SIZE, 0).expect("a power of two");
         let features = QueueFeatures {
             event_idx: true,
             indirect: false,
         };
         let slots = vec![DriverSlot::default(); SIZE.into()];
-        DriverQueue::new(layout, features, self.mapping.ram(), BusAddr(BASE), slots)
+        let at = usize::try_from(offset).expect("64 bits");
+        let ram = self.mapping.ram().get(at, layout.total_len());
+        let ram = ram.expect("room for a queue");
+        DriverQueue::new(layout, features, ram, BusAddr(BASE + offset), slots)
             .expect("room for a queue")
     }
 }

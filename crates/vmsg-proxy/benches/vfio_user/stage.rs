@@ -137,7 +137,7 @@ impl Stage {
         let socket = self.dir.path().join("vhost.sock");
         let options = VhostUserOptions::new(&socket);
         let front = VhostUserFront::start("bench", link.handle(), options).expect("a front");
-        let (vmm, driver) = front_end(&socket, ram, 0);
+        let (vmm, driver) = front_end(&socket, ram, 0, 1);
         let front = Vhost {
             _connection: vmm,
             _front: front,

@@ -15,14 +15,23 @@ use vmsg_mem::BusAddr;
 /// Where a VMM has its guest's memory.
 const USER: u64 = 0x5555_0000_0000;
 
-/// Brings up one queue of the device behind the front, with the ring at the beginning of `ram`.
-pub(crate) fn front_end(socket: &Path, ram: &Ram, index: u16) -> (Frontend, Driver<'static>) {
+/// Where the ring of other queues is; there is one of them at most.
+const OTHERS: u64 = 0x1_0000;
+
+/// Brings up so many queues of the device behind the front; gives a driver of the one with this `index`, whose ring is at the beginning of
+/// `ram`. The others stay empty.
+pub(crate) fn front_end(
+    socket: &Path,
+    ram: &Ram,
+    index: usize,
+    queues: usize,
+) -> (Frontend, Driver<'static>) {
     let stream = UnixStream::connect(socket).expect("a front");
-    let mut vmm = Frontend::from_stream(stream, 2);
+    let mut vmm = Frontend::from_stream(stream, queues as u64);
     let queue = ram.queue();
-    let at = usize::from(index);
+    let empty = ram.queue_at(OTHERS);
     let eventfd = || EventFd::new(EFD_NONBLOCK).expect("an eventfd");
-    let (kick, call) = (eventfd(), eventfd());
+    let (kick, call, others) = (eventfd(), eventfd(), eventfd());
     let mut set_up = || -> Result<(), Box<dyn std::error::Error>> {
         vmm.get_features()?;
         vmm.get_protocol_features()?;
@@ -39,23 +48,32 @@ pub(crate) fn front_end(socket: &Path, ram: &Ram, index: u16) -> (Frontend, Driv
             mmap_offset: 0,
             mmap_handle: ram.file.as_raw_fd(),
         }])?;
-        vmm.set_vring_num(at, SIZE)?;
-        vmm.set_vring_base(at, 0)?;
-        let config = queue.config();
         let user = |at: BusAddr| at.0 - BASE + USER;
-        let addresses = VringConfigData {
-            queue_max_size: SIZE,
-            queue_size: SIZE,
-            flags: 0,
-            desc_table_addr: user(config.desc),
-            avail_ring_addr: user(config.driver),
-            used_ring_addr: user(config.device),
-            log_addr: None,
-        };
-        vmm.set_vring_addr(at, &addresses)?;
-        vmm.set_vring_kick(at, &kick)?;
-        vmm.set_vring_call(at, &call)?;
-        vmm.set_vring_enable(at, true)?;
+        for at in 0..queues {
+            let config = match at == index {
+                true => queue.config(),
+                false => empty.config(),
+            };
+            let addresses = VringConfigData {
+                queue_max_size: SIZE,
+                queue_size: SIZE,
+                flags: 0,
+                desc_table_addr: user(config.desc),
+                avail_ring_addr: user(config.driver),
+                used_ring_addr: user(config.device),
+                log_addr: None,
+            };
+            vmm.set_vring_num(at, SIZE)?;
+            vmm.set_vring_base(at, 0)?;
+            vmm.set_vring_addr(at, &addresses)?;
+            let own = [&kick, &call];
+            let [kick, call] = if at == index { own } else { [&others, &others] };
+            vmm.set_vring_kick(at, kick)?;
+            vmm.set_vring_call(at, call)?;
+        }
+        for at in 0..queues {
+            vmm.set_vring_enable(at, true)?;
+        }
         Ok(())
     };
     set_up().expect("a front end's set-up");
