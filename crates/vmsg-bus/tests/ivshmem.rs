@@ -5,7 +5,7 @@
 #[allow(dead_code, unused_macros)]
 mod suite;
 
-use ivshmem::server::{Options, Port, Server};
+use ivshmem::server::{Options, Port, Server, Source};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -28,7 +28,11 @@ struct Running {
 
 impl Running {
     fn start(path: &Path) -> Self {
-        let mut server = Server::bind(Options::new(vec![Port::new(path, 3)], 1 << 20)).unwrap();
+        Self::with(Options::new(vec![Port::new(path, 3)], 1 << 20))
+    }
+
+    fn with(options: Options) -> Self {
+        let mut server = Server::bind(options).unwrap();
         let stop = Doorbell::new().unwrap();
         let stopped = stop.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
@@ -264,6 +268,41 @@ fn several_buses_lie_in_one_memory() {
 }
 
 #[test]
+fn an_end_with_doorbells_hears_one_that_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, memory) = (dir.path().join("s"), dir.path().join("memory"));
+    let mut options = Options::new(vec![Port::new(&socket, 1)], 1 << 20);
+    options.source = Source::File(memory.clone());
+    let _server = Running::with(options);
+    let bus = |spec| BusSpec::Ivshmem(Box::new(spec));
+    let mut listener = bus(IvshmemSpec::file(&memory)).listen("host").unwrap();
+    let connector = bus(IvshmemSpec::socket(&socket)).connector("driver");
+    let driver = std::thread::spawn(move || connector.connect().unwrap());
+    let mut device = accept(&mut listener);
+    let mut driver = driver.join().unwrap();
+    let echo = std::thread::spawn(move || {
+        let mut buf = [0; 64];
+        for _ in 0..50 {
+            recv(&mut device, &mut buf).unwrap();
+            device.try_send(&message(number(&buf), 48)).unwrap();
+            device.flush().unwrap();
+        }
+        device
+    });
+    let begin = Instant::now();
+    for n in 0..50 {
+        driver.try_send(&message(n, 48)).unwrap();
+        driver.flush().unwrap();
+        let mut buf = [0; 64];
+        driver_recv(&mut driver, &mut buf).unwrap();
+        assert_eq!(number(&buf), n);
+    }
+    // Were it woken by heartbeats alone, it would take 25 s.
+    assert!(begin.elapsed() < Duration::from_secs(12));
+    drop(echo.join().unwrap());
+}
+
+#[test]
 fn a_host_follows_to_the_memory_of_a_new_server() {
     let mut site = Site::new(QueueLayout::Amp);
     let spec = IvshmemSpec {
@@ -358,4 +397,30 @@ fn a_driver_with_impossible_indices_keeps_no_other_out() {
     let mut buf = [0; 64];
     recv(&mut device, &mut buf).unwrap();
     assert_eq!(number(&buf), 7);
+}
+
+#[test]
+fn ends_that_poll_and_never_sleep_stay_together_and_see_the_end() {
+    for layout in LAYOUTS {
+        let site = Site::new(layout);
+        let mut listener = site.listener();
+        let (mut driver, mut device) = site.join(&mut listener);
+        let mut buf = [0; 64];
+        // Longer than an end may show no sign of life.
+        let until = Instant::now() + Duration::from_millis(3600);
+        while Instant::now() < until {
+            driver.try_send(&message(1, 48)).unwrap();
+            driver.flush().unwrap();
+            while device.try_recv(&mut buf).unwrap().is_none() {}
+            assert_eq!(driver.try_recv(&mut buf), Ok(None));
+        }
+        // Who goes to sleep looks at once.
+        assert!(device.arm() && driver.arm());
+        drop(device);
+        let until = Instant::now() + suite::LONG;
+        while driver.try_recv(&mut buf) == Ok(None) {
+            assert!(Instant::now() < until, "never told");
+        }
+        assert_eq!(driver.try_recv(&mut buf), Err(ChannelError::Closed));
+    }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Port {
     begin: Instant,
     /// Nobody can ring this end.
     deaf: bool,
+    /// The other end rings nobody, as it has no doorbells itself.
+    mute: AtomicBool,
     geometry: Geometry,
     side: Side,
     vector: u16,
@@ -142,6 +144,7 @@ impl Port {
         let port = Self {
             begin: Instant::now(),
             deaf,
+            mute: AtomicBool::new(false),
             geometry,
             side,
             vector,
@@ -344,6 +347,8 @@ impl Port {
         inner.told = false;
         self.over.store(false, Ordering::Release);
         self.foreign.store(peer.is_none(), Ordering::Release);
+        let mute = peer.as_ref().is_some_and(|(_, card)| card.id.is_none());
+        self.mute.store(mute, Ordering::Relaxed);
         let part = |offset, len| {
             let slice = inner.memory.get(offset, len);
             slice.map(Part::Device).ok_or(io::ErrorKind::UnexpectedEof)
@@ -474,10 +479,16 @@ impl Port {
         self.over.load(Ordering::Acquire)
     }
 
+    /// Whether nobody rings when there is a message.
+    #[inline]
+    fn looks_itself(&self) -> bool {
+        self.deaf || self.mute.load(Ordering::Relaxed)
+    }
+
     /// A message was received.
     #[inline]
     pub(crate) fn received(&self, message: &[u8]) {
-        if self.deaf {
+        if self.looks_itself() {
             self.looks.store(0, Ordering::Relaxed);
         }
         if self.foreign.load(Ordering::Relaxed) {
@@ -488,7 +499,7 @@ impl Port {
 
     /// The owner goes to sleep: without doorbells it has to wake by itself.
     pub(crate) fn before_sleep(&self) {
-        if self.deaf {
+        if self.looks_itself() {
             let looks = self.looks.fetch_add(1, Ordering::Relaxed).min(8);
             self.start_timer((FIRST_LOOK * (1 << looks)).min(LONGEST_LOOK));
         }
