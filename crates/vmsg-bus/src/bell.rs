@@ -106,6 +106,16 @@ impl Bell {
         }
     }
 
+    /// This side has looked for messages, and there was none. True if the connection turns out to be over.
+    #[inline]
+    pub(crate) fn polled(&self) -> bool {
+        match self {
+            #[cfg(feature = "ivshmem")]
+            Self::Port(port) => port.polled(),
+            _ => false,
+        }
+    }
+
     /// A message was received.
     #[inline]
     pub(crate) fn received(&self, message: &[u8]) {

@@ -340,7 +340,13 @@ impl Link {
         let Some(size) = popped else {
             return match self.over {
                 Some(error) => Err(error),
-                None => Ok(None),
+                None => {
+                    // The next call tells, once there is nothing more to receive.
+                    if self.ours.polled() {
+                        self.look_for_end();
+                    }
+                    Ok(None)
+                }
             };
         };
         if self.is_lost() {

@@ -13,7 +13,8 @@ use ivshmem::{Device, PeerId};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, clock_gettime,
+    timerfd_create, timerfd_settime,
 };
 use std::io;
 use std::mem::MaybeUninit;
@@ -39,6 +40,9 @@ const NEWS_TIME: Duration = Duration::from_millis(5);
 
 /// How long ringing everybody may take. Doorbells of hostile peers take 20 ms each, once.
 const RINGING: Duration = Duration::from_millis(100);
+
+/// How long an end that polls may go on without a look at the other one, and at its own heartbeat, in milliseconds.
+const LOOK_AFTER: u64 = 250;
 
 /// How often an end that has a connection to one of ours looks for them, in milliseconds: it looks at all else whenever it is about to
 /// sleep, and this would be a system call each time. News that are left wait for the next message, or for the heartbeat.
@@ -74,6 +78,8 @@ pub(crate) struct Port {
     over: AtomicBool,
     /// Together with an end that is not ours.
     foreign: AtomicBool,
+    /// When the other end was looked at last, by [`coarse_now`].
+    looked: AtomicU64,
     /// How often in a row there was no room, and nothing to do.
     room_waits: AtomicU32,
     looks: AtomicU32,
@@ -162,6 +168,7 @@ impl Port {
             bells: Mutex::default(),
             over: AtomicBool::new(true),
             foreign: AtomicBool::new(false),
+            looked: AtomicU64::new(0),
             room_waits: AtomicU32::new(0),
             looks: AtomicU32::new(0),
         };
@@ -462,6 +469,7 @@ impl Port {
         if self.over.load(Ordering::Acquire) {
             return;
         }
+        self.looked.store(coarse_now(), Ordering::Relaxed);
         let event = self.look(false);
         let lost = self.lock().memory.is_lost();
         let why = match event {
@@ -485,9 +493,21 @@ impl Port {
         self.deaf || self.mute.load(Ordering::Relaxed)
     }
 
+    /// The owner has looked for messages: who polls does not go to sleep, and would never show a sign of life. True if the connection
+    /// turns out to be over.
+    #[inline]
+    pub(crate) fn polled(&self) -> bool {
+        if coarse_now().saturating_sub(self.looked.load(Ordering::Relaxed)) < LOOK_AFTER {
+            return false;
+        }
+        self.drain();
+        self.is_over()
+    }
+
     /// A message was received.
     #[inline]
     pub(crate) fn received(&self, message: &[u8]) {
+        self.polled();
         if self.looks_itself() {
             self.looks.store(0, Ordering::Relaxed);
         }
@@ -584,6 +604,15 @@ fn ring_all(bells: &[Doorbell]) {
 
 /// The most vectors of a peer that are taken, each a descriptor: queues share them where there are more of those.
 const MAX_VECTORS: usize = ivshmem::protocol::MAX_VECTORS as usize;
+
+/// Milliseconds by a clock that costs next to nothing and is some of them late.
+#[inline]
+fn coarse_now() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let millis = u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0);
+    seconds * 1000 + millis
+}
 
 impl AsFd for Port {
     /// Readable when there is something to look at.
