@@ -321,6 +321,19 @@ impl IvshmemSpec {
         }
     }
 
+    /// Whether `ram=` says by another name what the memory of the messages is.
+    fn names_its_memory(&self, place: &Place) -> bool {
+        match (&self.ram, place) {
+            (Some(Ram::Pci(ram)), Place::Pci(address)) => ram == address,
+            (Some(Ram::File(ram)), _) => {
+                let shm = self.shm.as_ref();
+                let shm = shm.map(|name| Path::new("/dev/shm").join(name.trim_start_matches('/')));
+                Some(ram) == self.file.as_ref() || Some(ram) == shm.as_ref()
+            }
+            _ => false,
+        }
+    }
+
     /// Where the layout begins in the memory.
     pub fn layout_offset(&self) -> u64 {
         self.offset.unwrap_or(match self.layout {
@@ -429,6 +442,23 @@ impl IvshmemSpec {
         )?;
         if self.memory == Some(MemoryMode::Bounce) && !ram {
             return refuse("memory=bounce needs ram=, what is copied into".into());
+        }
+        if !known && self.names_its_memory(&place) {
+            return refuse("ram= names the memory of the messages, which is ram=bar".into());
+        }
+        if let (Some(Ram::Bar), Some(at)) = (&self.ram, self.ram_offset) {
+            // With the blocks of both ends before the layout, if there are some.
+            let messages = match self.layout {
+                QueueLayout::Amp => self.layout_offset().saturating_sub(128),
+                QueueLayout::Spsc | QueueLayout::AmpPci => self.layout_offset(),
+            };
+            let before = self.ram_size.and_then(|size| at.checked_add(size));
+            if at <= self.layout_offset() && before.is_none_or(|end| end > messages) {
+                return refuse(format!(
+                    "ram-offset={at:#x}: the messages lie there, from {messages:#x} on; the common memory is to begin behind them, or to end \
+                     before (ram-size=)"
+                ));
+            }
         }
         if known && self.ram == Some(Ram::Bar) {
             return refuse("memory=known needs ram= with a file: the driver's guest does not live in the memory of the messages".into());

@@ -72,8 +72,37 @@ fn what_contradicts_is_refused_by_name() {
         ),
         ("ivshmem,socket=a,memory=segment,window=1G", "BASE+SIZE"),
         ("ivshmem,pci=../../etc", "pci="),
+        ("ivshmem,file=a,memory=bounce,ram=a", "ram=bar"),
+        ("ivshmem,shm=/a,memory=segment,ram=/dev/shm/a", "ram=bar"),
+        (
+            "ivshmem,listen=s,shm=a,memory=bounce,ram=/dev/shm/a,ram-offset=1M",
+            "ram=bar",
+        ),
+        (
+            "ivshmem,pci=0000:00:04.0,memory=bounce,ram=pci:0000:00:04.0",
+            "ram=bar",
+        ),
+        (
+            "ivshmem,socket=a,memory=bounce,ram=bar,ram-offset=4096",
+            "ram-offset=0x1000",
+        ),
+        (
+            "ivshmem,socket=a,offset=1M,memory=bounce,ram=bar,ram-offset=0,ram-size=1M",
+            "0xfff80",
+        ),
     ] {
         let error = parse(text).expect_err(text);
         assert!(error.contains(names), "{text}: {error}");
+    }
+}
+
+#[test]
+fn common_memory_may_lie_before_the_messages_or_behind_them() {
+    for text in [
+        "ivshmem,socket=a,offset=1M,memory=bounce,ram=bar,ram-offset=0,ram-size=512K",
+        "ivshmem,socket=a,memory=bounce,ram=bar,ram-offset=64K",
+        "ivshmem,file=a,memory=known,ram=a",
+    ] {
+        assert!(parse(text).is_ok(), "{text}");
     }
 }
