@@ -117,6 +117,16 @@ fn what_a_layout_must_not_say_is_refused_by_name() {
 }
 
 #[test]
+fn the_offset_of_notifications_that_are_not_there_means_nothing() {
+    let mut bytes = sample();
+    bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+    bytes[40..48].copy_from_slice(&0x1_0001u64.to_le_bytes());
+    let layout = Layout::parse(&bytes, 8192).unwrap().unwrap();
+    assert_eq!(layout.len(), 192 + 2 * 60 * 64);
+    assert_eq!(layout.notification_area(Side::Device), None);
+}
+
+#[test]
 fn the_magic_number_of_a_layout_is_stored_last() {
     let memory = RamSlice::from_atomics(leaked(8192));
     assert_eq!(Layout::load(&memory), Ok(None));

@@ -160,23 +160,39 @@ impl Place {
     pub(super) fn write<M: QueueMemory>(self, memory: &M, epoch: u32, card: &Card) {
         self.withdraw(memory);
         memory.fence();
-        self.store(memory, HEADER, self.header(PRESENT));
         self.store(memory, EPOCH, epoch);
         self.store(memory, ATTACHED, 0);
-        let id = u32::from(card.id.unwrap_or(NO_ID));
-        self.store(memory, DOORS, id | u32::from(card.vectors) << 16);
-        self.store(memory, CAPABILITIES, card.capabilities);
         self.store(memory, BEAT, 0);
-        self.store(memory, VECTOR, card.vector.into());
-        let [a, b, c, d, e, f, g, h] = card.common.to_le_bytes();
-        self.store(memory, SIZE, u32::from_le_bytes([a, b, c, d]));
-        self.store(memory, SIZE + 4, u32::from_le_bytes([e, f, g, h]));
-        let mut name = card.name.bytes();
-        for word in (NAME..self.bytes).step_by(4) {
-            let bytes = [(); 4].map(|()| name.next().unwrap_or(0));
-            self.store(memory, word, u32::from_le_bytes(bytes));
-        }
+        self.words(card, |at, word| self.store(memory, at, word));
         self.store(memory, 0, MAGIC);
+    }
+
+    /// The words that stay as they are.
+    fn words(self, card: &Card, mut word: impl FnMut(usize, u32)) {
+        word(HEADER, self.header(PRESENT));
+        let id = u32::from(card.id.unwrap_or(NO_ID));
+        word(DOORS, id | u32::from(card.vectors) << 16);
+        word(CAPABILITIES, card.capabilities);
+        word(VECTOR, card.vector.into());
+        let [a, b, c, d, e, f, g, h] = card.common.to_le_bytes();
+        word(SIZE, u32::from_le_bytes([a, b, c, d]));
+        word(SIZE + 4, u32::from_le_bytes([e, f, g, h]));
+        let mut name = card.name.bytes();
+        for at in (NAME..self.bytes).step_by(4) {
+            let bytes = [(); 4].map(|()| name.next().unwrap_or(0));
+            word(at, u32::from_le_bytes(bytes));
+        }
+    }
+
+    /// Writes again what somebody else has written over, but for magic number and epoch, by which this end knows its block.
+    pub(super) fn mend<M: QueueMemory>(self, memory: &M, attached: u32, card: &Card) {
+        let mend = |at, word| {
+            if self.load(memory, at) != word {
+                self.store(memory, at, word);
+            }
+        };
+        mend(ATTACHED, attached);
+        self.words(card, mend);
     }
 
     /// Makes the block one that is not finished.

@@ -237,6 +237,7 @@ impl Machine {
         }
         if now >= self.beat_at {
             self.beat_at = now + BEAT;
+            self.mend(now, memory);
         }
         match self.phase {
             Phase::Waiting | Phase::Named(_) => self.approach(now, memory, rung, &mut turn),
@@ -248,6 +249,26 @@ impl Machine {
             Phase::Looking { .. } | Phase::Down | Phase::Over => {}
         }
         turn
+    }
+
+    /// What this end has written and others rely on may have been written over, by a guest that has crashed for example: it must not
+    /// keep everybody out from then on.
+    fn mend<M: QueueMemory>(&mut self, now: u64, memory: &M) {
+        let attached = match self.phase {
+            Phase::Waiting | Phase::Foreign => 0,
+            Phase::Named(epoch) | Phase::Up { epoch, .. } => epoch,
+            Phase::Looking { .. } | Phase::Down | Phase::Over => return,
+        };
+        if let Some(mine) = self.mine() {
+            mine.mend(memory, attached, &self.config.card);
+        }
+        if matches!(self.phase, Phase::Waiting | Phase::Named(_)) && self.has_lost_layout(memory) {
+            self.make_layout(now, memory);
+            self.phase = Phase::Waiting;
+        }
+        if matches!(self.phase, Phase::Waiting) && self.has_lost_head(memory) {
+            self.live_again(now, memory);
+        }
     }
 
     fn show<M: QueueMemory>(&mut self, memory: &M, mine: Place) {

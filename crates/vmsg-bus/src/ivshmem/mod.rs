@@ -7,6 +7,8 @@
 mod block;
 mod common;
 mod connector;
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 pub mod fifo;
 mod geometry;
 mod listener;

@@ -170,10 +170,11 @@ impl Layout {
 
     /// Bytes from its beginning to the end of its last part.
     pub fn len(&self) -> usize {
-        let end = self
-            .parts()
-            .map(|(_, offset, len, _)| offset.saturating_add(len));
-        fit(end.into_iter().max().unwrap_or(0))
+        let parts = self.parts().into_iter();
+        // Of parts that are not there the offset means nothing, and may be anything.
+        let there = parts.filter(|(_, _, len, _)| *len > 0);
+        let end = there.map(|(_, offset, len, _)| offset.saturating_add(len));
+        fit(end.max().unwrap_or(0))
     }
 
     /// Never: it has 64 bytes itself.

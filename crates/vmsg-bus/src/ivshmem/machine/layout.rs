@@ -5,7 +5,7 @@ use super::super::geometry::other;
 use super::Machine;
 use super::part::Part;
 use vmsg_mem::QueueMemory;
-use vmsg_mem::amp::{self, Head, Life, Side};
+use vmsg_mem::amp::{self, Head, Life, Side, Status};
 
 impl Machine {
     /// The device's part of an AMP layout.
@@ -38,6 +38,27 @@ impl Machine {
         }
         self.life = Some(life);
         self.layout = Some(layout);
+    }
+
+    /// Whether the layout that this end has made is not there any more.
+    pub(super) fn has_lost_layout<M: QueueMemory>(&self, memory: &M) -> bool {
+        let geometry = &self.config.geometry;
+        let own = self
+            .layout
+            .filter(|_| geometry.is_amp() && self.config.side == Side::Device);
+        own.is_some_and(|own| amp::Layout::load(&Part::new(memory, geometry)) != Ok(Some(own)))
+    }
+
+    /// Whether its queue head does not say any more that it waits.
+    pub(super) fn has_lost_head<M: QueueMemory>(&self, memory: &M) -> bool {
+        let geometry = &self.config.geometry;
+        let own = self
+            .layout
+            .filter(|_| geometry.is_amp() && self.life.is_some());
+        own.is_some_and(|own| {
+            let head = Head::load(&Part::new(memory, geometry), own.head(self.config.side));
+            !matches!(head.status(), Some(Status::Init | Status::Ready))
+        })
     }
 
     /// A life that was begun is to be begun once more.
