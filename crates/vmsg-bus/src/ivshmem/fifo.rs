@@ -101,3 +101,7 @@ impl<R> fmt::Debug for Fifo<R> {
         all.finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "fifo_test.rs"]
+mod tests;
