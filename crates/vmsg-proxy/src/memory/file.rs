@@ -5,7 +5,8 @@ use crate::session::FileId;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -46,7 +47,7 @@ impl MemoryFile {
     pub(crate) fn new(fd: OwnedFd, need: u64) -> Result<MemoryFile, FileError> {
         // First: of a file system that is another program's this is all that can be asked without waiting for that program.
         vmsg_mem::check_backing(fd.as_fd()).or_else(|error| match error {
-            vmsg_mem::Error::ForeignFile if is_of_device(fd.as_fd()) => Ok(()),
+            vmsg_mem::Error::ForeignFile if is_of_ivshmem(fd.as_fd()) => Ok(()),
             vmsg_mem::Error::ForeignFile => Err(FileError::Foreign),
             other => Err(FileError::Look(other)),
         })?;
@@ -66,12 +67,29 @@ impl MemoryFile {
     }
 }
 
-/// Whether it is a file of sysfs, as the memory of a PCI function is: the kernel itself answers there, and nobody else can make such a file.
-fn is_of_device(fd: BorrowedFd<'_>) -> bool {
+/// Whether it is the memory of an ivshmem function, as sysfs shows it: the kernel itself answers there, nobody else can make
+/// such a file, and behind it is memory and no register.
+fn is_of_ivshmem(fd: BorrowedFd<'_>) -> bool {
     const SYSFS: u32 = 0x6265_6572;
     // The type of the field differs between architectures; the magic fits all of them.
     #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation)]
-    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u32 == SYSFS)
+    let in_sysfs = rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u32 == SYSFS);
+    // The path of a file of sysfs is what the kernel calls it, wherever it is mounted.
+    in_sysfs
+        && std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .is_ok_and(|path| is_memory_of_ivshmem(&path))
+}
+
+/// Whether `path` is BAR 2 (`resource2`, `resource2_wc`) in the directory of a PCI function 1af4:1110 (QEMU, ivshmem-spec).
+fn is_memory_of_ivshmem(path: &Path) -> bool {
+    let is_bar = path
+        .file_name()
+        .is_some_and(|name| name == "resource2" || name == "resource2_wc");
+    let says = |file: &str, id: &str| {
+        let text = std::fs::read_to_string(path.with_file_name(file));
+        text.is_ok_and(|text| text.trim() == id)
+    };
+    is_bar && says("vendor", "0x1af4") && says("device", "0x1110")
 }
 
 /// More than the map of any process takes, as text.

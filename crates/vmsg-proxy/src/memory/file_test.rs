@@ -37,3 +37,28 @@ fn the_maps_of_this_process_are_understood() {
     };
     assert!(has_private(me, id));
 }
+
+#[test]
+fn of_sysfs_only_the_memory_of_an_ivshmem_function_is_taken() {
+    let file = std::fs::File::open("/sys/devices/system/cpu/online").expect("a file of sysfs");
+    assert!(!is_of_ivshmem(file.as_fd()));
+    let error = MemoryFile::new(file.into(), 0).expect_err("no memory");
+    assert!(matches!(error, FileError::Foreign), "{error}");
+
+    let function = tempfile::tempdir().expect("a directory");
+    let put = |name: &str, text: &str| {
+        std::fs::write(function.path().join(name), text).expect("a file");
+    };
+    put("vendor", "0x1af4\n");
+    put("device", "0x1110\n");
+    let at = |name: &str| is_memory_of_ivshmem(&function.path().join(name));
+    assert!(at("resource2") && at("resource2_wc"));
+    assert!(!at("resource0") && !at("config"));
+    put("device", "0x1041\n");
+    assert!(!at("resource2"));
+    // In place, but of no file system that nobody else can make files in.
+    put("device", "0x1110\n");
+    put("resource2", "");
+    let file = std::fs::File::open(function.path().join("resource2")).expect("a file");
+    assert!(!is_of_ivshmem(file.as_fd()));
+}
