@@ -214,11 +214,11 @@ fn mistakes_exit_with_2_and_name_what_was_meant() {
             &[
                 "proxy",
                 "--bus",
-                BUS,
+                "linux-user,ram=ram",
                 "--front",
-                "vhost-user,socket=x,dev=a,isolate=on",
+                "vhost-user,socket=x,dev=0,isolate=on",
             ],
-            "no isolate=; vfio-user has",
+            "use a unix bus",
         ),
         (
             &[

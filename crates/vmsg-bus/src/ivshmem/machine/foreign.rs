@@ -139,3 +139,7 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "foreign_test.rs"]
+mod tests;
