@@ -8,6 +8,7 @@ use super::{IvshmemSpec, Site, card, common};
 use crate::trace::Side as Seen;
 use crate::unix::BindError;
 use crate::{CommonRam, DeviceBus, StaticRam};
+use ivshmem::client::{self, Advance};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -41,8 +42,10 @@ pub struct Listener {
     /// The place is another host's, which was told: its end is waited for.
     ousted: bool,
     paused_until: Option<Instant>,
-    /// A server that was gone is looked for then.
+    /// Memory that was gone is looked for then.
     seek_at: Option<Instant>,
+    /// A server that is there again, and has until then to let this end in.
+    seeking: Option<(Box<client::Connecting>, Instant)>,
 }
 
 /// How a connection tells its end.
@@ -114,6 +117,7 @@ impl Listener {
             ousted: false,
             paused_until: None,
             seek_at: None,
+            seeking: None,
         };
         listener.take_place(os)?;
         Ok(listener)
@@ -160,7 +164,14 @@ impl Listener {
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.connected {
             true => None,
-            false => self.paused_until.or(self.seek_at),
+            false => {
+                let seeking = self.seeking.as_ref();
+                let until = seeking.map(|(seeking, until)| match seeking.due() {
+                    Some(due) => due.min(*until),
+                    None => *until,
+                });
+                self.paused_until.or(until).or(self.seek_at)
+            }
         }
     }
 
@@ -190,6 +201,7 @@ impl Listener {
         }
         if self.paused_until.is_some() {
             // Nobody must spin on it meanwhile.
+            self.seeking = None;
             self.watch_port(EventFlags::empty())?;
         }
         result
@@ -205,33 +217,61 @@ impl Listener {
     fn seek_memory(&mut self, now: Instant) {
         let lost = self.port.is_lost();
         if self.port.has_server() && !lost {
-            self.seek_at = None;
+            (self.seek_at, self.seeking) = (None, None);
             return;
+        }
+        if let Some((seeking, until)) = self.seeking.take() {
+            let moved = self.go_on_to_seek(seeking, until, now);
+            return self.tell(moved);
         }
         if self.seek_at.is_some_and(|at| at > now) {
             return;
         }
         self.seek_at = Some(now + SEEK);
         let moved = match self.port.server_path() {
-            // Only a server that answers at once is waited for.
-            Some(path) if path.exists() => self.move_to_server(&path),
+            Some(path) => self.begin_to_seek(&path, now),
             None if lost => open::open(&self.site.spec, None)
                 .map_err(Into::into)
                 .and_then(|opened| self.move_to(opened)),
-            _ => return,
+            None => return,
         };
-        match moved {
-            Ok(()) => {
-                let place = describe(&self.site.spec);
-                tracing::info!(place, "the memory is there again");
-            }
-            Err(error) => tracing::debug!(%error, "the memory is not there again"),
+        self.tell(moved);
+    }
+
+    fn tell(&self, moved: Result<(), Box<dyn std::error::Error>>) {
+        if let Err(error) = moved {
+            tracing::debug!(%error, "the memory is not there again");
         }
     }
 
-    fn move_to_server(&mut self, path: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-        let client = ivshmem::Client::connect(path, PAUSE)?;
-        self.move_to(open::with_client(&self.site.spec, client)?)
+    fn begin_to_seek(
+        &mut self,
+        path: &std::path::Path,
+        now: Instant,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let seeking = client::Connecting::begin(path, client::Limits::default())?;
+        epoll::add(&self.epoll, &seeking, EventData::new_u64(0), EventFlags::IN)?;
+        self.go_on_to_seek(Box::new(seeking), now + SEEK, now)
+    }
+
+    fn go_on_to_seek(
+        &mut self,
+        seeking: Box<client::Connecting>,
+        until: Instant,
+        now: Instant,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        match seeking.advance(now)? {
+            Advance::Done(client) => {
+                // It is the port's to watch from here on.
+                epoll::delete(&self.epoll, client.poll_fd())?;
+                self.move_to(open::with_client(&self.site.spec, *client)?)
+            }
+            Advance::Pending(seeking) if now < until => {
+                self.seeking = Some((seeking, until));
+                Ok(())
+            }
+            Advance::Pending(_) => Err("the server does not let this end in".into()),
+        }
     }
 
     fn move_to(&mut self, opened: Opened) -> Result<(), Box<dyn std::error::Error>> {
@@ -257,6 +297,8 @@ impl Listener {
         self.port.leave();
         self.port = port;
         self.common = common;
+        let place = describe(&self.site.spec);
+        tracing::info!(place, "the memory is there again");
         Ok(())
     }
 
@@ -288,6 +330,7 @@ impl Listener {
         match self.open(*joined) {
             Ok(bus) => {
                 self.connected = true;
+                self.seeking = None;
                 self.watch_port(EventFlags::empty())?;
                 Ok(Some(bus))
             }
