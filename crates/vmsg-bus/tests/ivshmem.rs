@@ -313,6 +313,7 @@ fn a_host_follows_to_the_memory_of_a_new_server() {
     };
     let bus = BusSpec::Ivshmem(Box::new(spec));
     let mut listener = bus.listen("host").unwrap();
+    let mut files = Vec::new();
     for words in [b"before", b"behind"] {
         // One that knows nothing of the memory that was before.
         let connector = bus.connector("driver");
@@ -324,10 +325,13 @@ fn a_host_follows_to_the_memory_of_a_new_server() {
         let mut bytes = [0; 6];
         theirs.mapping.as_ref().unwrap().ram().read(5, &mut bytes);
         assert_eq!(&bytes, words);
+        files.push(ours.file.expect("it is known which it is"));
+        assert_eq!(theirs.file, ours.file);
         drop((driver, device));
         site.server = None;
         site.server = Some(Running::start(&site.path()));
     }
+    assert_ne!(files[0], files[1]);
 }
 
 #[test]

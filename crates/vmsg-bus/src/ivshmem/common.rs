@@ -2,18 +2,19 @@
 //! The memory that both ends have in common, as a specification says it.
 
 use super::spec::{IvshmemSpec, MemoryMode, Ram};
-use crate::{CommonMode, CommonRam, CommonRamError, Physical, StaticRam};
+use crate::{CommonFile, CommonMode, CommonRam, CommonRamError, Physical, StaticRam};
+use ivshmem::Device;
 use std::sync::Arc;
 use vmsg_mem::Mapping;
 
 /// Opens what `spec` says of it, or nothing if that says nothing, or that both sides know where it is ([`static_ram`]).
-/// `bar` is the memory of the messages, where it is ordinary memory.
+/// `device` has the memory of the messages.
 ///
 /// # Errors
 /// [`CommonRamError`].
 pub(super) fn open(
     spec: &IvshmemSpec,
-    bar: Option<&Arc<Mapping>>,
+    device: &Device,
 ) -> Result<Option<CommonRam>, CommonRamError> {
     let mode = match spec.memory {
         None | Some(MemoryMode::Known) => return Ok(None),
@@ -23,7 +24,10 @@ pub(super) fn open(
     };
     let offset = spec.common_offset();
     let mut common = match &spec.ram {
-        Some(Ram::Bar) => of_bar(mode, bar, offset, spec.ram_size)?,
+        Some(Ram::Bar) => CommonRam {
+            file: file_of(device, offset),
+            ..of_bar(mode, device.memory().ram().as_ref(), offset, spec.ram_size)?
+        },
         Some(ram) => {
             vmsg_mem::fault::install().map_err(|source| CommonRamError::Open {
                 path: ram.to_string(),
@@ -55,6 +59,19 @@ pub(super) fn open(
         (None, None) => None,
     };
     Ok(Some(common))
+}
+
+/// Which file a server's memory is: another one is other memory, whatever it is called.
+fn file_of(device: &Device, offset: u64) -> Option<CommonFile> {
+    let stat = rustix::fs::fstat(device.as_client()?.memory_fd()).ok()?;
+    // The types of the fields differ between architectures.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    let (device, inode) = (stat.st_dev as u64, stat.st_ino as u64);
+    Some(CommonFile {
+        device,
+        inode,
+        offset,
+    })
 }
 
 fn of_bar(

@@ -203,8 +203,7 @@ impl Connector {
     /// Comes into memory.
     fn open(&self, shared: &mut Shared, opened: Opened) -> Result<(), ConnectError> {
         let spec = &self.site.spec;
-        let bar = opened.device.memory().ram();
-        let common = common::open(spec, bar.as_ref()).map_err(|error| cannot(error.into()))?;
+        let common = common::open(spec, &opened.device).map_err(|error| cannot(error.into()))?;
         let size = common.as_ref().map_or(0, |common| common.len);
         let card = card(spec, &opened, &self.site.name, true, size);
         let port = Port::new(opened, Side::Driver, card, self.epoch()?);

@@ -86,8 +86,7 @@ impl Listener {
             cannot(OpenError::Os { place, source })
         };
         let opened = open::open(spec, keep).map_err(cannot)?;
-        let bar = opened.device.memory().ram();
-        let common = common::open(spec, bar.as_ref()).map_err(|error| cannot(error.into()))?;
+        let common = common::open(spec, &opened.device).map_err(|error| cannot(error.into()))?;
         let epoch = super::random().map_err(os)?;
         let card = card(
             spec,
@@ -278,10 +277,7 @@ impl Listener {
         let spec = &self.site.spec;
         let common = match spec.ram {
             // It may be other memory than before.
-            Some(Ram::Bar) => {
-                let bar = opened.device.memory().ram();
-                common::open(spec, bar.as_ref())?.map(Arc::new)
-            }
+            Some(Ram::Bar) => common::open(spec, &opened.device)?.map(Arc::new),
             _ => self.common.clone(),
         };
         let size = common.as_ref().map_or(0, |common| common.len);
