@@ -5,12 +5,13 @@ use crate::measure::{Case, Places, Plan, compare, run_on};
 use crate::other::{Other, POLL};
 use crate::{Site, connect_to};
 use std::hint::spin_loop;
+use std::sync::Arc;
 use std::time::Instant;
 use virtio_msg::{Channel, ChannelError, DevNum, Frame, Message, QueueIndex, Token};
 use vmsg_bus::DriverBus;
 use vmsg_mem::amp::{self, Side, Start};
 use vmsg_mem::spsc::{Consumer, Layout, Producer};
-use vmsg_mem::{Mapping, RamSlice};
+use vmsg_mem::{DeviceSlice, Mapping};
 
 const SIZE: usize = 64;
 /// Bytes of a page with a queue, and elements of an AMP layout, as on the bus.
@@ -28,7 +29,7 @@ trait Receiver {
     fn release(&mut self);
 }
 
-impl Sender for Producer<RamSlice<'_>> {
+impl Sender for Producer<DeviceSlice> {
     fn push(&mut self, message: &[u8]) -> bool {
         self.try_push(message).is_ok()
     }
@@ -37,7 +38,7 @@ impl Sender for Producer<RamSlice<'_>> {
     }
 }
 
-impl Receiver for Consumer<RamSlice<'_>> {
+impl Receiver for Consumer<DeviceSlice> {
     fn pop(&mut self, message: &mut [u8; SIZE]) -> bool {
         self.try_pop(message).expect("a sound queue")
     }
@@ -46,7 +47,7 @@ impl Receiver for Consumer<RamSlice<'_>> {
     }
 }
 
-impl Sender for amp::Queue<RamSlice<'_>> {
+impl Sender for amp::Queue<DeviceSlice> {
     fn push(&mut self, message: &[u8]) -> bool {
         self.try_push(message).is_ok()
     }
@@ -55,7 +56,7 @@ impl Sender for amp::Queue<RamSlice<'_>> {
     }
 }
 
-impl Receiver for amp::Queue<RamSlice<'_>> {
+impl Receiver for amp::Queue<DeviceSlice> {
     fn pop(&mut self, message: &mut [u8; SIZE]) -> bool {
         let popped = self.try_pop_sized(message, |_| SIZE);
         popped.expect("a sound queue").is_some()
@@ -111,23 +112,29 @@ pub(crate) fn queues(plan: Plan, places: &Places) {
     run_on(&places.here);
     let count = plan.requests;
     let (memory, _file) = Mapping::memfd("queue", 1 << 16, true).expect("memory");
+    let memory = Arc::new(memory);
+    // By words, as the bus does it in memory of a device.
+    let part = |len| DeviceSlice::of_ram(Arc::clone(&memory), 0, len).expect("room");
     let spsc = |batch| {
-        let page = memory.ram().get(0, PAGE).expect("a page");
-        page.fill(0);
-        let producer = Producer::new(page, Layout::PLAIN).expect("a page");
-        let consumer = Consumer::new(page, Layout::PLAIN).expect("a page");
+        memory.ram().fill(0);
+        let producer = Producer::new(part(PAGE), Layout::PLAIN).expect("a page");
+        let consumer = Consumer::new(part(PAGE), Layout::PLAIN).expect("a page");
         one_way(places, count, batch, producer, consumer)
     };
     let amp = |batch| {
-        let memory = memory.ram().get(PAGE, 4 * PAGE).expect("room");
-        memory.fill(0);
+        memory.ram().fill(0);
         let layout = amp::Layout::packed(ELEMENTS, 64).expect("a layout");
-        let end = |side| amp::Queue::new(memory, &layout, side, Start::default()).expect("room");
+        let end = |side| {
+            let memory = part(layout.len());
+            amp::Queue::new(memory, &layout, side, Start::default()).expect("room")
+        };
         one_way(places, count, batch, end(Side::Driver), end(Side::Device))
     };
     let cases = vec![
         Case::stream("spsc, each shown at once", 64, || spsc(1)),
         Case::stream("amp, each shown at once", 64, || amp(1)),
+        Case::stream("spsc, 2 at a time", 64, || spsc(2)),
+        Case::stream("amp, 2 at a time", 64, || amp(2)),
         Case::stream("spsc, 16 at a time", 64, || spsc(16)),
         Case::stream("amp, 16 at a time", 64, || amp(16)),
     ];
