@@ -198,6 +198,8 @@ fn ask(
             }
         }
         times.truncate(REMEMBERED);
+        // One who answers before anybody waits must not keep the user from ending this.
+        interrupted |= sent % 64 == 0 && ears.is_interrupted()?;
         let next = begin + args.interval.unwrap_or_default();
         while !interrupted && Instant::now() < next {
             interrupted = ears.wait(device, Some(next))? == Woken::Interrupted;
