@@ -133,7 +133,8 @@ impl Common {
         let name = self.name.as_ref();
         let same =
             |(name, file): &(String, Option<CommonFile>)| (name, file) == (&ram.name, &ram.file);
-        ram.len == self.len() && name.is_some_and(same)
+        // Of a file that was truncated and made longer again there are two: nobody else sees the old mapping.
+        !self.mapping.is_lost() && ram.len == self.len() && name.is_some_and(same)
     }
 
     /// Bytes.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 use super::*;
+use std::os::fd::AsFd;
+use vmsg_bus::CommonMode;
 
 fn common(len: u64) -> Arc<Common> {
     let (mapping, file) = Mapping::memfd("common", len, false).unwrap();
@@ -109,4 +111,25 @@ fn another_memory_is_divided_anew() {
     // Too small: then there is none.
     parts.provide(&one, 0..1).unwrap_err();
     assert!(parts.get(0).is_none());
+}
+
+#[test]
+fn memory_that_was_truncated_meanwhile_is_other_memory() {
+    vmsg_mem::fault::install().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let ram = || {
+        file.set_len(1 << 20).unwrap();
+        let mapping = Mapping::of_fd(file.as_fd(), 0, 1 << 20, Access::ReadWrite).unwrap();
+        CommonRam::of_mapping(CommonMode::Bounce, Arc::new(mapping), "bar")
+    };
+    let parts = Parts::new(vec![None]);
+    let first = ram();
+    parts.provide_ram(&first).unwrap();
+    let before = parts.get(0).unwrap();
+    parts.provide_ram(&first).unwrap();
+    assert!(Arc::ptr_eq(&before.common, &parts.get(0).unwrap().common));
+    file.set_len(0).unwrap();
+    first.mapping.as_ref().unwrap().ram().write(0, b"gone");
+    parts.provide_ram(&ram()).unwrap();
+    assert!(!Arc::ptr_eq(&before.common, &parts.get(0).unwrap().common));
 }
