@@ -22,6 +22,16 @@ pub enum Error {
     /// No function with this address.
     #[error("there is no ivshmem function at {0}; `vmsg ivshmem info` shows where some are")]
     NotThere(Address),
+    /// No function with this PCI id at this address.
+    #[error("there is no function with PCI id {vendor:04x}:{device:04x} at {address}")]
+    NotOfKind {
+        /// The address.
+        address: Address,
+        /// The vendor that it should have.
+        vendor: u16,
+        /// The device that it should be.
+        device: u16,
+    },
     /// Only root may do this.
     #[error("{}: permission denied: this needs root", .0.display())]
     NotRoot(PathBuf),

@@ -103,10 +103,26 @@ impl Tree {
     ///
     /// [`Error::NotThere`], also if the function is none of ivshmem.
     pub fn function(&self, address: Address) -> Result<Function, Error> {
+        self.function_of(address, ID)
+    }
+
+    /// One with another PCI id.
+    pub(super) fn function_of(
+        &self,
+        address: Address,
+        wanted: [u16; 2],
+    ) -> Result<Function, Error> {
         let dir = self.device(address);
         let id = [hex(&dir, "vendor"), hex(&dir, "device")];
-        if id != ID.map(|word| Some(u64::from(word))) {
-            return Err(Error::NotThere(address));
+        if id != wanted.map(|word| Some(u64::from(word))) {
+            return Err(match wanted {
+                ID => Error::NotThere(address),
+                [vendor, device] => Error::NotOfKind {
+                    address,
+                    vendor,
+                    device,
+                },
+            });
         }
         let revision = hex(&dir, "revision").and_then(|revision| u8::try_from(revision).ok());
         let config = fs::read(dir.join("config")).unwrap_or_default();

@@ -11,6 +11,7 @@ mod error;
 mod function;
 mod ioctl;
 mod registers;
+mod taken;
 mod vfio;
 
 use std::fs::File;
@@ -26,6 +27,7 @@ pub use address::{Address, BadAddress};
 pub use error::Error;
 pub use function::{Function, Kind, Tree};
 use registers::{IV_POSITION, Registers};
+pub use taken::Taken;
 pub(crate) use vfio::Opened;
 
 /// The way to a function.

@@ -89,7 +89,11 @@ impl Opened {
         Ok(())
     }
 
-    fn region(&self, index: u32) -> Result<Region, Error> {
+    pub(super) fn device(&self) -> &OwnedFd {
+        &self.device
+    }
+
+    pub(super) fn region(&self, index: u32) -> Result<Region, Error> {
         let region = ioctl::region(&self.device, index)
             .map_err(|error| Error::io(format!("region {index} by VFIO"), error))?;
         // An offset so near the end that an access to a register would wrap.

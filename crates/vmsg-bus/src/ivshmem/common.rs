@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The memory that both ends have in common, as a specification says it.
 
+use super::doors::Doors;
 use super::spec::{IvshmemSpec, MemoryMode, Ram};
 use crate::{CommonFile, CommonMode, CommonRam, CommonRamError, Physical, StaticRam};
-use ivshmem::Device;
 use std::sync::Arc;
 use vmsg_mem::Mapping;
 
@@ -14,7 +14,7 @@ use vmsg_mem::Mapping;
 /// [`CommonRamError`].
 pub(super) fn open(
     spec: &IvshmemSpec,
-    device: &Device,
+    device: &Doors,
 ) -> Result<Option<CommonRam>, CommonRamError> {
     let mode = match spec.memory {
         None | Some(MemoryMode::Known) => return Ok(None),
@@ -62,7 +62,7 @@ pub(super) fn open(
 }
 
 /// Which file a server's memory is: another one is other memory, whatever it is called.
-fn file_of(device: &Device, offset: u64) -> Option<CommonFile> {
+fn file_of(device: &Doors, offset: u64) -> Option<CommonFile> {
     let stat = rustix::fs::fstat(device.as_client()?.memory_fd()).ok()?;
     // The types of the fields differ between architectures.
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]

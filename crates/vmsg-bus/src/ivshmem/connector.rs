@@ -58,6 +58,16 @@ impl Connector {
         }
     }
 
+    /// The same where it is open already.
+    #[cfg(test)]
+    pub(super) fn on(spec: &IvshmemSpec, name: &str, opened: Opened) -> Self {
+        let connector = Self::new(spec, name);
+        let mut shared = connector.lock();
+        connector.open(&mut shared, opened).expect("a port");
+        drop(shared);
+        connector
+    }
+
     /// How long [`Self::connect`] waits; 5 s otherwise.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {

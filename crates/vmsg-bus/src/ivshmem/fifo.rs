@@ -42,6 +42,16 @@ impl Registers for vmsg_mem::DeviceSlice {
     }
 }
 
+impl<R: Registers + ?Sized> Registers for Box<R> {
+    fn load(&self, offset: usize) -> Option<u32> {
+        (**self).load(offset)
+    }
+
+    fn store(&self, offset: usize, value: u32) -> bool {
+        (**self).store(offset, value)
+    }
+}
+
 /// Why a function is not an AMP FIFO that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -105,3 +115,7 @@ impl<R> fmt::Debug for Fifo<R> {
 #[cfg(test)]
 #[path = "fifo_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fifo_conversation_test.rs"]
+mod conversation;

@@ -76,16 +76,25 @@ impl Listener {
         name: &str,
         keep: Option<&Keep<'_>>,
     ) -> Result<Self, BindError> {
-        let cannot = |error: OpenError| BindError::Ivshmem(Box::new(error));
         let site = Site::new(spec, name);
         if let Some(trace) = &site.trace {
             trace.open()?;
         }
+        let opened = open::open(spec, keep);
+        Self::on(
+            site,
+            opened.map_err(|error| BindError::Ivshmem(Box::new(error)))?,
+        )
+    }
+
+    /// The same where it is open already.
+    pub(super) fn on(site: Site, opened: Opened) -> Result<Self, BindError> {
+        let cannot = |error: OpenError| BindError::Ivshmem(Box::new(error));
+        let (spec, name) = (&site.spec.clone(), &site.name.clone());
         let os = |source: io::Error| {
             let place = describe(spec);
             cannot(OpenError::Os { place, source })
         };
-        let opened = open::open(spec, keep).map_err(cannot)?;
         let common = common::open(spec, &opened.device).map_err(|error| cannot(error.into()))?;
         let epoch = super::random().map_err(os)?;
         let card = card(

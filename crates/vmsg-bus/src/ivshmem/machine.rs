@@ -76,6 +76,8 @@ pub(super) enum Whom {
     One(u16, u16),
     /// Whoever there is.
     Everyone,
+    /// An end of ours that has no number.
+    Nameless,
 }
 
 /// What comes of one look.
@@ -442,7 +444,11 @@ impl Machine {
             mine.attach(memory, block.epoch);
             self.phase = Phase::Named(block.epoch);
             self.show(memory, mine);
-            turn.ring = block.card.id.map(|id| Whom::One(id, block.card.vector));
+            turn.ring = Some(match block.card.id {
+                Some(id) => Whom::One(id, block.card.vector),
+                // Who can be rung without a number, if anybody.
+                None => Whom::Nameless,
+            });
         }
         // It may have named this end meanwhile, and not ring for it.
         let Some(block) = theirs.read(memory).filter(|now| now.epoch == block.epoch) else {

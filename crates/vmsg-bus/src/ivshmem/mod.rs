@@ -7,6 +7,7 @@
 mod block;
 mod common;
 mod connector;
+mod doors;
 #[cfg(any(test, fuzzing))]
 pub mod exercise;
 pub mod fifo;

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From a specification to memory and doorbells.
 
+use super::doors::{self, Doors, FifoEnd};
+use super::fifo::{self, Fifo, FifoError, Registers};
 use super::geometry::Geometry;
-use super::spec::{IvshmemSpec, MemoryMode, Place, Ram, SpecError};
+use super::spec::{IvshmemSpec, MemoryMode, Place, QueueLayout, Ram, SpecError};
 use crate::{Capabilities, CommonRamError};
 use ivshmem::client::{self, Client};
 use ivshmem::pci::{self, Tree};
 use ivshmem::{Device, Plain, PlainError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a server may take to let a client in.
@@ -32,6 +35,9 @@ pub enum OpenError {
     /// No address of a PCI function.
     #[error(transparent)]
     Address(#[from] pci::BadAddress),
+    /// The PCI function is no AMP FIFO that is known.
+    #[error(transparent)]
+    Fifo(#[from] FifoError),
     /// It cannot be mapped.
     #[error("cannot map the memory of {place}: {source}")]
     Map {
@@ -97,7 +103,7 @@ pub enum OpenError {
 
 /// Memory and doorbells, and what lies where.
 pub(super) struct Opened {
-    pub(super) device: Device,
+    pub(super) device: Doors,
     pub(super) geometry: Geometry,
     /// The other end's number and vector, if that was said.
     pub(super) said: Option<(u16, u16)>,
@@ -142,17 +148,13 @@ pub(super) fn open(spec: &IvshmemSpec, keep: Option<&Keep<'_>>) -> Result<Opened
             client(&own)?
         }
         Place::Pci(address) => {
-            let tree = Tree::default();
-            let function = match address.as_str() {
-                "auto" => tree.only_function()?,
-                address => tree.function(address.parse()?)?,
-            };
-            Device::pci(&function, pci::Access::Auto)?
+            let device = pci(spec, &Tree::default(), address)?;
+            return arrange(spec, device);
         }
         Place::Shm(name) => Device::plain(&Plain::Shm(name.clone()), spec.size)?,
         Place::File(path) => Device::plain(&Plain::File(path.clone()), spec.size)?,
     };
-    arrange(spec, device)
+    arrange(spec, Doors::Own(Box::new(device)))
 }
 
 fn client(path: &Path) -> Result<Device, OpenError> {
@@ -164,13 +166,60 @@ fn of_client(client: Client) -> Result<Device, OpenError> {
     Device::client(client).map_err(|source| OpenError::Map { place, source })
 }
 
+/// A PCI function: one of ivshmem, which buses of this process share, or an AMP FIFO.
+fn pci(spec: &IvshmemSpec, tree: &Tree, address: &str) -> Result<Doors, OpenError> {
+    let parsed = match address {
+        "auto" => None,
+        address => Some(address.parse::<pci::Address>()?),
+    };
+    if let (QueueLayout::AmpPci, Some(address)) = (spec.layout, parsed) {
+        // The layout also is what somebody may try in the memory of ivshmem.
+        if tree.function(address).is_err() {
+            return pci_fifo(spec, tree, address);
+        }
+    }
+    let function = match parsed {
+        None => tree.only_function()?,
+        Some(address) => tree.function(address)?,
+    };
+    let open = || Device::pci(&function, pci::Access::Auto);
+    let shared = doors::share(&function.address().to_string(), open)?;
+    Ok(Doors::shared(shared, spec.vector.unwrap_or(0)))
+}
+
+/// The FIFO whose part of BAR1 the bus is in.
+fn pci_fifo(spec: &IvshmemSpec, tree: &Tree, address: pci::Address) -> Result<Doors, OpenError> {
+    if !spec.layout_offset().is_multiple_of(fifo::BYTES as u64) {
+        let offset = spec.layout_offset();
+        let text = format!("offset={offset:#x}: an AMP FIFO has a multiple of 0x4000 each");
+        return Err(SpecError(text).into());
+    }
+    let taken = pci::Taken::new(tree, address, fifo::PCI_ID)?;
+    let number = u16::try_from(spec.layout_offset() / fifo::BYTES as u64).unwrap_or(u16::MAX);
+    let registers = Arc::new(taken.bar(0)?);
+    let all = registers.slice(0, registers.len());
+    let all: Box<dyn Registers> = Box::new(all.ok_or(FifoError::NoRegister(0))?);
+    let fifo = Fifo::new(all, number)?;
+    let memory = Arc::new(taken.bar(1)?);
+    let mut interrupts = taken.interrupts()?;
+    let vector = spec.vector.unwrap_or(number);
+    if usize::from(vector) >= interrupts.len() {
+        return Err(OpenError::NoVector {
+            vector,
+            have: u16::try_from(interrupts.len()).unwrap_or(u16::MAX),
+        });
+    }
+    let interrupt = interrupts.swap_remove(vector.into());
+    Ok(Doors::Fifo(FifoEnd::new(memory, fifo, interrupt)))
+}
+
 /// The same with a client that is connected already.
 pub(super) fn with_client(spec: &IvshmemSpec, client: Client) -> Result<Opened, OpenError> {
-    arrange(spec, of_client(client)?)
+    arrange(spec, Doors::Own(Box::new(of_client(client)?)))
 }
 
 /// Finds out what lies where.
-pub(super) fn arrange(spec: &IvshmemSpec, device: Device) -> Result<Opened, OpenError> {
+pub(super) fn arrange(spec: &IvshmemSpec, device: Doors) -> Result<Opened, OpenError> {
     let offset = spec.layout_offset();
     let len = device.memory().len();
     // What is behind the messages is not theirs.
@@ -191,7 +240,7 @@ pub(super) fn arrange(spec: &IvshmemSpec, device: Device) -> Result<Opened, Open
         have: end,
     })?;
     let vector = spec.vector.unwrap_or(0);
-    if vector > 0 && vector >= device.vectors() {
+    if vector > 0 && vector >= device.vectors() && !device.is_fifo() {
         return Err(OpenError::NoVector {
             vector,
             have: device.vectors(),

@@ -2,6 +2,7 @@
 //! One end in its memory, with all that wakes it: doorbell, clock, news of the server.
 
 use super::block::Card;
+use super::doors::{Bell, Doors, ring_all};
 use super::geometry::{Geometry, other};
 use super::machine::{Config, Event, Machine, Queues, Turn, Whom};
 use super::open::Opened;
@@ -9,7 +10,7 @@ use super::spec::QueueLayout;
 use crate::link;
 use crate::memory::Part;
 use crate::{Peer, Vectors};
-use ivshmem::{Device, PeerId};
+use ivshmem::PeerId;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::time::{
@@ -22,9 +23,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use vmsg_mem::DeviceSlice;
 use vmsg_mem::amp::{self, Side};
 use vmsg_mem::spsc::{Consumer, Layout, Producer};
-use vmsg_mem::{DeviceSlice, Doorbell};
 
 /// How long a sender waits before it looks for room, the first time and at most.
 const ROOM_WAIT: Duration = Duration::from_millis(1);
@@ -37,9 +38,6 @@ const LONGEST_LOOK: Duration = Duration::from_millis(25);
 /// News of the server that are taken in one go, and how long that may take: one who never stops must not hold up this end.
 const NEWS: usize = 256;
 const NEWS_TIME: Duration = Duration::from_millis(5);
-
-/// How long ringing everybody may take. Doorbells of hostile peers take 20 ms each, once.
-const RINGING: Duration = Duration::from_millis(100);
 
 /// How long an end that polls may go on without a look at the other one, and at its own heartbeat, in milliseconds.
 const LOOK_AFTER: u64 = 250;
@@ -73,7 +71,7 @@ pub(crate) struct Port {
     /// When the timer rings for the machine, in milliseconds; 0 if it was set to something else since.
     armed: AtomicU64,
     /// Who is rung for messages.
-    bells: Mutex<Vec<Doorbell>>,
+    bells: Mutex<Vec<Bell>>,
     /// The connection is over.
     over: AtomicBool,
     /// Together with an end that is not ours.
@@ -87,7 +85,7 @@ pub(crate) struct Port {
 
 struct Inner {
     machine: Machine,
-    device: Device,
+    device: Doors,
     memory: DeviceSlice,
     /// When news are looked for again.
     news_at: u64,
@@ -145,7 +143,8 @@ impl Port {
             card,
             epoch,
             message,
-            blind: said.is_some(),
+            // What is behind a FIFO may be no end of ours, which shows nothing of itself.
+            blind: said.is_some() || device.is_fifo(),
         };
         let port = Self {
             begin: Instant::now(),
@@ -184,7 +183,7 @@ impl Port {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bells(&self) -> MutexGuard<'_, Vec<Doorbell>> {
+    fn bells(&self) -> MutexGuard<'_, Vec<Bell>> {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -307,16 +306,19 @@ impl Port {
     }
 
     fn ring_whom(&self, inner: &Inner, whom: Whom) {
-        // Who is not there any more need not be rung.
         match whom {
-            Whom::One(id, vector) => drop(inner.device.ring(PeerId(id), vector)),
+            Whom::One(id, vector) => inner.device.ring(PeerId(id), vector),
             Whom::Everyone => ring_all(&self.everyone(inner)),
+            Whom::Nameless => ring_all(inner.device.only_bell().as_slice()),
         }
     }
 
     /// The bells of all who may be the other end.
-    fn everyone(&self, inner: &Inner) -> Vec<Doorbell> {
-        let bell = |id, vector| inner.device.bell(PeerId(id), vector);
+    fn everyone(&self, inner: &Inner) -> Vec<Bell> {
+        if let Some(bell) = inner.device.only_bell() {
+            return vec![bell];
+        }
+        let bell = |id, vector| inner.device.bell(PeerId(id), vector).map(Bell::Door);
         if let Some((id, vector)) = self.said {
             return bell(id, vector).into_iter().collect();
         }
@@ -345,9 +347,10 @@ impl Port {
             )) => inner
                 .device
                 .bell(PeerId(*id), *vector)
+                .map(Bell::Door)
                 .into_iter()
                 .collect(),
-            Some(_) => Vec::new(),
+            Some(_) => inner.device.only_bell().into_iter().collect(),
             None => self.everyone(inner),
         };
         *self.bells() = bells;
@@ -355,6 +358,7 @@ impl Port {
         self.over.store(false, Ordering::Release);
         self.foreign.store(peer.is_none(), Ordering::Release);
         let mute = peer.as_ref().is_some_and(|(_, card)| card.id.is_none());
+        let mute = mute && !inner.device.is_fifo();
         self.mute.store(mute, Ordering::Relaxed);
         let part = |offset, len| {
             let slice = inner.memory.get(offset, len);
@@ -401,10 +405,8 @@ impl Port {
     pub(super) fn vectors(&self, peer: &Card) -> io::Result<Vectors> {
         let inner = self.lock();
         let mut own = Vec::new();
-        for vector in (0..inner.device.vectors()).filter(|vector| *vector != self.vector) {
-            if let Some(fd) = inner.device.vector_fd(vector) {
-                own.push((vector, fd.try_clone_to_owned()?));
-            }
+        for (vector, fd) in inner.device.spare(self.vector) {
+            own.push((vector, fd.try_clone_to_owned()?));
         }
         let mut theirs = Vec::new();
         if let Some(id) = peer.id {
@@ -587,17 +589,6 @@ impl Port {
                 (Side::Device, _) => "a driver that says nothing of itself",
                 (Side::Driver, _) => "a foreign device host",
             }),
-        }
-    }
-}
-
-/// Rings, for so long; those that have held this up do not the next time.
-fn ring_all(bells: &[Doorbell]) {
-    let begin = (bells.len() > 1).then(Instant::now);
-    for bell in bells {
-        let _ = bell.ring();
-        if begin.is_some_and(|begin| begin.elapsed() > RINGING) {
-            return;
         }
     }
 }
