@@ -124,6 +124,7 @@ fn play(options: &Options) -> Result<String> {
     );
     let (serve, proxy, mut inner) = bring_up(&mut scene, &mut pair, inside, order)?;
     let summary = watch(&mut scene, &mut inner, &server, options.machine)?;
+    done(&mut scene, &mut inner)?;
     let failures = inner.failures(&scene);
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     pair.end(&mut scene, &serve, &proxy)?;
@@ -203,7 +204,15 @@ fn b_runs(scene: &mut Scene, pair: &mut Pair) -> Result<Process> {
     Ok(serve)
 }
 
-/// Follows the inner guest to its end; gives what it has shown.
+/// Waits for the inner guest's end.
+pub(crate) fn done(scene: &mut Scene, inner: &mut Process) -> Result<()> {
+    inner
+        .mark(scene, "done", STEP)
+        .context("the inner guest does not end")
+        .map(drop)
+}
+
+/// Follows the inner guest's script; gives what it has shown.
 pub(crate) fn watch(
     scene: &mut Scene,
     inner: &mut Process,
@@ -276,9 +285,6 @@ pub(crate) fn watch(
         "the entropy device does not give random bytes: {random}"
     );
     tell(scene, &format!("entropy device gives bytes: {random}"));
-    inner
-        .mark(scene, "done", STEP)
-        .context("the inner guest does not end")?;
     Ok(format!(
         "eth1 has {address} by DHCP, {counts}, {mebibytes} MiB with the right checksum"
     ))

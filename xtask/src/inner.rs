@@ -74,6 +74,8 @@ pub(crate) struct Hardware {
     pub(crate) net: Option<&'static str>,
     /// The socket of the proxy for the entropy device; none: QEMU's own.
     pub(crate) rng: Option<&'static str>,
+    /// More words for the kernel.
+    pub(crate) words: &'static str,
 }
 
 /// The command that boots it, as a shell in the outer machine takes it.
@@ -119,12 +121,13 @@ pub(crate) fn command(machine: Machine, hardware: &Hardware) -> String {
         None => words.push_str(&format!(" -device virtio-rng-{suffix}")),
     }
     words.push_str(&format!(
-        " -kernel /inner/kernel -initrd /inner/initrd -append 'console={} panic=-1 loglevel=1 rdinit=/init{}'",
+        " -kernel /inner/kernel -initrd /inner/initrd -append 'console={} panic=-1 loglevel=1 rdinit=/init{} {}'",
         machine.console(),
         match machine {
             Machine::X86 => " no_timer_check nowatchdog",
             Machine::Arm64 => "",
-        }
+        },
+        hardware.words,
     ));
     words
 }

@@ -230,6 +230,23 @@ impl Outer {
         })
     }
 
+    /// The same; it reads what [`Outer::tell`] is given.
+    pub(crate) fn spawn_listening(
+        &mut self,
+        scene: &mut Scene,
+        name: &str,
+        command: &str,
+    ) -> Result<Process> {
+        self.run(scene, &format!("mkfifo /run/{name}.in"))?;
+        self.spawn(scene, name, command)
+    }
+
+    /// Sends a line to a process that listens.
+    pub(crate) fn tell(&mut self, scene: &mut Scene, process: &Process, line: &str) -> Result<()> {
+        self.run(scene, &format!("echo '{line}' > /run/{}.in", process.name))
+            .map(drop)
+    }
+
     /// Ends a process with a signal (`TERM`, `KILL`).
     pub(crate) fn stop(
         &mut self,

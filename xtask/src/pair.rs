@@ -30,7 +30,7 @@ const WHOLE_MIB: u32 = 1024;
 /// MiB of the window that the inner guest lives in.
 const SEGMENT_MIB: u32 = 256;
 /// MiB of B's memory.
-const B_MIB: u32 = 320;
+pub(crate) const B_MIB: u32 = 320;
 /// Huge pages that the inner guest lives in.
 const HUGE_PAGES: u32 = inner::RAM_MIB / 2;
 /// Sockets of the proxy in A.
@@ -125,6 +125,8 @@ pub(crate) struct Pair {
     servers: u32,
     proxies: u32,
     hosts: u32,
+    /// More words for the inner guest's kernel.
+    pub(crate) inner_words: &'static str,
     /// The ivshmem server.
     pub(crate) server: Option<Id>,
     pub(crate) a: Option<Outer>,
@@ -147,6 +149,7 @@ impl Pair {
             plan,
             programs,
             kit: kit.clone(),
+            inner_words: "",
             servers: 0,
             proxies: 0,
             hosts: 0,
@@ -334,6 +337,7 @@ impl Pair {
 
     /// Starts the inner guest in A; `rng`: its entropy device is B's, too.
     pub(crate) fn inner(&mut self, scene: &mut Scene, rng: bool) -> Result<Process> {
+        let words = self.inner_words;
         let hardware = Hardware {
             memory: match (self.plan.mode, self.plan.bar) {
                 (Mode::Segment, false) => {
@@ -347,9 +351,10 @@ impl Pair {
             },
             net: Some(NET_SOCKET),
             rng: rng.then_some(RNG_SOCKET),
+            words,
         };
         let command = inner::command(self.machine, &hardware);
-        self.a()?.spawn(scene, "inner", &command)
+        self.a()?.spawn_listening(scene, "inner", &command)
     }
 
     /// Ends all in order: the proxy, the device host, the machines, the server.

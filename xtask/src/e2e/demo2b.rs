@@ -7,18 +7,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use super::{STEP, Stage};
+use super::{ALL_CHECKS, STEP, Stage};
 use crate::demo2b::{self, Order};
+use crate::http;
 use crate::inner::Inside;
 use crate::machine::Machine;
 use crate::outer::Process;
-use crate::pair::{GATEWAY, Mode, Pair, Plan, Programs};
+use crate::pair::{B_MIB, GATEWAY, Mode, Pair, Plan, Programs, SHARED};
 use crate::report::Report;
 use crate::scene::Scene;
-use crate::secret;
+use crate::secret::{self, Search};
 
-/// The guest of the tests in which somebody dies: pings until it is told to stop, and keeps a secret.
+/// The guest of the tests in which somebody dies: pings until it is told to stop.
 const PING: &str = include_str!("../guest/ping.sh");
+/// What a guest does after the demo: its memory is full of a secret while it has traffic.
+const SECRET: &str = include_str!("../guest/inner-secret.sh");
+/// Bytes of the secret; all of the guest's memory repeats them, so that any 31 bytes of it have them.
+const SECRET_LENGTH: usize = 16;
 /// Longest time until pings are answered again.
 const BACK: Duration = Duration::from_secs(90);
 
@@ -75,31 +80,179 @@ fn pair(stage: &Stage, plan: Plan) -> Result<Pair> {
     Pair::new(stage.kit, plan, programs)
 }
 
-/// The demo as it is shown.
+/// The demo as it is shown, and after it a guest full of a secret; the short run has that on x86 only.
 fn plain(stage: &mut Stage, report: &mut Report, plan: Plan, order: Order) -> Result<()> {
     let mut pair = pair(stage, plan)?;
-    let settings = demo2b::settings(&stage.server);
-    let inside = Inside::new(stage.kit, crate::demo::SCRIPT, &settings)?;
-    let scene = &mut stage.scene;
-    pair.start_server(scene)?;
-    let (serve, proxy, mut inner) = demo2b::bring_up(scene, &mut pair, inside, order)?;
-    demo2b::watch(scene, &mut inner, &stage.server, stage.kit.machine)?;
-    let failures = inner.failures(scene);
-    let name = format!("{}/demo-2b-{}", stage.kit.machine.name(), plan.mode.name());
+    let machine = stage.kit.machine;
+    let name = format!("{}/demo-2b-{}", machine.name(), plan.mode.name());
+    let has_secret = !stage.short || machine == Machine::X86;
+    let secret = secret::random()?;
+    // Text, since it is sent over HTTP.
+    let token = secret::hex(&secret::random()?[..SECRET_LENGTH]);
+    let mut settings = demo2b::settings(&stage.server);
+    settings.push(("SECRET", secret::hex(&secret[..SECRET_LENGTH])));
+    settings.push(("TOKEN", token.clone()));
+    settings.push(("SUM", stage.server.sha256().to_owned()));
+    let script = match has_secret {
+        true => format!("{}\n{SECRET}", crate::demo::SCRIPT),
+        false => crate::demo::SCRIPT.to_owned(),
+    };
+    if has_secret {
+        // Memory is not wiped when it is taken: what was there before would be seen.
+        pair.inner_words = "init_on_alloc=0";
+    }
+    let inside = Inside::new(stage.kit, &script, &settings)?;
+    pair.start_server(&mut stage.scene)?;
+    let (serve, proxy, mut inner) = demo2b::bring_up(&mut stage.scene, &mut pair, inside, order)?;
+    demo2b::watch(&mut stage.scene, &mut inner, &stage.server, machine)?;
+    if has_secret {
+        let hidden = Hidden {
+            name: &name,
+            lent: plan.mode != Mode::Bounce,
+            secret: &secret[..SECRET_LENGTH],
+            token: &token,
+        };
+        hidden.look(stage, report, &mut pair, &mut inner)?;
+    }
+    demo2b::done(&mut stage.scene, &mut inner)?;
+    let failures = inner.failures(&stage.scene);
     report.check(&name, failures.is_empty(), || failures.join("; "));
-    pair.end(scene, &serve, &proxy)
+    pair.end(&mut stage.scene, &serve, &proxy)
 }
 
-/// While a guest pings: its secret is looked for on the device side, then each part is killed and comes back.
+/// What must not be seen, or must be where memory is lent.
+struct Hidden<'a> {
+    name: &'a str,
+    /// Machine B sees the guest's memory.
+    lent: bool,
+    /// Never sent.
+    secret: &'a [u8],
+    /// Sent.
+    token: &'a str,
+}
+
+impl Hidden<'_> {
+    /// The device side is searched — all of machine B, and the ivshmem server with the memory of both — before, in the
+    /// middle of and after traffic of a guest that is full of the secret.
+    fn look(
+        &self,
+        stage: &mut Stage,
+        report: &mut Report,
+        pair: &mut Pair,
+        inner: &mut Process,
+    ) -> Result<()> {
+        stage.server.open_to(0);
+        let (size, _) = inner.mark(&mut stage.scene, "planted", ALL_CHECKS)?;
+        self.search(stage, report, pair, "before")?;
+        stage.server.open_to(http::FILE_SIZE / 2);
+        let scene = &mut stage.scene;
+        pair.a()?.tell(scene, inner, "go on")?;
+        inner.mark(scene, "fetching", STEP)?;
+        self.search(stage, report, pair, "during")?;
+        stage.server.open_to(http::FILE_SIZE);
+        pair.a()?.tell(&mut stage.scene, inner, "go on")?;
+        inner.mark(&mut stage.scene, "sent", ALL_CHECKS)?;
+        let searched = self.search(stage, report, pair, "after")?;
+        println!(
+            "      {size} of secret; searched {} mappings and {} files, {} MiB",
+            searched.mappings,
+            searched.files,
+            searched.bytes >> 20
+        );
+        self.wiped(stage, report, pair)?;
+        pair.a()?.tell(&mut stage.scene, inner, "go on")
+    }
+
+    fn search(
+        &self,
+        stage: &Stage,
+        report: &mut Report,
+        pair: &Pair,
+        when: &str,
+    ) -> Result<Search> {
+        let found = device_side(&stage.scene, pair, self.secret)?;
+        let seen = !found.mapped.is_empty() || !found.open.is_empty();
+        let name = if self.lent { "seen" } else { "hidden" };
+        report.check(
+            &format!("{}/secret-{name}-{when}", self.name),
+            seen == self.lent,
+            || format!("{found:?}"),
+        );
+        if !self.lent && when == "after" {
+            let a = pair.a.as_ref().context("machine A is there")?.id;
+            let own = secret::search(stage.scene.pid(a), self.secret)?;
+            report.check(
+                &format!("{}/secret-seen-in-machine-a", self.name),
+                !own.mapped.is_empty(),
+                || format!("{own:?}"),
+            );
+        }
+        Ok(found)
+    }
+
+    /// What was sent is what machine B was to have, and it may be anywhere in its own memory; but no more in what it
+    /// shares with A, where nothing of the guest is to be.
+    fn wiped(&self, stage: &Stage, report: &mut Report, pair: &Pair) -> Result<()> {
+        let sent = device_side(&stage.scene, pair, self.token.as_bytes())?;
+        let places = || sent.mapped.iter().chain(&sent.open);
+        let in_shared: Vec<_> = places().filter(|p| p.contains(SHARED)).collect();
+        if !self.lent {
+            report.check(
+                &format!("{}/sent-bytes-wiped", self.name),
+                in_shared.is_empty(),
+                || format!("{in_shared:?}"),
+            );
+        }
+        report.check(
+            &format!("{}/sent-bytes-came", self.name),
+            places().next().is_some(),
+            || format!("what was sent is nowhere in machine B: {sent:?}"),
+        );
+        Ok(())
+    }
+}
+
+/// Searches all that the device side has: machine B, whose memory is its QEMU's, with what is mapped into it, and the
+/// server, which has the memory that both machines map.
+fn device_side(scene: &Scene, pair: &Pair, bytes: &[u8]) -> Result<Search> {
+    let b = pair.b.as_ref().context("machine B is there")?.id;
+    let server = pair.server.context("the server is there")?;
+    let mut found = secret::search(scene.pid(b), bytes)?;
+    ensure!(
+        found.bytes > u64::from(B_MIB) << 20,
+        "not all of machine B can be read: {found:?}"
+    );
+    let more = secret::search(scene.pid(server), bytes)?;
+    found.mappings += more.mappings;
+    found.files += more.files;
+    found.bytes += more.bytes;
+    found.mapped.extend(more.mapped);
+    found.open.extend(more.open);
+    Ok(found)
+}
+
+/// Who may die: nothing of the guest is shared.
 pub(super) fn deaths(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let machine = stage.kit.machine;
-    let check = |report: &mut Report, name: &str, result: Result<()>| {
-        report.result(&format!("{}/demo-2b-deaths/{name}", machine.name()), result);
+    die(stage, report, plan(Mode::Bounce))
+}
+
+/// Who may die: the guest lives in a NUMA node that both machines see.
+pub(super) fn deaths_segment(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    die(stage, report, plan(Mode::Segment))
+}
+
+/// While a guest pings, each part is killed and comes back.
+fn die(stage: &mut Stage, report: &mut Report, plan: Plan) -> Result<()> {
+    let name = format!(
+        "{}/demo-2b-deaths/{}",
+        stage.kit.machine.name(),
+        plan.mode.name()
+    );
+    let check = |report: &mut Report, what: &str, result: Result<()>| {
+        report.result(&format!("{name}/{what}"), result);
     };
-    let mut pair = pair(stage, plan(Mode::Bounce))?;
-    let secret = secret::hex(&secret::random()?);
-    let mut settings = demo2b::settings(&stage.server);
-    settings.push(("SECRET", secret.clone()));
+    let mut pair = pair(stage, plan)?;
+    let settings = demo2b::settings(&stage.server);
     let inside = Inside::new(stage.kit, PING, &settings)?;
     let scene = &mut stage.scene;
     let server = pair.start_server(scene)?;
@@ -107,23 +260,6 @@ pub(super) fn deaths(stage: &mut Stage, report: &mut Report) -> Result<()> {
         demo2b::bring_up(scene, &mut pair, inside, Order::DeviceFirst)?;
     inner.mark(scene, "pinging", demo2b::INNER_BOOT)?;
     answered(scene, &mut inner, STEP)?;
-
-    // Whatever B or anything in it could map: B's own memory and what it shares with A.
-    let a = pair.a.as_ref().context("machine A is there")?.id;
-    let b = pair.b.as_ref().context("machine B is there")?.id;
-    let own = secret::search(scene.pid(a), secret.as_bytes())?;
-    check(report, "secret-in-machine-a", {
-        let there = !own.mapped.is_empty();
-        there
-            .then_some(())
-            .context("the guest's secret is not even in its own machine")
-    });
-    let found = secret::search(scene.pid(b), secret.as_bytes())?;
-    check(report, "secret-not-in-machine-b", {
-        let none = found.mapped.is_empty() && found.open.is_empty();
-        none.then_some(())
-            .with_context(|| format!("machine B has the guest's secret: {found:?}"))
-    });
 
     // The device host: the next one takes its place.
     pair.b()?.stop(scene, &serve, "KILL")?;
@@ -145,13 +281,27 @@ pub(super) fn deaths(stage: &mut Stage, report: &mut Report) -> Result<()> {
     pair.end(scene, &serve, &proxy)
 }
 
-/// Machine B is switched off under a guest that pings, and comes back; then A under the device host, and comes back.
+/// Who is switched off: nothing of the guest is shared.
 pub(super) fn power(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let machine = stage.kit.machine;
-    let check = |report: &mut Report, name: &str, result: Result<()>| {
-        report.result(&format!("{}/demo-2b-power/{name}", machine.name()), result);
+    switch(stage, report, plan(Mode::Bounce))
+}
+
+/// Who is switched off: the guest lives in a NUMA node that both machines see.
+pub(super) fn power_segment(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    switch(stage, report, plan(Mode::Segment))
+}
+
+/// Machine B is switched off under a guest that pings, and comes back; then A under the device host, and comes back.
+fn switch(stage: &mut Stage, report: &mut Report, plan: Plan) -> Result<()> {
+    let name = format!(
+        "{}/demo-2b-power/{}",
+        stage.kit.machine.name(),
+        plan.mode.name()
+    );
+    let check = |report: &mut Report, what: &str, result: Result<()>| {
+        report.result(&format!("{name}/{what}"), result);
     };
-    let mut pair = pair(stage, plan(Mode::Bounce))?;
+    let mut pair = pair(stage, plan)?;
     let settings = demo2b::settings(&stage.server);
     let inside = Inside::new(stage.kit, PING, &settings)?;
     let scene = &mut stage.scene;

@@ -36,7 +36,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 38] = [
+pub(super) const TESTS: [Test; 40] = [
     Test {
         name: "checks",
         reference: true,
@@ -260,9 +260,21 @@ pub(super) const TESTS: [Test; 38] = [
         play: demo2b::deaths,
     },
     Test {
+        name: "demo-2b-deaths-segment",
+        reference: false,
+        short: Short::No,
+        play: demo2b::deaths_segment,
+    },
+    Test {
         name: "demo-2b-power",
         reference: false,
         short: Short::No,
         play: demo2b::power,
+    },
+    Test {
+        name: "demo-2b-power-segment",
+        reference: false,
+        short: Short::No,
+        play: demo2b::power_segment,
     },
 ];

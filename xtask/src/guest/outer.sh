@@ -4,11 +4,14 @@
 # said NAME: what comes in goes to the console, each line behind the name. In awk, so that a line is one write.
 said() { awk -v name="$1" '{ print name "| " $0; fflush() }'; }
 
-# start NAME COMMAND…: runs the command beside all else. Its process id is in /run/NAME.
+# start NAME COMMAND…: runs the command beside all else. Its process id is in /run/NAME. It reads the pipe /run/NAME.in, if there is one.
 start() {
     name=$1; shift
+    input=/dev/null
+    [ ! -p "/run/$name.in" ] || input=/run/$name.in
     {
-        "$@" 2>&1 < /dev/null &
+        # Open for both ways, so that it neither waits nor ends when nobody writes.
+        "$@" 2>&1 <> "$input" &
         echo $! > "/run/$name.new"
         mv "/run/$name.new" "/run/$name"
         wait $!

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# Pings GATEWAY for as long as it lives, and says once a second that it lives. SECRET is never sent.
+# Pings GATEWAY for as long as it lives, and says once a second that it lives.
 name_nic "$OWN_MAC" eth0 || fail "no network device with the address $OWN_MAC"
 name_nic "$TEST_MAC" eth1 || fail "no network device with the address $TEST_MAC"
 lease eth1 || fail "no address by DHCP"
