@@ -16,6 +16,7 @@ mod listener;
 mod machine;
 mod open;
 mod port;
+mod queues;
 mod spec;
 
 pub use connector::{Connecting, Connector};

@@ -3,12 +3,12 @@
 
 use super::block::Card;
 use super::doors::{Bell, Doors, ring_all};
-use super::geometry::{Geometry, other};
+use super::geometry::Geometry;
 use super::machine::{Config, Event, Machine, Queues, Turn, Whom};
 use super::open::Opened;
+use super::queues;
 use super::spec::QueueLayout;
 use crate::link;
-use crate::memory::Part;
 use crate::{Peer, Vectors};
 use ivshmem::PeerId;
 use rustix::event::{Timespec, epoll};
@@ -24,8 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vmsg_mem::DeviceSlice;
-use vmsg_mem::amp::{self, Side};
-use vmsg_mem::spsc::{Consumer, Layout, Producer};
+use vmsg_mem::amp::Side;
 
 /// How long a sender waits before it looks for room, the first time and at most.
 const ROOM_WAIT: Duration = Duration::from_millis(1);
@@ -333,7 +332,6 @@ impl Port {
     }
 
     fn join(&self, peer: Option<(u32, Card)>, queues: Queues) -> io::Result<Joined> {
-        let broken = |error: vmsg_mem::Error| io::Error::other(error);
         let mut inner = self.lock();
         let inner = &mut *inner;
         let bells = match &peer {
@@ -360,40 +358,8 @@ impl Port {
         let mute = peer.as_ref().is_some_and(|(_, card)| card.id.is_none());
         let mute = mute && !inner.device.is_fifo();
         self.mute.store(mute, Ordering::Relaxed);
-        let part = |offset, len| {
-            let slice = inner.memory.get(offset, len);
-            slice.map(Part::Device).ok_or(io::ErrorKind::UnexpectedEof)
-        };
-        let geometry = &self.geometry;
-        let (queues, message_size) = match queues {
-            Queues::Pages { resumed } => {
-                let tx = part(geometry.page(self.side), super::geometry::PAGE)?;
-                let rx = part(geometry.page(other(self.side)), super::geometry::PAGE)?;
-                let (tx, rx) = match resumed {
-                    true => (
-                        Producer::resume(tx, Layout::PLAIN),
-                        Consumer::resume(rx, Layout::PLAIN),
-                    ),
-                    false => (
-                        Producer::new(tx, Layout::PLAIN),
-                        Consumer::new(rx, Layout::PLAIN),
-                    ),
-                };
-                let (tx, rx) = (tx.map_err(broken)?, rx.map_err(broken)?);
-                // QEMU's devices take no longer ones.
-                let size = if resumed && self.side == Side::Driver {
-                    48
-                } else {
-                    64
-                };
-                (link::Queues::Shared { tx, rx }, size)
-            }
-            Queues::Amp { layout, start } => {
-                let memory = part(geometry.base, layout.len())?;
-                let queue = amp::Queue::new(memory, &layout, self.side, start).map_err(broken)?;
-                (link::Queues::Amp(queue), usize::from(layout.element_size()))
-            }
-        };
+        let (queues, message_size) =
+            queues::make(queues, &inner.memory, &self.geometry, self.side)?;
         Ok(Joined {
             peer,
             queues,
