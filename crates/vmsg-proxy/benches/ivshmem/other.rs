@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use virtio_msg::{Channel, Message, decode};
-use vmsg_bus::{BusSpec, DeviceBus};
+use vmsg_bus::{BusSpec, DeviceBus, Listener};
 use vmsg_device::host::Host;
 use vmsg_mem::{Access, Mapping};
 
@@ -183,6 +183,13 @@ fn words(path: &Path) {
 
 fn echo(bus: &BusSpec, spin: Duration) {
     let mut listener = bus.listen("benchmark").expect("a bus");
+    loop {
+        answer(&mut listener, spin);
+    }
+}
+
+/// Answers one driver until it is gone.
+fn answer(listener: &mut Listener, spin: Duration) {
     let mut bus: DeviceBus = loop {
         match listener.accept(Instant::now()).expect("a bus") {
             Some(bus) => break bus,
