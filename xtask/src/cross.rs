@@ -6,11 +6,13 @@
 //! architecture is rustup's where the toolchain has it or can get it; elsewhere it is built once from its sources, those
 //! of the toolchain or those that Debian has of the same version.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -50,8 +52,37 @@ pub(crate) fn example(machine: Machine, package: &str, name: &str) -> Result<Pat
     build(machine, &what, &format!("examples/{name}"))
 }
 
-/// Builds `what`, as cargo calls it, and gives the program that comes of it.
+/// The targets of `machines` for which Rust's library is neither in the toolchain nor in the cache.
+///
+/// # Errors
+/// There is no rustc.
+pub(crate) fn missing_libraries(machines: &[Machine]) -> Result<Vec<&'static str>> {
+    let rust = Rust::here()?;
+    let cache = dirs::cache()?;
+    let mut targets: Vec<_> = machines.iter().map(|&m| target(m)).collect();
+    targets.retain(|target| {
+        !Rust::has_library(&rust.sysroot, target)
+            && !Rust::has_library(&built_library(&rust, target, &cache), target)
+    });
+    Ok(targets)
+}
+
+/// What has been built by this run, by target and program: cargo need not look again.
+static BUILT: Mutex<BTreeMap<(&str, String), PathBuf>> = Mutex::new(BTreeMap::new());
+
 fn build(machine: Machine, what: &[&str], program: &str) -> Result<PathBuf> {
+    let key = (target(machine), program.to_owned());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = built.get(&key) {
+        return Ok(path.clone());
+    }
+    let path = build_now(machine, what, program)?;
+    built.insert(key, path.clone());
+    Ok(path)
+}
+
+/// Builds `what`, as cargo calls it, and gives the program that comes of it.
+fn build_now(machine: Machine, what: &[&str], program: &str) -> Result<PathBuf> {
     let target = target(machine);
     let rust = Rust::here()?;
     let mut flags = link_flags(machine, &rust)?;
@@ -210,7 +241,7 @@ fn library(rust: &Rust, target: &str) -> Result<Option<PathBuf>> {
         }
     }
     let cache = dirs::cache()?;
-    let root = cache.join(format!("rust-{}-{target}", rust.release));
+    let root = built_library(rust, target, &cache);
     if !Rust::has_library(&root, target) {
         println!(
             "      building Rust's library for {target} into {}",
@@ -219,6 +250,11 @@ fn library(rust: &Rust, target: &str) -> Result<Option<PathBuf>> {
         build_library(rust, target, &root, &cache)?;
     }
     Ok(Some(root))
+}
+
+/// Where a library that was built here is kept: a system root.
+fn built_library(rust: &Rust, target: &str, cache: &Path) -> PathBuf {
+    cache.join(format!("rust-{}-{target}", rust.release))
 }
 
 /// Asks rustup for its library; what it says matters only if there is no other way.
@@ -238,7 +274,7 @@ fn add_target(target: &str) -> bool {
 /// Builds Rust's library for `target` into the system root `root`, which appears whole or not at all.
 fn build_library(rust: &Rust, target: &str, root: &Path, cache: &Path) -> Result<()> {
     let work = tempfile::tempdir_in(cache)?;
-    let sources = sources(rust, work.path())?;
+    let sources = sources(rust, target, work.path())?;
     // Something has to be built for which the library is needed.
     let project = work.path().join("none");
     fs::create_dir_all(project.join("src"))?;
@@ -294,15 +330,18 @@ fn build_library(rust: &Rust, target: &str, root: &Path, cache: &Path) -> Result
 }
 
 /// The sources of Rust's library, of the very version of the compiler: the folder `library`.
-fn sources(rust: &Rust, work: &Path) -> Result<PathBuf> {
+fn sources(rust: &Rust, target: &str, work: &Path) -> Result<PathBuf> {
     let library = "lib/rustlib/src/rust/library";
     let own = rust.sysroot.join(library);
     if own.join("Cargo.lock").is_file() {
         return Ok(own);
     }
-    let by_hand = "`rustup target add` gets it where rustup can reach its server";
+    let by_hand = format!(
+        "with rustup, `rustup target add {target}` gets it, or `rustup component add rust-src` what it is built from; \
+         without, use a compiler that Debian 13 or its backports have (apt install rustc rust-src)"
+    );
     let debian = Debian::here().with_context(|| {
-        format!("Rust's library for guests is missing, and this is not Debian: {by_hand}")
+        format!("Rust's library for {target} is missing, and this is not Debian: {by_hand}")
     })?;
     let dir = work.join("apt");
     fs::create_dir(&dir)?;
@@ -310,7 +349,12 @@ fn sources(rust: &Rust, work: &Path) -> Result<PathBuf> {
     let into = work.join("sources");
     fs::create_dir(&into)?;
     apt.unpack_alone(&[&format!("rust-src={}*", rust.release)], &into)
-        .with_context(|| format!("Debian has no sources of Rust {}: {by_hand}", rust.release))?;
+        .with_context(|| {
+            format!(
+                "Rust's library for {target} is missing, and Debian has no sources of Rust {} to build it from: {by_hand}",
+                rust.release
+            )
+        })?;
     // A link in the package leads to /usr/src by a relative path.
     let found = into.join("usr").join(library);
     ensure!(

@@ -16,6 +16,7 @@ use crate::machine::Machine;
 use crate::outer::Process;
 use crate::pair::{self, GATEWAY, Mode, Pair, Plan, Programs};
 use crate::scene::Scene;
+use crate::tree;
 
 /// Longest time from the inner QEMU's start to the guest's first line.
 pub(crate) const INNER_BOOT: Duration = Duration::from_secs(120);
@@ -105,7 +106,10 @@ fn play(options: &Options) -> Result<String> {
             Layout::Spsc => "spsc",
         },
     };
-    let mut kits = kit::gather(&[options.machine], &options.kit)?;
+    let mut wanted = options.kit.clone();
+    wanted.more.trees.push(tree::inner_qemu);
+    wanted.more.cross = options.vmsg.is_none();
+    let mut kits = kit::gather(&[options.machine], &wanted)?;
     let kit = kits.pop().expect("one kit for one machine");
     println!("building vmsg for the machines");
     let programs = Programs::build(options.machine, options.vmsg.as_deref(), None)?;

@@ -20,6 +20,7 @@ use rustix::process::Signal;
 
 use self::endure::endure;
 use self::list::{Short, TESTS, Test};
+use crate::debian::Debian;
 use crate::dirs;
 use crate::guest::Guest;
 use crate::http::{self, Server};
@@ -29,6 +30,7 @@ use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::report::Report;
 use crate::scene::{Id, Scene, Stream};
 use crate::tftp;
+use crate::tree;
 use crate::vmsg::{NET_SOCKET, PROXY, RNG_SOCKET, Vmsg};
 
 pub(crate) use self::nic::traffic_server;
@@ -82,6 +84,62 @@ impl Options {
             ..Self::default()
         }
     }
+
+    /// The machines the tests are played on.
+    fn machines(&self) -> Vec<Machine> {
+        self.machine.map_or(Machine::ALL.to_vec(), |m| vec![m])
+    }
+
+    /// The tests whose names fit.
+    fn tests(&self) -> impl Iterator<Item = &'static Test> + use<'_> {
+        TESTS.iter().filter(|t| {
+            self.name
+                .as_ref()
+                .is_none_or(|n| t.name.contains(n.as_str()))
+                && (t.reference || !self.reference)
+        })
+    }
+
+    /// Whether a test is played on a machine, as far as it depends on how short the run is.
+    fn plays(&self, test: &Test, machine: Machine) -> bool {
+        let short = match test.short {
+            Short::Both => true,
+            Short::X86 => machine == Machine::X86,
+            Short::Arm64 => machine == Machine::Arm64,
+            Short::No => false,
+        };
+        short || self.full || self.name.is_some() || self.machine.is_some()
+    }
+
+    /// Gathers what the guests are made of, asking once for all of it.
+    pub(crate) fn gather(&self) -> Result<Vec<Kit>> {
+        let machines = self.machines();
+        let mut wanted = self.kit.clone();
+        // Elsewhere only the tests that want them fail.
+        if Debian::here().is_some() {
+            let any = |part: &str| {
+                self.tests().any(|test| {
+                    test.name.contains(part) && machines.iter().any(|&m| self.plays(test, m))
+                })
+            };
+            let more = &mut wanted.more;
+            if any("nic-") || any("socket-") {
+                more.trees.push(tree::net_tools);
+                more.trees.push(|_| tree::host_net_tools());
+            }
+            if any("vfio-user") {
+                more.trees.push(tree::pci_tools);
+            }
+            if any("demo-2b") {
+                more.trees.push(tree::inner_qemu);
+            }
+            more.cross = any("demo-2b") || any("ivshmem-tools");
+            more.new_qemu =
+                any("vfio-user") || any("nic-") || any("ivshmem-server") || any("ivshmem-tools");
+            more.new_kernel = any("new-kernel") || any("vfio-user-iommu");
+        }
+        kit::gather(&machines, &wanted)
+    }
 }
 
 /// What a test is given.
@@ -99,20 +157,12 @@ struct Stage<'a> {
 
 /// Runs the tests.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let wanted = |t: &&Test| {
-        options
-            .name
-            .as_ref()
-            .is_none_or(|n| t.name.contains(n.as_str()))
-            && (t.reference || !options.reference)
-    };
-    let tests: Vec<&Test> = TESTS.iter().filter(wanted).collect();
+    let tests: Vec<&Test> = options.tests().collect();
     if tests.is_empty() {
         let names: Vec<_> = TESTS.iter().map(|t| t.name).collect();
         bail!("no such test; there are {}", names.join(", "));
     }
-    let machines = options.machine.map_or(Machine::ALL.to_vec(), |m| vec![m]);
-    let kits = kit::gather(&machines, &options.kit)?;
+    let kits = options.gather()?;
     let vmsg = if options.reference {
         None
     } else {
@@ -122,16 +172,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         })
     };
     for kit in &kits {
-        let skipped = |test: &&&Test| {
-            let played = match test.short {
-                Short::Both => true,
-                Short::X86 => kit.machine == Machine::X86,
-                Short::Arm64 => kit.machine == Machine::Arm64,
-                Short::No => false,
-            };
-            !played && !options.full && options.name.is_none() && options.machine.is_none()
-        };
-        for test in tests.iter().filter(|test| !skipped(test)) {
+        for test in tests.iter().filter(|t| options.plays(t, kit.machine)) {
             let begun = Instant::now();
             let name = format!("{}/{}", kit.machine.name(), test.name);
             let result = play(test, kit, vmsg.as_ref(), options, report);

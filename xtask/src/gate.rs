@@ -37,7 +37,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     if !options.no_e2e {
         // What a guest is made of is asked for and fetched at the start, not in the middle.
-        kit::gather(&crate::machine::Machine::ALL, &options.kit)?;
+        e2e::Options::of_gate(options.full, options.kit.clone()).gather()?;
     }
     if !options.e2e_only {
         let steps = Steps {

@@ -14,6 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cross;
 use crate::debian::{self, Debian, PrivateApt, Release};
 use crate::dirs;
 use crate::machine::Machine;
@@ -46,6 +47,22 @@ pub(crate) struct Options {
     pub(crate) new_qemu: bool,
     /// Take the newest kernel there is for Debian 13, unless one is named
     #[arg(skip)]
+    pub(crate) new_kernel: bool,
+    /// What else will be wanted: it is asked for and fetched with the rest
+    #[arg(skip)]
+    pub(crate) more: More,
+}
+
+/// What only some guests are made of.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct More {
+    /// Programs that are unpacked, by the machine they are for.
+    pub(crate) trees: Vec<fn(Machine) -> Spec>,
+    /// Programs are built for the machines.
+    pub(crate) cross: bool,
+    /// QEMU 11.1 or later beside the one that is there.
+    pub(crate) new_qemu: bool,
+    /// The newest kernel for Debian 13, beside the usual one.
     pub(crate) new_kernel: bool,
 }
 
@@ -192,42 +209,86 @@ pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>
     let mut trees = Vec::new();
     let mut fetches = Vec::new();
     for &machine in machines {
-        if Qemu::here(machine, options)?.is_none() {
-            if options.new_qemu {
-                trees = vec![tree::new_qemu()];
-            } else {
-                packages.push(machine.qemu_package());
-            }
+        let qemu = Qemu::here(machine, options)?;
+        if qemu.is_none() && !options.new_qemu {
+            packages.push(machine.qemu_package());
+        }
+        let is_old = |qemu: &Qemu| crate::qemu::version(qemu).is_ok_and(|v| v < NEW_QEMU);
+        if qemu.is_none() && options.new_qemu
+            || options.more.new_qemu && qemu.as_ref().is_none_or(is_old)
+        {
+            trees.push(tree::new_qemu());
+        }
+        trees.extend(options.more.trees.iter().map(|tree| tree(machine)));
+        trees.extend(options.more.cross.then(|| tree::c_library(machine)));
+        if options.more.new_kernel && options.kernel.is_none() {
+            fetches.push(Fetch {
+                machine,
+                part: Part::Kernel,
+                release: Release::TrixieBackports,
+            });
         }
         fetches.extend(
             Part::ALL
                 .into_iter()
                 .filter(|p| p.given(machine, options, debian.as_ref()).is_none())
-                .filter_map(|part| {
-                    let missing = Fetch::wanted(machine, part, options);
-                    (!missing.folder(&cache, debian.as_ref()).is_dir()).then_some(missing)
-                }),
+                .map(|part| Fetch::wanted(machine, part, options)),
         );
     }
+    fetches.retain(|fetch| !fetch.folder(&cache, debian.as_ref()).is_dir());
     let Some(debian) = debian.as_ref() else {
-        refuse_elsewhere(&packages, &fetches)?;
+        refuse_elsewhere(&packages, &fetches, &trees)?;
         return machines
             .iter()
             .map(|&m| kit(m, options, &cache, None))
             .collect();
     };
-    trees.retain(|tree| !tree.is_fetched(&cache, debian));
-    if !packages.is_empty() || !fetches.is_empty() || !trees.is_empty() {
-        ask(&packages, &fetches, &trees, &cache, options.yes)?;
-        if !packages.is_empty() {
-            debian::install(&packages)?;
+    let wanted = std::mem::take(&mut trees);
+    for tree in wanted {
+        if !trees.contains(&tree) && !tree.is_fetched(&cache, debian) {
+            trees.push(tree);
         }
-        fetch_all(&fetches, &cache, debian)?;
+    }
+    let libraries = match options.more.cross {
+        true => cross::missing_libraries(machines)?,
+        false => Vec::new(),
+    };
+    let missing = Missing {
+        packages: &packages,
+        fetches: &fetches,
+        trees: &trees,
+        libraries: &libraries,
+    };
+    missing.ask(&cache, options.yes)?;
+    if !packages.is_empty() {
+        debian::install(&packages)?;
+    }
+    fetch_all(&fetches, &cache, debian)?;
+    for tree in trees {
+        tree.fetch()?;
     }
     machines
         .iter()
         .map(|&m| kit(m, options, &cache, Some(debian)))
         .collect()
+}
+
+/// Asks for what is needed to build programs for `machine`, and fetches it.
+pub(crate) fn gather_to_build(machine: Machine, yes: bool) -> Result<()> {
+    let Some(debian) = Debian::here() else {
+        // What is missing is said by who builds.
+        return Ok(());
+    };
+    let cache = dirs::cache()?;
+    let mut trees = vec![tree::c_library(machine)];
+    trees.retain(|tree| !tree.is_fetched(&cache, &debian));
+    let missing = Missing {
+        packages: &[],
+        fetches: &[],
+        trees: &trees,
+        libraries: &cross::missing_libraries(&[machine])?,
+    };
+    missing.ask(&cache, yes)
 }
 
 fn kit(machine: Machine, options: &Options, cache: &Path, debian: Option<&Debian>) -> Result<Kit> {
@@ -433,61 +494,90 @@ fn find_one(dir: &Path, prefix: &str) -> Result<PathBuf> {
         .with_context(|| format!("no {prefix}* in {}", dir.display()))
 }
 
-/// Shows what is about to be done and, on a terminal, asks.
-fn ask(
-    packages: &[&str],
-    fetches: &[Fetch],
-    trees: &[Spec],
-    cache: &Path,
-    yes: bool,
-) -> Result<()> {
-    println!("Before the first run, this will");
-    if !packages.is_empty() {
-        println!("  install with apt-get: {}", packages.join(" "));
-    }
-    for tree in trees {
-        println!(
-            "  fetch into {}: {} of Debian 13 and its backports, only unpacked there (some 50 MB)",
-            cache.display(),
-            tree.packages()
-        );
-    }
-    for Fetch {
-        machine,
-        part,
-        release,
-    } in fetches
-    {
-        let (what, size) = match (part, release) {
-            (Part::Kernel, Release::Own) => ("a stock Debian kernel", "25 to 70 MB"),
-            (Part::Kernel, _) => ("the newest kernel for Debian 13", "25 to 120 MB"),
-            (Part::Busybox, _) => ("a static busybox", "1 MB"),
-        };
-        println!(
-            "  fetch into {}: {what} for {} ({size})",
-            cache.display(),
-            machine.debian_arch()
-        );
-    }
-    if yes || !io::stdin().is_terminal() {
-        return Ok(());
-    }
-    print!("Go ahead? [Y/n] ");
-    io::stdout().flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "" | "y" | "Y" | "yes" => Ok(()),
-        _ => bail!("nothing was installed or fetched"),
+/// What has to be installed or fetched.
+#[derive(Clone, Copy, Debug)]
+struct Missing<'a> {
+    packages: &'a [&'a str],
+    fetches: &'a [Fetch],
+    trees: &'a [Spec],
+    /// Targets for which there is no library of Rust.
+    libraries: &'a [&'static str],
+}
+
+impl Missing<'_> {
+    /// Shows what is about to be done and, on a terminal, asks; nothing if nothing is missing.
+    fn ask(&self, cache: &Path, yes: bool) -> Result<()> {
+        let Self {
+            packages,
+            fetches,
+            trees,
+            libraries,
+        } = *self;
+        if packages.is_empty() && fetches.is_empty() && trees.is_empty() && libraries.is_empty() {
+            return Ok(());
+        }
+        println!("Before the first run, this will");
+        if !packages.is_empty() {
+            println!("  install with apt-get: {}", packages.join(" "));
+        }
+        for tree in trees {
+            println!(
+                "  fetch into {}: {}, only unpacked there (some {} MB)",
+                cache.display(),
+                tree.what(),
+                tree.megabytes()
+            );
+        }
+        for Fetch {
+            machine,
+            part,
+            release,
+        } in fetches
+        {
+            let (what, size) = match (part, release) {
+                (Part::Kernel, Release::Own) => ("a stock Debian kernel", "25 to 70 MB"),
+                (Part::Kernel, _) => ("the newest kernel for Debian 13", "25 to 120 MB"),
+                (Part::Busybox, _) => ("a static busybox", "1 MB"),
+            };
+            println!(
+                "  fetch into {}: {what} for {} ({size})",
+                cache.display(),
+                machine.debian_arch()
+            );
+        }
+        for target in libraries {
+            println!(
+                "  get Rust's library for {target} with `rustup target add` (30 MB), or else build it from its sources \
+                 into {}",
+                cache.display()
+            );
+        }
+        if yes || !io::stdin().is_terminal() {
+            return Ok(());
+        }
+        print!("Go ahead? [Y/n] ");
+        io::stdout().flush()?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        match answer.trim() {
+            "" | "y" | "Y" | "yes" => Ok(()),
+            _ => bail!("nothing was installed or fetched"),
+        }
     }
 }
 
 /// On a machine that is not Debian nothing is installed: says what is missing and how to name it.
-fn refuse_elsewhere(packages: &[&str], fetches: &[Fetch]) -> Result<()> {
-    if packages.is_empty() && fetches.is_empty() {
+fn refuse_elsewhere(packages: &[&str], fetches: &[Fetch], trees: &[Spec]) -> Result<()> {
+    if packages.is_empty() && fetches.is_empty() && trees.is_empty() {
         return Ok(());
     }
     let mut missing = String::new();
+    for tree in trees {
+        missing.push_str(&format!(
+            "\n  {}: only Debian's are used; run this in a Debian system (a container will do)",
+            tree.what()
+        ));
+    }
     for package in packages {
         missing.push_str(&format!(
             "\n  QEMU 7.2 or later (Debian calls the package {package}): install it, or name it with --qemu FILE"

@@ -65,6 +65,9 @@ enum Task {
         /// Architecture of the guests
         #[arg(long, value_enum, default_value_t = machine::Machine::X86)]
         machine: machine::Machine,
+        /// Go ahead with fetching without asking
+        #[arg(long)]
+        yes: bool,
     },
     /// Measure, and print or save the figures
     Bench(bench::Options),
@@ -96,7 +99,8 @@ fn main() -> ExitCode {
         Task::Demo(Demo::TwoB(options)) => demo2b::run(&options),
         Task::Test(options) => reported(|report| gate::run(&options, report)),
         Task::E2e(options) => reported(|report| e2e::run(&options, report)),
-        Task::Build { machine } => cross::vmsg(machine)
+        Task::Build { machine, yes } => kit::gather_to_build(machine, yes)
+            .and_then(|()| cross::vmsg(machine))
             .map(|path| println!("{}", path.display()))
             .inspect_err(|error| eprintln!("{error:#}"))
             .is_ok(),

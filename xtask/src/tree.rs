@@ -27,6 +27,7 @@ pub(crate) struct Spec {
     arch: &'static str,
     /// Without what the packages depend on.
     alone: bool,
+    megabytes: u32,
 }
 
 /// QEMU 11.1 or later for this machine's processor: the first with a generic vhost-user device, and with vfio-user.
@@ -37,6 +38,7 @@ pub(crate) fn new_qemu() -> Spec {
         packages: &["qemu-system-x86", "qemu-system-arm"],
         arch: host_arch(),
         alone: false,
+        megabytes: 240,
     }
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn net_tools(machine: Machine) -> Spec {
         packages: &["ethtool", "iperf3", "iproute2"],
         arch: machine.debian_arch(),
         alone: false,
+        megabytes: 120,
     }
 }
 
@@ -59,6 +62,7 @@ pub(crate) fn pci_tools(machine: Machine) -> Spec {
         packages: &["pciutils"],
         arch: machine.debian_arch(),
         alone: false,
+        megabytes: 30,
     }
 }
 
@@ -73,6 +77,7 @@ pub(crate) fn inner_qemu(machine: Machine) -> Spec {
         },
         arch: machine.debian_arch(),
         alone: false,
+        megabytes: 180,
     }
 }
 
@@ -87,6 +92,7 @@ pub(crate) fn c_library(machine: Machine) -> Spec {
         packages: &["libc6-dev", "libgcc-14-dev"],
         arch: machine.debian_arch(),
         alone: true,
+        megabytes: 30,
     }
 }
 
@@ -124,8 +130,22 @@ impl Spec {
         self.folder(cache, debian).is_dir()
     }
 
+    /// What it is, for people.
+    pub(crate) fn what(&self) -> String {
+        let release = match self.release {
+            Release::Own => "this Debian",
+            Release::TrixieBackports => "Debian 13 and its backports",
+        };
+        format!("{} for {} of {release}", self.packages(), self.arch)
+    }
+
+    /// What it takes in the cache, roughly.
+    pub(crate) fn megabytes(&self) -> u32 {
+        self.megabytes
+    }
+
     /// The names of the packages, for people.
-    pub(crate) fn packages(&self) -> String {
+    fn packages(&self) -> String {
         self.packages.join(", ")
     }
 
