@@ -84,7 +84,12 @@ fn pair(stage: &Stage, plan: Plan) -> Result<Pair> {
 fn plain(stage: &mut Stage, report: &mut Report, plan: Plan, order: Order) -> Result<()> {
     let mut pair = pair(stage, plan)?;
     let machine = stage.kit.machine;
-    let name = format!("{}/demo-2b-{}", machine.name(), plan.mode.name());
+    let variant = match (plan.bar, plan.layout) {
+        (true, _) => "-bar",
+        (_, "spsc") => "-spsc",
+        _ => "",
+    };
+    let name = format!("{}/demo-2b-{}{variant}", machine.name(), plan.mode.name());
     let has_secret = !stage.short || machine == Machine::X86;
     let secret = secret::random()?;
     // Text, since it is sent over HTTP.
@@ -141,9 +146,12 @@ impl Hidden<'_> {
         pair: &mut Pair,
         inner: &mut Process,
     ) -> Result<()> {
+        let begun = stage.scene.now();
         stage.server.open_to(0);
         let (size, _) = inner.mark(&mut stage.scene, "planted", ALL_CHECKS)?;
+        let planted = stage.scene.now();
         self.search(stage, report, pair, "before")?;
+        let looked = stage.scene.now();
         stage.server.open_to(http::FILE_SIZE / 2);
         let scene = &mut stage.scene;
         pair.a()?.tell(scene, inner, "go on")?;
@@ -153,13 +161,16 @@ impl Hidden<'_> {
         pair.a()?.tell(&mut stage.scene, inner, "go on")?;
         inner.mark(&mut stage.scene, "sent", ALL_CHECKS)?;
         let searched = self.search(stage, report, pair, "after")?;
+        self.wiped(stage, report, pair)?;
         println!(
-            "      {size} of secret; searched {} mappings and {} files, {} MiB",
+            "      {size} of secret, planted in {:.1?}; searched {} mappings and {} files, {} MiB, in {:.1?}; all this took {:.1?}",
+            planted - begun,
             searched.mappings,
             searched.files,
-            searched.bytes >> 20
+            searched.bytes >> 20,
+            looked - planted,
+            stage.scene.now() - begun,
         );
-        self.wiped(stage, report, pair)?;
         pair.a()?.tell(&mut stage.scene, inner, "go on")
     }
 
