@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ivshmem::PeerId;
 use ivshmem::server::{Options, Port, Source};
-use vmsg_bus::ivshmem::{Hold, Place};
+use vmsg_bus::ivshmem::{Hold, MemoryMode, Place, Ram};
 use vmsg_bus::linux_user::Revision;
 use vmsg_bus::{BusSpec, IvshmemSpec};
 
@@ -15,6 +15,9 @@ use crate::ivshmem::hold;
 
 /// The memory of a server that `listen=` starts.
 const LISTEN_SIZE: u64 = 1 << 20;
+
+/// The least of it when `ram=bar` is in it, and nothing says how much.
+const LISTEN_SIZE_WITH_RAM: u64 = 32 << 20;
 
 /// Its vectors: as many as an `ivshmem-doorbell` has that is told nothing of it. QEMU ends if there are more.
 const LISTEN_VECTORS: u16 = 1;
@@ -145,6 +148,62 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
     Ok(buses)
 }
 
+/// Looks for what a device host cannot do with a bus, and sets what it has to know of a server that it starts.
+pub(crate) fn for_devices(texts: &[String], buses: &mut [NamedBus]) -> Result<(), Usage> {
+    for (text, bus) in texts.iter().zip(buses) {
+        let BusSpec::Ivshmem(spec) = &mut bus.spec else {
+            continue;
+        };
+        match (spec.memory, &spec.ram) {
+            (None, _) => tracing::warn!(
+                bus = bus.name,
+                "there is no memory=, so devices have no way to a driver's memory: drivers can look at them (`vmsg ls`) and not use them"
+            ),
+            (Some(mode), None) => {
+                return Err(Usage(format!(
+                    "--bus {text}: memory={mode} needs ram= here, that memory of the driver's as this machine has it"
+                )));
+            }
+            (Some(_), Some(Ram::Bar)) if spec.listen.is_some() && spec.size.is_none() => {
+                let ram = spec.ram_size.unwrap_or(LISTEN_SIZE_WITH_RAM / 2);
+                let end = spec.common_offset().saturating_add(ram);
+                spec.size = end.max(LISTEN_SIZE_WITH_RAM).checked_next_power_of_two();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Looks for what the driver's side cannot do with a bus.
+pub(crate) fn for_driver(text: &str, spec: &BusSpec) -> Result<(), Usage> {
+    match spec {
+        BusSpec::Ivshmem(bus) if bus.listen.is_some() => Err(Usage(format!(
+            "--bus {text}: listen= is for `vmsg serve`, which starts a server there; here it is socket="
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Looks for what a proxy cannot do with a bus.
+pub(crate) fn for_guests(text: &str, spec: &BusSpec) -> Result<(), Usage> {
+    for_driver(text, spec)?;
+    let BusSpec::Ivshmem(bus) = spec else {
+        return Ok(());
+    };
+    let nowhere = bus.ram.is_none() && bus.node.is_none() && bus.window.is_none();
+    let missing = match bus.memory {
+        None => {
+            "it is not said how a device reaches the guest's memory; memory=bounce,ram=bar, on both sides, shares nothing of it"
+        }
+        Some(MemoryMode::Segment) if nowhere => {
+            "memory=segment needs node=, window= or ram=, where the guest's memory is"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Usage(format!("--bus {text}: {missing}")))
+}
+
 /// The position of the bus called `name`; the first one if none is named.
 pub(crate) fn find(buses: &[NamedBus], name: Option<&str>) -> Result<usize, Usage> {
     let Some(name) = name else { return Ok(0) };
@@ -192,6 +251,42 @@ mod tests {
         assert!(error(&["linux-user", "linux-user,dir=a"]).contains("name="));
         assert!(parse_all(&texts(&["unix"])).is_err());
         assert!(parse_all(&texts(&["unix,path=/"])).is_err());
+    }
+
+    #[test]
+    fn what_one_side_of_an_ivshmem_bus_cannot_do_is_said_at_once() {
+        let error = |result: Result<(), Usage>| match result {
+            Err(Usage(error)) => error,
+            Ok(()) => panic!("that is no use to anybody"),
+        };
+        let guests = |text: &str| for_guests(text, &parse(text).expect("a bus"));
+        assert!(error(guests("ivshmem,listen=a,memory=bounce,ram=bar")).contains("socket="));
+        assert!(error(guests("ivshmem,socket=a")).contains("memory=bounce,ram=bar"));
+        assert!(error(guests("ivshmem,socket=a,memory=segment")).contains("node="));
+        assert!(guests("ivshmem,socket=a,memory=segment,node=1").is_ok());
+        assert!(guests("ivshmem,socket=a,memory=whole").is_ok());
+        let look = |text: &str| for_driver(text, &parse(text).expect("a bus"));
+        assert!(error(look("ivshmem,listen=a")).contains("socket="));
+        assert!(look("ivshmem,socket=a").is_ok() && look("unix,path=a").is_ok());
+
+        let devices = |text: &str| {
+            let texts = texts(&[text]);
+            let mut buses = parse_all(&texts).expect("a bus");
+            for_devices(&texts, &mut buses).map(|()| buses.remove(0).spec)
+        };
+        for mode in ["whole", "segment", "known"] {
+            let text = format!("ivshmem,socket=a,memory={mode}");
+            assert!(error(devices(&text).map(drop)).contains("ram="), "{mode}");
+        }
+        let size = |text: &str| match devices(text) {
+            Ok(BusSpec::Ivshmem(bus)) => bus.size,
+            _ => panic!("{text}"),
+        };
+        assert_eq!(size("ivshmem,listen=a"), None);
+        let bounce = "ivshmem,listen=a,memory=bounce,ram=bar";
+        assert_eq!(size(bounce), Some(32 << 20));
+        assert_eq!(size(&format!("{bounce},size=4M")), Some(4 << 20));
+        assert_eq!(size(&format!("{bounce},ram-size=64M")), Some(128 << 20));
     }
 
     #[test]

@@ -36,6 +36,29 @@ A bus, linux-user (as QEMU's virtio-msg-bus-linux-user; one driver at a time):
   revision=1|r1                the messages; r1 are those of February 2025
   trace=FILE                   record all messages
 
+A bus, ivshmem (memory that two machines have in common; one driver at a time):
+  socket=SOCKET                that of an ivshmem server (`vmsg ivshmem server`, QEMU's); or
+  listen=SOCKET                start one here, with size=SIZE (1M; 32M with ram=bar), vectors=N (1) and
+                               shm=NAME or file=FILE; drivers have socket=SOCKET; or
+  pci=ADDRESS|auto             in a guest: ivshmem's PCI function; or
+  shm=NAME, file=FILE          memory alone, without doorbells; size=SIZE makes it
+  memory=bounce|segment|whole|known
+                               how a device reaches the guest's memory, the same on both sides: copies, the
+                               only way that isolates; a part in which the guest lives; all of the driver's
+                               machine; the guest's file, as foreign drivers have it
+  ram=bar|pci:ADDRESS|FILE     where that memory is on this side: behind the messages, in a PCI function, a file
+  ram-offset=BYTES, ram-size=SIZE
+                               which part of that; all by default, with bar from the first whole MiB behind
+                               the messages
+  node=N | window=BASE+SIZE    proxy, segment and whole: which physical memory that is here, in place of ram=
+  layout=amp|spsc|amp-pci      how the messages lie in the memory; amp by default
+  offset=BYTES                 where they begin; 4096 by default with amp, else 0
+  peer=ID, vector=N            whom to ring, if it does not show itself; this bus's vector, 0 by default
+  message-size=BYTES           the largest message, with amp; 64 by default
+  mem-offset=, mem-low-size=, mem-hole=
+                               with memory=known, as for linux-user
+  trace=FILE                   record all messages
+
 All devices:
   id=NAME        net0, net1, … or rng0, rng1, … by default
   num=NUMBER     on the bus; the lowest free one by default
@@ -170,8 +193,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = DEVICES)]
 pub struct ServeArgs {
-    /// A bus: unix,path=SOCKET or linux-user,ram=FILE; devices call it by the name of the socket without its ending, or by its
-    /// name=; may be repeated
+    /// A bus: unix,path=SOCKET, linux-user,ram=FILE or ivshmem,socket=SOCKET; devices call it by the name of the socket
+    /// without its ending, or by its name=; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
     /// A device: net or rng, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
@@ -245,7 +268,8 @@ pub struct CtlAnnounceArgs {
 #[derive(Debug, Args)]
 #[command(after_help = FRONTS)]
 pub struct ProxyArgs {
-    /// A bus where devices are: unix,path=SOCKET or linux-user,ram=FILE; may be repeated
+    /// A bus where devices are: unix,path=SOCKET, linux-user,ram=FILE or ivshmem,socket=SOCKET, and more as
+    /// `vmsg serve --help` has it; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
     /// A front: vhost-user or vfio-user,socket=PATH,dev=NUMBER|ID; may be repeated
@@ -278,7 +302,7 @@ pub struct ProxyArgs {
 /// `vmsg ls`.
 #[derive(Debug, Args)]
 pub struct LsArgs {
-    /// The bus: unix,path=SOCKET or linux-user
+    /// The bus: unix,path=SOCKET, linux-user or ivshmem,socket=SOCKET, and more as `vmsg serve --help` has it
     #[arg(long, value_name = "SPEC")]
     pub bus: String,
     /// Print JSON
@@ -292,7 +316,7 @@ pub struct LsArgs {
 /// `vmsg ping`.
 #[derive(Debug, Args)]
 pub struct PingArgs {
-    /// The bus: unix,path=SOCKET or linux-user
+    /// The bus: unix,path=SOCKET, linux-user or ivshmem,socket=SOCKET, and more as `vmsg serve --help` has it
     #[arg(long, value_name = "SPEC")]
     pub bus: String,
     /// Stop after so many; without, go on until interrupted

@@ -18,6 +18,9 @@ use crate::{Usage, descriptors};
 /// Shows devices to guests until a signal comes.
 pub(crate) fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let named = buses::parse_all(&args.buses)?;
+    for (text, bus) in args.buses.iter().zip(&named) {
+        buses::for_guests(text, &bus.spec)?;
+    }
     let specs: Vec<BusSpec> = named.iter().map(|bus| bus.spec.clone()).collect();
     let mut fronts: Vec<FrontSpec> = args
         .fronts

@@ -30,7 +30,8 @@ const NAME: &str = "vmsg-serve";
 
 /// Runs devices until a signal comes.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let buses = buses::parse_all(&args.buses)?;
+    let mut buses = buses::parse_all(&args.buses)?;
+    buses::for_devices(&args.buses, &mut buses)?;
     let devices = named_devices(&args, &buses)?;
     descriptors::raise_limit();
     let interrupt = Interrupt::new()?;

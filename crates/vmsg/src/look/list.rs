@@ -44,6 +44,7 @@ struct Queue {
 /// Lists the devices on a bus.
 pub(crate) fn ls(args: LsArgs) -> anyhow::Result<()> {
     let spec = buses::parse(&args.bus)?;
+    buses::for_driver(&args.bus, &spec)?;
     let mut client = connect(&spec, args.timeout.map(Duration::from_millis))?;
     let explained = |error| explain(error, &spec);
     let mut numbers = Vec::new();

@@ -27,6 +27,7 @@ pub(crate) fn ping(args: PingArgs) -> anyhow::Result<()> {
     let interval = Duration::from_secs_f64(args.interval);
     let interrupt = Interrupt::new()?;
     let spec = buses::parse(&args.bus)?;
+    buses::for_driver(&args.bus, &spec)?;
     let mut client = connect(&spec, args.timeout.map(Duration::from_millis))?;
     let peer = client.channel().peer_name().to_owned();
     let mut out = Out::lock();
