@@ -97,7 +97,6 @@ pub(crate) fn run(options: &Options) -> bool {
 }
 
 fn play(options: &Options) -> Result<String> {
-    pair::check_memory()?;
     let plan = Plan {
         mode: options.memory,
         bar: options.bar,
@@ -106,12 +105,14 @@ fn play(options: &Options) -> Result<String> {
             Layout::Spsc => "spsc",
         },
     };
+    plan.check(options.machine)?;
+    pair::check_memory()?;
     let mut wanted = options.kit.clone();
     wanted.more.trees.push(tree::inner_qemu);
     wanted.more.cross = options.vmsg.is_none();
     let mut kits = kit::gather(&[options.machine], &wanted)?;
     let kit = kits.pop().expect("one kit for one machine");
-    println!("building vmsg for the machines");
+    println!("building vmsg for the machines; the first time that takes minutes");
     let programs = Programs::build(options.machine, options.vmsg.as_deref(), None)?;
     let mut pair = Pair::new(&kit, plan, programs)?;
     let name = format!("demo-2b-{}", options.machine.name());

@@ -75,6 +75,22 @@ pub(crate) struct Plan {
     pub(crate) layout: &'static str,
 }
 
+impl Plan {
+    /// Looks for what contradicts; costs nothing, so it comes before anything is fetched or built.
+    pub(crate) fn check(&self, machine: Machine) -> Result<()> {
+        ensure!(
+            !self.bar || self.mode == Mode::Segment,
+            "--bar is a way of --memory segment, and this is --memory {}",
+            self.mode.name()
+        );
+        ensure!(
+            !self.bar || machine == Machine::X86,
+            "--bar is for --machine x86: on arm64 KVM runs nothing that lies in a device's memory"
+        );
+        Ok(())
+    }
+}
+
 /// The programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
@@ -136,14 +152,7 @@ pub(crate) struct Pair {
 impl Pair {
     /// Checks whether there can be such machines.
     pub(crate) fn new(kit: &Kit, plan: Plan, programs: Programs) -> Result<Self> {
-        ensure!(
-            !plan.bar || plan.mode == Mode::Segment,
-            "--bar is a way of --memory segment"
-        );
-        ensure!(
-            !plan.bar || kit.machine == Machine::X86,
-            "--bar is for x86: on arm64 KVM runs nothing that lies in a device's memory"
-        );
+        plan.check(kit.machine)?;
         Ok(Self {
             machine: kit.machine,
             plan,
