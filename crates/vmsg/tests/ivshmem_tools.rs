@@ -167,6 +167,15 @@ fn doorbells_are_told_with_their_vector_and_how_often() {
     assert!(said.contains("joined peer="), "{said}");
     let error = refused(dir, &["ring", "--socket", "iv.sock", "4711"], 1);
     assert!(error.contains("no peer has the id 4711"), "{error}");
+    let error = refused(dir, &["ring", "--socket", "iv.sock", "x"], 2);
+    assert!(error.contains("3:1"), "{error}");
+    for offset in ["x", "0xg"] {
+        let error = refused(dir, &["peek", offset, "--socket", "iv.sock"], 2);
+        assert!(
+            error.contains("64K") && !error.contains("bytes="),
+            "{error}"
+        );
+    }
     let error = refused(
         dir,
         &["wait", "--socket", "iv.sock", "--timeout", "0.05"],

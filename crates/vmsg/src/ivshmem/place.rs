@@ -136,8 +136,9 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, String> {
         let (peer, vector) = text.split_once(':').unwrap_or((text, "0"));
         let number = |text: &str| {
-            text.parse::<u16>()
-                .map_err(|error| format!("{text:?} in PEER[:VECTOR]: {error}"))
+            text.parse::<u16>().map_err(|_| {
+                format!("{text:?} is no number from 0 to 65535; a peer is 3, its second vector 3:1")
+            })
         };
         Ok(Self {
             peer: PeerId(number(peer)?),
@@ -152,10 +153,11 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     struct Bytes {
         bytes: u64,
     }
+    let unclear = || "expected a number such as 264, 0x40, 64K, 2M or 1G".to_owned();
     if let Some(digits) = text.strip_prefix("0x") {
-        return u64::from_str_radix(digits, 16).map_err(|error| error.to_string());
+        return u64::from_str_radix(digits, 16).map_err(|_| unclear());
     }
-    let Bytes { bytes } = keyval::from_str(text).map_err(|error| error.to_string())?;
+    let Bytes { bytes } = keyval::from_str(text).map_err(|_| unclear())?;
     Ok(bytes)
 }
 
