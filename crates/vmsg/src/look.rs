@@ -54,6 +54,7 @@ pub(crate) fn connect(spec: &BusSpec, timeout: Option<Duration>) -> anyhow::Resu
     let bus = connector.connect().map_err(|error| {
         // Who is in the way is another matter than nobody being there.
         let hint = match &error {
+            vmsg_bus::unix::ConnectError::NoServer { .. } => "",
             error if error.is_not_there() => " (start one with `vmsg serve`)",
             _ => "",
         };

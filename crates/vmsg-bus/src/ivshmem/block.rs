@@ -44,6 +44,8 @@ pub(super) struct Card {
     pub(super) vector: u16,
     /// Bits of [`Capabilities`](crate::Capabilities).
     pub(super) capabilities: u32,
+    /// How the device comes by the driver's memory, [`MemoryMode::code`](super::MemoryMode::code); 0: not said.
+    pub(super) mode: u16,
     /// Bytes of the common memory; 0: none.
     pub(super) common: u64,
     pub(super) name: String,
@@ -109,7 +111,7 @@ impl Place {
         } = self.pulse(memory)?;
         let [id_low, id_high, v_low, v_high] = self.load(memory, DOORS).to_le_bytes();
         let id = u16::from_le_bytes([id_low, id_high]);
-        let [low, high, ..] = self.load(memory, VECTOR).to_le_bytes();
+        let [low, high, m_low, m_high] = self.load(memory, VECTOR).to_le_bytes();
         let common =
             u64::from(self.load(memory, SIZE + 4)) << 32 | u64::from(self.load(memory, SIZE));
         let mut name = Vec::with_capacity(24);
@@ -126,6 +128,7 @@ impl Place {
                 id: (id != NO_ID).then_some(id),
                 vectors: u16::from_le_bytes([v_low, v_high]),
                 vector: u16::from_le_bytes([low, high]),
+                mode: u16::from_le_bytes([m_low, m_high]),
                 capabilities: self.load(memory, CAPABILITIES),
                 common,
                 name: printable(&name[..len.unwrap_or(name.len())]),
@@ -173,7 +176,7 @@ impl Place {
         let id = u32::from(card.id.unwrap_or(NO_ID));
         word(DOORS, id | u32::from(card.vectors) << 16);
         word(CAPABILITIES, card.capabilities);
-        word(VECTOR, card.vector.into());
+        word(VECTOR, u32::from(card.vector) | u32::from(card.mode) << 16);
         let [a, b, c, d, e, f, g, h] = card.common.to_le_bytes();
         word(SIZE, u32::from_le_bytes([a, b, c, d]));
         word(SIZE + 4, u32::from_le_bytes([e, f, g, h]));

@@ -200,7 +200,7 @@ impl Connector {
 
     fn client_error(&self, error: client::ConnectError) -> ConnectError {
         match error {
-            client::ConnectError::NotThere { path } => ConnectError::NotThere { path },
+            client::ConnectError::NotThere { path } => ConnectError::NoServer { path },
             client::ConnectError::Busy { path } => ConnectError::Busy { path },
             client::ConnectError::TimedOut { path, after } => {
                 ConnectError::TimedOut { path, after }

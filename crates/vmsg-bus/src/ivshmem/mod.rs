@@ -71,6 +71,7 @@ fn card(spec: &IvshmemSpec, opened: &open::Opened, name: &str, driver: bool, com
         vectors,
         vector: spec.vector.unwrap_or(0),
         capabilities: offered.bits(),
+        mode: spec.memory.map_or(0, MemoryMode::code),
         common,
         name: name.to_owned(),
     }
@@ -122,6 +123,12 @@ impl Site {
                 let spare = port.vectors(card)?;
                 capabilities.queue_vectors = spare.own().len() > 0 && spare.theirs().len() > 0;
                 vectors = capabilities.queue_vectors.then_some(spare);
+            }
+            let theirs = MemoryMode::from_code(card.mode);
+            if let Some(difference) = spec::modes_differ(self.spec.memory, theirs, driver)
+                && !self.told.swap(true, Ordering::Relaxed)
+            {
+                tracing::warn!("{difference}");
             }
             if let Some(common) = common
                 && common.len != card.common

@@ -125,6 +125,27 @@ pub enum MemoryMode {
 }
 
 impl MemoryMode {
+    /// As an end's block has it (docs/bus-ivshmem.md §3); 0 there: not said.
+    pub(crate) const fn code(self) -> u16 {
+        match self {
+            Self::Known => 1,
+            Self::Whole => 2,
+            Self::Segment => 3,
+            Self::Bounce => 4,
+        }
+    }
+
+    /// The mode of a block's number.
+    pub(crate) const fn from_code(code: u16) -> Option<Self> {
+        Some(match code {
+            1 => Self::Known,
+            2 => Self::Whole,
+            3 => Self::Segment,
+            4 => Self::Bounce,
+            _ => return None,
+        })
+    }
+
     /// As on the command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -134,6 +155,25 @@ impl MemoryMode {
             Self::Bounce => "bounce",
         }
     }
+}
+
+/// What is wrong if the ends were not told the same. A driver that was told nothing may only want to look.
+pub(super) fn modes_differ(
+    ours: Option<MemoryMode>,
+    theirs: Option<MemoryMode>,
+    driver: bool,
+) -> Option<String> {
+    let (drivers, hosts) = if driver {
+        (ours?, theirs)
+    } else {
+        (theirs?, ours)
+    };
+    (hosts != Some(drivers)).then(|| {
+        let hosts = hosts.map_or("nothing of it".to_owned(), |mode| format!("memory={mode}"));
+        format!(
+            "the driver's side was told memory={drivers}, the device host {hosts}: give both the same"
+        )
+    })
 }
 
 impl fmt::Display for MemoryMode {

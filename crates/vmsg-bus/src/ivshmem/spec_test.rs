@@ -106,3 +106,31 @@ fn common_memory_may_lie_before_the_messages_or_behind_them() {
         assert!(parse(text).is_ok(), "{text}");
     }
 }
+
+#[test]
+fn ends_that_were_told_different_modes_are_named_with_both() {
+    use MemoryMode::{Bounce, Known, Segment, Whole};
+    for (code, mode) in [(1, Known), (2, Whole), (3, Segment), (4, Bounce)] {
+        assert_eq!(mode.code(), code);
+        assert_eq!(MemoryMode::from_code(code), Some(mode));
+    }
+    assert_eq!(MemoryMode::from_code(0), None);
+    assert_eq!(MemoryMode::from_code(5), None);
+
+    assert_eq!(modes_differ(Some(Bounce), Some(Bounce), true), None);
+    // Who only looks is told nothing.
+    assert_eq!(modes_differ(Some(Bounce), None, false), None);
+    assert_eq!(modes_differ(None, Some(Bounce), true), None);
+    let text = modes_differ(Some(Bounce), None, true).expect("a difference");
+    assert_eq!(modes_differ(None, Some(Bounce), false), Some(text.clone()));
+    assert!(
+        text.contains("memory=bounce") && text.contains("nothing"),
+        "{text}"
+    );
+    let text = modes_differ(Some(Segment), Some(Bounce), false).expect("a difference");
+    assert!(
+        text.contains("driver's side was told memory=bounce")
+            && text.contains("device host memory=segment"),
+        "{text}"
+    );
+}

@@ -37,6 +37,13 @@ pub enum ConnectError {
         /// The path.
         path: PathBuf,
     },
+    /// There is no server of ivshmem where both sides meet.
+    #[cfg(feature = "ivshmem")]
+    #[error("no ivshmem server listens on `{}`; start one with `vmsg ivshmem server`", path.display())]
+    NoServer {
+        /// The server's socket.
+        path: PathBuf,
+    },
     /// This side listens, and no device host has connected yet.
     #[error("no device host has connected to `{}`", path.display())]
     NotYet {
@@ -119,19 +126,23 @@ impl ConnectError {
     /// but starting, or ending, a program.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NotThere { .. } | Self::Busy { .. } | Self::TimedOut { .. } => true,
+            Self::Busy { .. } | Self::TimedOut { .. } => true,
             Self::Refused { reason, .. } => {
                 matches!(reason, RefuseReason::TooMany | RefuseReason::ShuttingDown)
             }
             // A host that is killed in mid-handshake.
             Self::Handshake { why, .. } => *why == GONE,
-            Self::NotYet { .. } | Self::NotTaken { .. } => true,
-            _ => false,
+            Self::NotTaken { .. } => true,
+            _ => self.is_not_there(),
         }
     }
 
     /// Whether there is nobody at the other end, and a watch tells when that changes.
     pub fn is_not_there(&self) -> bool {
+        #[cfg(feature = "ivshmem")]
+        if let Self::NoServer { .. } = self {
+            return true;
+        }
         matches!(self, Self::NotThere { .. } | Self::NotYet { .. })
     }
 }
