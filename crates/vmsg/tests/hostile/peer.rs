@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -412,14 +413,32 @@ impl Peer {
         self.push(&message(0, EVENT_AVAIL, dev.0, 0, &words(&[queue, 0])));
     }
 
-    /// What was sent before has reached the worker of the devices that are
-    /// held, which had its turn: a change of the windows is answered after that.
+    /// What was sent before has reached the worker of the devices that are held, which had its turn: control has answered two
+    /// changes of the windows, so orders that came before are the worker's, and then every thread of the host was seen asleep.
     pub(crate) fn barrier(&mut self) {
         let bytes = self.barrier.try_clone().expect("a descriptor");
         let window = (1 << 60, 4096, 0);
         assert_eq!(self.window(u32::MAX, 0, window, bytes.as_fd()), OK);
         let payload = words(&[u32::MAX, 0]);
         assert_eq!(self.bus(WINDOW_REMOVE, &payload, &[]), OK);
+        let host = socket_peercred(&self.socket)
+            .expect("the host's process")
+            .pid;
+        let tasks = format!("/proc/{}/task", host.as_raw_pid());
+        let deadline = Instant::now() + PATIENCE;
+        for task in std::fs::read_dir(tasks).expect("its threads").flatten() {
+            let stat = task.path().join("stat");
+            // proc_pid_stat(5): the state stands behind the name, which is in brackets. A thread that has ended is at rest, too.
+            let is_awake = || {
+                let stat = std::fs::read_to_string(&stat).unwrap_or_default();
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, fields)| fields.starts_with('R'))
+            };
+            while is_awake() {
+                assert!(Instant::now() < deadline, "a thread never rests: {stat:?}");
+                std::thread::yield_now();
+            }
+        }
     }
 
     /// Waits until the host says that the device needs a reset.
