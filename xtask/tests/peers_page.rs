@@ -10,6 +10,8 @@ fn source(name: &str, file: &str) -> PathBuf {
         .join("..")
         .join(match name {
             "peers" => "crates/vmsg/tests/peers.rs".to_owned(),
+            "ivshmem" => "crates/vmsg/tests/peers/ivshmem.rs".to_owned(),
+            "golden" => "crates/vmsg/tests/ivshmem_golden.rs".to_owned(),
             "devices" => "crates/vmsg/tests/peers/devices.rs".to_owned(),
             "session" => "crates/vmsg-proxy/tests/peers.rs".to_owned(),
             "front" => "crates/vmsg-proxy/tests/vhost_user.rs".to_owned(),
