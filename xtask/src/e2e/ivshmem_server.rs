@@ -135,8 +135,9 @@ pub(super) fn stock_qemu(stage: &mut Stage, report: &mut Report) -> Result<()> {
         }
         Ok(())
     });
-    stage.scene.may_end(server);
-    stage.scene.kill(server, Signal::TERM)?;
+    stage.scene.signal(server, Signal::TERM)?;
+    // With its last words.
+    stage.scene.wait_end(server, STEP)?;
     let stats = stage.scene.lines(server, Stream::Out);
     let last = stats.last().map_or("", |line| &line.text).to_owned();
     report.check(
