@@ -14,6 +14,7 @@ use crate::guest::Guest;
 use crate::http::{FILE_SIZE, Server};
 use crate::kit::{self, Kit, NEW_QEMU};
 use crate::machine::Machine;
+use crate::proof;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
 use crate::scene::{Id, Scene};
 use crate::secret;
@@ -144,7 +145,7 @@ fn play(options: &Options) -> Result<String> {
 }
 
 /// Tells progress: the time since the start and what has happened.
-fn tell(scene: &Scene, what: &str) {
+pub(crate) fn tell(scene: &Scene, what: &str) {
     println!("[{:5.1} s] {what}", scene.now().as_secs_f64());
 }
 
@@ -228,17 +229,12 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> 
     let kernel = guest.booted(scene)?;
     tell(scene, &format!("guest runs Linux {kernel}"));
 
-    let (nic, _) = guest.mark(scene, "nic", STEP)?;
     let transport = if whole {
         "virtio-pci"
     } else {
         kit.machine.transport_name()
     };
-    ensure!(
-        nic.contains("/virtio_mmio") == (transport == "virtio-mmio"),
-        "eth1 is not a {transport} device: it is {nic}"
-    );
-    tell(scene, &format!("eth1 is {nic} ({transport})"));
+    proof::nic(scene, &mut &guest, transport, STEP)?;
     if options.iommu {
         let (group, _) = guest.mark(scene, "iommu", STEP)?;
         ensure!(
@@ -247,50 +243,17 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> 
         );
         tell(scene, &format!("eth1 is behind an IOMMU: {group}"));
     }
-    let (lease, _) = guest.mark(scene, "lease", STEP)?;
-    tell(scene, &format!("DHCP: {lease}"));
-    let address = lease
-        .split_whitespace()
-        .nth(2)
-        .unwrap_or_default()
-        .to_owned();
-
-    let first_ping = guest.expect(scene, "the first answer to a ping", STEP, |line| {
-        line.text.contains("bytes from 10.0.2.2").then_some(line.at)
-    })?;
-    tell(scene, "first ping answered");
+    let address = proof::lease(scene, &mut &guest, STEP)?;
+    let first_ping = proof::first_ping(scene, &mut &guest, "10.0.2.2", STEP)?;
     // While it goes on pinging.
     if let (true, Some((serve, _))) = (options.isolate, sides) {
         show_isolation(scene, &guest, serve, &secret)?;
     }
-    let statistics = ping_statistics(scene, &guest)?;
-
-    let (_, begun) = guest.mark(scene, "fetching", STEP)?;
-    let (code, ended) = guest.mark(scene, "fetched", STEP)?;
-    ensure!(
-        code == "0",
-        "the guest's download failed (wget gave {code})"
-    );
-    let took = (ended - begun).as_secs_f64();
-    let mebibytes = FILE_SIZE >> 20;
-    tell(
-        scene,
-        &format!("{mebibytes} MiB fetched over HTTP in {took:.1} s"),
-    );
-    let (sum, _) = guest.mark(scene, "sum", STEP)?;
-    let sum = sum.split_whitespace().next().unwrap_or_default();
-    ensure!(
-        sum == server.sha256(),
-        "wrong checksum: the guest got {sum}, the file has {}",
-        server.sha256()
-    );
-    tell(scene, &format!("SHA-256 is right: {sum}"));
-    let (random, _) = guest.mark(scene, "random", STEP)?;
-    ensure!(
-        random.starts_with("1024 virtio_rng"),
-        "the entropy device does not give random bytes: {random}"
-    );
-    tell(scene, &format!("entropy device gives bytes: {random}"));
+    let statistics = proof::ping_statistics(scene, &mut &guest, STEP)?;
+    let (code, _) = guest.mark(scene, "pinged", STEP)?;
+    ensure!(code == "0", "ping gave {code}");
+    let mebibytes = proof::download(scene, &mut &guest, &server, "over HTTP", [STEP, STEP])?;
+    proof::random(scene, &mut &guest, STEP)?;
 
     let failed: Vec<_> = guest
         .finish(scene, STEP)?
@@ -336,7 +299,7 @@ fn act(scene: &mut Scene, kit: &Kit, vmsg: Option<&Vmsg>, options: &Options) -> 
     Ok(format!(
         "{} guest over {how}: eth1 has {address} by DHCP, {}, {mebibytes} MiB with the right checksum",
         kit.machine.name(),
-        statistics.first().map_or("", String::as_str)
+        statistics[0]
     ))
 }
 
@@ -348,27 +311,6 @@ pub(crate) fn settings(server: &Server, pings: u32) -> [(&'static str, String); 
         ("PORT", server.port().to_string()),
         ("PINGS", pings.to_string()),
     ]
-}
-
-/// Ping's last two lines: packets sent and received, round-trip times.
-fn ping_statistics(scene: &mut Scene, guest: &Guest) -> Result<Vec<String>> {
-    let counts = guest.expect(scene, "ping's statistics", STEP, |line| {
-        line.text
-            .contains("packets transmitted")
-            .then(|| line.text.clone())
-    })?;
-    tell(scene, &counts);
-    if !counts.contains(" 0% packet loss") {
-        bail!("pings were lost: {counts}");
-    }
-    let times = guest.expect(scene, "ping's times", STEP, |line| {
-        line.text
-            .starts_with("round-trip")
-            .then(|| line.text.clone())
-    })?;
-    let (code, _) = guest.mark(scene, "pinged", STEP)?;
-    ensure!(code == "0", "ping gave {code}");
-    Ok(vec![counts, times])
 }
 
 /// Looks for what only the guest knows in the memory of both processes that serve it, and in the files that they have open.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::demo::{self, PINGS, SCRIPT, STEP};
+use crate::demo::{self, PINGS, SCRIPT, STEP, tell};
 use crate::dirs;
 use crate::http::{FILE_SIZE, Server};
 use crate::inner::Inside;
@@ -15,6 +15,7 @@ use crate::kit;
 use crate::machine::Machine;
 use crate::outer::Process;
 use crate::pair::{self, GATEWAY, Mode, Pair, Plan, Programs};
+use crate::proof::{self, Console};
 use crate::scene::Scene;
 use crate::tree;
 
@@ -145,11 +146,6 @@ fn play(options: &Options) -> Result<String> {
     ))
 }
 
-/// Tells progress: the time since the start and what has happened.
-fn tell(scene: &Scene, what: &str) {
-    println!("[{:5.1} s] {what}", scene.now().as_secs_f64());
-}
-
 /// Settings of the inner guest's script.
 pub(crate) fn settings(server: &Server) -> Vec<(&'static str, String)> {
     let mut settings = demo::settings(server, PINGS).to_vec();
@@ -226,70 +222,13 @@ pub(crate) fn watch(
 ) -> Result<String> {
     let (kernel, _) = inner.mark(scene, "booted", INNER_BOOT)?;
     tell(scene, &format!("inner guest runs Linux {kernel}"));
-    let (nic, _) = inner.mark(scene, "nic", STEP)?;
-    let transport = machine.transport_name();
-    ensure!(
-        nic.contains("/virtio_mmio") == (transport == "virtio-mmio")
-            || nic.contains(".virtio_mmio") == (transport == "virtio-mmio"),
-        "eth1 is not a {transport} device: it is {nic}"
-    );
-    tell(scene, &format!("eth1 is {nic} ({transport})"));
-    let (lease, _) = inner.mark(scene, "lease", STEP)?;
-    tell(scene, &format!("DHCP: {lease}"));
-    let address = lease
-        .split_whitespace()
-        .nth(2)
-        .unwrap_or_default()
-        .to_owned();
-    let answer = format!("bytes from {GATEWAY}");
-    inner.expect(scene, "the first answer to a ping", STEP, |line| {
-        line.text.contains(&answer).then_some(())
-    })?;
-    tell(scene, "first ping answered");
-    let counts = inner.expect(scene, "ping's statistics", STEP, |line| {
-        line.text
-            .contains("packets transmitted")
-            .then(|| line.text.clone())
-    })?;
-    tell(scene, &counts);
-    ensure!(
-        counts.contains(" 0% packet loss"),
-        "pings were lost: {counts}"
-    );
-    let times = inner.expect(scene, "ping's times", STEP, |line| {
-        line.text
-            .starts_with("round-trip")
-            .then(|| line.text.clone())
-    })?;
+    proof::nic(scene, inner, machine.transport_name(), STEP)?;
+    let address = proof::lease(scene, inner, STEP)?;
+    proof::first_ping(scene, inner, GATEWAY, STEP)?;
+    let [counts, times] = proof::ping_statistics(scene, inner, STEP)?;
     tell(scene, &times);
-    let (_, begun) = inner.mark(scene, "fetching", STEP)?;
-    let (code, ended) = inner.mark(scene, "fetched", DOWNLOAD)?;
-    ensure!(
-        code == "0",
-        "the guest's download failed (wget gave {code})"
-    );
-    let mebibytes = FILE_SIZE >> 20;
-    tell(
-        scene,
-        &format!(
-            "{mebibytes} MiB fetched from this machine in {:.1} s",
-            (ended - begun).as_secs_f64()
-        ),
-    );
-    let (sum, _) = inner.mark(scene, "sum", STEP)?;
-    let sum = sum.split_whitespace().next().unwrap_or_default();
-    ensure!(
-        sum == server.sha256(),
-        "wrong checksum: the guest got {sum}, the file has {}",
-        server.sha256()
-    );
-    tell(scene, &format!("SHA-256 is right: {sum}"));
-    let (random, _) = inner.mark(scene, "random", STEP)?;
-    ensure!(
-        random.starts_with("1024 virtio_rng"),
-        "the entropy device does not give random bytes: {random}"
-    );
-    tell(scene, &format!("entropy device gives bytes: {random}"));
+    let mebibytes = proof::download(scene, inner, server, "from this machine", [STEP, DOWNLOAD])?;
+    proof::random(scene, inner, STEP)?;
     Ok(format!(
         "eth1 has {address} by DHCP, {counts}, {mebibytes} MiB with the right checksum"
     ))

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::initrd;
 use crate::kit::Kit;
+use crate::proof::Console;
 use crate::qemu::{self, Hardware};
 use crate::scene::{Id, Line, Scene, Stream};
 
@@ -128,6 +129,18 @@ impl Guest {
                 ..c
             })
             .collect()
+    }
+}
+
+impl Console for &Guest {
+    fn expect<T>(
+        &mut self,
+        scene: &mut Scene,
+        what: &str,
+        within: Duration,
+        pick: impl FnMut(&Line) -> Option<T>,
+    ) -> Result<T> {
+        Guest::expect(self, scene, what, within, pick)
     }
 }
 

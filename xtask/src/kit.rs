@@ -4,18 +4,23 @@
 //! On Debian, QEMU is installed as a package; kernel and busybox are fetched from the Debian archive by a private apt
 //! into the cache folder, for any architecture, without touching the system. Elsewhere they are named by the user.
 
+mod fetch;
+mod missing;
+
 use std::env;
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use fetch::{Fetch, Part, fetch_all};
+use missing::{Missing, refuse_elsewhere};
+
 use crate::cross;
-use crate::debian::{self, Debian, PrivateApt, Release};
+use crate::debian::{self, Debian, Release};
 use crate::dirs;
 use crate::machine::Machine;
 use crate::tree::{self, Spec, Tree};
@@ -336,270 +341,6 @@ fn modules_beside(kernel: &Path) -> Option<PathBuf> {
         .iter()
         .map(|m| root.join(m).join(version))
         .find(|m| m.is_dir())
-}
-
-/// A part that can be fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Kernel,
-    Busybox,
-}
-
-impl Part {
-    const ALL: [Self; 2] = [Self::Kernel, Self::Busybox];
-
-    fn what(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel",
-            Self::Busybox => "busybox",
-        }
-    }
-
-    /// The main file's name in its cache folder.
-    fn file(self) -> &'static str {
-        match self {
-            Self::Kernel => "vmlinuz",
-            Self::Busybox => "busybox",
-        }
-    }
-
-    /// The file the user named, or one that lies ready on a machine that is not Debian.
-    fn given(
-        self,
-        machine: Machine,
-        options: &Options,
-        debian: Option<&Debian>,
-    ) -> Option<PathBuf> {
-        match self {
-            Self::Kernel => options.kernel.clone(),
-            Self::Busybox => options.busybox.clone().or_else(|| {
-                let found = if debian.is_none() {
-                    in_path("busybox")
-                } else {
-                    None
-                };
-                found.filter(|f| fs::read(f).is_ok_and(|elf| is_static(&elf, machine)))
-            }),
-        }
-    }
-}
-
-/// A part to be fetched for a machine.
-#[derive(Clone, Copy, Debug)]
-struct Fetch {
-    machine: Machine,
-    part: Part,
-    release: Release,
-}
-
-impl Fetch {
-    /// From the release that this machine has, unless something newer is wanted.
-    fn wanted(machine: Machine, part: Part, options: &Options) -> Self {
-        Self {
-            machine,
-            part,
-            release: match part {
-                Part::Kernel if options.new_kernel => Release::TrixieBackports,
-                _ => Release::Own,
-            },
-        }
-    }
-
-    /// The folder in the cache. It appears whole, by a rename, or not at all.
-    fn folder(self, cache: &Path, debian: Option<&Debian>) -> PathBuf {
-        let release = debian.map_or("other", |d| self.release.name(d));
-        cache.join(format!(
-            "{release}-{}-{}",
-            self.machine.debian_arch(),
-            self.part.what()
-        ))
-    }
-
-    fn unpack(self, apt: &PrivateApt, cache: &Path, debian: &Debian) -> Result<()> {
-        let arch = self.machine.debian_arch();
-        let raw = tempfile::tempdir_in(cache)?;
-        let ready = tempfile::tempdir_in(cache)?;
-        match self.part {
-            Part::Kernel => {
-                // The cloud flavour is a third of the size, with all of virtio; not every release has it.
-                apt.unpack(&format!("linux-image-cloud-{arch}"), raw.path())
-                    .or_else(|_| apt.unpack(&format!("linux-image-{arch}"), raw.path()))?;
-                let modules = ["lib/modules", "usr/lib/modules"].map(|m| raw.path().join(m));
-                let modules = modules
-                    .iter()
-                    .find_map(|m| find_one(m, "").ok())
-                    .context("a kernel package without modules")?;
-                let version = modules.file_name().and_then(|n| n.to_str());
-                let version = version.context("a kernel package without a version")?;
-                // Newer packages have the image beside the modules.
-                let image = find_one(&raw.path().join("boot"), "vmlinuz-")
-                    .or_else(|_| find_one(&modules, "vmlinuz"))?;
-                fs::rename(&image, ready.path().join(self.part.file()))?;
-                fs::write(ready.path().join("version"), version)?;
-                fs::rename(&modules, ready.path().join("modules"))?;
-            }
-            Part::Busybox => {
-                apt.unpack("busybox-static", raw.path())?;
-                let places = ["bin/busybox", "usr/bin/busybox"].map(|p| raw.path().join(p));
-                let busybox = places
-                    .iter()
-                    .find(|p| p.is_file())
-                    .context("busybox-static without a busybox")?;
-                fs::rename(busybox, ready.path().join(self.part.file()))?;
-            }
-        }
-        fs::set_permissions(ready.path(), fs::Permissions::from_mode(0o755))?;
-        let folder = self.folder(cache, Some(debian));
-        if let Err(error) = fs::rename(ready.path(), &folder)
-            && !folder.is_dir()
-        {
-            return Err(error).with_context(|| format!("cannot create {}", folder.display()));
-        }
-        Ok(())
-    }
-}
-
-fn fetch_all(fetches: &[Fetch], cache: &Path, debian: &Debian) -> Result<()> {
-    for machine in Machine::ALL {
-        for release in [Release::Own, Release::TrixieBackports] {
-            let mine: Vec<&Fetch> = fetches
-                .iter()
-                .filter(|f| (f.machine, f.release) == (machine, release))
-                .collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let dir = tempfile::tempdir_in(cache)?;
-            let arch = machine.debian_arch();
-            let apt = PrivateApt::new(dir.path(), debian, release, arch)?;
-            for fetch in mine {
-                fetch.unpack(&apt, cache, debian)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The only file in `dir` whose name begins with `prefix`.
-fn find_one(dir: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    entries
-        .flatten()
-        .map(|e| e.path())
-        .find(|p| {
-            p.file_name()
-                .and_then(|n| n.to_str())
-                .is_some_and(|n| n.starts_with(prefix))
-        })
-        .with_context(|| format!("no {prefix}* in {}", dir.display()))
-}
-
-/// What has to be installed or fetched.
-#[derive(Clone, Copy, Debug)]
-struct Missing<'a> {
-    packages: &'a [&'a str],
-    fetches: &'a [Fetch],
-    trees: &'a [Spec],
-    /// Targets for which there is no library of Rust.
-    libraries: &'a [&'static str],
-}
-
-impl Missing<'_> {
-    /// Shows what is about to be done and, on a terminal, asks; nothing if nothing is missing.
-    fn ask(&self, cache: &Path, yes: bool) -> Result<()> {
-        let Self {
-            packages,
-            fetches,
-            trees,
-            libraries,
-        } = *self;
-        if packages.is_empty() && fetches.is_empty() && trees.is_empty() && libraries.is_empty() {
-            return Ok(());
-        }
-        println!("Before the first run, this will");
-        if !packages.is_empty() {
-            println!("  install with apt-get: {}", packages.join(" "));
-        }
-        for tree in trees {
-            println!(
-                "  fetch into {}: {}, only unpacked there (some {} MB)",
-                cache.display(),
-                tree.what(),
-                tree.megabytes()
-            );
-        }
-        for Fetch {
-            machine,
-            part,
-            release,
-        } in fetches
-        {
-            let (what, size) = match (part, release) {
-                (Part::Kernel, Release::Own) => ("a stock Debian kernel", "25 to 70 MB"),
-                (Part::Kernel, _) => ("the newest kernel for Debian 13", "25 to 120 MB"),
-                (Part::Busybox, _) => ("a static busybox", "1 MB"),
-            };
-            println!(
-                "  fetch into {}: {what} for {} ({size})",
-                cache.display(),
-                machine.debian_arch()
-            );
-        }
-        for target in libraries {
-            println!(
-                "  get Rust's library for {target} with `rustup target add` (30 MB), or else build it from its sources \
-                 into {}",
-                cache.display()
-            );
-        }
-        if yes || !io::stdin().is_terminal() {
-            return Ok(());
-        }
-        print!("Go ahead? [Y/n] ");
-        io::stdout().flush()?;
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer)?;
-        match answer.trim() {
-            "" | "y" | "Y" | "yes" => Ok(()),
-            _ => bail!("nothing was installed or fetched"),
-        }
-    }
-}
-
-/// On a machine that is not Debian nothing is installed: says what is missing and how to name it.
-fn refuse_elsewhere(packages: &[&str], fetches: &[Fetch], trees: &[Spec]) -> Result<()> {
-    if packages.is_empty() && fetches.is_empty() && trees.is_empty() {
-        return Ok(());
-    }
-    let mut missing = String::new();
-    for tree in trees {
-        missing.push_str(&format!(
-            "\n  {}: only Debian's are used; run this in a Debian system (a container will do)",
-            tree.what()
-        ));
-    }
-    for package in packages {
-        missing.push_str(&format!(
-            "\n  QEMU 7.2 or later (Debian calls the package {package}): install it, or name it with --qemu FILE"
-        ));
-    }
-    for Fetch { machine, part, .. } in fetches {
-        missing.push_str(&match part {
-            Part::Kernel => format!(
-                "\n  a kernel for {0} with virtio_net and {1} (built in, or as modules): name it with --kernel FILE, and \
-                 its modules with --modules DIR",
-                machine.name(),
-                machine.transport_module()
-            ),
-            Part::Busybox => format!(
-                "\n  a statically linked busybox for {}: install it, or name it with --busybox FILE",
-                machine.name()
-            ),
-        });
-    }
-    bail!(
-        "not on Debian, where this is fetched by itself: name what is missing with --qemu, --kernel and --busybox:{missing}"
-    )
 }
 
 /// The program `name` in PATH.

@@ -24,6 +24,7 @@ mod namespace;
 mod no_std;
 mod outer;
 mod pair;
+mod proof;
 mod qemu;
 mod qtest;
 mod report;

@@ -17,6 +17,7 @@ use crate::initrd::{self, Content};
 use crate::inner::Inside;
 use crate::kit::Kit;
 use crate::machine::Machine;
+use crate::proof::Console;
 use crate::qemu;
 use crate::scene::{Id, Line, Scene, Stream};
 
@@ -286,8 +287,20 @@ impl Process {
             .any(|l| l.text.starts_with(&end))
     }
 
-    /// Waits for a line of it.
-    pub(crate) fn expect<T>(
+    /// The results of a guest whose console it is.
+    pub(crate) fn failures(&self, scene: &Scene) -> Vec<String> {
+        let front = format!("{}| ", self.name);
+        scene
+            .lines(self.machine, Stream::Out)
+            .iter()
+            .filter_map(|l| guest::check(l.text.strip_prefix(&front)?))
+            .filter_map(|c| Some(format!("{}: {}", c.name, c.failure?)))
+            .collect()
+    }
+}
+
+impl Console for Process {
+    fn expect<T>(
         &mut self,
         scene: &mut Scene,
         what: &str,
@@ -326,30 +339,6 @@ impl Process {
                 tail.join("\n  ")
             )
         })
-    }
-
-    /// Waits for a mark of a guest whose console it is; gives what stands behind it, and when it came.
-    pub(crate) fn mark(
-        &mut self,
-        scene: &mut Scene,
-        name: &str,
-        within: Duration,
-    ) -> Result<(String, Duration)> {
-        self.expect(scene, &format!("the mark '{name}'"), within, |line| {
-            let (mark, detail) = guest::mark(&line.text)?;
-            (mark == name).then(|| (detail.to_owned(), line.at))
-        })
-    }
-
-    /// The results of a guest whose console it is.
-    pub(crate) fn failures(&self, scene: &Scene) -> Vec<String> {
-        let front = format!("{}| ", self.name);
-        scene
-            .lines(self.machine, Stream::Out)
-            .iter()
-            .filter_map(|l| guest::check(l.text.strip_prefix(&front)?))
-            .filter_map(|c| Some(format!("{}: {}", c.name, c.failure?)))
-            .collect()
     }
 }
 

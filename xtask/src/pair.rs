@@ -12,6 +12,7 @@ use crate::inner::{self, Hardware, Inside};
 use crate::kit::Kit;
 use crate::machine::Machine;
 use crate::outer::{self, MESSAGES, Memory, Outer, Process, WINDOW};
+use crate::proof::Console;
 use crate::scene::{Id, Scene};
 use crate::vmsg::Vmsg;
 
@@ -212,14 +213,12 @@ impl Pair {
             inside: Some(inside),
             ..outer::Options::default()
         };
-        self.a = Some(Outer::start(
-            scene,
-            name,
-            &self.kit,
-            &self.programs.guest,
-            &options,
-        )?);
+        self.a = Some(self.start(scene, name, &options)?);
         Ok(())
+    }
+
+    fn start(&self, scene: &mut Scene, name: &str, options: &outer::Options) -> Result<Outer> {
+        Outer::start(scene, name, &self.kit, &self.programs.guest, options)
     }
 
     /// Starts machine B.
@@ -236,13 +235,7 @@ impl Pair {
             net: true,
             ..outer::Options::default()
         };
-        self.b = Some(Outer::start(
-            scene,
-            name,
-            &self.kit,
-            &self.programs.guest,
-            &options,
-        )?);
+        self.b = Some(self.start(scene, name, &options)?);
         Ok(())
     }
 

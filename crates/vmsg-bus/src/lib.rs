@@ -44,7 +44,11 @@ pub mod loopback;
 mod memory;
 #[cfg(any(feature = "loopback", feature = "unix"))]
 mod queue;
+#[cfg(any(feature = "linux-user", feature = "ivshmem"))]
+mod room_wait;
 mod spec;
+#[cfg(any(feature = "linux-user", feature = "ivshmem"))]
+mod taken;
 pub mod tap;
 pub mod trace;
 #[cfg(feature = "linux-user")]

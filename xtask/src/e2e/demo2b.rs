@@ -14,6 +14,7 @@ use crate::inner::Inside;
 use crate::machine::Machine;
 use crate::outer::Process;
 use crate::pair::{B_MIB, GATEWAY, Mode, Pair, Plan, Programs, SHARED};
+use crate::proof::Console;
 use crate::report::Report;
 use crate::scene::Scene;
 use crate::secret::{self, Search};

@@ -12,6 +12,7 @@ use crate::cross;
 use crate::http;
 use crate::machine::Machine;
 use crate::outer::{self, MESSAGES, Outer, WINDOW};
+use crate::proof::Console;
 use crate::report::Report;
 use crate::scene::{Id, Scene, Stream};
 use crate::vmsg::Vmsg;

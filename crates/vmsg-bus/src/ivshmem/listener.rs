@@ -5,6 +5,7 @@ use super::open::{self, Keep, OpenError, Opened, describe};
 use super::port::{Joined, Outcome, Port};
 use super::spec::Ram;
 use super::{IvshmemSpec, Site, card, common};
+use crate::taken::Taken;
 use crate::trace::Side as Seen;
 use crate::unix::BindError;
 use crate::{CommonRam, DeviceBus, StaticRam};
@@ -15,9 +16,7 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vmsg_mem::Doorbell;
 use vmsg_mem::amp::Side;
 
 /// How long it may take to see whether another host has the place.
@@ -37,7 +36,7 @@ pub struct Listener {
     port: Arc<Port>,
     /// Holds the bell, and the port while there is no connection.
     epoll: OwnedFd,
-    ends: Arc<Ends>,
+    taken: Taken,
     connected: bool,
     /// The place is another host's, which was told: its end is waited for.
     ousted: bool,
@@ -46,23 +45,6 @@ pub struct Listener {
     seek_at: Option<Instant>,
     /// A server that is there again, and has until then to let this end in.
     seeking: Option<(Box<client::Connecting>, Instant)>,
-}
-
-/// How a connection tells its end.
-#[derive(Debug)]
-struct Ends {
-    bell: Doorbell,
-    over: AtomicBool,
-}
-
-/// Lives as long as a connection.
-struct Place(Arc<Ends>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.over.store(true, Ordering::Release);
-        let _ = self.0.bell.ring();
-    }
 }
 
 impl Listener {
@@ -105,12 +87,9 @@ impl Listener {
             common.as_ref().map_or(0, |common| common.len),
         );
         let port = Arc::new(Port::new(opened, Side::Device, card, epoch).map_err(os)?);
-        let ends = Arc::new(Ends {
-            bell: Doorbell::new().map_err(os)?,
-            over: AtomicBool::new(false),
-        });
+        let taken = Taken::new().map_err(os)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| os(error.into()))?;
-        for fd in [ends.bell.as_fd(), port.as_fd()] {
+        for fd in [taken.as_fd(), port.as_fd()] {
             epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)
                 .map_err(|error| os(error.into()))?;
         }
@@ -120,7 +99,7 @@ impl Listener {
             common: common.map(Arc::new),
             port,
             epoll,
-            ends,
+            taken,
             connected: false,
             ousted: false,
             paused_until: None,
@@ -189,9 +168,7 @@ impl Listener {
     /// # Errors
     /// Local trouble only; the listener can be used on, and pauses for a moment.
     pub fn accept(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
-        if self.ends.over.swap(false, Ordering::AcqRel) {
-            // Ours alone, and what it said has been heard.
-            let _ = self.ends.bell.drain();
+        if self.taken.has_ended() {
             self.connected = false;
             self.port.again();
             self.watch_port(EventFlags::IN)?;
@@ -354,7 +331,7 @@ impl Listener {
             self.site
                 .parts(&self.port, joined, false, common, self.epoch.into())?;
         let views = parts.capabilities.views;
-        let place = Box::new(Place(Arc::clone(&self.ends)));
+        let place = self.taken.place();
         let mut bus = DeviceBus::new(parts, Some(place)).map_err(io::Error::other)?;
         bus.set_static_ram(self.site.ram.clone());
         bus.share(self.common.clone().filter(|_| views), vectors.map(Arc::new));

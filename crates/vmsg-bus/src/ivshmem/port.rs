@@ -9,6 +9,7 @@ use super::open::Opened;
 use super::queues;
 use super::spec::QueueLayout;
 use crate::link;
+use crate::room_wait::RoomWait;
 use crate::{Peer, Vectors};
 use ivshmem::PeerId;
 use rustix::event::{Timespec, epoll};
@@ -25,10 +26,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vmsg_mem::DeviceSlice;
 use vmsg_mem::amp::Side;
-
-/// How long a sender waits before it looks for room, the first time and at most.
-const ROOM_WAIT: Duration = Duration::from_millis(1);
-const LONGEST_ROOM_WAIT: Duration = Duration::from_millis(64);
 
 /// How often an end without doorbells looks at the memory: after a message, and at rest.
 const FIRST_LOOK: Duration = Duration::from_micros(100);
@@ -78,7 +75,7 @@ pub(crate) struct Port {
     /// When the other end was looked at last, by [`coarse_now`].
     looked: AtomicU64,
     /// How often in a row there was no room, and nothing to do.
-    room_waits: AtomicU32,
+    room_wait: RoomWait,
     looks: AtomicU32,
 }
 
@@ -167,7 +164,7 @@ impl Port {
             over: AtomicBool::new(true),
             foreign: AtomicBool::new(false),
             looked: AtomicU64::new(0),
-            room_waits: AtomicU32::new(0),
+            room_wait: RoomWait::default(),
             looks: AtomicU32::new(0),
         };
         port.start_timer(Duration::from_nanos(1));
@@ -495,15 +492,12 @@ impl Port {
 
     /// Makes sure that this side wakes, though nobody may ring when there is room.
     pub(crate) fn wait_for_room(&self) {
-        let waits = self.room_waits.fetch_add(1, Ordering::Relaxed).min(6);
-        self.start_timer((ROOM_WAIT * (1 << waits)).min(LONGEST_ROOM_WAIT));
+        self.start_timer(self.room_wait.next());
     }
 
     /// There was room.
     pub(crate) fn room_found(&self) {
-        if self.room_waits.load(Ordering::Relaxed) != 0 {
-            self.room_waits.store(0, Ordering::Relaxed);
-        }
+        self.room_wait.found();
     }
 
     /// Ends the connection.

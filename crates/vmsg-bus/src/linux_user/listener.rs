@@ -10,6 +10,7 @@ use crate::bell::Bell;
 use crate::carrier::Carrier;
 use crate::link::Parts;
 use crate::lock::{FileLock, LockError};
+use crate::taken::Taken;
 use crate::trace::Side;
 use crate::translation::Translation;
 use crate::unix::{BindError, packet};
@@ -18,10 +19,8 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use vmsg_mem::Doorbell;
 
 /// From the end of a connection to the next attempt to connect, and after trouble with files.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -42,7 +41,7 @@ pub struct Listener {
     door: Door,
     /// Ready for a driver, and open while waiting for one: then nobody else begins them anew.
     queues: Option<Queues>,
-    ends: Arc<Ends>,
+    taken: Taken,
     /// A connection was given out, and its end was not seen yet.
     connected: bool,
     /// That connection.
@@ -60,23 +59,6 @@ const TURNED_AWAY: usize = 256;
 
 /// From one line of log about that to the next.
 const TELL: Duration = Duration::from_secs(10);
-
-/// How a connection tells its end.
-#[derive(Debug)]
-struct Ends {
-    bell: Doorbell,
-    over: AtomicBool,
-}
-
-/// Lives as long as a connection.
-struct Place(Arc<Ends>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.over.store(true, Ordering::Release);
-        let _ = self.0.bell.ring();
-    }
-}
 
 impl Listener {
     /// Takes the bus for a program called `name`, and begins to listen or to look for who does.
@@ -107,17 +89,14 @@ impl Listener {
         }
         let queues = Queues::open(&site, PATIENCE)?;
         let door = Door::new(&site.socket, site.server)?;
-        let ends = Arc::new(Ends {
-            bell: Doorbell::new().map_err(os("make a doorbell for"))?,
-            over: AtomicBool::new(false),
-        });
+        let taken = Taken::new().map_err(os("make a doorbell for"))?;
         let watch = |epoll: &OwnedFd, fd: BorrowedFd<'_>| {
             epoll::add(epoll, fd, EventData::new_u64(0), EventFlags::IN)
                 .map_err(|error| os("watch")(error.into()))
         };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|error| os("watch")(error.into()))?;
-        watch(&epoll, ends.bell.as_fd())?;
+        watch(&epoll, taken.as_fd())?;
         watch(&epoll, door.as_fd())?;
         Ok(Self {
             site,
@@ -125,7 +104,7 @@ impl Listener {
             epoll,
             door,
             queues: Some(queues),
-            ends,
+            taken,
             connected: false,
             stream: Weak::new(),
             turned_away: None,
@@ -158,9 +137,7 @@ impl Listener {
     /// # Errors
     /// Local trouble only; the listener can be used on, and pauses for a moment.
     pub fn accept(&mut self, now: Instant) -> io::Result<Option<DeviceBus>> {
-        if self.ends.over.swap(false, Ordering::AcqRel) {
-            // Ours alone, and what it said has been heard.
-            let _ = self.ends.bell.drain();
+        if self.taken.has_ended() {
             self.connected = false;
             self.door.again(now + PAUSE);
             self.watch_door(EventFlags::IN)?;
@@ -267,7 +244,7 @@ impl Listener {
             peer,
             epoch: self.epoch,
         };
-        let place = Box::new(Place(Arc::clone(&self.ends)));
+        let place = self.taken.place();
         let mut bus = DeviceBus::new(parts, Some(place))?;
         bus.set_static_ram(self.site.ram.clone());
         if self.site.revision == Revision::R1 {

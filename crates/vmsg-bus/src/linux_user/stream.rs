@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The doorbell: a stream socket, docs/bus-linux-user.md §3.
 
+use crate::room_wait::RoomWait;
 use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags};
@@ -10,7 +11,7 @@ use rustix::time::{
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// What is sent for a message.
@@ -18,10 +19,6 @@ const RING: [u8; 1] = [0xed];
 
 /// The most that is read at a time: more than a socket holds unless somebody writes without end.
 const MOST: usize = 256 * 1024;
-
-/// How long a sender waits before it looks for room, the first time and at most.
-const ROOM_WAIT: Duration = Duration::from_millis(1);
-const LONGEST_ROOM_WAIT: Duration = Duration::from_millis(64);
 
 /// A connected socket with all that one side waits for: bytes, the end, and a timer.
 #[derive(Debug)]
@@ -32,8 +29,7 @@ pub(crate) struct Stream {
     epoll: OwnedFd,
     /// The other side has ended the connection.
     over: AtomicBool,
-    /// How often in a row there was no room.
-    room_waits: AtomicU32,
+    room_wait: RoomWait,
 }
 
 impl Stream {
@@ -55,7 +51,7 @@ impl Stream {
             timer,
             epoll,
             over: AtomicBool::new(false),
-            room_waits: AtomicU32::new(0),
+            room_wait: RoomWait::default(),
         })
     }
 
@@ -97,15 +93,12 @@ impl Stream {
 
     /// Makes sure that this side wakes, though nobody may ring when there is room.
     pub(crate) fn wait_for_room(&self) {
-        let waits = self.room_waits.fetch_add(1, Ordering::Relaxed).min(6);
-        self.start_timer((ROOM_WAIT * (1 << waits)).min(LONGEST_ROOM_WAIT));
+        self.start_timer(self.room_wait.next());
     }
 
     /// There was room.
     pub(crate) fn room_found(&self) {
-        if self.room_waits.load(Ordering::Relaxed) != 0 {
-            self.room_waits.store(0, Ordering::Relaxed);
-        }
+        self.room_wait.found();
     }
 
     /// Wakes this side once after `time`.
