@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use crate::{Guest, Offloads, RxSink, TxFrame};
+use crate::{Guest, Offloads, Outlets, RxSink, TxFrame};
 
 /// The other end of a network device's cable.
 ///
@@ -47,6 +47,24 @@ pub trait Backend: Send {
     ///
     /// Frames come as the guest made them. A bad one is taken, counted and dropped.
     fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize;
+
+    /// As [`transmit`](Self::transmit), for a back end that puts frames straight into `others`, devices that the same thread
+    /// serves. A device calls this one.
+    fn transmit_to(
+        &mut self,
+        now: Instant,
+        pair: u16,
+        frames: &[TxFrame<'_>],
+        others: &mut dyn Outlets,
+    ) -> usize {
+        let _ = others;
+        self.transmit(now, pair, frames)
+    }
+
+    /// The device has got its place: `key` is what [`Outlets::fill`] finds it by. Called before anything is transmitted.
+    fn set_key(&mut self, key: u64) {
+        let _ = key;
+    }
 
     /// Hands frames for the guest to `sink` until there are no more, `sink` has no room, or this
     /// back end finds that others should have a turn; returns how many it were.
@@ -91,6 +109,20 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize {
         (**self).transmit(now, pair, frames)
+    }
+
+    fn transmit_to(
+        &mut self,
+        now: Instant,
+        pair: u16,
+        frames: &[TxFrame<'_>],
+        others: &mut dyn Outlets,
+    ) -> usize {
+        (**self).transmit_to(now, pair, frames, others)
+    }
+
+    fn set_key(&mut self, key: u64) {
+        (**self).set_key(key);
     }
 
     fn receive(&mut self, now: Instant, sink: &mut dyn RxSink) -> usize {

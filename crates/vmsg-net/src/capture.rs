@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use vmsg_mem::{Pieces, RamSlice};
 
-use crate::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
+use crate::{Backend, Guest, Offloads, Outlets, RxSink, Target, TxFrame, VnetHeader};
 
 /// Longest frame: an IPv4 packet of 65535 bytes behind an Ethernet header with a VLAN tag.
 const LONGEST: usize = 65535 + 18;
@@ -183,6 +183,13 @@ impl<B: Backend, W: Write + Send> Capture<B, W> {
     pub const fn is_capturing(&self) -> bool {
         self.writer.file.is_some()
     }
+
+    fn record_all(&mut self, frames: &[TxFrame<'_>]) {
+        for frame in frames {
+            self.writer.record(frame.payload);
+        }
+        self.writer.flush(self.writer.config.buffer);
+    }
 }
 
 /// Stands before the guest's buffers.
@@ -274,11 +281,24 @@ impl<B: Backend, W: Write + Send> Backend for Capture<B, W> {
 
     fn transmit(&mut self, now: Instant, pair: u16, frames: &[TxFrame<'_>]) -> usize {
         let taken = self.inner.transmit(now, pair, frames);
-        for frame in frames.iter().take(taken) {
-            self.writer.record(frame.payload);
-        }
-        self.writer.flush(self.writer.config.buffer);
+        self.record_all(&frames[..taken]);
         taken
+    }
+
+    fn transmit_to(
+        &mut self,
+        now: Instant,
+        pair: u16,
+        frames: &[TxFrame<'_>],
+        others: &mut dyn Outlets,
+    ) -> usize {
+        let taken = self.inner.transmit_to(now, pair, frames, others);
+        self.record_all(&frames[..taken]);
+        taken
+    }
+
+    fn set_key(&mut self, key: u64) {
+        self.inner.set_key(key);
     }
 
     fn receive(&mut self, now: Instant, sink: &mut dyn RxSink) -> usize {
