@@ -13,10 +13,10 @@ use crate::http::{FILE_SIZE, Server};
 use crate::inner::Inside;
 use crate::kit;
 use crate::machine::Machine;
-use crate::outer::Process;
 use crate::pair::{self, GATEWAY, Mode, Pair, Plan, Programs};
 use crate::proof::{self, Console};
 use crate::scene::Scene;
+use crate::shell::Process;
 use crate::tree;
 
 /// Longest time from the inner QEMU's start to the guest's first line.

@@ -30,6 +30,7 @@ mod qtest;
 mod report;
 mod scene;
 mod secret;
+mod shell;
 mod sources;
 mod tftp;
 mod tree;

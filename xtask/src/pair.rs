@@ -11,9 +11,10 @@ use crate::cross;
 use crate::inner::{self, Hardware, Inside};
 use crate::kit::Kit;
 use crate::machine::Machine;
-use crate::outer::{self, MESSAGES, Memory, Outer, Process, WINDOW};
+use crate::outer::{self, MESSAGES, Memory, WINDOW};
 use crate::proof::Console;
 use crate::scene::{Id, Scene};
+use crate::shell::{Process, Shell};
 use crate::vmsg::Vmsg;
 
 /// The ivshmem server's socket, relative to the run's folder.
@@ -146,8 +147,8 @@ pub(crate) struct Pair {
     pub(crate) inner_words: &'static str,
     /// The ivshmem server.
     pub(crate) server: Option<Id>,
-    pub(crate) a: Option<Outer>,
-    pub(crate) b: Option<Outer>,
+    pub(crate) a: Option<Shell>,
+    pub(crate) b: Option<Shell>,
 }
 
 impl Pair {
@@ -217,8 +218,8 @@ impl Pair {
         Ok(())
     }
 
-    fn start(&self, scene: &mut Scene, name: &str, options: &outer::Options) -> Result<Outer> {
-        Outer::start(scene, name, &self.kit, &self.programs.guest, options)
+    fn start(&self, scene: &mut Scene, name: &str, options: &outer::Options) -> Result<Shell> {
+        outer::start(scene, name, &self.kit, &self.programs.guest, options)
     }
 
     /// Starts machine B.
@@ -239,11 +240,11 @@ impl Pair {
         Ok(())
     }
 
-    pub(crate) fn a(&mut self) -> Result<&mut Outer> {
+    pub(crate) fn a(&mut self) -> Result<&mut Shell> {
         self.a.as_mut().context("machine A is not there")
     }
 
-    pub(crate) fn b(&mut self) -> Result<&mut Outer> {
+    pub(crate) fn b(&mut self) -> Result<&mut Shell> {
         self.b.as_mut().context("machine B is not there")
     }
 
@@ -384,7 +385,7 @@ impl Pair {
 }
 
 /// On arm64 the memory of a device that no driver has is switched off.
-fn enable(machine: &mut Outer, scene: &mut Scene) -> Result<()> {
+fn enable(machine: &mut Shell, scene: &mut Scene) -> Result<()> {
     machine
         .run(
             scene,

@@ -12,12 +12,12 @@ use crate::demo2b::{self, Order};
 use crate::http;
 use crate::inner::Inside;
 use crate::machine::Machine;
-use crate::outer::Process;
 use crate::pair::{B_MIB, GATEWAY, Mode, Pair, Plan, Programs, SHARED};
 use crate::proof::Console;
 use crate::report::Report;
 use crate::scene::Scene;
 use crate::secret::{self, Search};
+use crate::shell::Process;
 
 /// The guest of the tests in which somebody dies: pings until it is told to stop.
 const PING: &str = include_str!("../guest/ping.sh");

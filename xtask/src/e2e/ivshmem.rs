@@ -11,10 +11,11 @@ use super::{STEP, Stage};
 use crate::cross;
 use crate::http;
 use crate::machine::Machine;
-use crate::outer::{self, MESSAGES, Outer, WINDOW};
+use crate::outer::{self, MESSAGES, WINDOW};
 use crate::proof::Console;
 use crate::report::Report;
 use crate::scene::{Id, Scene, Stream};
+use crate::shell::Shell;
 use crate::vmsg::Vmsg;
 
 /// The server's socket, and the file that is the memory of the device without doorbells.
@@ -29,7 +30,7 @@ const SIGBUS: &str = "135";
 struct Link<'s, 'k> {
     stage: &'s mut Stage<'k>,
     vmsg: Vmsg,
-    machine: Outer,
+    machine: Shell,
     /// How many processes the host has started.
     started: usize,
 }
@@ -156,7 +157,7 @@ pub(super) fn tools(stage: &mut Stage, report: &mut Report) -> Result<()> {
         programs: vec![("misaligned", misaligned)],
         ..outer::Options::default()
     };
-    let machine = Outer::start(&mut stage.scene, "machine", &kit, &program, &options)?;
+    let machine = outer::start(&mut stage.scene, "machine", &kit, &program, &options)?;
     let mut link = Link {
         stage,
         vmsg,
