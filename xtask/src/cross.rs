@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -90,18 +92,25 @@ fn build_now(machine: Machine, what: &[&str], program: &str) -> Result<PathBuf> 
         flags.push("--sysroot".into());
         flags.push(sysroot.into());
     }
+    let begun = Instant::now();
+    eprintln!("      building {program} for {target}, static; from nothing that takes minutes");
     let mut command = cargo();
     command
-        .args(["build", "--quiet", "--profile", PROFILE])
+        .args(["build", "--profile", PROFILE])
         .args(what)
         .args(["--target", target])
         .current_dir(dirs::workspace())
         // These count for what is built for the target, and nothing that stands in RUSTFLAGS does.
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}".as_ref()));
-    let status = command.status().context("cannot run cargo")?;
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}".as_ref()))
+        .env("CARGO_TERM_COLOR", "never");
+    let status = run_told(&mut command, begun)?;
     ensure!(
         status.success(),
         "{program} does not build for {target} ({status})"
+    );
+    eprintln!(
+        "      {program} is built [{:.1} s]",
+        begun.elapsed().as_secs_f64()
     );
     let program = dirs::target().join(target).join(PROFILE).join(program);
     ensure!(
@@ -110,6 +119,36 @@ fn build_now(machine: Machine, what: &[&str], program: &str) -> Result<PathBuf> 
         program.display()
     );
     Ok(program)
+}
+
+/// Runs cargo to its end and tells how far it is: a line for each crate of this workspace, and how many others came
+/// before it. What else it says, as of errors, passes as it is.
+fn run_told(command: &mut Command, begun: Instant) -> Result<ExitStatus> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
+    let mut others = 0;
+    let said = child.stderr.take().expect("standard error is piped");
+    for line in BufReader::new(said).lines() {
+        let line = line.context("cannot read what cargo says")?;
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("Compiling"), Some(name)) if line.ends_with(')') => {
+                let seconds = begun.elapsed().as_secs_f64();
+                let before = match std::mem::take(&mut others) {
+                    0 => String::new(),
+                    n => format!(" ({n} libraries before it)"),
+                };
+                eprintln!("      compiling {name}{before} [{seconds:.1} s]");
+            }
+            (Some("Compiling"), Some(_)) => others += 1,
+            (Some("Finished" | "Downloading" | "Downloaded" | "Updating"), _) => {}
+            _ => eprintln!("{line}"),
+        }
+    }
+    child.wait().context("cannot wait for cargo")
 }
 
 /// The flags that make rustc link a static program with its own linker and the C library of the tree.

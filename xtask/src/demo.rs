@@ -99,20 +99,31 @@ pub(crate) fn told(ended: Result<String>) -> bool {
     }
 }
 
+impl Options {
+    /// Looks for options that contradict each other.
+    ///
+    /// # Errors
+    /// What was meant, in a sentence.
+    pub(crate) fn check(&self) -> Result<()> {
+        let whole = self.front == Front::VfioUser;
+        ensure!(
+            whole || !(self.iommu || self.isolate),
+            "--iommu and --isolate need --front vfio-user"
+        );
+        ensure!(
+            !whole || self.bus != Bus::LinuxUserR1,
+            "the messages of the first demos carry too little for --front vfio-user: choose another --bus"
+        );
+        ensure!(
+            self.bus == Bus::Unix || !(self.iommu || self.isolate),
+            "--iommu and --isolate need --bus unix: on the others the device host has all of the guest's memory from the start"
+        );
+        Ok(())
+    }
+}
+
 fn play(options: &Options) -> Result<String> {
     let whole = options.front == Front::VfioUser;
-    ensure!(
-        whole || !(options.iommu || options.isolate),
-        "--iommu and --isolate need --front vfio-user"
-    );
-    ensure!(
-        !whole || options.bus != Bus::LinuxUserR1,
-        "the messages of the first demos carry too little for --front vfio-user: choose another --bus"
-    );
-    ensure!(
-        options.bus == Bus::Unix || !(options.iommu || options.isolate),
-        "--iommu and --isolate need --bus unix: on the others the device host has all of the guest's memory from the start"
-    );
     let mut wanted = options.kit.clone();
     wanted.new_qemu |= whole && wanted.qemu.is_none();
     wanted.new_kernel = whole && vfio_user::needs_new_kernel(options.machine, options.iommu);

@@ -97,23 +97,35 @@ pub(crate) fn run(options: &Options) -> bool {
     demo::told(play(options))
 }
 
+impl Options {
+    /// Looks for options that contradict each other.
+    ///
+    /// # Errors
+    /// What was meant, in a sentence.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.plan().check(self.machine)
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            mode: self.memory,
+            bar: self.bar,
+            layout: match self.layout {
+                Layout::Amp => "amp",
+                Layout::Spsc => "spsc",
+            },
+        }
+    }
+}
+
 fn play(options: &Options) -> Result<String> {
-    let plan = Plan {
-        mode: options.memory,
-        bar: options.bar,
-        layout: match options.layout {
-            Layout::Amp => "amp",
-            Layout::Spsc => "spsc",
-        },
-    };
-    plan.check(options.machine)?;
+    let plan = options.plan();
     pair::check_memory()?;
     let mut wanted = options.kit.clone();
     wanted.more.trees.push(tree::inner_qemu);
     wanted.more.cross = options.vmsg.is_none();
     let mut kits = kit::gather(&[options.machine], &wanted)?;
     let kit = kits.pop().expect("one kit for one machine");
-    println!("building vmsg for the machines; the first time that takes minutes");
     let programs = Programs::build(options.machine, options.vmsg.as_deref(), None)?;
     let mut pair = Pair::new(&kit, plan, programs)?;
     let name = format!("demo-2b-{}", options.machine.name());

@@ -274,22 +274,29 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// How many tests passed and failed by the summaries of the test harness and of nextest.
+/// How many tests passed and failed by the summaries of the test harness or of nextest. Nextest shows what a failed
+/// test said, the harness's summary with it: where there is one of nextest, it alone counts.
 fn count_tests(output: &str) -> (usize, usize) {
+    let lines = |start: &'static str| {
+        output
+            .lines()
+            .map(str::trim_start)
+            .filter(move |line| line.starts_with(start))
+    };
+    let nextest = lines("Summary [").next_back();
+    let harness = lines("test result: ").filter(|_| nextest.is_none());
     let mut counts = (0, 0);
-    for line in output.lines().map(str::trim_start) {
-        if line.starts_with("test result: ") || line.starts_with("Summary [") {
-            let words: Vec<&str> = line
-                .split([' ', ';', ','])
-                .filter(|w| !w.is_empty())
-                .collect();
-            for pair in words.windows(2) {
-                if let Ok(number) = pair[0].parse::<usize>() {
-                    match pair[1] {
-                        "passed" => counts.0 += number,
-                        "failed" => counts.1 += number,
-                        _ => {}
-                    }
+    for line in nextest.into_iter().chain(harness) {
+        let words: Vec<&str> = line
+            .split([' ', ';', ','])
+            .filter(|w| !w.is_empty())
+            .collect();
+        for pair in words.windows(2) {
+            if let Ok(number) = pair[0].parse::<usize>() {
+                match pair[1] {
+                    "passed" => counts.0 += number,
+                    "failed" => counts.1 += number,
+                    _ => {}
                 }
             }
         }

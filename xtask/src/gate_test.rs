@@ -11,3 +11,13 @@ fn summaries_of_both_harnesses_are_counted() {
     assert_eq!(count_tests(nextest), (22, 1));
     assert_eq!(count_tests("10 passed, nothing else"), (0, 0));
 }
+
+#[test]
+fn a_failed_test_that_nextest_shows_counts_once() {
+    let nextest = "        FAIL [   0.004s] vmsg tests::one\n\
+                   \x20 stdout ───\n    running 1 test\n\
+                   \x20   test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 22 filtered out\n\
+                   \x20    Summary [   0.180s] 23 tests run: 22 passed, 1 failed, 0 skipped\n\
+                   \x20       FAIL [   0.004s] vmsg tests::one\n";
+    assert_eq!(count_tests(nextest), (22, 1));
+}

@@ -38,7 +38,8 @@ mod vmsg;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::report::Report;
 
@@ -95,10 +96,25 @@ fn reported(run: impl FnOnce(&mut Report) -> anyhow::Result<()>) -> bool {
     report.finish()
 }
 
+/// Options that contradict each other end it as clap ends it on wrong ones: with 2.
+fn checked(options: anyhow::Result<()>) {
+    if let Err(error) = options {
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, error)
+            .exit();
+    }
+}
+
 fn main() -> ExitCode {
     let passed = match Cli::parse().command {
-        Task::Demo(Demo::TwoA(options)) => demo::run(&options),
-        Task::Demo(Demo::TwoB(options)) => demo2b::run(&options),
+        Task::Demo(Demo::TwoA(options)) => {
+            checked(options.check());
+            demo::run(&options)
+        }
+        Task::Demo(Demo::TwoB(options)) => {
+            checked(options.check());
+            demo2b::run(&options)
+        }
         Task::Test(options) => reported(|report| gate::run(&options, report)),
         Task::E2e(options) => reported(|report| e2e::run(&options, report)),
         Task::Build { machine, yes } => kit::gather_to_build(machine, yes)
