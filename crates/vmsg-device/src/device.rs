@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use virtio_msg::{FeatureSet, feature};
 use vmsg_mem::{AddressSpace, Mapping};
+use vmsg_net::{Closed, Outlets, RxSink};
 use vmsg_queue::{Batch, ChainHead, ChainStorage, DeviceQueue, QueueError, RecordedQueue};
 
 use crate::worker::Notice;
@@ -109,6 +110,31 @@ pub trait Device: Send {
         budget: usize,
         io: &mut Io<'_>,
     ) -> Result<Progress, DeviceError>;
+
+    /// A worker has taken the device: `key` is what [`Io::others`] of the worker's other devices find it by, until it is removed.
+    fn placed(&mut self, key: u64) {
+        let _ = key;
+    }
+
+    /// The device was taken away, after a last reset: lets go of what it has outside this process. Not called when the process ends.
+    fn removed(&mut self) {}
+
+    /// Another device of the worker has frames for this one: calls `fill` once with the driver's buffers, publishes what it has put into
+    /// them, and tells the driver. `fill` works for that other device, which may just be at work in what both are plugged into: the
+    /// device must not call its own back end here. [`Io::others`] is empty.
+    ///
+    /// # Errors
+    ///
+    /// The outer error breaks the device until its driver resets it, and what `fill` has committed is lost; the inner one says why the
+    /// device takes no frames now: `fill` was not called.
+    fn accept(
+        &mut self,
+        io: &mut Io<'_>,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<Result<(), Closed>, DeviceError> {
+        let _ = (io, fill);
+        Ok(Err(Closed::Gone))
+    }
 
     /// A file descriptor that is readable when [`poll`](Device::poll) has work.
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -393,7 +419,6 @@ impl ActiveQueue {
 
 /// What a device may touch during one call: its queues, the driver's memory
 /// and room for a batch of chains.
-#[derive(Debug)]
 pub struct Io<'a> {
     /// The device's queues by index; `None` until the driver has set one up and said DRIVER_OK.
     pub queues: &'a mut [Option<ActiveQueue>],
@@ -403,10 +428,33 @@ pub struct Io<'a> {
     pub storage: &'a mut ChainStorage,
     /// The present time.
     pub now: Instant,
+    /// The other devices of the worker.
+    pub others: &'a mut dyn Outlets,
     /// Where what the driver must hear goes, if it cannot be told directly.
     pub(crate) notices: &'a mut Vec<Notice>,
     /// Queues to be processed again without a kick.
     pub(crate) again: &'a mut Vec<usize>,
+}
+
+impl fmt::Debug for Io<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            queues,
+            space,
+            storage: _,
+            now,
+            others: _,
+            notices,
+            again,
+        } = self;
+        f.debug_struct("Io")
+            .field("queues", queues)
+            .field("space", space)
+            .field("now", now)
+            .field("notices", notices)
+            .field("again", again)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Io<'_> {

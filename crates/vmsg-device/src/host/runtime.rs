@@ -20,7 +20,7 @@ use super::log_limit::LogLimit;
 use super::operators::Operators;
 use crate::device::Device;
 use crate::worker::thread::{StartError, Worker};
-use crate::worker::{Outbox, Reply, Slot};
+use crate::worker::{Command, Outbox, Reply, Slot};
 
 /// Messages taken from one connection before others have their turn.
 const BUDGET: usize = 64;
@@ -53,6 +53,9 @@ pub enum HostError {
     /// A device could not be added.
     #[error(transparent)]
     Add(#[from] AddError),
+    /// There are fewer workers.
+    #[error("there is no worker {0}")]
+    NoWorker(usize),
 }
 
 fn os(what: &'static str) -> impl Fn(io::Error) -> HostError {
@@ -187,6 +190,26 @@ impl Host {
         self.slots[worker] += 1;
         self.send_orders(bus);
         Ok(num)
+    }
+
+    /// Has a worker poll something that is on no bus: a device without queues.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::NoWorker`] if there is no worker with this index.
+    pub fn add_resident(
+        &mut self,
+        worker: usize,
+        device: Box<dyn Device>,
+    ) -> Result<(), HostError> {
+        let (Some(slots), Some(thread)) = (self.slots.get_mut(worker), self.workers.get(worker))
+        else {
+            return Err(HostError::NoWorker(worker));
+        };
+        let slot = Slot(*slots);
+        *slots += 1;
+        let _ = thread.send(slot, 0, Command::Add(device));
+        Ok(())
     }
 
     /// Adds a connection that was made in some other way, such as a loopback.

@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use virtio_msg::FeatureSet;
-use vmsg_net::{Backend, Guest};
+use vmsg_net::{Backend, Closed, Guest, RxSink};
 use vmsg_queue::ChainStorage;
 
 use self::config::NetConfig;
@@ -354,6 +354,22 @@ impl Device for Net {
             // A queue that does not exist with these features.
             None => Ok(Progress::Blocked),
         }
+    }
+
+    fn placed(&mut self, key: u64) {
+        self.backend.set_key(key);
+    }
+
+    fn removed(&mut self) {
+        self.backend.shutdown();
+    }
+
+    fn accept(
+        &mut self,
+        io: &mut Io<'_>,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<Result<(), Closed>, DeviceError> {
+        self.take_in(io, fill)
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {

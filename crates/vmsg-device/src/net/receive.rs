@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! From the back end to the driver.
+//! From the back end, or from other devices, to the driver.
 
 use vmsg_mem::AddressSpace;
-use vmsg_queue::{ChainStorage, QueueError};
+use vmsg_net::{Backend, Closed, RxSink};
+use vmsg_queue::ChainStorage;
 
 use super::sink::{Buffers, Discard, Lane, Reason};
 use super::{Net, receive_queue};
-use crate::device::{DeviceError, Io};
+use crate::device::{ActiveQueue, DeviceError, Io};
 
 /// Batches before others have their turn.
 const ROUNDS: usize = 4;
@@ -67,8 +68,48 @@ impl Net {
             ..
         } = io;
         let space: AddressSpace<'_> = *space;
+        let (backend, mut sink) = self.open(queues, space, storage);
+        let delivered = backend.receive(*now, &mut sink);
+        // The driver has to say when it has more buffers than those that do not suffice.
+        let starved = delivered == 0 && backend.has_frames();
+        let refilled = sink.close(starved, notices)?;
+        Ok((delivered > 0 || !refilled).then_some(delivered))
+    }
+
+    /// Another device puts frames straight into the driver's buffers. What does not fit is the driver's loss: nobody waits for it to
+    /// have more.
+    pub(super) fn take_in(
+        &mut self,
+        io: &mut Io<'_>,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<Result<(), Closed>, DeviceError> {
+        match self.destination(io) {
+            Destination::Driver => {}
+            Destination::Nowhere(Reason::LinkDown) => return Ok(Err(Closed::LinkDown)),
+            Destination::Nowhere(_) | Destination::Later => return Ok(Err(Closed::NoDriver)),
+        }
+        let Io {
+            queues,
+            space,
+            storage,
+            notices,
+            ..
+        } = io;
+        let (_, mut sink) = self.open(queues, *space, storage);
+        fill(&mut sink);
+        sink.close(false, notices)?;
+        Ok(Ok(()))
+    }
+
+    /// The buffers of all pairs that have any, and who may put frames into them.
+    fn open<'a>(
+        &'a mut self,
+        queues: &'a mut [Option<ActiveQueue>],
+        space: AddressSpace<'a>,
+        storage: &'a mut ChainStorage,
+    ) -> (&'a mut dyn Backend, Buffers<'a>) {
         let pairs = self.session.receiving_pairs();
-        let mut storages = std::iter::once::<&mut ChainStorage>(storage).chain(&mut self.storages);
+        let mut storages = std::iter::once(storage).chain(&mut self.storages);
         let lanes: Vec<Option<Lane<'_>>> = queues
             .chunks_mut(2)
             .take(pairs)
@@ -79,7 +120,7 @@ impl Net {
                 Some(Lane::new(pair, active, storage))
             })
             .collect();
-        let mut sink = Buffers {
+        let buffers = Buffers {
             lanes,
             space,
             room: Vec::with_capacity(4),
@@ -90,24 +131,7 @@ impl Net {
             counters: &self.counters,
             error: None,
         };
-        let delivered = self.backend.receive(*now, &mut sink);
-        let Buffers { lanes, error, .. } = sink;
-        if let Some((pair, source)) = error {
-            return Err(failed(pair, source));
-        }
-        // The driver has to say when it has more buffers than those that do not suffice.
-        let starved = delivered == 0 && self.backend.has_frames();
-        let nobody_refused = !lanes.iter().flatten().any(Lane::has_refused);
-        let mut refilled = false;
-        for lane in lanes.into_iter().flatten() {
-            let pair = lane.pair;
-            let refused = lane.has_refused();
-            let active = lane
-                .finish(space, starved && (refused || nobody_refused), &mut refilled)
-                .map_err(|source| failed(pair, source))?;
-            active.publish_and_notify(receive_queue(pair), space, notices)?;
-        }
-        Ok((delivered > 0 || !refilled).then_some(delivered))
+        (self.backend.as_mut(), buffers)
     }
 
     /// Takes a round of frames and drops them; returns how many.
@@ -125,11 +149,4 @@ enum Destination {
     Nowhere(Reason),
     /// The back end keeps them: the driver has not come so far yet.
     Later,
-}
-
-fn failed(pair: usize, source: QueueError) -> DeviceError {
-    DeviceError::Queue {
-        queue: receive_queue(pair),
-        source,
-    }
 }

@@ -13,9 +13,11 @@ use super::counters::{Counters, DeviceCounters};
 use super::filter::LOOK;
 use super::flow::Flow;
 use super::hash::Hash;
+use super::receive_queue;
 use super::session::{HASH_HEADER, HEADER, Session};
 use super::steering::Steering;
-use crate::device::ActiveQueue;
+use crate::device::{ActiveQueue, DeviceError};
+use crate::worker::Notice;
 
 /// Receive buffers looked at in one go. A 64 KiB frame fills 44 buffers of
 /// 1,536 bytes, so a batch holds two of the largest.
@@ -56,10 +58,6 @@ impl<'a> Lane<'a> {
         }
     }
 
-    pub(super) fn has_refused(&self) -> bool {
-        self.refused
-    }
-
     /// Takes buffers from the driver, once.
     fn fill(&mut self, space: AddressSpace<'a>) -> Result<(), QueueError> {
         if let Some(storage) = self.storage.take() {
@@ -73,7 +71,7 @@ impl<'a> Lane<'a> {
 
     /// Completes what was used and gives back what was not. With `wait`, asks the driver to say when
     /// it has more; sets `refilled` if it has already.
-    pub(super) fn finish(
+    fn finish(
         self,
         space: AddressSpace<'_>,
         wait: bool,
@@ -160,6 +158,34 @@ pub(super) struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
+    /// Gives the driver what was put into its buffers. If `starved`, has it say when there are more of them; true if there are already.
+    pub(super) fn close(
+        self,
+        starved: bool,
+        notices: &mut Vec<Notice>,
+    ) -> Result<bool, DeviceError> {
+        let Self {
+            lanes,
+            space,
+            error,
+            ..
+        } = self;
+        if let Some((pair, source)) = error {
+            return Err(failed(pair, source));
+        }
+        let nobody_refused = !lanes.iter().flatten().any(|lane| lane.refused);
+        let mut refilled = false;
+        for lane in lanes.into_iter().flatten() {
+            let pair = lane.pair;
+            let wait = starved && (lane.refused || nobody_refused);
+            let active = lane
+                .finish(space, wait, &mut refilled)
+                .map_err(|source| failed(pair, source))?;
+            active.publish_and_notify(receive_queue(pair), space, notices)?;
+        }
+        Ok(refilled)
+    }
+
     /// Which pair a frame is for.
     fn choose(&self, to: Target<'_>) -> Offer {
         let pairs = self.session.pairs();
@@ -290,6 +316,13 @@ impl<'a> Buffers<'a> {
         let counters = &self.counters.pairs[lane.pair];
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
+    }
+}
+
+fn failed(pair: usize, source: QueueError) -> DeviceError {
+    DeviceError::Queue {
+        queue: receive_queue(pair),
+        source,
     }
 }
 

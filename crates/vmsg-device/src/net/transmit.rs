@@ -28,6 +28,7 @@ impl Net {
             space,
             storage,
             now,
+            others,
             notices,
             ..
         } = io;
@@ -60,7 +61,7 @@ impl Net {
             // A pair that the driver has not enabled is none that the back end knows.
             let pair = u16::try_from(pair).expect("at most MAX_PAIRS");
             let known = pair % self.session.pairs();
-            let sent = self.backend.transmit(*now, known, &frames);
+            let sent = self.backend.transmit_to(*now, known, &frames, *others);
             debug_assert!(
                 sent <= frames.len(),
                 "a back end cannot send more than it was given"

@@ -11,9 +11,11 @@ use vmsg_queue::ChainStorage;
 
 use super::command::{Command, Notice, Reply, Slot};
 use super::entry::{Entry, QueueSlot};
+use super::fault::Fault;
+use super::others::{Others, new_key};
 use super::ready::Ready;
-use super::seat::{Seats, has_lost_some};
-use crate::device::{ActiveQueue, Device, DeviceError, Io, Progress};
+use super::seat::Seats;
+use crate::device::{Device, DeviceError, Io, Progress};
 
 /// Chains of one queue that are worked on before another queue has its turn.
 const BUDGET: usize = 64;
@@ -37,10 +39,15 @@ pub struct Core {
     entries: Vec<Option<Entry>>,
     ready: Ready,
     storage: ChainStorage,
-    /// How many pieces `storage` has room for.
+    /// As `storage`, for a device that gets something from the one whose turn it is.
+    storage_of_others: ChainStorage,
+    /// How many pieces each of them has room for.
     pieces: usize,
     notices: Vec<Notice>,
     again: Vec<usize>,
+    /// Empty, with the room that they need.
+    notices_of_others: Vec<Notice>,
+    again_of_others: Vec<usize>,
     replies: Vec<Reply>,
     /// When which device wants to be polled: at most one entry for each.
     timers: BTreeSet<(Instant, u32)>,
@@ -74,9 +81,12 @@ impl Core {
             entries: Vec::new(),
             ready: Ready::default(),
             storage: ChainStorage::with_capacity(MIN_PIECES),
+            storage_of_others: ChainStorage::with_capacity(MIN_PIECES),
             pieces: MIN_PIECES,
             notices: Vec::new(),
             again: Vec::new(),
+            notices_of_others: Vec::new(),
+            again_of_others: Vec::new(),
             replies: Vec::new(),
             timers: BTreeSet::new(),
             seats: Arc::default(),
@@ -101,8 +111,9 @@ impl Core {
                     Some(Some(_)) => {
                         catch_unwind(AssertUnwindSafe(|| self.change(slot, command, fds)))
                             .unwrap_or_else(|panic| {
-                                let why = format!("the device panicked: {}", panic_text(&*panic));
-                                self.break_device(slot, why.clone(), false);
+                                let fault = Fault::of_panic(&*panic);
+                                let why = fault.why.clone();
+                                self.break_device(slot, fault);
                                 Err(why)
                             })
                     }
@@ -120,7 +131,8 @@ impl Core {
     }
 
     /// Leaves a device alone until its driver resets it.
-    fn break_device(&mut self, slot: Slot, why: String, unmapped: bool) {
+    fn break_device(&mut self, slot: Slot, fault: Fault) {
+        let Fault { why, unmapped } = fault;
         if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
             entry.broken = true;
             self.unwatched.push((slot, false));
@@ -222,7 +234,7 @@ impl Core {
         self.replies.drain(..)
     }
 
-    fn add(&mut self, slot: Slot, device: Box<dyn Device>, fds: &mut dyn Fds) {
+    fn add(&mut self, slot: Slot, mut device: Box<dyn Device>, fds: &mut dyn Fds) {
         let sizes = device.queue_sizes();
         let index = slot.0 as usize;
         if self.entries.len() <= index {
@@ -233,13 +245,17 @@ impl Core {
         if self.pieces < longest {
             self.pieces = longest;
             self.storage = ChainStorage::with_capacity(longest);
+            self.storage_of_others = ChainStorage::with_capacity(longest);
         }
         self.ready.add(slot.0, sizes.len());
         if let Some(fd) = device.event_fd() {
             fds.add_device(slot, fd);
         }
+        let key = new_key(slot);
+        device.placed(key);
         self.entries[index] = Some(Entry {
             device,
+            key,
             memory: self.seats.at(slot),
             slots: sizes.iter().map(|_| QueueSlot::default()).collect(),
             active: sizes.iter().map(|_| None).collect(),
@@ -251,21 +267,30 @@ impl Core {
         self.set_timer(slot);
     }
 
+    /// Forgets a device. Whatever goes wrong with it, its place is free.
+    fn remove(&mut self, slot: Slot, fds: &mut dyn Fds) {
+        let Some(mut entry) = self.entries[slot.0 as usize].take() else {
+            return;
+        };
+        self.ready.remove(slot.0);
+        self.unwatched.retain(|(other, _)| *other != slot);
+        if let Some(due) = entry.timer.take() {
+            self.timers.remove(&(due, slot.0));
+        }
+        if let Some(fd) = entry.device.event_fd() {
+            fds.remove(fd);
+        }
+        entry.memory.set(Arc::default());
+        entry.reset(fds);
+        entry.device.removed();
+    }
+
     fn change(&mut self, slot: Slot, command: Command, fds: &mut dyn Fds) -> Result<(), String> {
         let place = &mut self.entries[slot.0 as usize];
         let entry = place.as_mut().expect("the caller has looked");
         match command {
             Command::Add(_) | Command::Kick { .. } => unreachable!("handled by the caller"),
-            Command::Remove => {
-                entry.reset(fds);
-                if let Some(fd) = entry.device.event_fd() {
-                    fds.remove(fd);
-                }
-                if let Some(due) = entry.timer {
-                    self.timers.remove(&(due, slot.0));
-                }
-                *place = None;
-            }
+            Command::Remove => self.remove(slot, fds),
             Command::SetMemory(table) => entry.memory.set(table),
             Command::StartQueue(start) => {
                 entry.start_queue(&start)?;
@@ -367,18 +392,33 @@ impl Core {
         now: Instant,
         work: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> Result<Option<usize>, DeviceError>,
     ) {
-        let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else {
+        let Some((before, [place, after @ ..])) =
+            self.entries.split_at_mut_checked(slot.0 as usize)
+        else {
             return;
         };
-        if entry.broken {
+        let Some(entry) = place.as_mut().filter(|entry| !entry.broken) else {
             return;
-        }
+        };
+        let mut others = Others {
+            before,
+            after,
+            storage: &mut self.storage_of_others,
+            notices: &mut self.notices_of_others,
+            again: &mut self.again_of_others,
+            replies: &mut self.replies,
+            ready: &mut self.ready,
+            timers: &mut self.timers,
+            unwatched: &mut self.unwatched,
+            now,
+        };
         let memory = entry.memory.lock();
         let mut io = Io {
             queues: &mut entry.active,
             space: memory.space(),
             storage: &mut self.storage,
             now,
+            others: &mut others,
             notices: &mut self.notices,
             again: &mut self.again,
         };
@@ -386,32 +426,17 @@ impl Core {
         // A panic leaves a device that nothing but `reset` is called on again, and a batch
         // that is cleared before its next use: no broken state is ever looked at.
         let result = catch_unwind(AssertUnwindSafe(|| work(device, &mut io)));
-        let mut unmapped = false;
-        let why = match result {
+        let fault = match result {
             Ok(Ok(again)) => {
                 self.again.extend(again);
-                if entry
-                    .active
-                    .iter()
-                    .flatten()
-                    .any(ActiveQueue::has_lost_record)
-                {
-                    Some("the record of what is in flight is gone: its file has shrunk".into())
-                } else if has_lost_some(&memory, &mut entry.next_mapping) {
-                    Some("memory that the driver has lent is gone: its file has shrunk, or its disk is full".into())
-                } else {
-                    None
-                }
+                Fault::of_memory(&entry.active, &memory, &mut entry.next_mapping)
             }
-            Ok(Err(error)) => {
-                unmapped = error.is_unmapped();
-                Some(error.to_string())
-            }
-            Err(panic) => Some(format!("the device panicked: {}", panic_text(&*panic))),
+            Ok(Err(error)) => Some(Fault::of_device(&error)),
+            Err(panic) => Some(Fault::of_panic(&*panic)),
         };
         drop(memory);
-        if let Some(why) = why {
-            self.break_device(slot, why, unmapped);
+        if let Some(fault) = fault {
+            self.break_device(slot, fault);
         }
         for queue in self.again.drain(..) {
             if let Ok(queue) = u16::try_from(queue) {
@@ -429,14 +454,6 @@ impl Core {
 
 fn queue_error(queue: usize, source: vmsg_queue::QueueError) -> DeviceError {
     DeviceError::Queue { queue, source }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub(super) struct QueueSlot {
 
 pub(super) struct Entry {
     pub(super) device: Box<dyn Device>,
+    /// What others find it by.
+    pub(super) key: u64,
     pub(super) memory: Arc<Seat>,
     pub(super) slots: Vec<QueueSlot>,
     pub(super) active: Vec<Option<ActiveQueue>>,

@@ -8,6 +8,8 @@
 mod command;
 mod core;
 mod entry;
+mod fault;
+mod others;
 mod outbox;
 mod ready;
 mod seat;

@@ -21,6 +21,14 @@ impl Ready {
         self.waiting[slot] = vec![false; queues];
     }
 
+    /// Forgets the queues of the device at `slot`.
+    pub(super) fn remove(&mut self, slot: u32) {
+        self.turn.retain(|(other, _)| *other != slot);
+        if let Some(waiting) = self.waiting.get_mut(slot as usize) {
+            waiting.clear();
+        }
+    }
+
     /// Puts a queue at the end of the line, unless it stands there already.
     pub(super) fn push(&mut self, slot: u32, queue: u16) {
         let waiting = self
