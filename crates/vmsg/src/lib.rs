@@ -20,7 +20,10 @@ mod spec;
 mod trace;
 
 pub use cli::{Cli, Command};
-pub use spec::{DeviceSpec, NetBackend, NetSpec, RngSpec};
+pub use spec::{
+    BackendKeys, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSpec, Rate, RngSpec, SocketMode,
+    SwitchSpec, UplinkSpec, Vlans,
+};
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -3,27 +3,22 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::fd::BorrowedFd;
-use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use vmsg_bus::{BusSpec, Listener, keyval, unix};
-use vmsg_device::device::Device;
 use vmsg_device::host::{Host, MAX_WINDOWS};
-use vmsg_device::net::{MAX_PAIRS, Net, Settings};
-use vmsg_device::rng::Rng;
-use vmsg_net::socket::{Dgram, SocketError, Stream};
-use vmsg_net::tap::{Tap, TapError};
-use vmsg_net::user::{FlowStore, User, UserError};
-use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
 use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
-use crate::control::{self, LinkState};
-use crate::keeper::{Keeper, Kept};
+use crate::control;
+use crate::keeper::Keeper;
 use crate::signals::Interrupt;
-use crate::spec::{DeviceSpec, Duplex, NetBackend, NetSpec, SocketConfig};
+use crate::spec::{DeviceSpec, NetBackend};
 use crate::{Usage, descriptors};
+
+mod make;
+
+use make::KeptFlows;
 
 /// What drivers see as the name of this program.
 const NAME: &str = "vmsg-serve";
@@ -99,7 +94,7 @@ fn add_devices(
     mut keeper: Option<&mut KeptFlows>,
 ) -> anyhow::Result<()> {
     for device in devices {
-        let made = make(device, keeper.as_deref_mut())
+        let made = make::make(&device.spec, &device.id, keeper.as_deref_mut())
             .with_context(|| format!("--device {}", device.text))?;
         let common = device.spec.common();
         host.add_device(device.bus, &device.id, common.num, common.worker, made)
@@ -114,25 +109,6 @@ struct Named<'a> {
     spec: DeviceSpec,
     id: String,
     bus: usize,
-}
-
-/// The keeper and what it holds for each device.
-struct KeptFlows {
-    keeper: Keeper,
-    flows: HashMap<String, Vec<Kept>>,
-}
-
-impl KeptFlows {
-    /// Lets go of the connections of devices that are no more.
-    fn forget_rest(&mut self) {
-        for (device, kept) in self.flows.drain() {
-            let connections = kept.len();
-            tracing::warn!(device, connections, "closed, as the device is gone");
-            for flow in kept {
-                self.keeper.remove(&device, flow.key);
-            }
-        }
-    }
 }
 
 fn named_devices<'a>(args: &'a ServeArgs, buses: &[NamedBus]) -> Result<Vec<Named<'a>>, Usage> {
@@ -204,7 +180,7 @@ fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
 /// Finds or starts the keeper, if a device has something to keep.
 fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Option<KeptFlows> {
     let wanted = devices.iter().any(
-        |device| matches!(&device.spec, DeviceSpec::Net(net) if net.backend == NetBackend::User),
+        |device| matches!(&device.spec, DeviceSpec::Net(net) if net.backend.unwrap_or_default() == NetBackend::User),
     );
     if !wanted || args.keep == 0 {
         return None;
@@ -218,134 +194,5 @@ fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Op
             );
             None
         }
-    }
-}
-
-fn make(device: &Named<'_>, keeper: Option<&mut KeptFlows>) -> anyhow::Result<Box<dyn Device>> {
-    match &device.spec {
-        DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
-        DeviceSpec::Net(spec) => {
-            let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
-            let backend = make_backend(spec, &device.id, keeper)?;
-            // An interface has an MTU of its own; the guest need not be told the usual one.
-            let mtu = spec.mtu.or_else(|| match spec.backend {
-                NetBackend::Tap => Some(backend.offloads().mtu).filter(|mtu| *mtu != 1500),
-                _ => None,
-            });
-            let queue_pairs = spec.queues.unwrap_or(match spec.backend {
-                NetBackend::Tap => backend.queue_pairs(),
-                _ => 1,
-            });
-            if !(1..=MAX_PAIRS).contains(&queue_pairs) {
-                bail!(Usage(format!(
-                    "queues={queue_pairs}: 1 to {MAX_PAIRS} are possible"
-                )));
-            }
-            let settings = Settings {
-                mtu,
-                queue_pairs,
-                link_up: spec.link == LinkState::Up,
-                speed: spec.line()?,
-                half_duplex: spec.duplex == Some(Duplex::Half),
-                rss: spec.rss.unwrap_or(true),
-                hash_report: spec.hash.unwrap_or(true),
-                mac: spec.mac(&device.id)?,
-            };
-            let backend: Box<dyn Backend> = match &spec.pcap {
-                Some(path) => Box::new(capture(backend, path, goes_on)?),
-                None => backend,
-            };
-            Ok(Box::new(Net::new(&settings, backend)))
-        }
-    }
-}
-
-/// Records what passes `backend`; `goes_on` keeps what a killed `serve` has recorded.
-fn capture(
-    backend: Box<dyn Backend>,
-    path: &Path,
-    goes_on: bool,
-) -> anyhow::Result<Capture<Box<dyn Backend>>> {
-    let config = CaptureConfig::default();
-    if goes_on {
-        Capture::resume(backend, path, config)
-    } else {
-        Capture::create(backend, path, config)
-    }
-    .with_context(|| format!("cannot record to {}", path.display()))
-}
-
-fn make_backend(
-    spec: &NetSpec,
-    id: &str,
-    keeper: Option<&mut KeptFlows>,
-) -> anyhow::Result<Box<dyn Backend>> {
-    spec.check_keys()?;
-    match spec.backend {
-        NetBackend::None => Ok(Box::new(Null::default())),
-        NetBackend::Tap => {
-            let tap = Tap::open(&spec.tap_config()?).map_err(|error| match error {
-                TapError::Name(_) | TapError::Queues(_) | TapError::Prefix(..) => {
-                    Usage(error.to_string()).into()
-                }
-                error => anyhow::Error::new(error),
-            })?;
-            tracing::info!(device = id, interface = tap.name(), "plugged in");
-            Ok(Box::new(tap))
-        }
-        NetBackend::Socket => {
-            let opened: Result<Box<dyn Backend>, _> = match spec.socket_config()? {
-                SocketConfig::Stream(config) => {
-                    Stream::open(&config).map(|stream| Box::new(stream) as _)
-                }
-                SocketConfig::Dgram(config) => {
-                    Dgram::open(&config).map(|dgram| Box::new(dgram) as _)
-                }
-            };
-            opened.map_err(|error| match error {
-                SocketError::Addresses(_) => Usage(error.to_string()).into(),
-                error => anyhow::Error::new(error),
-            })
-        }
-        NetBackend::User => {
-            let mut user = User::new(spec.user_config()?).map_err(|error| match error {
-                UserError::Forward { .. } | UserError::Os { .. } => anyhow::Error::new(error),
-                mistake => Usage(mistake.to_string()).into(),
-            })?;
-            if let Some(KeptFlows { keeper, flows }) = keeper {
-                let kept = flows.remove(id).unwrap_or_default();
-                let count = kept.len();
-                user.set_flow_store(Box::new(Store {
-                    keeper: keeper.clone(),
-                    device: id.to_owned(),
-                }));
-                for flow in kept {
-                    if let Err(error) = user.restore(&flow.record, flow.fd) {
-                        tracing::warn!(device = id, %error, "a connection is lost");
-                        keeper.remove(id, flow.key);
-                    }
-                }
-                if count > 0 {
-                    tracing::info!(device = id, connections = count, "taken over");
-                }
-            }
-            Ok(Box::new(user))
-        }
-    }
-}
-
-/// Where a device's connections are held.
-struct Store {
-    keeper: Keeper,
-    device: String,
-}
-
-impl FlowStore for Store {
-    fn put(&mut self, key: u64, record: &[u8], fd: BorrowedFd<'_>) {
-        self.keeper.put(&self.device, key, record, fd);
-    }
-
-    fn remove(&mut self, key: u64) {
-        self.keeper.remove(&self.device, key);
     }
 }

@@ -1,12 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-use super::*;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vmsg_net::socket::{DgramConfig, StreamAddress, StreamConfig};
+use vmsg_net::tap::TapConfig;
 use vmsg_net::user::Protocol;
+
+use super::*;
+use crate::control::LinkState;
 
 fn net(text: &str) -> NetSpec {
     match vmsg_bus::keyval::from_str(text).expect("a valid specification") {
         DeviceSpec::Net(net) => *net,
-        DeviceSpec::Rng(_) => panic!("not a network device"),
+        _ => panic!("not a network device"),
+    }
+}
+
+impl NetSpec {
+    fn tap(&self) -> Result<TapConfig, crate::Usage> {
+        self.backend_keys().tap_config(self.queues)
     }
 }
 
@@ -14,7 +28,7 @@ fn net(text: &str) -> NetSpec {
 fn the_readme_s_devices_are_read() {
     let spec = net("net,id=net0,backend=user,pcap=net.pcap");
     assert_eq!(spec.id.as_deref(), Some("net0"));
-    assert_eq!(spec.backend, NetBackend::User);
+    assert_eq!(spec.backend, Some(NetBackend::User));
     assert_eq!(spec.pcap, Some(PathBuf::from("net.pcap")));
     assert!(matches!(
         vmsg_bus::keyval::from_str("rng"),
@@ -37,7 +51,7 @@ fn unknown_kinds_and_keys_name_the_known_ones() {
 #[test]
 fn forwards_are_read_as_qemu_writes_them() {
     let spec = net("net,hostfwd=tcp::8080-:80,hostfwd=udp:127.0.0.1:53-10.0.2.20:5353");
-    let config = spec.user_config().expect("valid");
+    let config = spec.backend_keys().user_config().expect("valid");
     assert_eq!(
         config.forwards[0].host,
         "127.0.0.1:8080".parse().expect("an address")
@@ -50,6 +64,7 @@ fn forwards_are_read_as_qemu_writes_them() {
     );
     for bad in ["8080-:80", "sctp::1-:2", "tcp::x-:2", "tcp::1"] {
         let error = net(&format!("net,hostfwd={bad}"))
+            .backend_keys()
             .user_config()
             .expect_err(bad)
             .to_string();
@@ -77,7 +92,13 @@ fn a_mac_address_is_given_or_always_the_same() {
 
 #[test]
 fn keys_of_another_back_end_are_named() {
-    let refused = |text: &str| net(text).check_keys().expect_err(text).to_string();
+    let refused = |text: &str| {
+        net(text)
+            .backend_keys()
+            .check_keys()
+            .expect_err(text)
+            .to_string()
+    };
     let error = refused("net,backend=none,restrict=on");
     assert!(error.contains("restrict= needs backend=user"), "{error}");
     let error = refused("net,backend=tap,ifname=tap0,hostfwd=tcp::1-:2");
@@ -92,14 +113,14 @@ fn keys_of_another_back_end_are_named() {
         "net,backend=socket,host=localhost,port=1234",
         "net,backend=tap,ifname=tap0,mtu=9000,queues=4,up=off",
     ] {
-        net(good).check_keys().expect(good);
+        net(good).backend_keys().check_keys().expect(good);
     }
 }
 
 #[test]
 fn tap_interfaces_are_named_or_handed_over() {
     let config = net("net,backend=tap,ifname=vm%d,queues=4,mtu=9000,addr=10.1.0.1/24,addr=fd01::1/64,up=off,offloads=off")
-        .tap_config()
+        .tap()
         .expect("valid");
     let expected = TapConfig {
         ifname: "vm%d".to_owned(),
@@ -115,18 +136,12 @@ fn tap_interfaces_are_named_or_handed_over() {
     };
     assert_eq!(config, expected);
     assert_eq!(
-        net("net,backend=tap").tap_config().expect("valid"),
+        net("net,backend=tap").tap().expect("valid"),
         TapConfig::default()
     );
+    assert_eq!(net("net,backend=tap,fd=7").tap().expect("valid").fds, [7]);
     assert_eq!(
-        net("net,backend=tap,fd=7").tap_config().expect("valid").fds,
-        [7]
-    );
-    assert_eq!(
-        net("net,backend=tap,fds=3:4:5")
-            .tap_config()
-            .expect("valid")
-            .fds,
+        net("net,backend=tap,fds=3:4:5").tap().expect("valid").fds,
         [3, 4, 5]
     );
     for bad in [
@@ -137,13 +152,17 @@ fn tap_interfaces_are_named_or_handed_over() {
         "addr=10.0.0.1",
     ] {
         let text = format!("net,backend=tap,{bad}");
-        net(&text).tap_config().expect_err(bad);
+        net(&text).tap().expect_err(bad);
     }
 }
 
 #[test]
 fn sockets_have_two_modes_with_keys_of_their_own() {
-    let config = |text: &str| net(&format!("net,backend=socket,{text}")).socket_config();
+    let config = |text: &str| {
+        net(&format!("net,backend=socket,{text}"))
+            .backend_keys()
+            .socket_config()
+    };
     let unix = StreamAddress::Unix("/run/passt".into());
     let tcp = StreamAddress::Tcp("::1".to_owned(), 99);
     let endpoint = |text: &str| text.parse().expect("an address");
@@ -218,7 +237,7 @@ fn ipv6_has_keys_of_its_own() {
         "net,ipv6-net=fd12:3::/64,ipv6-host=fd12:3::1,ipv6-dns=fd12:3::53,tcp-flows=7,\
          hostfwd=tcp:[::1]:8080-[fd12:3::9]:80,hostfwd=udp::53-[::]:53",
     );
-    let config = spec.user_config().unwrap();
+    let config = spec.backend_keys().user_config().unwrap();
     assert!(config.ipv6);
     assert_eq!(config.net6, ("fd12:3::".parse().unwrap(), 64));
     assert_eq!(config.host6, "fd12:3::1".parse().ok());
@@ -227,8 +246,19 @@ fn ipv6_has_keys_of_its_own() {
     assert_eq!(config.forwards[0].host, "[::1]:8080".parse().unwrap());
     assert_eq!(config.forwards[0].guest_addr, "fd12:3::9".parse().ok());
     assert_eq!(config.forwards[1].guest_addr, "::".parse().ok());
-    assert!(!net("net,ipv6=off").user_config().unwrap().ipv6);
-    assert!(net("net,ipv6-net=fd12:3::").user_config().is_err());
+    assert!(
+        !net("net,ipv6=off")
+            .backend_keys()
+            .user_config()
+            .unwrap()
+            .ipv6
+    );
+    assert!(
+        net("net,ipv6-net=fd12:3::")
+            .backend_keys()
+            .user_config()
+            .is_err()
+    );
 }
 
 #[test]

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Devices and what they plug into, as their specifications say.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use vmsg_device::device::Device;
+use vmsg_device::net::{MAX_PAIRS, Net, Settings};
+use vmsg_device::rng::Rng;
+use vmsg_net::socket::{Dgram, SocketError, Stream};
+use vmsg_net::tap::{Tap, TapError};
+use vmsg_net::user::{FlowStore, User, UserError};
+use vmsg_net::{Backend, Capture, CaptureConfig, Null};
+
+use crate::Usage;
+use crate::control::LinkState;
+use crate::keeper::{Keeper, Kept};
+use crate::spec::{BackendKeys, DeviceSpec, Duplex, NetBackend, SocketConfig};
+
+/// The keeper and what it holds for each device.
+pub(super) struct KeptFlows {
+    pub(super) keeper: Keeper,
+    pub(super) flows: HashMap<String, Vec<Kept>>,
+}
+
+impl KeptFlows {
+    /// Lets go of the connections of devices that are no more.
+    pub(super) fn forget_rest(&mut self) {
+        for (device, kept) in self.flows.drain() {
+            let connections = kept.len();
+            tracing::warn!(device, connections, "closed, as the device is gone");
+            for flow in kept {
+                self.keeper.remove(&device, flow.key);
+            }
+        }
+    }
+}
+
+/// Makes the device called `id`.
+pub(super) fn make(
+    spec: &DeviceSpec,
+    id: &str,
+    keeper: Option<&mut KeptFlows>,
+) -> anyhow::Result<Box<dyn Device>> {
+    match spec {
+        DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
+        DeviceSpec::Net(spec) => {
+            let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
+            let plugged = spec.backend.unwrap_or_default();
+            let backend = make_backend(&spec.backend_keys(), spec.queues, id, keeper)?;
+            // An interface has an MTU of its own; the guest need not be told the usual one.
+            let mtu = spec.mtu.or_else(|| match plugged {
+                NetBackend::Tap => Some(backend.offloads().mtu).filter(|mtu| *mtu != 1500),
+                _ => None,
+            });
+            let queue_pairs = spec.queues.unwrap_or(match plugged {
+                NetBackend::Tap => backend.queue_pairs(),
+                _ => 1,
+            });
+            if !(1..=MAX_PAIRS).contains(&queue_pairs) {
+                bail!(Usage(format!(
+                    "queues={queue_pairs}: 1 to {MAX_PAIRS} are possible"
+                )));
+            }
+            let settings = Settings {
+                mtu,
+                queue_pairs,
+                link_up: spec.link == LinkState::Up,
+                speed: spec.line()?,
+                half_duplex: spec.duplex == Some(Duplex::Half),
+                rss: spec.rss.unwrap_or(true),
+                hash_report: spec.hash.unwrap_or(true),
+                mac: spec.mac(id)?,
+            };
+            let backend: Box<dyn Backend> = match &spec.pcap {
+                Some(path) => Box::new(capture(backend, path, goes_on)?),
+                None => backend,
+            };
+            Ok(Box::new(Net::new(&settings, backend)))
+        }
+    }
+}
+
+/// Records what passes `backend`; `goes_on` keeps what a killed `serve` has recorded.
+fn capture(
+    backend: Box<dyn Backend>,
+    path: &Path,
+    goes_on: bool,
+) -> anyhow::Result<Capture<Box<dyn Backend>>> {
+    let config = CaptureConfig::default();
+    if goes_on {
+        Capture::resume(backend, path, config)
+    } else {
+        Capture::create(backend, path, config)
+    }
+    .with_context(|| format!("cannot record to {}", path.display()))
+}
+
+/// Opens what the device or uplink called `id` plugs into.
+pub(super) fn make_backend(
+    spec: &BackendKeys,
+    queues: Option<u16>,
+    id: &str,
+    keeper: Option<&mut KeptFlows>,
+) -> anyhow::Result<Box<dyn Backend>> {
+    spec.check_keys()?;
+    match spec.backend.unwrap_or_default() {
+        NetBackend::None => Ok(Box::new(Null::default())),
+        NetBackend::Tap => {
+            let tap = Tap::open(&spec.tap_config(queues)?).map_err(|error| match error {
+                TapError::Name(_) | TapError::Queues(_) | TapError::Prefix(..) => {
+                    Usage(error.to_string()).into()
+                }
+                error => anyhow::Error::new(error),
+            })?;
+            tracing::info!(device = id, interface = tap.name(), "plugged in");
+            Ok(Box::new(tap))
+        }
+        NetBackend::Socket => {
+            let opened: Result<Box<dyn Backend>, _> = match spec.socket_config()? {
+                SocketConfig::Stream(config) => {
+                    Stream::open(&config).map(|stream| Box::new(stream) as _)
+                }
+                SocketConfig::Dgram(config) => {
+                    Dgram::open(&config).map(|dgram| Box::new(dgram) as _)
+                }
+            };
+            opened.map_err(|error| match error {
+                SocketError::Addresses(_) => Usage(error.to_string()).into(),
+                error => anyhow::Error::new(error),
+            })
+        }
+        NetBackend::User => {
+            let mut user = User::new(spec.user_config()?).map_err(|error| match error {
+                UserError::Forward { .. } | UserError::Os { .. } => anyhow::Error::new(error),
+                mistake => Usage(mistake.to_string()).into(),
+            })?;
+            if let Some(KeptFlows { keeper, flows }) = keeper {
+                let kept = flows.remove(id).unwrap_or_default();
+                let count = kept.len();
+                user.set_flow_store(Box::new(Store {
+                    keeper: keeper.clone(),
+                    device: id.to_owned(),
+                }));
+                for flow in kept {
+                    if let Err(error) = user.restore(&flow.record, flow.fd) {
+                        tracing::warn!(device = id, %error, "a connection is lost");
+                        keeper.remove(id, flow.key);
+                    }
+                }
+                if count > 0 {
+                    tracing::info!(device = id, connections = count, "taken over");
+                }
+            }
+            Ok(Box::new(user))
+        }
+    }
+}
+
+/// Where a device's connections are held.
+struct Store {
+    keeper: Keeper,
+    device: String,
+}
+
+impl FlowStore for Store {
+    fn put(&mut self, key: u64, record: &[u8], fd: BorrowedFd<'_>) {
+        self.keeper.put(&self.device, key, record, fd);
+    }
+
+    fn remove(&mut self, key: u64) {
+        self.keeper.remove(&self.device, key);
+    }
+}
