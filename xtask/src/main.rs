@@ -17,6 +17,7 @@ mod http;
 mod initrd;
 mod inner;
 mod kit;
+mod lan;
 mod lspci;
 mod machine;
 mod modules;
@@ -24,6 +25,7 @@ mod namespace;
 mod no_std;
 mod outer;
 mod pair;
+mod pcap;
 mod proof;
 mod qemu;
 mod qtest;
@@ -32,9 +34,11 @@ mod scene;
 mod secret;
 mod shell;
 mod sources;
+mod stream;
 mod tftp;
 mod tree;
 mod vmsg;
+mod vswitch;
 
 use std::process::ExitCode;
 
@@ -84,6 +88,8 @@ enum Demo {
     /// Two machines joined by shared memory: a guest in one reaches the network through the other
     #[command(name = "2b")]
     TwoB(demo2b::Options),
+    /// Three guests on one switch, from a description; its rules, its captures, and its round trips beside QEMU's own
+    Vswitch(vswitch::Options),
 }
 
 /// Runs something that reports; trouble that ends it early is a failure of its own.
@@ -115,6 +121,7 @@ fn main() -> ExitCode {
             checked(options.check());
             demo2b::run(&options)
         }
+        Task::Demo(Demo::Vswitch(options)) => vswitch::run(&options),
         Task::Test(options) => reported(|report| gate::run(&options, report)),
         Task::E2e(options) => reported(|report| e2e::run(&options, report)),
         Task::Build { machine, yes } => kit::gather_to_build(machine, yes)

@@ -134,6 +134,8 @@ pub(crate) enum Hardware<'a> {
     Board(&'a Board),
     /// What these arguments of QEMU describe: board, memory and devices.
     Arguments(&'a [String]),
+    /// The same without a network device of QEMU's own, and more words for the kernel.
+    Alone(&'a [String], &'a str),
 }
 
 /// The command that boots `kit` on `hardware` with the file `initrd`. The console is on standard input and output.
@@ -168,17 +170,23 @@ pub(crate) fn command(
         .args(["-initrd", initrd]);
     let board = match hardware {
         Hardware::Board(board) => Some(board),
-        Hardware::Arguments(_) => None,
+        Hardware::Arguments(_) | Hardware::Alone(..) => None,
     };
     if !board.is_some_and(|b| b.may_reboot) {
         qemu.arg("-no-reboot");
     }
-    qemu.args(["-append", &append(kit.machine, board)]);
-    qemu.args(["-netdev", "user,id=own,restrict=on"]);
-    qemu.args(["-device", &net_device(kit.machine, "own", OWN_MAC)]);
+    let mut words = append(kit.machine, board);
+    if let Hardware::Alone(_, more) = hardware {
+        words.push(' ');
+        words.push_str(more);
+    } else {
+        qemu.args(["-netdev", "user,id=own,restrict=on"]);
+        qemu.args(["-device", &net_device(kit.machine, "own", OWN_MAC)]);
+    }
+    qemu.args(["-append", &words]);
     match hardware {
         Hardware::Board(board) => add_board(&mut qemu, kit.machine, version, board),
-        Hardware::Arguments(arguments) => {
+        Hardware::Arguments(arguments) | Hardware::Alone(arguments, _) => {
             qemu.args(arguments);
         }
     }
