@@ -21,6 +21,7 @@ mod io;
 mod null;
 mod outlet;
 pub mod socket;
+pub mod switch;
 mod sys;
 pub mod tap;
 pub mod user;
