@@ -2,7 +2,7 @@
 //! Specifications in the manner of QEMU: `name,key=value,flag,…`.
 //!
 //! [`from_str`] reads such a line into any serde type, so that one struct
-//! serves the command line, TOML and control messages.
+//! serves the command line, TOML and control messages; [`to_string`] writes it.
 //!
 //! * Items are separated by commas; `,,` is a comma inside an item. The first
 //!   `=` ends the key.
@@ -18,6 +18,7 @@
 //!   asks for it.
 
 mod value;
+mod write;
 
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess,
@@ -28,6 +29,7 @@ use std::fmt;
 #[cfg(feature = "ivshmem")]
 pub(crate) use value::number;
 use value::{Item, Values};
+pub use write::to_string;
 
 /// Why a specification was refused, in words for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +89,29 @@ impl de::Error for Error {
 /// ```
 pub fn from_str<T: DeserializeOwned>(spec: &str) -> Result<T, Error> {
     T::deserialize(Spec::parse(spec)?)
+}
+
+/// Takes the item `key=…` out of `spec`; returns its value and the other items.
+///
+/// # Errors
+///
+/// If `key` is there more than once, or without a value.
+pub fn take(spec: &str, key: &str) -> Result<(Option<String>, String), Error> {
+    let mut found = None;
+    let mut rest = Vec::new();
+    for item in split(spec) {
+        match item.split_once('=') {
+            Some((name, _)) if name == key && found.is_some() => {
+                return Err(Error(format!("`{key}` is given more than once")));
+            }
+            Some((name, value)) if name == key => found = Some(value.to_owned()),
+            None if item == key => {
+                return Err(Error(format!("`{key}` needs a value: `{key}=…`")));
+            }
+            _ => rest.push(escape(&item).into_owned()),
+        }
+    }
+    Ok((found, rest.join(",")))
 }
 
 /// `text` with its commas doubled, to be put into a specification.
