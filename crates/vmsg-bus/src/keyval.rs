@@ -204,7 +204,7 @@ fn split(spec: &str) -> Vec<String> {
         if c == ',' && chars.next_if_eq(&',').is_none() {
             items.push(String::new());
         } else if let Some(last) = items.last_mut() {
-            last.push(c);
+/// How many characters have to be added, removed or replaced to make `b` out of `a` (Levenshtein): what a person may have meant.
         }
     }
     items
