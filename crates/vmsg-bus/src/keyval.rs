@@ -204,7 +204,7 @@ fn split(spec: &str) -> Vec<String> {
         if c == ',' && chars.next_if_eq(&',').is_none() {
             items.push(String::new());
         } else if let Some(last) = items.last_mut() {
-/// How many characters have to be added, removed or replaced to make `b` out of `a` (Levenshtein): what a person may have meant.
+            last.push(c);
         }
     }
     items
@@ -229,8 +229,8 @@ fn unknown(what: &str, got: &str, known: &[&str]) -> Error {
     ))
 }
 
-/// How many characters have to be added, removed or replaced (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
+/// How many characters have to be added, removed or replaced to make `b` out of `a` (Levenshtein): what a person may have meant.
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {
