@@ -1,1 +1,649 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Network devices of one worker that put frames into each other, by a back end that knows them all.
 
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use virtio_msg::FeatureSet;
+use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
+use vmsg_net::{Backend, Guest, Offloads, TxFrame};
+use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
+
+use super::*;
+use crate::device::{Device, DeviceError, Identity, Operation, Progress};
+use crate::net::{Mac, Net, Settings, bits};
+use crate::worker::{Command, Core, Fds, QueueStart};
+
+const BASE: u64 = 0x4000_0000;
+/// Bytes of each queue's part of the memory: its rings, then its buffers.
+const PART: usize = 1 << 16;
+const BUFFERS: usize = 1 << 12;
+const BUFFER: usize = 2048;
+const SIZE: u16 = 16;
+
+struct NoFds;
+
+impl Fds for NoFds {
+    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
+    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
+    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
+}
+
+/// What happens in a `fill`, beside the frames.
+type Hook = Box<dyn FnMut(u32, &mut dyn RxSink) + Send>;
+
+#[derive(Default)]
+struct Hub {
+    keys: BTreeMap<u32, u64>,
+    /// Which keys get what each sender sends; all others without an entry.
+    to: Option<Vec<u64>>,
+    pair: Option<u16>,
+    /// For each key that was asked, the frames it took, or why it took none.
+    outcomes: Vec<(u64, Result<usize, Closed>)>,
+    hook: Option<Hook>,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Hub>>);
+
+impl Shared {
+    fn hub(&self) -> MutexGuard<'_, Hub> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn key(&self, guest: u32) -> u64 {
+        self.hub().keys[&guest]
+    }
+
+    fn outcomes(&self) -> Vec<(u64, Result<usize, Closed>)> {
+        std::mem::take(&mut self.hub().outcomes)
+    }
+}
+
+/// One port: what it gets from its device goes to all others.
+struct Port(u32, Shared);
+
+impl Backend for Port {
+    fn queue_pairs(&self) -> u16 {
+        4
+    }
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+    fn set_guest(&mut self, _: &Guest) {}
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn next_timeout(&self) -> Option<Instant> {
+        None
+    }
+    fn poll(&mut self, _: Instant) {}
+    fn transmit(&mut self, _: Instant, _: u16, _: &[TxFrame<'_>]) -> usize {
+        unreachable!("devices call the other one")
+    }
+    fn set_key(&mut self, key: u64) {
+        self.1.hub().keys.insert(self.0, key);
+    }
+    fn transmit_to(
+        &mut self,
+        _: Instant,
+        _: u16,
+        frames: &[TxFrame<'_>],
+        others: &mut dyn Outlets,
+    ) -> usize {
+        if frames.is_empty() {
+            return 0;
+        }
+        let mut hub = self.1.hub();
+        let all = hub.keys.iter().filter(|(guest, _)| **guest != self.0);
+        let keys: Vec<u64> = match &hub.to {
+            Some(keys) => keys.clone(),
+            None => all.map(|(_, key)| *key).collect(),
+        };
+        let mut hook = hub.hook.take();
+        for key in keys {
+            let mut taken = 0;
+            let result = others.fill(key, &mut |sink| {
+                for frame in frames {
+                    let mut head = [0; Target::HEAD];
+                    let len = frame.payload.read(&mut head);
+                    let target = match hub.pair {
+                        Some(pair) => Target::Pair(pair),
+                        None => Target::Head(&head[..len]),
+                    };
+                    let bytes = frame.payload.len();
+                    if let Some(room) = sink.offer(target, bytes) {
+                        frame.payload.copy_to(room);
+                        sink.commit(&frame.header, bytes);
+                        taken += 1;
+                    }
+                }
+                if let Some(hook) = &mut hook {
+                    hook(self.0, sink);
+                }
+            });
+            hub.outcomes.push((key, result.map(|()| taken)));
+        }
+        hub.hook = hook;
+        frames.len()
+    }
+    fn receive(&mut self, _: Instant, _: &mut dyn RxSink) -> usize {
+        0
+    }
+    fn has_frames(&self) -> bool {
+        false
+    }
+    fn shutdown(&mut self) {}
+}
+
+/// A driver's queue.
+struct Queue {
+    ring: DriverQueue<'static, Vec<DriverSlot>>,
+    places: BTreeMap<usize, usize>,
+    next: usize,
+}
+
+struct Driver {
+    mapping: &'static Arc<Mapping>,
+    file: OwnedFd,
+    table: Arc<WindowTable>,
+    queues: BTreeMap<usize, Queue>,
+}
+
+struct Party {
+    core: Core,
+    hub: Shared,
+    guests: BTreeMap<u32, Driver>,
+    tickets: u64,
+    /// What devices have noticed, by slot.
+    notices: Vec<(Slot, Notice)>,
+}
+
+impl Party {
+    fn new(guests: u32) -> Self {
+        let mut party = Self {
+            core: Core::new(),
+            hub: Shared::default(),
+            guests: BTreeMap::new(),
+            tickets: 0,
+            notices: Vec::new(),
+        };
+        for guest in 0..guests {
+            party.add_net(guest, 1);
+            party.bring_up(guest, &[], &[0, 1]);
+            party.give(guest, 0, usize::from(SIZE));
+        }
+        party.notices.clear();
+        party
+    }
+
+    fn add_net(&mut self, guest: u32, pairs: u16) {
+        let [.., high, low] = guest.to_be_bytes();
+        let settings = Settings {
+            queue_pairs: pairs,
+            ..Settings::new(Mac([0x52, 0x54, 0, 0, high, low]))
+        };
+        let net = Net::new(&settings, Box::new(Port(guest, self.hub.clone())));
+        self.add(guest, Box::new(net));
+    }
+
+    fn add(&mut self, guest: u32, device: Box<dyn Device>) {
+        let bytes = (PART * device.queue_sizes().len()) as u64;
+        let (mapping, file) = Mapping::memfd("test", bytes, false).expect("memfd");
+        // Rings borrow the memory; a test's process is short.
+        let mapping: &'static Arc<Mapping> = Box::leak(Box::new(Arc::new(mapping)));
+        let entry = TableEntry {
+            base: BusAddr(BASE),
+            mapping: Arc::clone(mapping),
+            offset: 0,
+            len: usize::try_from(bytes).expect("small"),
+            access: Access::ReadWrite,
+        };
+        let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
+        let driver = Driver {
+            mapping,
+            file,
+            table: Arc::clone(&table),
+            queues: BTreeMap::new(),
+        };
+        self.guests.insert(guest, driver);
+        self.core
+            .command(Slot(guest), 0, Command::Add(device), &mut NoFds);
+        self.tell(guest, Command::SetMemory(table)).expect("memory");
+    }
+
+    fn tell(&mut self, guest: u32, command: Command) -> Result<(), String> {
+        self.tickets += 1;
+        let ticket = self.tickets;
+        self.core.command(Slot(guest), ticket, command, &mut NoFds);
+        let mut answer = None;
+        for reply in self.core.take_replies() {
+            match reply {
+                Reply::Done { result, .. } => answer = Some(result),
+                Reply::Notice(slot, notice) => self.notices.push((slot, notice)),
+            }
+        }
+        answer.expect("every command is answered")
+    }
+
+    fn bring_up(&mut self, guest: u32, features: &[u32], queues: &[usize]) {
+        let features = FeatureSet::from_bits(features);
+        for queue in queues {
+            let layout = Layout::new(SIZE, 0).expect("a size");
+            let part = queue * PART;
+            let ram = self.guests[&guest].mapping.ram();
+            let rings = ram.get(part, layout.total_len()).expect("inside");
+            rings.fill(0);
+            let slots = vec![DriverSlot::default(); usize::from(SIZE)];
+            let base = BusAddr(BASE + part as u64);
+            let ring = DriverQueue::new(layout, QueueFeatures::default(), rings, base, slots);
+            let ring = ring.expect("a queue");
+            let start = QueueStart {
+                queue: *queue,
+                config: ring.config(),
+                features: FeatureSet::EMPTY,
+                resume: None,
+                record: None,
+            };
+            let queues = &mut self.guests.get_mut(&guest).expect("there").queues;
+            let places = BTreeMap::new();
+            let next = 0;
+            queues.insert(*queue, Queue { ring, places, next });
+            self.tell(guest, Command::StartQueue(start))
+                .expect("a queue");
+        }
+        self.tell(guest, Command::DriverOk(features))
+            .expect("running");
+        self.run();
+    }
+
+    fn run(&mut self) {
+        for _ in 0..100_000 {
+            if !self.core.step(Instant::now()) {
+                break;
+            }
+        }
+        assert!(!self.core.has_work(), "a device is busy for ever");
+        for reply in self.core.take_replies() {
+            match reply {
+                Reply::Notice(slot, notice) => self.notices.push((slot, notice)),
+                Reply::Done { .. } => panic!("nobody has asked"),
+            }
+        }
+    }
+
+    /// Adds a buffer of `len` bytes, of which the device reads `bytes`.
+    fn add_chain(&mut self, guest: u32, queue: usize, bytes: Option<&[u8]>) {
+        let guest = self.guests.get_mut(&guest).expect("there");
+        let mapping = guest.mapping;
+        let at = guest.queues.get_mut(&queue).expect("set up");
+        let place = queue * PART + BUFFERS + at.next % usize::from(SIZE) * BUFFER;
+        at.next += 1;
+        let addr = BusAddr(BASE + place as u64);
+        let token = match bytes {
+            Some(bytes) => {
+                mapping.ram().write(place, bytes);
+                let len = u32::try_from(bytes.len()).expect("small");
+                at.ring.add(&[(addr, len)], &[])
+            }
+            None => at
+                .ring
+                .add(&[], &[(addr, u32::try_from(BUFFER).expect("small"))]),
+        };
+        at.places.insert(token.expect("room").index(), place);
+        at.ring.publish().expect("published");
+    }
+
+    fn give(&mut self, guest: u32, queue: usize, count: usize) {
+        for _ in 0..count {
+            self.add_chain(guest, queue, None);
+        }
+        self.core.kick(Slot(guest), queue);
+        self.run();
+    }
+
+    /// Sends frames in one batch.
+    fn send(&mut self, guest: u32, frames: &[Vec<u8>]) {
+        for frame in frames {
+            let mut bytes = vec![0; 12];
+            bytes.extend(frame);
+            self.add_chain(guest, 1, Some(&bytes));
+        }
+        self.core.kick(Slot(guest), 1);
+        self.run();
+    }
+
+    /// The frames in what a device has used of a queue.
+    fn used(&mut self, guest: u32, queue: usize) -> Vec<Vec<u8>> {
+        let guest = self.guests.get_mut(&guest).expect("there");
+        let at = guest.queues.get_mut(&queue).expect("set up");
+        let mut all = Vec::new();
+        while let Some(used) = at.ring.pop_used().expect("sound") {
+            let mut bytes = vec![0; used.written as usize];
+            let place = at.places[&used.token.index()];
+            guest.mapping.ram().read(place, &mut bytes);
+            all.push(bytes.split_off(12.min(bytes.len())));
+        }
+        all
+    }
+
+    fn is_broken(&self, guest: u32) -> bool {
+        let mut notices = self.notices.iter();
+        notices.any(|(slot, notice)| slot.0 == guest && matches!(notice, Notice::Broken { .. }))
+    }
+
+    /// That guest 0 reaches guest 2, before and now.
+    fn assert_others_go_on_after(&mut self, sent: usize) {
+        assert_eq!(self.used(0, 1).len(), sent);
+        assert_eq!(self.used(2, 0).len(), sent);
+        self.hub.hub().hook = None;
+        self.send(0, &[frame(90)]);
+        assert_eq!(self.used(2, 0), [frame(90)]);
+        assert_eq!(self.used(0, 1).len(), 1);
+        assert!(!self.is_broken(0) && !self.is_broken(2));
+    }
+}
+
+fn frame(seed: u8) -> Vec<u8> {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend([2, 0, 0, 0, 0, seed, 8, 0]);
+    bytes.extend((0..50 + seed).map(|byte| byte ^ seed));
+    bytes
+}
+
+#[test]
+fn a_batch_goes_from_one_device_to_the_other_and_is_announced_once() {
+    let mut party = Party::new(2);
+    let frames: Vec<Vec<u8>> = (0..10).map(frame).collect();
+    party.send(0, &frames);
+    assert_eq!(party.used(1, 0), frames);
+    assert_eq!(
+        party.used(0, 1).len(),
+        10,
+        "the sender has its buffers back"
+    );
+    let of = |guest, queue| (Slot(guest), Notice::Used { queue });
+    assert_eq!(party.notices, [of(1, 0), of(0, 1)]);
+}
+
+#[test]
+fn a_broadcast_reaches_255_others() {
+    let mut party = Party::new(256);
+    let frames = [frame(1), frame(2)];
+    party.send(77, &frames);
+    for guest in (0..256).filter(|guest| *guest != 77) {
+        assert_eq!(party.used(guest, 0), frames, "{guest}");
+    }
+    assert_eq!(party.used(77, 1).len(), 2);
+    assert_eq!(party.used(77, 0).len(), 0);
+    assert_eq!(party.hub.outcomes().len(), 255);
+}
+
+#[test]
+fn a_receiver_without_buffers_loses_its_own_frames_and_holds_nobody_up() {
+    let mut party = Party::new(3);
+    for round in 0..4 {
+        let frames: Vec<Vec<u8>> = (0..10).map(frame).collect();
+        party.send(0, &frames);
+        assert_eq!(party.used(0, 1).len(), 10, "{round}");
+        assert_eq!(party.used(2, 0), frames, "{round}");
+        party.give(2, 0, 10);
+    }
+    let to_1 = party.hub.key(1);
+    let taken: Vec<_> = party.hub.outcomes();
+    let taken: Vec<_> = taken.iter().filter(|(key, _)| *key == to_1).collect();
+    assert_eq!(
+        taken,
+        [
+            &(to_1, Ok(10)),
+            &(to_1, Ok(6)),
+            &(to_1, Ok(0)),
+            &(to_1, Ok(0))
+        ]
+    );
+    assert_eq!(party.used(1, 0).len(), 16);
+    party.give(1, 0, 1);
+    party.send(0, &[frame(7)]);
+    assert_eq!(party.used(1, 0), [frame(7)], "it takes part again");
+}
+
+#[test]
+fn who_takes_nothing_says_why() {
+    let mut party = Party::new(5);
+    let keys: Vec<u64> = (0..5).map(|guest| party.hub.key(guest)).collect();
+    party.tell(1, Command::Reset).expect("reset");
+    party
+        .tell(2, Command::Operate(Operation::SetLink(false)))
+        .expect("unplugged");
+    party.tell(3, Command::Remove).expect("removed");
+    // Addresses of no window in every descriptor.
+    let rings = party.guests[&4].mapping.ram();
+    rings.write(0, &[0; 256]);
+    party.send(0, &[frame(1)]);
+    assert!(party.is_broken(4), "{:?}", party.notices);
+    assert_eq!(
+        party.hub.outcomes(),
+        [
+            (keys[1], Err(Closed::NoDriver)),
+            (keys[2], Err(Closed::LinkDown)),
+            (keys[3], Err(Closed::Gone)),
+            (keys[4], Err(Closed::Broken)),
+        ]
+    );
+    // Another device where one was.
+    party.add_net(3, 1);
+    party.bring_up(3, &[], &[0, 1]);
+    party.give(3, 0, 1);
+    assert_ne!(party.hub.key(3), keys[3]);
+    party.hub.hub().to = Some(vec![keys[0], keys[3], keys[4], u64::MAX, 0]);
+    party.send(0, &[frame(2)]);
+    assert_eq!(
+        party.hub.outcomes(),
+        [
+            (keys[0], Err(Closed::Gone)),
+            (keys[3], Err(Closed::Gone)),
+            (keys[4], Err(Closed::Broken)),
+            (u64::MAX, Err(Closed::Gone)),
+            (0, Err(Closed::Gone)),
+        ]
+    );
+    assert_eq!(
+        party.used(3, 0).len(),
+        0,
+        "not what was meant for the other"
+    );
+    assert_eq!(party.used(0, 1).len(), 2);
+}
+
+#[test]
+fn what_a_receiver_does_to_its_rings_hurts_nobody_else() {
+    // Offsets in the part of queue 0: descriptors at 0, the available ring behind its 16 descriptors.
+    let avail = usize::from(SIZE) * 16;
+    let lies: [(&str, usize, Vec<u8>); 6] = [
+        ("no window has this address", 0, [0xff; 8].repeat(32)),
+        ("so many cannot be available", avail + 2, vec![0xff, 0x7f]),
+        ("no descriptor has this index", avail + 4, vec![0xff; 32]),
+        ("buffers are for the device to read", 12, vec![0; 2]),
+        ("a chain without an end", 0, {
+            let mut descriptor = (BASE + 8192).to_le_bytes().to_vec();
+            descriptor.extend([16, 0, 0, 0, 3, 0, 0, 0]);
+            descriptor.repeat(16)
+        }),
+        ("a table in a table", 0, {
+            let mut descriptor = BASE.to_le_bytes().to_vec();
+            descriptor.extend([32, 0, 0, 0, 4, 0, 0, 0]);
+            descriptor.repeat(16)
+        }),
+    ];
+    for (what, at, bytes) in lies {
+        let mut party = Party::new(3);
+        party.guests[&1].mapping.ram().write(at, &bytes);
+        let frames: Vec<Vec<u8>> = (0..4).map(frame).collect();
+        party.send(0, &frames);
+        assert_eq!(party.used(0, 1).len(), 4, "{what}");
+        assert_eq!(party.used(2, 0), frames, "{what}");
+        assert!(!party.is_broken(0) && !party.is_broken(2), "{what}");
+        let (_, outcome) = party.hub.outcomes()[0];
+        if outcome == Err(Closed::Broken) {
+            assert!(party.is_broken(1), "{what}");
+            party.tell(1, Command::Reset).expect("reset");
+            party.bring_up(1, &[], &[0, 1]);
+            party.give(1, 0, 4);
+            party.send(0, &frames);
+            assert_eq!(party.used(1, 0), frames, "{what}");
+        } else {
+            // The device has taken the frames, and dropped them.
+            assert_eq!(outcome, Ok(4), "{what}");
+            assert_eq!(party.used(1, 0).len(), 0, "{what}");
+        }
+    }
+}
+
+#[test]
+fn memory_that_a_receiver_takes_away_or_loses_breaks_it_alone() {
+    vmsg_mem::fault::install().expect("a handler");
+    let mut party = Party::new(3);
+    party
+        .tell(1, Command::SetMemory(Arc::default()))
+        .expect("memory");
+    party.send(0, &[frame(1)]);
+    assert!(party.is_broken(1));
+    party.assert_others_go_on_after(1);
+    let mut party = Party::new(3);
+    rustix::fs::ftruncate(&party.guests[&1].file, BUFFERS as u64).expect("truncated");
+    party.send(0, &[frame(1)]);
+    assert!(party.is_broken(1), "{:?}", party.notices);
+    party.assert_others_go_on_after(1);
+}
+
+#[test]
+fn memory_is_not_replaced_while_it_is_filled() {
+    let mut party = Party::new(3);
+    let seat = party.core.seats().at(Slot(1));
+    let key = party.hub.key(1);
+    let refused = Arc::new(Mutex::new(0));
+    let seen = Arc::clone(&refused);
+    let of_hook = Arc::clone(&seat);
+    party.hub.hub().to = Some(vec![key]);
+    party.hub.hub().hook = Some(Box::new(move |_, _| {
+        let refused = of_hook.try_set(Arc::default()).is_err();
+        *seen.lock().expect("sound") += u32::from(refused);
+    }));
+    party.send(0, &[frame(1)]);
+    assert_eq!(*refused.lock().expect("sound"), 1);
+    assert!(seat.try_set(Arc::default()).is_ok(), "afterwards it is");
+    party.send(0, &[frame(1)]);
+    assert!(party.is_broken(1));
+    let table = Arc::clone(&party.guests[&1].table);
+    party.tell(1, Command::Reset).expect("reset");
+    party.tell(1, Command::SetMemory(table)).expect("memory");
+    party.bring_up(1, &[], &[0, 1]);
+    party.give(1, 0, 1);
+    party.send(0, &[frame(5)]);
+    assert_eq!(party.used(1, 0), [frame(5)]);
+}
+
+/// Panics when it is given something.
+struct Panicking {
+    /// Only when a frame is committed.
+    late: bool,
+    hub: Shared,
+}
+
+struct PanickingSink(Option<Vec<vmsg_mem::RamSlice<'static>>>);
+
+impl RxSink for PanickingSink {
+    fn offer(&mut self, _: Target<'_>, _: usize) -> Option<Pieces<'_>> {
+        self.0.as_deref().map(Pieces::new)
+    }
+    fn commit(&mut self, _: &VnetHeader, _: usize) {
+        panic!("bad commit")
+    }
+}
+
+impl Device for Panicking {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: 1,
+            vendor_id: 0,
+        }
+    }
+    fn features(&self) -> FeatureSet {
+        FeatureSet::EMPTY
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![SIZE]
+    }
+    fn activate(&mut self, _: &FeatureSet) {}
+    fn reset(&mut self) {}
+    fn process(&mut self, _: usize, _: usize, _: &mut Io<'_>) -> Result<Progress, DeviceError> {
+        Ok(Progress::Blocked)
+    }
+    fn placed(&mut self, key: u64) {
+        self.hub.hub().keys.insert(1, key);
+    }
+    fn accept(
+        &mut self,
+        _: &mut Io<'_>,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<Result<(), Closed>, DeviceError> {
+        if self.late {
+            fill(&mut PanickingSink(Some(Vec::new())));
+            unreachable!("a panic of the sink comes through");
+        }
+        panic!("bad accept")
+    }
+}
+
+#[test]
+fn a_receiver_that_panics_breaks_alone() {
+    for late in [false, true] {
+        let mut party = Party::new(3);
+        party.tell(1, Command::Remove).expect("removed");
+        let hub = party.hub.clone();
+        party.add(1, Box::new(Panicking { late, hub }));
+        party.send(0, &[frame(1), frame(2)]);
+        let text = if late { "bad commit" } else { "bad accept" };
+        let mut notices = party.notices.iter();
+        let told = notices.any(|(slot, notice)| {
+            *slot == Slot(1) && matches!(notice, Notice::Broken { why, .. } if why.contains(text))
+        });
+        assert!(told, "{:?}", party.notices);
+        party.assert_others_go_on_after(2);
+    }
+}
+
+#[test]
+fn a_sender_that_panics_while_it_fills_breaks_alone() {
+    let mut party = Party::new(3);
+    party.hub.hub().hook = Some(Box::new(|_, _| panic!("bad switch")));
+    party.send(0, &[frame(1)]);
+    assert!(party.is_broken(0), "{:?}", party.notices);
+    assert!(!party.is_broken(1) && !party.is_broken(2));
+    assert_eq!(party.used(1, 0), [frame(1)], "it was committed before");
+    party.hub.hub().hook = None;
+    party.send(2, &[frame(3)]);
+    assert_eq!(party.used(1, 0), [frame(3)]);
+    assert_eq!(party.used(2, 1).len(), 1);
+}
+
+#[test]
+fn a_receiver_with_several_pairs_gets_frames_where_they_belong() {
+    let mut party = Party::new(1);
+    party.add_net(1, 2);
+    party.bring_up(1, &[bits::MQ], &[0, 1, 2, 3]);
+    party.give(1, 0, 16);
+    party.give(1, 2, 16);
+    party.notices.clear();
+    party.hub.hub().pair = Some(1);
+    party.send(0, &[frame(1), frame(2)]);
+    assert_eq!(party.used(1, 2), [frame(1), frame(2)]);
+    party.hub.hub().pair = Some(0);
+    party.send(0, &[frame(3)]);
+    assert_eq!(party.used(1, 0), [frame(3)]);
+    let of = |guest, queue| (Slot(guest), Notice::Used { queue });
+    assert_eq!(party.notices, [of(1, 2), of(0, 1), of(1, 0), of(0, 1)]);
+}
