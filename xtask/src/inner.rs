@@ -28,11 +28,16 @@ pub(crate) struct Inside {
 impl Inside {
     /// Gathers it: QEMU of the release that this machine has, for the guest's architecture, and the kernel of `kit`.
     pub(crate) fn new(kit: &Kit, script: &str, settings: &[(&str, String)]) -> Result<Self> {
+        Self::with(kit, initrd::build(kit, script, settings)?)
+    }
+
+    /// The same for a guest with this file system.
+    pub(crate) fn with(kit: &Kit, initrd: Vec<u8>) -> Result<Self> {
         Ok(Self {
             machine: kit.machine,
             qemu: tree::inner_qemu(kit.machine).fetch()?,
             kernel: kit.kernel.clone(),
-            initrd: initrd::build(kit, script, settings)?,
+            initrd,
         })
     }
 
@@ -68,6 +73,8 @@ impl Inside {
 /// The inner guest's hardware.
 #[derive(Clone, Debug)]
 pub(crate) struct Hardware {
+    /// It has a network device of QEMU's own, too.
+    pub(crate) own: bool,
     /// Where its memory lies: the arguments after `memory-backend-`.
     pub(crate) memory: String,
     /// The socket of the proxy for the network device; none: QEMU's own.
@@ -100,9 +107,11 @@ pub(crate) fn command(machine: Machine, hardware: &Hardware) -> String {
         }
     };
     let net = format!("virtio-net-{suffix}");
-    words.push_str(&format!(
-        " -netdev user,id=own,restrict=on -device {net},netdev=own,mac={OWN_MAC}{rom}"
-    ));
+    if hardware.own {
+        words.push_str(&format!(
+            " -netdev user,id=own,restrict=on -device {net},netdev=own,mac={OWN_MAC}{rom}"
+        ));
+    }
     match hardware.net {
         Some(socket) => words.push_str(&format!(
             " -chardev socket,id=netsock,path={socket},reconnect=1 -netdev vhost-user,id=net,chardev=netsock"

@@ -44,7 +44,8 @@ pub(crate) fn initrd(kit: &Kit, obeys: bool) -> Result<Vec<u8>> {
             Ok(())
         }),
     };
-    initrd::make(kit, content)
+    // Devices that are plugged in later are on PCI whatever the machine.
+    initrd::make(&kit.with_modules(&["virtio_pci"]), content)
 }
 
 impl Pings {

@@ -13,6 +13,7 @@ mod e2e;
 mod gate;
 mod guest;
 mod guest_bench;
+mod guest_files;
 mod http;
 mod initrd;
 mod inner;
@@ -76,6 +77,8 @@ enum Task {
         #[arg(long)]
         yes: bool,
     },
+    /// Write what the descriptions in demos/ boot: a kernel, file systems, and a file of variables that name them
+    GuestFiles(guest_files::Options),
     /// Measure, and print or save the figures
     Bench(bench::Options),
 }
@@ -127,6 +130,9 @@ fn main() -> ExitCode {
         Task::Build { machine, yes } => kit::gather_to_build(machine, yes)
             .and_then(|()| cross::vmsg(machine))
             .map(|path| println!("{}", path.display()))
+            .inspect_err(|error| eprintln!("{error:#}"))
+            .is_ok(),
+        Task::GuestFiles(options) => guest_files::run(&options)
             .inspect_err(|error| eprintln!("{error:#}"))
             .is_ok(),
         Task::Bench(options) => bench::run(&options)

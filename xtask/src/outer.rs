@@ -92,29 +92,12 @@ pub(crate) fn start(
     vmsg: &Path,
     options: &Options,
 ) -> Result<Shell> {
-    let mut kit = kit.clone();
-    kit.more_modules.extend(modules(kit.machine, options));
-    let program = fs::read(vmsg).with_context(|| format!("cannot read {}", vmsg.display()))?;
-    let mut add = |cpio: &mut Cpio| -> Result<()> {
-        cpio.file("bin/vmsg", 0o755, &program);
-        for (name, path) in &options.programs {
-            let program =
-                fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            cpio.file(&format!("bin/{name}"), 0o755, &program);
-        }
-        match &options.inside {
-            Some(inside) => inside.add_to(cpio),
-            None => Ok(()),
-        }
-    };
-    let content = Content {
-        script: SCRIPT,
-        settings: &[],
-        more: Some(&mut add),
-    };
     let file = format!("{name}.initrd");
-    fs::write(scene.dir().join(&file), initrd::make(&kit, content)?)
-        .with_context(|| format!("cannot write {file}"))?;
+    fs::write(
+        scene.dir().join(&file),
+        initrd(kit, vmsg, options, (SCRIPT, &[]), &mut |_| {})?,
+    )
+    .with_context(|| format!("cannot write {file}"))?;
     let mut command = kit.qemu.command()?;
     qemu::version(&kit.qemu)?;
     command.args(arguments(kit.machine, options));
@@ -122,6 +105,39 @@ pub(crate) fn start(
     command.args(["-initrd", &file, "-append", &append(kit.machine)]);
     let id = scene.start(name, &command)?;
     Ok(Shell::new(id, name))
+}
+
+/// The file system of a machine that runs `script` with these settings and has the static program `vmsg`; `more` adds
+/// to it.
+pub(crate) fn initrd(
+    kit: &Kit,
+    vmsg: &Path,
+    options: &Options,
+    (script, settings): (&str, &[(&str, String)]),
+    more: &mut dyn FnMut(&mut Cpio),
+) -> Result<Vec<u8>> {
+    let mut kit = kit.clone();
+    kit.more_modules.extend(modules(kit.machine, options));
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let program = read(vmsg)?;
+    let mut add = |cpio: &mut Cpio| -> Result<()> {
+        cpio.file("bin/vmsg", 0o755, &program);
+        for (name, path) in &options.programs {
+            cpio.file(&format!("bin/{name}"), 0o755, &read(path)?);
+        }
+        if let Some(inside) = &options.inside {
+            inside.add_to(cpio)?;
+        }
+        more(cpio);
+        Ok(())
+    };
+    let content = Content {
+        script,
+        settings,
+        more: Some(&mut add),
+    };
+    initrd::make(&kit, content)
 }
 
 /// The arguments of QEMU but for kernel and initrd.

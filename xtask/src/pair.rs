@@ -36,12 +36,12 @@ pub(crate) const B_MIB: u32 = 320;
 /// Huge pages that the inner guest lives in.
 const HUGE_PAGES: u32 = inner::RAM_MIB / 2;
 /// Sockets of the proxy in A.
-const NET_SOCKET: &str = "/run/net.sock";
-const RNG_SOCKET: &str = "/run/rng.sock";
+pub(crate) const NET_SOCKET: &str = "/run/net.sock";
+pub(crate) const RNG_SOCKET: &str = "/run/rng.sock";
 /// Longest time from the start of a process to its `ready` lines.
 const READY: Duration = Duration::from_secs(60);
 /// The inner guest's network, B's own one being QEMU's 10.0.2.0/24.
-const NETWORK: &str = "192.168.127.0/24";
+pub(crate) const NETWORK: &str = "192.168.127.0/24";
 pub(crate) const GATEWAY: &str = "192.168.127.2";
 
 /// What the two machines have in common, but for the messages.
@@ -78,6 +78,24 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// The bus as machine B sees it, and as A does.
+    pub(crate) fn buses(self) -> (String, String) {
+        let Self { mode, bar, layout } = self;
+        let both = format!(
+            "ivshmem,pci={MESSAGES},layout={layout},memory={}",
+            mode.name()
+        );
+        match mode {
+            Mode::Bounce => (format!("{both},ram=bar"), format!("{both},ram=bar")),
+            Mode::Segment if bar => {
+                let window = format!("{both},ram=pci:{WINDOW}");
+                (window.clone(), window)
+            }
+            Mode::Segment => (format!("{both},ram=pci:{WINDOW}"), format!("{both},node=1")),
+            Mode::Whole => (format!("{both},ram=pci:{WINDOW}"), both),
+        }
+    }
+
     /// Looks for what contradicts; costs nothing, so it comes before anything is fetched or built.
     pub(crate) fn check(&self, machine: Machine) -> Result<()> {
         ensure!(
@@ -293,20 +311,7 @@ impl Pair {
 
     /// The bus as B sees it, and as A does.
     pub(crate) fn buses(&self) -> (String, String) {
-        let Plan { mode, bar, layout } = self.plan;
-        let both = format!(
-            "ivshmem,pci={MESSAGES},layout={layout},memory={}",
-            mode.name()
-        );
-        match mode {
-            Mode::Bounce => (format!("{both},ram=bar"), format!("{both},ram=bar")),
-            Mode::Segment if bar => {
-                let window = format!("{both},ram=pci:{WINDOW}");
-                (window.clone(), window)
-            }
-            Mode::Segment => (format!("{both},ram=pci:{WINDOW}"), format!("{both},node=1")),
-            Mode::Whole => (format!("{both},ram=pci:{WINDOW}"), both),
-        }
+        self.plan.buses()
     }
 
     /// Starts a device host in B.
@@ -342,6 +347,7 @@ impl Pair {
     pub(crate) fn inner(&mut self, scene: &mut Scene, rng: bool) -> Result<Process> {
         let words = self.inner_words;
         let hardware = Hardware {
+            own: true,
             memory: match (self.plan.mode, self.plan.bar) {
                 (Mode::Segment, false) => {
                     "file,mem-path=/huge,host-nodes=1,policy=bind,prealloc=on,share=on".to_owned()

@@ -347,24 +347,24 @@ fn chardev(id: &str, socket: &str, version: (u32, u32), reconnect: bool) -> Stri
     format!("socket,id={id},path={}{again}", socket.replace(',', ",,"))
 }
 
-/// The kernel's command line.
-fn append(machine: Machine, board: Option<&Board>) -> String {
-    let mut words = vec![format!("console={}", machine.console())];
+/// What every kernel is told.
+pub(crate) fn words(machine: Machine) -> String {
     // A panic ends QEMU at once (-no-reboot); only panics come to the console, the rest stays in dmesg.
-    words.extend(["panic=-1", "loglevel=1", "rdinit=/init"].map(str::to_owned));
+    let mut words = format!(
+        "console={} panic=-1 loglevel=1 rdinit=/init",
+        machine.console()
+    );
     if machine == Machine::X86 {
         // Checks of timers against each other fail on a busy host, where the emulated processor is stopped at any
         // moment; a false alarm costs the boot.
-        words.extend(
-            [
-                "no_timer_check",
-                "nowatchdog",
-                "clocksource=hpet",
-                "tsc=unstable",
-            ]
-            .map(str::to_owned),
-        );
+        words.push_str(" no_timer_check nowatchdog clocksource=hpet tsc=unstable");
     }
+    words
+}
+
+/// The kernel's command line.
+fn append(machine: Machine, board: Option<&Board>) -> String {
+    let mut words = vec![words(machine)];
     if let Some(board) = board {
         if board.iommu {
             if machine == Machine::X86 {
