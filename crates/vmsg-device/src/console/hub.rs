@@ -258,9 +258,11 @@ impl Hub {
         };
         // Before that of clients: a place may be given to another one below.
         for event in &*events {
-            match event.data.u64() {
+            // Copied out: the structure is packed.
+            let (flags, token) = (event.flags, event.data.u64());
+            match token {
                 PTY => {
-                    if event.flags.contains(EventFlags::HUP) {
+                    if flags.contains(EventFlags::HUP) {
                         self.look_at_pty();
                     } else if let Some((_, client)) = &mut self.pty {
                         client.flush();
@@ -270,10 +272,7 @@ impl Hub {
                     let place = usize::try_from(token.wrapping_sub(CLIENTS)).ok();
                     let client = place.and_then(|place| self.clients.get_mut(place));
                     if let Some(Some(client)) = client {
-                        if event
-                            .flags
-                            .intersects(EventFlags::HUP | EventFlags::ERR)
-                        {
+                        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
                             client.stop_receiving();
                         }
                         client.flush();
@@ -462,7 +461,8 @@ impl Log {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => {
                     if !std::mem::replace(&mut self.failing, true) {
-                        let error = result.map_or_else(|error| error.to_string(), |_| "full".into());
+                        let error =
+                            result.map_or_else(|error| error.to_string(), |_| "full".into());
                         tracing::warn!(console = name, error, "output cannot be logged");
                     }
                     break;
