@@ -9,6 +9,7 @@ pub(crate) mod linux_user;
 mod list;
 mod nic;
 mod socket;
+mod switch;
 pub(crate) mod vfio_user;
 
 use std::fs;
@@ -123,7 +124,7 @@ impl Options {
                 })
             };
             let more = &mut wanted.more;
-            if any("nic-") || any("socket-") {
+            if any("nic-") || any("socket-") || any("switch-") {
                 more.trees.push(tree::net_tools);
                 more.trees.push(|_| tree::host_net_tools());
             }

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Stage, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, vfio_user};
+use super::{Stage, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, switch, vfio_user};
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
     proxy_killed,
@@ -36,7 +36,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 40] = [
+pub(super) const TESTS: [Test; 42] = [
     Test {
         name: "checks",
         reference: true,
@@ -224,6 +224,18 @@ pub(super) const TESTS: [Test; 40] = [
         play: memory_not_shared,
     },
     Test {
+        name: "switch-offloads",
+        reference: false,
+        short: Short::X86,
+        play: switch::offloads,
+    },
+    Test {
+        name: "switch-vlan",
+        reference: false,
+        short: Short::No,
+        play: switch::vlan,
+    },
+    Test {
         name: "demo-2b-bounce",
         reference: false,
         short: Short::Both,
@@ -232,7 +244,7 @@ pub(super) const TESTS: [Test; 40] = [
     Test {
         name: "demo-2b-segment",
         reference: false,
-        short: Short::X86,
+        short: Short::No,
         play: demo2b::segment,
     },
     Test {
