@@ -21,8 +21,8 @@ mod trace;
 
 pub use cli::{Cli, Command};
 pub use spec::{
-    BackendKeys, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSpec, Rate, RngSpec, SocketMode,
-    SwitchSpec, UplinkSpec, Vlans,
+    BackendKeys, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSetSpec, PortSpec, RngSpec,
+    Setting, SocketMode, SwitchSpec, UplinkSpec,
 };
 
 use std::io::Write;

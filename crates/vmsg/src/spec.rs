@@ -7,24 +7,23 @@
 
 mod backend;
 mod net;
+mod network;
 mod parse;
 mod port;
-mod rate;
 mod switch;
 mod text;
 mod typed;
-mod vlans;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use backend::SocketConfig;
 pub use backend::{NetBackend, SocketMode};
 pub use net::{BackendKeys, Duplex, NetSpec, UplinkSpec};
-pub use port::{Pin, PortSpec};
-pub use rate::Rate;
+pub(crate) use network::{Network, Place, Problem, known};
+pub use port::{Pin, PortSetSpec, PortSpec};
 pub use switch::SwitchSpec;
+pub use text::Setting;
 pub(crate) use typed::typed;
-pub use vlans::Vlans;
 
 /// A device: `net,…` or `rng,…`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]

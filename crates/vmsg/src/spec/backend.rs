@@ -236,6 +236,29 @@ impl BackendKeys {
         }
     }
 
+    /// Looks at all that can be known before it is opened, with so many pairs of queues.
+    pub(crate) fn check(&self, queues: Option<u16>) -> Result<(), Usage> {
+        self.check_keys()?;
+        match self.backend.unwrap_or_default() {
+            NetBackend::None => Ok(()),
+            NetBackend::User => self.user_config().map(|_| ()),
+            NetBackend::Tap => self.tap_config(queues).map(|_| ()),
+            NetBackend::Socket => self.socket_config().map(|_| ()),
+        }
+    }
+
+    /// Finds a key of any back end, for a device that plugs into a switch.
+    pub(crate) fn check_plugless(&self) -> Result<(), Usage> {
+        let mut nowhere = self.clone();
+        nowhere.backend = Some(NetBackend::None);
+        nowhere.check_keys().map_err(|Usage(message)| {
+            let key = message.split('=').next().unwrap_or_default();
+            Usage(format!(
+                "{key}= is for a back end, and contradicts switch=; a switch's way out is an --uplink"
+            ))
+        })
+    }
+
     /// Finds a key that means nothing with this back end, and says so.
     pub(crate) fn check_keys(&self) -> Result<(), Usage> {
         use NetBackend::{Socket, Tap, User};

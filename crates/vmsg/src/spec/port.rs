@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
-use vmsg_device::net::Mac;
+use vmsg_net::Mac;
+use vmsg_net::switch::{Mirror, PortChange, PortConfig, Rate, VlanSet, Vlans};
 
-use super::vlans::{self, Vlans};
-use super::{is_default, rate::Rate, text};
+use super::is_default;
+use super::text::{self, Setting};
 use crate::Usage;
 use crate::control::LinkState;
 
@@ -28,32 +29,43 @@ pub struct PortSpec {
     #[serde(skip_serializing_if = "is_default")]
     pub vlan: Option<u16>,
     /// The VLANs that it carries, with tags.
-    #[serde(skip_serializing_if = "is_default")]
-    pub trunk: Option<Vlans>,
+    #[serde(
+        deserialize_with = "text::parts",
+        serialize_with = "text::write_one",
+        skip_serializing_if = "is_default"
+    )]
+    pub trunk: Option<VlanSet>,
     /// With `trunk`: the VLAN whose frames carry no tag there.
     #[serde(skip_serializing_if = "is_default")]
     pub native: Option<u16>,
     /// Source addresses that it may have, and no others.
-    #[serde(deserialize_with = "text::many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
     pub pin: Vec<Pin>,
     /// Addresses that are always found here.
     #[serde(
-        rename = "mac",
         deserialize_with = "text::many",
-        serialize_with = "macs",
-        skip_serializing_if = "Vec::is_empty"
+        serialize_with = "text::write_many",
+        skip_serializing_if = "is_default"
     )]
-    pub statics: Vec<Mac>,
+    pub mac: Vec<Mac>,
     /// Addresses that are learned here at most; 256 by default.
     #[serde(skip_serializing_if = "is_default")]
     pub macs: Option<usize>,
-    /// What it may send: frames beyond this wait.
-    #[serde(skip_serializing_if = "is_default")]
+    /// What it may send, in bits a second: frames beyond this wait.
+    #[serde(
+        deserialize_with = "text::one",
+        serialize_with = "text::write_one",
+        skip_serializing_if = "is_default"
+    )]
     pub rate_in: Option<Rate>,
-    /// What is sent to it: frames beyond this are dropped.
-    #[serde(skip_serializing_if = "is_default")]
+    /// What is sent to it, in bits a second: frames beyond this are dropped.
+    #[serde(
+        deserialize_with = "text::one",
+        serialize_with = "text::write_one",
+        skip_serializing_if = "is_default"
+    )]
     pub rate_out: Option<Rate>,
-    /// Frames a second to many receivers (broadcast, multicast, unknown) that it may send.
+    /// Frames a second for many receivers (broadcast, multicast, unknown) that it may send.
     #[serde(skip_serializing_if = "is_default")]
     pub storm: Option<u32>,
     /// Write its frames to this file, for Wireshark.
@@ -64,6 +76,48 @@ pub struct PortSpec {
     pub link: LinkState,
 }
 
+/// What is to be different at a port; `off` takes a limit away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct PortSetSpec {
+    /// The port's name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub port: String,
+    /// Its switch; may be left out if only one switch has a port of this name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub switch: Option<String>,
+    /// [`PortSpec::vlan`]; `off`: the port knows of no VLANs.
+    #[serde(skip_serializing_if = "is_default")]
+    pub vlan: Option<Setting<u16>>,
+    /// [`PortSpec::trunk`], likewise.
+    #[serde(deserialize_with = "text::parts", skip_serializing_if = "is_default")]
+    pub trunk: Option<Setting<VlanSet>>,
+    /// [`PortSpec::native`], with `trunk`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub native: Option<u16>,
+    /// [`PortSpec::pin`]; `off`: it may have any.
+    #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
+    pub pin: Vec<Setting<Pin>>,
+    /// [`PortSpec::mac`]; `off`: none.
+    #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
+    pub mac: Vec<Setting<Mac>>,
+    /// [`PortSpec::macs`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub macs: Option<usize>,
+    /// [`PortSpec::rate_in`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub rate_in: Option<Setting<Rate>>,
+    /// [`PortSpec::rate_out`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub rate_out: Option<Setting<Rate>>,
+    /// [`PortSpec::storm`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub storm: Option<Setting<u32>>,
+    /// [`PortSpec::link`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub link: Option<LinkState>,
+}
+
 /// A source address that a port may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pin {
@@ -71,6 +125,19 @@ pub enum Pin {
     On,
     /// This one.
     Mac(Mac),
+}
+
+impl Pin {
+    /// The address, if that of the device is `own`.
+    fn address(self, own: Option<Mac>) -> Result<Mac, Usage> {
+        match (self, own) {
+            (Self::Mac(mac), _) | (Self::On, Some(mac)) => Ok(mac),
+            (Self::On, None) => Err(Usage(
+                "pin=on is for devices: an uplink has no address of its own; write pin=MAC"
+                    .to_owned(),
+            )),
+        }
+    }
 }
 
 impl fmt::Display for Pin {
@@ -102,41 +169,99 @@ impl Serialize for Pin {
     }
 }
 
-fn macs<S: Serializer>(macs: &[Mac], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(macs.iter().map(ToString::to_string))
+/// VLANs as their keys say; `None`: nothing is said.
+fn vlans(
+    vlan: Option<u16>,
+    trunk: Option<&VlanSet>,
+    native: Option<u16>,
+) -> Result<Option<Vlans>, Usage> {
+    let refuse = |text: &str| Err(Usage(text.to_owned()));
+    for (key, id) in [("vlan", vlan), ("native", native)] {
+        if let Some(id) = id.filter(|id| !VlanSet::all().contains(*id)) {
+            return Err(Usage(format!(
+                "{key}={id}: VLANs have numbers from 1 to 4094"
+            )));
+        }
+    }
+    match (vlan, trunk, native) {
+        (None, None, None) => Ok(None),
+        (Some(vlan), None, None) => Ok(Some(Vlans::Access(vlan))),
+        (None, Some(allowed), native) => Ok(Some(Vlans::Trunk {
+            allowed: allowed.clone(),
+            native,
+        })),
+        (Some(_), Some(_), _) => refuse(
+            "vlan= and trunk= contradict each other: the one is for frames without tags, the other for those with tags",
+        ),
+        (_, None, Some(_)) => refuse("native= needs trunk=; a port without tags has vlan="),
+    }
 }
 
 impl PortSpec {
     /// Looks for keys that contradict each other, or that say nothing.
     pub(crate) fn check(&self) -> Result<(), Usage> {
-        let refuse = |text: String| Err(Usage(text));
-        for (key, id) in [("vlan", self.vlan), ("native", self.native)] {
-            if let Some(id) = id.filter(|id| !vlans::is_id(*id)) {
-                return refuse(format!("{key}={id}: VLANs have numbers from 1 to 4094"));
-            }
+        vlans(self.vlan, self.trunk.as_ref(), self.native).map(|_| ())
+    }
+
+    /// The settings of the port called `name`, whose device has the address `own`.
+    pub(crate) fn config(&self, name: &str, own: Option<Mac>) -> Result<PortConfig, Usage> {
+        let plain = PortConfig::new(name);
+        let pin = self.pin.iter().map(|pin| pin.address(own));
+        Ok(PortConfig {
+            vlan: vlans(self.vlan, self.trunk.as_ref(), self.native)?.unwrap_or_default(),
+            pin: pin.collect::<Result<_, _>>()?,
+            statics: self.mac.clone(),
+            macs: self.macs.unwrap_or(plain.macs),
+            storm: self.storm,
+            rate_in: self.rate_in,
+            rate_out: self.rate_out,
+            capture: self.capture.as_ref().map(Mirror::new),
+            link: self.link == LinkState::Up,
+            ..plain
+        })
+    }
+}
+
+/// A list in which `off` stands alone; `None`: nothing is said.
+fn list<T: Copy>(key: &str, settings: &[Setting<T>]) -> Result<Option<Vec<T>>, Usage> {
+    match settings {
+        [] => Ok(None),
+        [Setting::Off] => Ok(Some(Vec::new())),
+        settings => settings
+            .iter()
+            .map(|setting| setting.to().copied())
+            .collect::<Option<Vec<T>>>()
+            .map(Some)
+            .ok_or_else(|| Usage(format!("{key}=off stands alone"))),
+    }
+}
+
+impl PortSetSpec {
+    /// What the port's switch is told, if the port's device has the address `own`.
+    pub(crate) fn change(&self, own: Option<Mac>) -> Result<PortChange, Usage> {
+        let set = |setting: &Option<Setting<Rate>>| setting.as_ref().map(|s| s.to().copied());
+        let off = self.vlan == Some(Setting::Off) || self.trunk == Some(Setting::Off);
+        let vlan = self.vlan.as_ref().and_then(Setting::to).copied();
+        let trunk = self.trunk.as_ref().and_then(Setting::to);
+        let pin = list("pin", &self.pin)?.map(|pins| {
+            let pins = pins.into_iter().map(|pin| pin.address(own));
+            pins.collect::<Result<Vec<_>, _>>()
+        });
+        let change = PortChange {
+            vlan: vlans(vlan, trunk, self.native)?.or(off.then_some(Vlans::Plain)),
+            pin: pin.transpose()?,
+            statics: list("mac", &self.mac)?,
+            macs: self.macs,
+            storm: self.storm.as_ref().map(|storm| storm.to().copied()),
+            rate_in: set(&self.rate_in),
+            rate_out: set(&self.rate_out),
+            link: self.link.map(|link| link == LinkState::Up),
+        };
+        if change == PortChange::default() {
+            return Err(Usage(
+                "nothing is to be changed; known: `vlan`, `trunk`, `native`, `pin`, `mac`, `macs`, `rate-in`, `rate-out`, `storm`, `link`".to_owned(),
+            ));
         }
-        if self.vlan.is_some() && self.trunk.is_some() {
-            return refuse("vlan= and trunk= contradict each other: the one is for frames without tags, the other for those with tags".to_owned());
-        }
-        match (self.native, &self.trunk) {
-            (Some(_), None) => {
-                return refuse("native= needs trunk=; alone it is vlan=".to_owned());
-            }
-            (Some(native), Some(trunk)) if !trunk.contains(native) => {
-                return refuse(format!("native={native} is not in trunk={trunk}"));
-            }
-            _ => {}
-        }
-        if self.macs == Some(0) && self.statics.is_empty() {
-            return refuse(
-                "macs=0: then nothing is learned here, and mac= must say who is here".to_owned(),
-            );
-        }
-        if self.storm == Some(0) {
-            return refuse(
-                "storm=0: without any broadcast nobody finds anybody; the least is 1".to_owned(),
-            );
-        }
-        Ok(())
+        Ok(change)
     }
 }

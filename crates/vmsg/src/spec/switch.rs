@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A switch.
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
-use super::is_default;
-use super::text;
+use serde::{Deserialize, Serialize};
+use vmsg_net::switch::{MAX_TABLE, Rule, SwitchConfig};
+
+use super::{is_default, text};
 use crate::Usage;
 
 /// `--switch id=…,…`.
@@ -26,33 +28,52 @@ pub struct SwitchSpec {
     /// Addresses that are known at a time; 8192 by default.
     #[serde(skip_serializing_if = "is_default")]
     pub table: Option<usize>,
-    /// Who may reach whom, as `net0 > net1`, `net0 <> net1`, `web* > *`; without any, nobody.
-    #[serde(deserialize_with = "text::many", skip_serializing_if = "Vec::is_empty")]
+    /// Who may send to whom, as `net0 > net1`, `net0 <> net1`, `web* > *`; without any, nobody to anybody.
+    #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
     pub allow: Vec<String>,
-    /// Exceptions to `allow`, likewise.
-    #[serde(deserialize_with = "text::many", skip_serializing_if = "Vec::is_empty")]
+    /// Exceptions to all `allow`, likewise.
+    #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
     pub deny: Vec<String>,
 }
 
-/// Addresses that a switch may know at most: some 100 MiB.
-const LARGEST_TABLE: usize = 1 << 20;
+/// The longest that an address may be remembered, in seconds: twenty days.
+const LONGEST_AGE: u64 = 20 * 24 * 3600;
 
 impl SwitchSpec {
     /// Looks for values that cannot be.
     pub(crate) fn check(&self) -> Result<(), Usage> {
-        let refuse = |text: String| Err(Usage(text));
-        match self.table {
-            Some(table) if !(16..=LARGEST_TABLE).contains(&table) => {
-                return refuse(format!("table={table}: 16 to {LARGEST_TABLE} are possible"));
+        self.config().map(|_| ())
+    }
+
+    /// The settings of the switch.
+    pub(crate) fn config(&self) -> Result<SwitchConfig, Usage> {
+        let mut config = SwitchConfig::new(self.id.clone().unwrap_or_default());
+        if let Some(table) = self.table {
+            if !(1..=MAX_TABLE).contains(&table) {
+                return Err(Usage(format!(
+                    "table={table}: 1 to {MAX_TABLE} are possible"
+                )));
             }
-            _ => {}
+            config.table = table;
         }
-        match self.age {
-            Some(age) if !(1..=1_000_000).contains(&age) => {
-                return refuse(format!("age={age}: 1 to 1000000 seconds are possible"));
+        if let Some(age) = self.age {
+            if !(1..=LONGEST_AGE).contains(&age) {
+                return Err(Usage(format!(
+                    "age={age}: 1 to {LONGEST_AGE} seconds are possible"
+                )));
             }
-            _ => {}
+            config.age = Duration::from_secs(age);
         }
-        Ok(())
+        if let Some(unknown) = &self.unknown {
+            config.unknown = unknown.parse().unwrap_or_else(|never| match never {});
+        }
+        for (allow, key, texts) in [(true, "allow", &self.allow), (false, "deny", &self.deny)] {
+            for text in texts {
+                let rules =
+                    Rule::parse(allow, text).map_err(|error| Usage(format!("{key}=: {error}")))?;
+                config.rules.extend(rules);
+            }
+        }
+        Ok(config)
     }
 }

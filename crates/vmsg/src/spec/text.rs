@@ -5,16 +5,67 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A value, or `off`: there is to be none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting<T> {
+    /// None.
+    Off,
+    /// This one.
+    To(T),
+}
+
+impl<T> Setting<T> {
+    /// As an option.
+    pub fn to(&self) -> Option<&T> {
+        match self {
+            Self::Off => None,
+            Self::To(value) => Some(value),
+        }
+    }
+}
+
+impl<T: FromStr> FromStr for Setting<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            text => text.parse().map(Self::To),
+        }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Setting<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::To(value) => value.fmt(f),
+        }
+    }
+}
+
+impl<T: fmt::Display> Serialize for Setting<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Setting<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Text(PhantomData))
+    }
+}
 
 /// Reads one value from its text; a number stands for its digits, `true` and `false` for `on` and `off`.
-pub(super) fn one<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn one<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err: fmt::Display>,
 {
-    deserializer.deserialize_any(Text(PhantomData))
+    deserializer.deserialize_any(Text(PhantomData)).map(Some)
 }
 
 /// Reads a list of such values; one value alone is a list of one.
@@ -24,6 +75,35 @@ where
     T: FromStr<Err: fmt::Display>,
 {
     deserializer.deserialize_any(Texts(PhantomData))
+}
+
+/// Reads one value whose parts may be a list: with colons between them they are its text.
+pub(super) fn parts<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let parts: Vec<String> = many(deserializer)?;
+    parts.join(":").parse().map(Some).map_err(D::Error::custom)
+}
+
+/// Writes a value as its text.
+pub(super) fn write_one<S: Serializer, T: fmt::Display>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Writes a list of values as their texts.
+pub(super) fn write_many<S: Serializer, T: fmt::Display>(
+    values: &[T],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
 struct Text<T>(PhantomData<T>);
