@@ -9,9 +9,6 @@ use vmsg_mem::{Pieces, RamSlice};
 use vmsg_net::switch::{Delivered, TagChange, deliver};
 use vmsg_net::{Offloads, RxSink, Target, TxFrame, VnetHeader};
 
-/// Longest frame that is sent.
-const LONGEST: usize = 70_000;
-
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -89,7 +86,7 @@ impl Built {
         sum(&[&self.bytes[addresses], &protocol, &len.to_be_bytes()])
     }
 
-    const fn checksum_offset(&self) -> usize {
+    pub const fn checksum_offset(&self) -> usize {
         if self.udp { 6 } else { 16 }
     }
 
@@ -99,7 +96,7 @@ impl Built {
     }
 
     /// Writes the checksum of TCP or UDP: only the sum of the pseudo-header, or all.
-    fn finish(&mut self, partial: bool) {
+    pub fn finish(&mut self, partial: bool) {
         let at = self.transport + self.checksum_offset();
         let pseudo = self.pseudo();
         self.put(at, pseudo.into());
@@ -172,9 +169,12 @@ impl Built {
     }
 }
 
+/// To whom frames are, and from whom.
+pub const ADDRESSES: [u8; 12] = [0x52, 0x54, 0, 1, 2, 3, 0x52, 0x54, 0, 1, 2, 4];
+
 /// A frame that makes sense, with `payload` bytes that repeat after no power of two.
 pub fn build(choices: &mut Choices<'_>, payload: usize) -> Built {
-    let mut bytes: Vec<u8> = vec![0x52, 0x54, 0, 1, 2, 3, 0x52, 0x54, 0, 1, 2, 4];
+    let mut bytes = ADDRESSES.to_vec();
     let shape = choices.byte();
     for _ in 0..(shape & 3).min(2) {
         let tpid = if shape & 4 == 0 { 0x81 } else { 0x88 };
@@ -413,14 +413,14 @@ pub fn one(bytes: &[u8]) {
         }
     }
     let hostile = kind & 0x40 != 0;
-    let source = memory(LONGEST);
+    let source = memory(built.bytes.len() + 8);
     let from = pieces(&source, &mut choices);
     let frame = TxFrame {
         header,
         payload: Pieces::new(&from).take(built.bytes.len()),
     };
     frame.payload.write(&built.bytes);
-    let target = memory(LONGEST);
+    let target = memory(built.bytes.len() + 8);
     let room = pieces(&target, &mut choices);
     // Sometimes the buffers can never hold it.
     let room = &room[..if choices.one_in(8) { 1 } else { room.len() }];
