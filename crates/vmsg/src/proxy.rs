@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg proxy`.
 
-mod print;
+pub(crate) mod print;
 
 use std::io::Write;
 

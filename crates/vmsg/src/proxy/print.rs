@@ -55,12 +55,7 @@ pub(super) fn print(
             continue;
         };
         let bus = &buses[index];
-        let fitting = match bus {
-            BusSpec::LinuxUser(bus) => Some(fitting_memory(bus, arch, size)?),
-            BusSpec::Ivshmem(bus) => fitting_common(bus, arch, size)?,
-            _ => None,
-        };
-        if let Some(fitting) = fitting {
+        if let Some(fitting) = memory_for(bus, arch, size)? {
             if backend.as_ref().is_some_and(|other| *other != fitting) {
                 return Err(Usage(
                     "--print-qemu: a guest has one memory, and the buses want it to be several"
@@ -167,6 +162,19 @@ fn find(client: &mut BusClient, bus: &BusSpec, name: &str) -> anyhow::Result<Dev
     )
 }
 
+/// What the memory of a guest with `size` bytes must be for its devices on `bus`; `None`: anything that is shared.
+pub(crate) fn memory_for(
+    bus: &BusSpec,
+    arch: Arch,
+    size: u64,
+) -> Result<Option<MemoryBackend>, Usage> {
+    match bus {
+        BusSpec::LinuxUser(bus) => fitting_memory(bus, arch, size).map(Some),
+        BusSpec::Ivshmem(bus) => fitting_common(bus, arch, size),
+        _ => Ok(None),
+    }
+}
+
 /// The file that a guest's memory must be on a bus that lends none.
 fn fitting_memory(bus: &LinuxUserSpec, arch: Arch, size: u64) -> Result<MemoryBackend, Usage> {
     let known = Known {
@@ -268,7 +276,7 @@ impl Known<'_> {
 }
 
 /// `512M` or `2G` in bytes. QEMU's options do not agree on what a number alone is.
-fn parse_size(text: &str) -> Result<u64, Usage> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, Usage> {
     let shift = match text.bytes().last() {
         Some(b'K' | b'k') => 10,
         Some(b'M' | b'm') => 20,
