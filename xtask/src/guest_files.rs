@@ -30,6 +30,9 @@ pub(crate) struct Options {
     kit: kit::Options,
 }
 
+/// The guests' file system in that folder.
+pub(crate) const INITRD: &str = "guest.initrd";
+
 /// Variables of a description.
 pub(crate) type Variables = Vec<(&'static str, String)>;
 
@@ -72,7 +75,7 @@ pub(crate) fn guests(kit: &Kit, dir: &Path, obeys: bool) -> Result<Variables> {
     let kernel = dir.join("kernel");
     fs::copy(&kit.kernel, &kernel)
         .with_context(|| format!("cannot copy {}", kit.kernel.display()))?;
-    let initrd = write(dir, "guest.initrd", &lan::initrd(kit, obeys)?)?;
+    let initrd = write(dir, INITRD, &lan::initrd(kit, obeys)?)?;
     Ok(vec![
         ("MACHINE", kit.machine.name().to_owned()),
         ("QEMU", kit.qemu.to_string()),

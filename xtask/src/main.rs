@@ -8,6 +8,7 @@ mod cross;
 mod debian;
 mod demo;
 mod demo2b;
+mod described;
 mod dirs;
 mod e2e;
 mod gate;

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A description that `vmsg up` runs: started, talked to, and seen to end without leaving anything behind.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::dirs;
+use crate::guest_files::Variables;
+use crate::scene::{Id, Scene, Stream};
+use crate::shell::Shell;
+use crate::vmsg::Vmsg;
+
+/// Longest time from the start until every part has been started and those that say so are ready.
+const READY: Duration = Duration::from_secs(90);
+/// Longest time from ^C to the end.
+const END: Duration = Duration::from_secs(60);
+/// Where sockets and logs are, in the run's folder.
+const RUNTIMES: &str = "run";
+/// A variable that all parts inherit, by which they are found.
+const MARK: &str = "VMSG_XTASK_RUN";
+
+/// A running `vmsg up`.
+#[derive(Debug)]
+pub(crate) struct Up {
+    /// Its process.
+    pub(crate) id: Id,
+    vmsg: Vmsg,
+    control: PathBuf,
+    mark: String,
+    /// Goes with this: a short way to the folder of sockets, whose paths are limited.
+    _short: tempfile::TempDir,
+}
+
+impl Up {
+    /// Runs the description `name` of `demos/`, and waits until it is ready.
+    pub(crate) fn start(
+        scene: &mut Scene,
+        vmsg: &Vmsg,
+        name: &str,
+        variables: &Variables,
+    ) -> Result<Self> {
+        let file = dirs::workspace().join(format!("demos/{name}/{name}.toml"));
+        Self::start_file(scene, vmsg, &file, variables)
+    }
+
+    /// The same for any description.
+    pub(crate) fn start_file(
+        scene: &mut Scene,
+        vmsg: &Vmsg,
+        file: &Path,
+        variables: &Variables,
+    ) -> Result<Self> {
+        let name = file.file_stem().unwrap_or_default().to_owned();
+        let runtimes = scene.dir().join(RUNTIMES);
+        fs::create_dir_all(&runtimes)?;
+        fs::set_permissions(&runtimes, fs::Permissions::from_mode(0o700))?;
+        let short = tempfile::tempdir()?;
+        let link = short.path().join("r");
+        symlink(&runtimes, &link)?;
+        let mut command = vmsg.words(["up"]);
+        command.arg(file);
+        // What the description does not ask for would be refused.
+        let text =
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        for (key, value) in variables {
+            if text.contains(&format!("${{{key}}}")) {
+                command.arg("--set").arg(format!("{key}={value}"));
+            }
+        }
+        let mark = short.path().display().to_string();
+        command.env("XDG_RUNTIME_DIR", &link).env(MARK, &mark);
+        let id = scene.start("up", &command)?;
+        let control = link.join("vmsg").join(&name).join("control.sock");
+        let up = Self {
+            id,
+            vmsg: vmsg.clone(),
+            control,
+            mark,
+            _short: short,
+        };
+        scene.expect((id, Stream::Out), "its line 'ready'", READY, |line| {
+            (line.text == "ready" || line.text.starts_with("ready up")).then_some(())
+        })?;
+        Ok(up)
+    }
+
+    /// Its control socket.
+    pub(crate) fn control(&self) -> String {
+        self.control.display().to_string()
+    }
+
+    /// `vmsg ctl` with these words, which must do what they say; gives what it prints.
+    pub(crate) fn ctl(&self, scene: &Scene, words: &[&str]) -> Result<String> {
+        let output = self.vmsg.control(scene.dir(), &self.control(), words)?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "vmsg ctl {}: {}: {said}{}",
+            words.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(said)
+    }
+
+    /// The same for what answers with JSON.
+    pub(crate) fn ask(&self, scene: &Scene, words: &[&str]) -> Result<Value> {
+        let mut words = words.to_vec();
+        words.push("--json");
+        let said = self.ctl(scene, &words)?;
+        serde_json::from_str(&said)
+            .with_context(|| format!("vmsg ctl {} is no JSON: {said}", words.join(" ")))
+    }
+
+    /// The console of a guest, as `vmsg console` shows it where no terminal is.
+    pub(crate) fn console(&self, scene: &mut Scene, guest: &str) -> Result<Shell> {
+        let control = self.control();
+        let command = self.vmsg.words(["console", &control, "attach", guest]);
+        let id = scene.start(guest, &command)?;
+        Ok(Shell::new(id, guest))
+    }
+
+    /// Ends it as ^C does; nothing that it has started may be left.
+    pub(crate) fn end(self, scene: &mut Scene) -> Result<()> {
+        scene.may_end(self.id);
+        scene.signal(self.id, Signal::INT)?;
+        let status = scene
+            .wait_end(self.id, END)
+            .context("vmsg up does not end on ^C")?;
+        ensure!(status.success(), "vmsg up ended with {status} after ^C");
+        let left = self.parts()?;
+        ensure!(
+            left.is_empty(),
+            "vmsg up has left behind: {}",
+            left.join("; ")
+        );
+        Ok(())
+    }
+
+    /// The command lines of all processes that it has started, and those have, but for itself.
+    fn parts(&self) -> Result<Vec<String>> {
+        let mark = format!("{MARK}={}", self.mark);
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let path = entry.path();
+            // One that ends while it is looked at has no environment any more.
+            let Ok(environment) = fs::read(path.join("environ")) else {
+                continue;
+            };
+            if environment.split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
+                let line = fs::read(path.join("cmdline")).unwrap_or_default();
+                let text = String::from_utf8_lossy(&line).replace('\0', " ");
+                found.push(format!("{} {text}", entry.file_name().to_string_lossy()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The process id of a part.
+    pub(crate) fn pid(&self, scene: &Scene, part: &str) -> Result<u32> {
+        let parts = self.ask(scene, &["parts"])?;
+        let list = parts
+            .get("parts")
+            .and_then(Value::as_array)
+            .or(parts.as_array())
+            .with_context(|| format!("no list of parts: {parts}"))?;
+        for entry in list {
+            if entry.get("name").and_then(Value::as_str) == Some(part) {
+                let pid = entry.get("pid").and_then(Value::as_u64);
+                return pid
+                    .and_then(|pid| pid.try_into().ok())
+                    .with_context(|| format!("{part} does not run: {entry}"));
+            }
+        }
+        bail!("no part {part}: {parts}")
+    }
+}
