@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::control::LinkState;
 use crate::ivshmem::IvshmemArgs;
+use crate::up::{UpArgs, UpPartArgs};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
@@ -174,6 +175,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show devices on a bus to unmodified guests as ordinary virtio devices
     Proxy(ProxyArgs),
+    /// Run buses, devices, switches and guests that a file describes, and watch over them
+    Up(UpArgs),
     /// Look at a running `serve` and change it, over its control socket
     Ctl(CtlArgs),
     /// List the devices on a bus
@@ -187,6 +190,9 @@ pub enum Command {
     /// Hold the connections of `backend=user` while `serve` is away; started by `serve`
     #[command(hide = true)]
     Keeper(KeeperArgs),
+    /// A part of a running `up`; started by it
+    #[command(hide = true)]
+    UpPart(UpPartArgs),
 }
 
 /// `vmsg serve`.

@@ -18,6 +18,7 @@ mod serve;
 mod signals;
 mod spec;
 mod trace;
+mod up;
 
 pub use cli::{Cli, Command};
 pub use spec::{
@@ -50,6 +51,8 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Ivshmem(args) => ivshmem::run(args),
         Command::Keeper(args) => keeper::run(args),
+        Command::Up(args) => up::run(args),
+        Command::UpPart(args) => up::run_part(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `vmsg up`: everything that a description names, started, watched over and ended together.
+//!
+//! [`tables`] reads the text, [`read`] finds all that is wrong and makes a [`description`], [`plan`] makes processes of it,
+//! [`supervisor`] runs them. [`control`] is the socket on which the running description is looked at and changed.
+
+mod args;
+mod description;
+mod log;
+mod part;
+mod plan;
+mod read;
+mod runtime;
+mod source;
+mod tables;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+pub use args::{UpArgs, UpPartArgs};
+pub(crate) use part::run as run_part;
+use vmsg_proxy::front::qemu::Arch;
+
+use self::description::{Description, World};
+use self::source::{Mistakes, Source};
+use self::tables::{Tables, Variables};
+use crate::Usage;
+use crate::out::Out;
+
+/// Runs what the description names.
+pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
+    let file = std::path::absolute(&args.file)?;
+    let text = std::fs::read_to_string(&file)
+        .map_err(|error| Usage(format!("cannot read {}: {error}", args.file.display())))?;
+    let source = Source::new(args.file.display().to_string(), text);
+    let folder = file.parent().unwrap_or(Path::new("/")).to_owned();
+    let versions = RefCell::new(HashMap::new());
+    let world = World {
+        exists: &|path| folder.join(path).is_file(),
+        qemu_version: &|qemu| {
+            let mut versions = versions.borrow_mut();
+            let known = versions.entry(qemu.to_owned());
+            known.or_insert_with(|| qemu_version(qemu, &folder)).clone()
+        },
+        kvm: kvm(),
+        runtimes: runtime::runtimes(),
+    };
+    let environment = |key: &str| std::env::var(key).ok();
+    let (description, mistakes) = describe(&file, &source, &args.set, &environment, &world);
+    let shown = source.show_all(&mistakes);
+    let Some(description) = description else {
+        return Err(Usage(format!("{} cannot be:\n{shown}", args.file.display())).into());
+    };
+    if !mistakes.is_empty() {
+        // Nobody may be reading.
+        let _ = writeln!(std::io::stderr(), "{shown}");
+    }
+    let program = std::env::current_exe().context("where is this program?")?;
+    let plan = plan::plan(&description, &program.to_string_lossy());
+    if args.check {
+        return Ok(());
+    }
+    if args.print {
+        write!(Out::lock(), "{}", plan::to_shell(&plan))?;
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// Reads a description; none if something in it is wrong.
+fn describe(
+    file: &Path,
+    source: &Source,
+    set: &[(String, String)],
+    environment: &dyn Fn(&str) -> Option<String>,
+    world: &World<'_>,
+) -> (Option<Description>, Mistakes) {
+    let mut mistakes = Mistakes::default();
+    let mut variables = Variables::new(set, environment);
+    let tables = Tables::read(source.text(), &mut variables, &mut mistakes);
+    for key in variables.unused() {
+        mistakes.error(None, format!("--set {key}=…: there is no ${{{key}}} in it"));
+    }
+    let description = read::read(file, &tables, world, &mut mistakes);
+    ((!mistakes.are_fatal()).then_some(description), mistakes)
+}
+
+/// The machine whose guests this one runs without emulation.
+fn kvm() -> Option<Arch> {
+    let can = rustix::fs::access(
+        "/dev/kvm",
+        rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+    );
+    match std::env::consts::ARCH {
+        _ if can.is_err() => None,
+        "x86_64" => Some(Arch::X86),
+        "aarch64" => Some(Arch::Arm64),
+        _ => None,
+    }
+}
+
+/// Asks a QEMU for its version.
+fn qemu_version(qemu: &str, folder: &Path) -> Result<(u32, u32), String> {
+    let output = Command::new(qemu)
+        .arg("--version")
+        .current_dir(folder)
+        .output()
+        .map_err(|error| format!("cannot run {qemu}: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut numbers = text
+        .split("version ")
+        .nth(1)
+        .unwrap_or_default()
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(format!(
+            "{qemu} --version does not tell a version; set `qemu-version`"
+        )),
+    }
+}

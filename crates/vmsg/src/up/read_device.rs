@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Devices.
+
+use vmsg_bus::keyval;
+use vmsg_device::net::Mac;
+
+use super::super::description::{Bus, Device, HostTable, Shape};
+use super::super::source::Mistakes;
+use super::super::tables::{Entry, Table, Tables, nearest};
+use super::fabric::{check_switch, check_worker};
+use super::{added, check_name, own_entries, read_argument};
+use crate::Usage;
+use crate::buses;
+use crate::spec::{BackendKeys, DeviceSpec, NetBackend, NetSpec};
+
+/// Most devices of a bus: numbers have 16 bits.
+const MAX_NUMBER: u16 = u16::MAX;
+
+/// Reads all devices. Each gets a number on its bus and, if it is a network device, an address, so that both stay what
+/// they are when others come and go.
+pub(super) fn read_devices(
+    tables: &Tables,
+    name: &str,
+    buses: &[Bus],
+    host: &HostTable,
+    mistakes: &mut Mistakes,
+) -> Vec<Device> {
+    // Whoever said which number it wants has it.
+    let mut taken: Vec<(usize, u16, String)> = Vec::new();
+    for table in tables.of("device") {
+        let Some(bus) = bus_of(tables, table, buses, &mut Mistakes::default()) else {
+            continue;
+        };
+        let Some(num) = table.text("num").and_then(|num| num.parse().ok()) else {
+            continue;
+        };
+        match taken.iter().find(|(b, n, _)| (*b, *n) == (bus, num)) {
+            Some((_, _, other)) => mistakes.error(
+                table.place("num"),
+                format!("`{other}` has the number {num} on this bus already"),
+            ),
+            None => taken.push((bus, num, table.name.clone())),
+        }
+    }
+    let mut devices = Vec::new();
+    for table in tables.of("device") {
+        check_name(table, mistakes);
+        check_worker(table, host, mistakes);
+        check_switch(tables, table, mistakes);
+        check_switch_worker(tables, table, mistakes);
+        let bus = bus_of(tables, table, buses, mistakes);
+        let Some((kind, _)) = table.string("type", mistakes) else {
+            if table.entry("type").is_none() {
+                mistakes.error(
+                    table.span.clone(),
+                    format!("{} needs `type`, such as \"net\" or \"rng\"", table.title()),
+                );
+            }
+            continue;
+        };
+        let mut entries = vec![added(table, "id", &table.name)];
+        entries.extend(own_entries(table, mistakes));
+        entries.retain(|entry| entry.key != "bus");
+        let mut num = None;
+        if let Some(bus) = bus {
+            entries.push(added(table, "bus", &buses[bus].name));
+            num = match taken
+                .iter()
+                .find(|(b, _, id)| *b == bus && *id == table.name)
+            {
+                Some((_, num, _)) => Some(*num),
+                None => {
+                    (0..MAX_NUMBER).find(|num| !taken.iter().any(|(b, n, _)| (*b, n) == (bus, num)))
+                }
+            };
+            if let Some(num) = num.filter(|_| table.entry("num").is_none()) {
+                entries.push(added(table, "num", &num.to_string()));
+                taken.push((bus, num, table.name.clone()));
+            }
+            if buses::is_r1(&buses[bus].spec) && num != Some(0) {
+                mistakes.error(
+                    table.span.clone(),
+                    format!(
+                        "the bus `{}` speaks r1, which has one device, number 0",
+                        buses[bus].id
+                    ),
+                );
+            }
+        }
+        if kind == "net" && table.entry("mac").is_none() {
+            entries.push(added(table, "mac", &derived(name, &table.name)));
+        }
+        let Some((spec, text)) = read_device(table, &kind, entries, mistakes) else {
+            continue;
+        };
+        let (Some(bus), Some(num)) = (bus, num) else {
+            continue;
+        };
+        devices.push(Device {
+            id: table.name.clone(),
+            text,
+            bus,
+            num,
+            shape: shape_of(&spec, &table.name),
+            span: table.span.clone(),
+        });
+    }
+    devices
+}
+
+/// The address of a network device that is not told one: it depends on names alone.
+fn derived(name: &str, id: &str) -> String {
+    Mac::derived(&format!("{name}/{id}")).to_string()
+}
+
+fn read_device(
+    table: &Table,
+    kind: &str,
+    entries: Vec<Entry>,
+    mistakes: &mut Mistakes,
+) -> Option<(DeviceSpec, String)> {
+    let parse = |text: &str| {
+        let spec: DeviceSpec = keyval::from_str(text).map_err(|error| error.to_string())?;
+        check(&spec).map_err(|error| error.to_string())?;
+        Ok(spec)
+    };
+    read_argument(table, kind, entries, mistakes, parse)
+}
+
+/// Reads what `--device` would have, for a running description called `name`: gives it an address as a description would.
+pub(in super::super) fn read_device_argument(
+    name: &str,
+    argument: &str,
+) -> Result<(DeviceSpec, String), Usage> {
+    let usage = |error: String| Usage(format!("{argument}: {error}"));
+    let read = |text: &str| keyval::from_str(text).map_err(|error| usage(error.to_string()));
+    let mut text = argument.to_owned();
+    let mut spec: DeviceSpec = read(&text)?;
+    let Some(id) = spec.common().id.map(str::to_owned) else {
+        return Err(usage("`id=…` is missing".to_owned()));
+    };
+    if !super::is_name(&id) {
+        return Err(usage(format!(
+            "id=`{id}` must have 1 to 32 letters, digits, `-` or `_`, the first of them a letter"
+        )));
+    }
+    if matches!(&spec, DeviceSpec::Net(net) if net.mac.is_none()) {
+        text = format!("{text},mac={}", derived(name, &id));
+        spec = read(&text)?;
+    }
+    check(&spec).map_err(|error| usage(error.to_string()))?;
+    Ok((spec, text))
+}
+
+/// The bus that a device is on: the first one if it says nothing.
+fn bus_of(tables: &Tables, table: &Table, buses: &[Bus], mistakes: &mut Mistakes) -> Option<usize> {
+    let Some(wanted) = table.text("bus") else {
+        if tables.of("bus").next().is_none() {
+            mistakes.error(
+                table.span.clone(),
+                format!(
+                    "there is no bus that {} could be on; [bus.b0] alone makes one",
+                    table.title()
+                ),
+            );
+        }
+        return if buses.is_empty() { None } else { Some(0) };
+    };
+    find_bus(tables, &wanted, table, "bus", buses, mistakes)
+}
+
+/// Follows a reference to a bus.
+pub(super) fn find_bus(
+    tables: &Tables,
+    wanted: &str,
+    table: &Table,
+    key: &str,
+    buses: &[Bus],
+    mistakes: &mut Mistakes,
+) -> Option<usize> {
+    let found = buses.iter().position(|bus| bus.id == wanted);
+    // One that has mistakes of its own is there all the same.
+    if found.is_none() && tables.find("bus", wanted).is_none() {
+        let names = || tables.of("bus").map(|bus| bus.name.as_str());
+        let near = nearest(wanted, names());
+        let known: Vec<&str> = names().collect();
+        let known = match known.as_slice() {
+            [] => "there are none".to_owned(),
+            known => format!("known: `{}`", known.join("`, `")),
+        };
+        mistakes.error(
+            table.place(key),
+            format!("there is no bus `{wanted}`, {known}{near}"),
+        );
+    }
+    found
+}
+
+/// All ports of a switch are served by one worker.
+fn check_switch_worker(tables: &Tables, table: &Table, mistakes: &mut Mistakes) {
+    let Some(switch) = table.text("switch") else {
+        return;
+    };
+    let Some(switch) = tables.find("switch", &switch) else {
+        return;
+    };
+    let Some(worker) = table.text("worker") else {
+        return;
+    };
+    let of_switch = switch.text("worker").unwrap_or_else(|| "0".to_owned());
+    if worker != of_switch {
+        mistakes.error(
+            table.place("worker"),
+            format!(
+                "worker {of_switch} serves the switch `{}` and all devices on it",
+                switch.name
+            ),
+        );
+    }
+}
+
+/// Looks for what a device cannot be.
+fn check(spec: &DeviceSpec) -> Result<(), Usage> {
+    let DeviceSpec::Net(net) = spec else {
+        return Ok(());
+    };
+    net.mac(net.id.as_deref().unwrap_or_default())?;
+    net.line()?;
+    if let Some(queues) = net.queues.filter(|queues| !(1..=256).contains(queues)) {
+        return Err(Usage(format!("queues={queues}: 1 to 256 are possible")));
+    }
+    let keys = net.backend_keys();
+    if net.switch.is_some() {
+        if keys.backend.is_some() {
+            return Err(Usage(
+                "backend= cannot be with switch=: it plugs into the one or the other".to_owned(),
+            ));
+        }
+        return Ok(());
+    }
+    check_backend(&keys, net.queues)
+}
+
+/// Looks for what a back end cannot be.
+pub(super) fn check_backend(keys: &BackendKeys, queues: Option<u16>) -> Result<(), Usage> {
+    keys.check_keys()?;
+    match keys.backend.unwrap_or_default() {
+        NetBackend::User => keys.user_config().map(|_| ()),
+        NetBackend::Tap => keys.tap_config(queues).map(|_| ()),
+        NetBackend::Socket => keys.socket_config().map(|_| ()),
+        NetBackend::None => Ok(()),
+    }
+}
+
+/// What a VMM has to know of a device.
+pub(in super::super) fn shape_of(spec: &DeviceSpec, id: &str) -> Shape {
+    match spec {
+        DeviceSpec::Net(net) => {
+            let pairs = pairs_of(net);
+            Shape {
+                device_id: 1,
+                queues: usize::from(pairs) * 2 + 1,
+                config_size: 24,
+                mac: net.mac(id).ok(),
+                pairs,
+                mtu: net.mtu,
+            }
+        }
+        DeviceSpec::Rng(_) => Shape {
+            device_id: 4,
+            queues: 1,
+            config_size: 0,
+            mac: None,
+            pairs: 1,
+            mtu: None,
+        },
+    }
+}
+
+fn pairs_of(net: &NetSpec) -> u16 {
+    let fds = net.fds.as_ref().map(|fds| fds.split(':').count());
+    net.queues
+        .or_else(|| fds.and_then(|count| u16::try_from(count).ok()))
+        .unwrap_or(1)
+        .clamp(1, 128)
+}
