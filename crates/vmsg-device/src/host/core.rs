@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The host without its thread: messages and replies in, messages and orders out.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use virtio_msg::device::{self, ActionResult, DeviceMachine, Options, QueueSlot};
-use virtio_msg::{DevNum, DeviceInfo, Frame, Instant, Message, QueueIndex, ShmInfo, Token, decode};
+use virtio_msg::{
+    DevNum, DeviceState, Frame, Instant, Message, QueueIndex, ShmInfo, Token, decode,
+};
 use vmsg_bus::control::Request;
 
 use super::connection::{ConnId, Connection, Peer};
@@ -41,8 +43,11 @@ pub enum AddError {
     /// The name has been given to another device.
     #[error("a device called `{0}` exists already")]
     NameTaken(String),
-    /// All 65,536 numbers are used up.
-    #[error("no device number is left")]
+    /// The number was that of a device that is gone; drivers may still know it.
+    #[error("device number {0} was that of a device that is gone")]
+    NumberSpent(u16),
+    /// All 65,536 numbers are used up, by devices that are there and such that were.
+    #[error("no device number is left: a bus has 65536, each for one device as long as it lives")]
     NoNumber,
 }
 
@@ -68,6 +73,8 @@ pub(super) enum Waiter {
     Queue(u16),
     /// Somebody beside the bus: the operator.
     Operator,
+    /// Nobody but the operator, by this ticket: the device is not on the bus any more.
+    Removal { operator: u64, slot: Slot },
     /// A driver, whose answer goes out when the last of several commands is done.
     Driver(u64),
 }
@@ -87,7 +94,11 @@ pub(super) struct Answer {
 pub struct Core {
     max_message: usize,
     pub(super) entries: BTreeMap<u16, Entry>,
-    by_slot: HashMap<(usize, Slot), u16>,
+    pub(super) by_slot: HashMap<(usize, Slot), u16>,
+    /// Numbers of devices that were removed.
+    pub(super) gone: BTreeSet<u16>,
+    /// Places of workers that are free again.
+    pub(super) freed: VecDeque<(usize, Slot)>,
     pub(super) connections: BTreeMap<ConnId, Connection>,
     orders: VecDeque<Order>,
     pub(super) waiters: HashMap<u64, Waiter>,
@@ -113,6 +124,8 @@ impl Core {
             max_message: max_message.min(BUFFER),
             entries: BTreeMap::new(),
             by_slot: HashMap::new(),
+            gone: BTreeSet::new(),
+            freed: VecDeque::new(),
             connections: BTreeMap::new(),
             orders: VecDeque::new(),
             waiters: HashMap::new(),
@@ -127,7 +140,8 @@ impl Core {
     }
 
     /// Puts `device` on the bus, served by `worker` at `slot`, which must be
-    /// its own there. Without `num` it gets the lowest free number.
+    /// its own there. Without `num` it gets the lowest number that no device has had.
+    /// Drivers that are there hear of it.
     ///
     /// # Errors
     ///
@@ -146,9 +160,12 @@ impl Core {
         let num = match num {
             Some(num) => num,
             None => (0..=u16::MAX)
-                .find(|num| !self.entries.contains_key(num))
+                .find(|num| !self.entries.contains_key(num) && !self.gone.contains(num))
                 .ok_or(AddError::NoNumber)?,
         };
+        if self.gone.contains(&num) {
+            return Err(AddError::NumberSpent(num));
+        }
         if let Some(entry) = self.entries.get(&num) {
             return Err(AddError::NumberTaken(num, entry.name.clone()));
         }
@@ -201,6 +218,7 @@ impl Core {
         self.entries.insert(num, entry);
         self.by_slot.insert((worker, slot), num);
         self.order(num, 0, Command::Add(device));
+        self.tell_all(DevNum(num), DeviceState::Ready);
         Ok(DevNum(num))
     }
 
@@ -289,15 +307,7 @@ impl Core {
         let num = frame.dev_num.0;
         let max = connection.max_message;
         let Some(entry) = self.entries.get_mut(&num) else {
-            if frame.message == Message::GetDeviceInfo {
-                self.send(
-                    conn,
-                    &frame.response(Message::DeviceInfo(DeviceInfo::ABSENT)),
-                );
-            } else {
-                self.counters.unexpected += 1;
-            }
-            return;
+            return self.answer_for_absent(conn, &frame);
         };
         if let Message::GetShm { index } = frame.message
             && (connection.bare || connection.common)
@@ -344,6 +354,9 @@ impl Core {
                 }
                 Some(Waiter::Operator) => self.operated.push_back((ticket, result)),
                 Some(Waiter::Driver(answer)) => self.count_down(answer, result),
+                Some(Waiter::Removal { operator, slot }) => {
+                    self.removed(worker, slot, operator, result);
+                }
                 None => {}
             },
             Reply::Notice(slot, notice) => {

@@ -49,7 +49,7 @@ pub(super) struct Entry {
     pub(super) holder: Holder,
     /// Who gets the answer that the machine gives next; `None`: nobody.
     asker: Option<ConnId>,
-    waiting: VecDeque<(ConnId, Vec<u8>)>,
+    pub(super) waiting: VecDeque<(ConnId, Vec<u8>)>,
     /// Positions for the next SET_VQUEUE of a queue.
     pub(super) resumes: HashMap<u32, Resume>,
     /// Queues that are not used in order.
@@ -60,6 +60,8 @@ pub(super) struct Entry {
     pub(super) claims: VecDeque<(ConnId, Token)>,
     /// Who has released the device and hears when it was reset.
     pub(super) release: Option<(ConnId, Token)>,
+    /// The operator's ticket, if the device is to go when it was reset.
+    pub(super) removal: Option<u64>,
     /// Whose memory the worker sees.
     pub(super) memory_of: Option<ConnId>,
     /// For each queue, whether a kick is on its way to the worker.
@@ -98,6 +100,7 @@ impl Entry {
             records: HashMap::new(),
             claims: VecDeque::new(),
             release: None,
+            removal: None,
             memory_of: None,
             kicks,
             regions: Vec::new(),
@@ -277,7 +280,7 @@ impl Entry {
         before - self.waiting.len()
     }
 
-    /// Begins to reset the device because its driver is gone.
+    /// Begins to reset the device because its driver is gone, or it is to go itself.
     pub(super) fn leave(&mut self, now: Instant) {
         self.holder = Holder::Leaving;
         self.resumes.clear();

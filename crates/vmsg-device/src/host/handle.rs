@@ -9,7 +9,8 @@ use virtio_msg::{DevNum, DeviceStatus, FeatureSet};
 use vmsg_mem::Doorbell;
 
 use super::connection::Peer;
-use crate::device::{Operation, Snapshot};
+use super::core::AddError;
+use crate::device::{Device, Operation, Snapshot};
 
 /// How long an answer may take. Control answers at once; a worker when the
 /// turn of the queue that it serves is over.
@@ -56,6 +57,15 @@ pub enum HandleError {
         /// Its words.
         why: String,
     },
+    /// The device cannot be added.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// There are fewer buses.
+    #[error("there is no bus {0}")]
+    NoBus(usize),
+    /// There are fewer workers.
+    #[error("there is no worker {0}")]
+    NoWorker(usize),
     /// The host does not answer in time.
     #[error("no answer in {} seconds", PATIENCE.as_secs())]
     Timeout,
@@ -65,9 +75,26 @@ pub enum HandleError {
 }
 
 /// A question with the place for its answer.
-#[derive(Debug)]
 pub(super) enum Request {
     List(Sender<Vec<Report>>),
+    Add {
+        bus: usize,
+        name: String,
+        num: Option<u16>,
+        worker: Option<usize>,
+        device: Box<dyn Device>,
+        answer: Sender<Result<DevNum, HandleError>>,
+    },
+    Remove {
+        bus: Option<usize>,
+        device: String,
+        answer: Sender<Result<(), HandleError>>,
+    },
+    AddResident {
+        worker: usize,
+        device: Box<dyn Device>,
+        answer: Sender<Result<(), HandleError>>,
+    },
     Operate {
         bus: Option<usize>,
         device: String,
@@ -118,6 +145,64 @@ impl Handle {
             bus,
             device: name.to_owned(),
             operation,
+            answer,
+        };
+        self.ask(request, &result)?
+    }
+
+    /// Puts a device on the bus with index `bus`, as [`Host::add_device`](super::Host::add_device); drivers that are there hear of it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::Add`] if the number or the name is taken, or the number was; [`HandleError::NoBus`], [`HandleError::NoWorker`].
+    pub fn add_device(
+        &self,
+        bus: usize,
+        name: &str,
+        num: Option<u16>,
+        worker: Option<usize>,
+        device: Box<dyn Device>,
+    ) -> Result<DevNum, HandleError> {
+        let (answer, result) = mpsc::channel();
+        let request = Request::Add {
+            bus,
+            name: name.to_owned(),
+            num,
+            worker,
+            device,
+            answer,
+        };
+        self.ask(request, &result)?
+    }
+
+    /// Takes the device called `name` away, on the bus with index `bus` if that is given. It is reset, whoever holds it; drivers hear that
+    /// it is gone. When this returns, its worker has let go of it. Its number is not given to another device.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoDevice`], also if it is just being removed; [`HandleError::Ambiguous`]. After [`HandleError::Timeout`] it goes as
+    /// soon as it can.
+    pub fn remove_device(&self, bus: Option<usize>, name: &str) -> Result<(), HandleError> {
+        let (answer, result) = mpsc::channel();
+        let device = name.to_owned();
+        let request = Request::Remove {
+            bus,
+            device,
+            answer,
+        };
+        self.ask(request, &result)?
+    }
+
+    /// Has a worker poll something that is on no bus, as [`Host::add_resident`](super::Host::add_resident).
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoWorker`].
+    pub fn add_resident(&self, worker: usize, device: Box<dyn Device>) -> Result<(), HandleError> {
+        let (answer, result) = mpsc::channel();
+        let request = Request::AddResident {
+            worker,
+            device,
             answer,
         };
         self.ask(request, &result)?

@@ -15,7 +15,9 @@ mod handle;
 mod log_limit;
 mod operators;
 mod pump;
+mod removal;
 mod runtime;
+mod slots;
 mod windows;
 
 pub use self::connection::{ConnId, Peer};

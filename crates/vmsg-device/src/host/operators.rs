@@ -46,48 +46,41 @@ impl Operators {
         self.handle.clone()
     }
 
-    /// Takes requests and answers those that can be answered at once; true if
-    /// there may be more.
-    pub(super) fn take_requests(&mut self, cores: &mut [&mut Core]) -> bool {
-        for _ in 0..BUDGET {
-            let Ok(request) = self.inbox.try_recv() else {
-                return false;
-            };
-            match request {
-                Request::List(answer) => {
-                    let buses = cores.iter().enumerate();
-                    let all = buses.flat_map(|(index, core)| core.reports(index));
-                    // Who has given up waiting wants no answer.
-                    let _ = answer.send(all.collect());
-                }
-                Request::Operate {
-                    bus,
-                    device,
-                    operation,
-                    answer,
-                } => {
-                    let mut found = cores.iter_mut().enumerate().filter(|(index, core)| {
-                        bus.is_none_or(|bus| bus == *index) && core.has_device(&device)
-                    });
-                    let result = match (found.next(), found.next()) {
-                        (Some((_, core)), None) => core
-                            .operate(&device, operation)
-                            .ok_or_else(|| HandleError::NoDevice(device.clone())),
-                        (Some(_), Some(_)) => Err(HandleError::Ambiguous(device.clone())),
-                        (None, _) => Err(HandleError::NoDevice(device.clone())),
-                    };
-                    match result {
-                        Ok(ticket) => {
-                            self.asked.insert(ticket, Asker { device, answer });
-                        }
-                        Err(error) => {
-                            let _ = answer.send(Err(error));
-                        }
-                    }
-                }
+    /// The requests that have come, some of them; and whether there may be more.
+    pub(super) fn take_requests(&mut self) -> (Vec<Request>, bool) {
+        let requests: Vec<Request> = self.inbox.try_iter().take(BUDGET).collect();
+        let more = requests.len() == BUDGET;
+        (requests, more)
+    }
+
+    /// Has `begin` done to the device called `device` on one of the buses `cores`. It gives a ticket, by which
+    /// [`answer`](Self::answer) finds who wants to know what comes of it.
+    pub(super) fn begin(
+        &mut self,
+        cores: &mut [&mut Core],
+        bus: Option<usize>,
+        device: String,
+        answer: Sender<Result<(), HandleError>>,
+        begin: impl FnOnce(&mut Core, &str) -> Option<u64>,
+    ) {
+        let mut found = cores.iter_mut().enumerate().filter(|(index, core)| {
+            bus.is_none_or(|bus| bus == *index) && core.present(&device).is_some()
+        });
+        let result = match (found.next(), found.next()) {
+            (Some((_, core)), None) => {
+                begin(core, &device).ok_or_else(|| HandleError::NoDevice(device.clone()))
+            }
+            (Some(_), Some(_)) => Err(HandleError::Ambiguous(device.clone())),
+            (None, _) => Err(HandleError::NoDevice(device.clone())),
+        };
+        match result {
+            Ok(ticket) => {
+                self.asked.insert(ticket, Asker { device, answer });
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
             }
         }
-        true
     }
 
     /// Passes on what came of the operations of one bus.
@@ -120,18 +113,11 @@ impl Core {
         })
     }
 
-    /// Whether a device has this name.
-    pub(super) fn has_device(&self, name: &str) -> bool {
-        self.entries.values().any(|entry| entry.name == name)
-    }
-
     /// Has `operation` done to a device; `None` if there is none of this name.
     /// What came of it is told by [`poll_operated`](Self::poll_operated) with
     /// the ticket that is returned.
     pub fn operate(&mut self, name: &str, operation: Operation) -> Option<u64> {
-        let mut entries = self.entries.iter();
-        let (num, _) = entries.find(|(_, entry)| entry.name == name)?;
-        let num = *num;
+        let num = self.present(name)?;
         let ticket = self.ticket();
         self.waiters.insert(ticket, Waiter::Operator);
         self.order(num, ticket, Command::Operate(operation));

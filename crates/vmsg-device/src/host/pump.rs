@@ -89,6 +89,10 @@ impl Core {
         if !entry.has_left() {
             return false;
         }
+        if let Some(operator) = entry.removal {
+            self.finish_removal(num, operator);
+            return true;
+        }
         entry.holder = Holder::Nobody;
         entry.memory_of = None;
         if entry.log.admit(self.now) {

@@ -15,12 +15,13 @@ use vmsg_mem::Doorbell;
 
 use super::connection::{ConnId, Peer};
 use super::core::{AddError, Core};
-use super::handle::Handle;
+use super::handle::{Handle, HandleError, Request};
 use super::log_limit::LogLimit;
 use super::operators::Operators;
+use super::slots::Slots;
 use crate::device::Device;
 use crate::worker::thread::{StartError, Worker};
-use crate::worker::{Command, Outbox, Reply, Slot};
+use crate::worker::{Command, Outbox, Reply};
 
 /// Messages taken from one connection before others have their turn.
 const BUDGET: usize = 64;
@@ -90,8 +91,8 @@ pub struct Host {
     epoll: OwnedFd,
     buses: Vec<Bus>,
     workers: Vec<Worker>,
-    /// Devices given to each worker so far.
-    slots: Vec<u32>,
+    /// The places of each worker.
+    slots: Vec<Slots>,
     replies: Arc<Outbox>,
     bell: Arc<Doorbell>,
     stop: Arc<Doorbell>,
@@ -121,7 +122,7 @@ impl Host {
         let host = Self {
             epoll,
             buses: Vec::new(),
-            slots: vec![0; workers.len()],
+            slots: workers.iter().map(|_| Slots::default()).collect(),
             workers,
             replies,
             operators: Operators::new(Arc::clone(&bell)),
@@ -173,21 +174,29 @@ impl Host {
         worker: Option<usize>,
         device: Box<dyn Device>,
     ) -> Result<DevNum, HostError> {
+        Ok(self.put_device(bus, name, num, worker, device)?)
+    }
+
+    fn put_device(
+        &mut self,
+        bus: usize,
+        name: &str,
+        num: Option<u16>,
+        worker: Option<usize>,
+        device: Box<dyn Device>,
+    ) -> Result<DevNum, AddError> {
         let worker = worker
             .filter(|worker| *worker < self.workers.len())
             .unwrap_or_else(|| {
-                let least = self
-                    .slots
-                    .iter()
-                    .enumerate()
-                    .min_by_key(|(_, devices)| **devices);
+                let workers = self.slots.iter().enumerate();
+                let least = workers.min_by_key(|(_, slots)| slots.taken());
                 least.map_or(0, |(index, _)| index)
             });
-        let slot = Slot(self.slots[worker]);
+        let slot = self.slots[worker].peek();
         let num = self.buses[bus]
             .core
             .add_device(name, num, worker, slot, device)?;
-        self.slots[worker] += 1;
+        self.slots[worker].take();
         self.send_orders(bus);
         Ok(num)
     }
@@ -206,9 +215,8 @@ impl Host {
         else {
             return Err(HostError::NoWorker(worker));
         };
-        let slot = Slot(*slots);
-        *slots += 1;
-        let _ = thread.send(slot, 0, Command::Add(device));
+        // Not answered.
+        let _ = thread.send(slots.take(), 0, Command::Add(device));
         Ok(())
     }
 
@@ -296,17 +304,80 @@ impl Host {
                     self.accept(bus);
                 }
                 self.serve(bus);
-                self.operators.answer(&mut self.buses[bus].core);
+                let core = &mut self.buses[bus].core;
+                while let Some((worker, slot)) = core.poll_freed() {
+                    self.slots[worker].give_back(slot);
+                }
+                self.operators.answer(core);
             }
         }
     }
 
     /// Does what other threads ask for.
     fn take_requests(&mut self) {
-        let mut cores: Vec<&mut Core> = self.buses.iter_mut().map(|bus| &mut bus.core).collect();
-        if self.operators.take_requests(&mut cores) {
+        let (requests, more) = self.operators.take_requests();
+        for request in requests {
+            self.obey(request);
+        }
+        if more {
             // Full: then it is readable anyhow.
             let _ = self.bell.ring();
+        }
+    }
+
+    /// Does one thing. Who has given up waiting wants no answer.
+    fn obey(&mut self, request: Request) {
+        let now = self.now();
+        let mut cores: Vec<&mut Core> = self.buses.iter_mut().map(|bus| &mut bus.core).collect();
+        match request {
+            Request::List(answer) => {
+                let buses = cores.iter().enumerate();
+                let all = buses.flat_map(|(index, core)| core.reports(index));
+                let _ = answer.send(all.collect());
+            }
+            Request::Operate {
+                bus,
+                device,
+                operation,
+                answer,
+            } => {
+                let begin = |core: &mut Core, name: &str| core.operate(name, operation);
+                self.operators.begin(&mut cores, bus, device, answer, begin);
+            }
+            Request::Remove {
+                bus,
+                device,
+                answer,
+            } => {
+                let begin = |core: &mut Core, name: &str| core.remove_device(now, name);
+                self.operators.begin(&mut cores, bus, device, answer, begin);
+            }
+            Request::Add {
+                bus,
+                name,
+                num,
+                worker,
+                device,
+                answer,
+            } => {
+                let result = if bus >= self.buses.len() {
+                    Err(HandleError::NoBus(bus))
+                } else if let Some(none) = worker.filter(|worker| *worker >= self.workers.len()) {
+                    Err(HandleError::NoWorker(none))
+                } else {
+                    self.put_device(bus, &name, num, worker, device)
+                        .map_err(HandleError::Add)
+                };
+                let _ = answer.send(result);
+            }
+            Request::AddResident {
+                worker,
+                device,
+                answer,
+            } => {
+                let result = self.add_resident(worker, device);
+                let _ = answer.send(result.map_err(|_| HandleError::NoWorker(worker)));
+            }
         }
     }
 

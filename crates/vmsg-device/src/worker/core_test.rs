@@ -465,3 +465,55 @@ fn a_device_does_not_go_on_in_memory_that_is_gone() {
         "{notices:?}"
     );
 }
+
+#[test]
+fn a_place_is_free_when_its_device_is_removed() {
+    let mut bench = Bench::new(Box::new(Rng::new()));
+    let settings = crate::net::Settings::new(crate::net::Mac([0x52, 0x54, 0, 0, 0, 1]));
+    let net = crate::net::Net::new(&settings, Box::new(vmsg_net::Null::default()));
+    let place = Slot(1);
+    bench
+        .core
+        .command(place, 0, Command::Add(Box::new(net)), &mut NoFds);
+    // Queues of the one that goes still have their turn before them.
+    for queue in 0..3 {
+        bench.core.kick(place, queue);
+    }
+    bench.core.command(place, 7, Command::Remove, &mut NoFds);
+    let replies: Vec<Reply> = bench.core.take_replies().collect();
+    assert!(
+        matches!(
+            replies[..],
+            [Reply::Done {
+                ticket: 7,
+                result: Ok(())
+            }]
+        ),
+        "{replies:?}"
+    );
+    bench
+        .core
+        .command(place, 0, Command::Add(Box::new(Panicking)), &mut NoFds);
+    assert_eq!(bench.run(), [], "the new one has no queue at work");
+    bench.core.command(place, 8, Command::Remove, &mut NoFds);
+    bench.core.command(place, 9, Command::Remove, &mut NoFds);
+    let replies: Vec<Reply> = bench.core.take_replies().collect();
+    assert!(
+        matches!(
+            replies[..],
+            [
+                Reply::Done {
+                    ticket: 8,
+                    result: Ok(())
+                },
+                Reply::Done {
+                    ticket: 9,
+                    result: Err(_)
+                },
+            ]
+        ),
+        "{replies:?}"
+    );
+    bench.core.poll_device(place, Instant::now());
+    assert_eq!(bench.run(), []);
+}
