@@ -10,6 +10,7 @@ mod list;
 mod nic;
 mod socket;
 mod switch;
+mod up;
 pub(crate) mod vfio_user;
 
 use std::fs;
@@ -131,10 +132,10 @@ impl Options {
             if any("vfio-user") {
                 more.trees.push(tree::pci_tools);
             }
-            if any("demo-2b") {
+            if any("demo-2b") || any("up-2b") {
                 more.trees.push(tree::inner_qemu);
             }
-            more.cross = any("demo-2b") || any("ivshmem-tools");
+            more.cross = any("demo-2b") || any("up-2b") || any("ivshmem-tools");
             more.new_qemu =
                 any("vfio-user") || any("nic-") || any("ivshmem-server") || any("ivshmem-tools");
             more.new_kernel = any("new-kernel") || any("vfio-user-iommu");

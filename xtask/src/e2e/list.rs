@@ -3,7 +3,9 @@
 
 use anyhow::Result;
 
-use super::{Stage, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, switch, vfio_user};
+use super::{
+    Stage, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, switch, up, vfio_user,
+};
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
     proxy_killed,
@@ -36,7 +38,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 42] = [
+pub(super) const TESTS: [Test; 46] = [
     Test {
         name: "checks",
         reference: true,
@@ -222,6 +224,30 @@ pub(super) const TESTS: [Test; 42] = [
         reference: false,
         short: Short::X86,
         play: memory_not_shared,
+    },
+    Test {
+        name: "vswitch",
+        reference: false,
+        short: Short::X86,
+        play: up::vswitch,
+    },
+    Test {
+        name: "up",
+        reference: false,
+        short: Short::X86,
+        play: up::up,
+    },
+    Test {
+        name: "up-2b",
+        reference: false,
+        short: Short::No,
+        play: up::two_machines,
+    },
+    Test {
+        name: "hotplug",
+        reference: false,
+        short: Short::X86,
+        play: up::hotplug,
     },
     Test {
         name: "switch-offloads",

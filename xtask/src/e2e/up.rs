@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `vmsg up` with real guests: the descriptions of `demos/`, what it does when a part dies, devices that come and go.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{STEP, Stage};
+use crate::cross;
+use crate::described::Up;
+use crate::guest_files;
+use crate::lan::{self, Host};
+use crate::machine::Machine;
+use crate::pair::GATEWAY;
+use crate::report::Report;
+use crate::shell::Shell;
+use crate::vswitch;
+
+/// How often a device comes and goes.
+const ROUNDS: usize = 3;
+/// Pings of the short demo.
+const PINGS: u32 = 20;
+
+/// The demo of the switch without the comparison.
+pub(super) fn vswitch(stage: &mut Stage, _: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
+    let measured = vswitch::act(&mut stage.scene, &vmsg, &variables, PINGS)?;
+    println!("      {measured:?}");
+    Ok(())
+}
+
+/// What the guests of the demos 2a and 2b show: an address, pings, a file.
+fn shows(stage: &mut Stage, report: &mut Report, shell: &mut Shell, gateway: &str) -> Result<()> {
+    let machine = stage.kit.machine.name();
+    let scene = &mut stage.scene;
+    let mut run = |name: &str, command: &str, wanted: &str| -> Result<()> {
+        let said = shell.run(scene, &format!("{command}; true"))?.join("\n");
+        report.check(&format!("{machine}/{name}"), said.contains(wanted), || said);
+        Ok(())
+    };
+    run("dhcp", "cat /tmp/lease.eth0", "lease eth0")?;
+    run(
+        "ping",
+        &format!("ping -c 5 -i 0.2 {gateway}"),
+        " 0% packet loss",
+    )?;
+    let url = format!("http://10.0.2.2:{}/file", stage.server.port());
+    run(
+        "http",
+        &format!("wget -q -O - {url} | sha256sum"),
+        stage.server.sha256(),
+    )?;
+    run(
+        "rng",
+        "dd if=/dev/hwrng bs=64 count=16 2> /dev/null | wc -c",
+        "1024",
+    )
+}
+
+/// The description of demo 2a, and its parts killed one after another while the guest pings.
+pub(super) fn up(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let machine = stage.kit.machine.name();
+    let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
+    let up = Up::start(&mut stage.scene, &vmsg, "2a", &variables)?;
+    let mut shell = up.console(&mut stage.scene, "vm")?;
+    shell.booted(&mut stage.scene)?;
+    shows(stage, report, &mut shell, "10.0.2.2")?;
+    let parts = up.ask(&stage.scene, &["parts"])?;
+    println!("      {parts}");
+    for part in ["serve", "proxy-vm", "serve", "proxy-vm"] {
+        let killed =
+            kill_part(stage, &up, part).and_then(|()| pings_again(stage, &mut shell, "10.0.2.2"));
+        report.result(&format!("{machine}/{part}-killed"), killed);
+    }
+    shows(stage, report, &mut shell, "10.0.2.2")?;
+    stage.scene.may_end(shell.id);
+    report.result(&format!("{machine}/nothing-left"), up.end(&mut stage.scene));
+    Ok(())
+}
+
+/// Kills a part, and waits until another process is in its place.
+fn kill_part(stage: &mut Stage, up: &Up, part: &str) -> Result<()> {
+    let pid = up.pid(&stage.scene, part)?;
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    kill_process(process.context("a process without an id")?, Signal::KILL)?;
+    let deadline = stage.scene.now() + STEP;
+    loop {
+        // It has none while it waits to be started again.
+        match up.pid(&stage.scene, part) {
+            Ok(now) if now != pid => return Ok(()),
+            _ => ensure!(stage.scene.now() < deadline, "{part} was not started again"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The guest's pings are answered again, from a moment on all of them.
+fn pings_again(stage: &mut Stage, shell: &mut Shell, to: &str) -> Result<()> {
+    let command = format!("await 20 ping -q -c 3 -i 0.1 -W 1 {to} && ping -q -c 5 -i 0.1 {to}");
+    let said = shell.run(&mut stage.scene, &command)?.join("\n");
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(())
+}
+
+/// The description of demo 2b: a guest in a machine, its devices in another.
+pub(super) fn two_machines(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    if stage.kit.machine == Machine::Arm64 {
+        println!("skip  arm64/up-2b: the description is of x86 machines");
+        return Ok(());
+    }
+    let vmsg = stage.vmsg()?;
+    let machine = stage.kit.machine.name();
+    let dir = stage.scene.dir().to_owned();
+    let mut variables = guest_files::guests(stage.kit, &dir, true)?;
+    let program = cross::vmsg(stage.kit.machine)?;
+    variables.extend(guest_files::machines(stage.kit, &dir, &program, true)?);
+    variables.push(("VMSG", vmsg.program().display().to_string()));
+    let up = Up::start(&mut stage.scene, &vmsg, "2b", &variables)?;
+    // Three kernels boot, one inside of another.
+    let mut shell = up.console(&mut stage.scene, "a")?;
+    shell.booted(&mut stage.scene)?;
+    shows(stage, report, &mut shell, GATEWAY)?;
+    stage.scene.may_end(shell.id);
+    report.result(&format!("{machine}/nothing-left"), up.end(&mut stage.scene));
+    Ok(())
+}
+
+/// A network device is plugged into a running guest and taken out again, and again.
+pub(super) fn hotplug(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let machine = stage.kit.machine.name();
+    let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
+    let up = Up::start(&mut stage.scene, &vmsg, "vswitch", &variables)?;
+    let mut hosts = vswitch::hosts(&mut stage.scene, &up)?;
+    lan::reach(&mut stage.scene, &mut hosts, |_, _| true)?;
+    let mut numbers = Vec::new();
+    for round in 0..ROUNDS {
+        let plugged = plug(stage, &up, &mut hosts).map(|number| numbers.push(number));
+        report.result(&format!("{machine}/plugged-{round}"), plugged);
+        let pulled = pull(stage, &up, &mut hosts);
+        report.result(&format!("{machine}/pulled-{round}"), pulled);
+    }
+    let mut distinct = numbers.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    report.check(
+        &format!("{machine}/numbers-not-reused"),
+        distinct.len() == ROUNDS,
+        || format!("{numbers:?}"),
+    );
+    let reach = lan::reach(&mut stage.scene, &mut hosts, |_, _| true);
+    report.result(&format!("{machine}/the-others-go-on"), reach);
+    for host in &hosts {
+        stage.scene.may_end(host.shell.id);
+    }
+    report.result(&format!("{machine}/nothing-left"), up.end(&mut stage.scene));
+    Ok(())
+}
+
+/// Adds a device to vm1, which uses it; gives its number.
+fn plug(stage: &mut Stage, up: &Up, hosts: &mut [Host]) -> Result<u64> {
+    let scene = &mut stage.scene;
+    up.ctl(
+        scene,
+        &[
+            "add-device",
+            "net,id=more,bus=b1,switch=s0",
+            "--guest",
+            "vm1",
+        ],
+    )?;
+    let number = number_of(&up.ask(scene, &["list"])?, "more")?;
+    let [first, second, ..] = hosts else {
+        anyhow::bail!("two guests are needed");
+    };
+    first.shell.run(
+        scene,
+        "await 20 test -e /sys/class/net/eth1 && ip link set eth1 up && ip addr add 192.168.2.1/24 dev eth1",
+    )?;
+    second
+        .shell
+        .run(scene, "ip addr replace 192.168.2.2/24 dev eth0")?;
+    let said = first
+        .shell
+        .run(scene, "ping -q -c 3 -i 0.1 -W 1 192.168.2.2; true")?
+        .join("\n");
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(number)
+}
+
+/// Takes it out again.
+fn pull(stage: &mut Stage, up: &Up, hosts: &mut [Host]) -> Result<()> {
+    let scene = &mut stage.scene;
+    up.ctl(scene, &["remove-device", "more"])?;
+    hosts[0]
+        .shell
+        .run(scene, "await 20 test ! -e /sys/class/net/eth1")?;
+    let list = up.ask(scene, &["list"])?;
+    ensure!(
+        number_of(&list, "more").is_err(),
+        "the device is still there: {list}"
+    );
+    Ok(())
+}
+
+/// The number of the device `id` in what `vmsg ctl list --json` says.
+fn number_of(list: &Value, id: &str) -> Result<u64> {
+    list.get("devices")
+        .and_then(Value::as_array)
+        .and_then(|all| {
+            all.iter()
+                .find(|d| d.get("id").and_then(Value::as_str) == Some(id))
+        })
+        .and_then(|device| device.get("num").or(device.get("number"))?.as_u64())
+        .with_context(|| format!("no device {id}: {list}"))
+}
