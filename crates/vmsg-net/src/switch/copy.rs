@@ -251,7 +251,7 @@ impl Running {
         } else {
             self.sum.add(bytes);
         }
-        self.odd ^= bytes.len() % 2 != 0;
+        self.odd ^= !bytes.len().is_multiple_of(2);
     }
 
     pub(super) const fn finish(self) -> u16 {

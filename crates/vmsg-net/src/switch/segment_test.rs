@@ -68,7 +68,7 @@ fn tcp6(next: u8, extension: &[u8], payload: usize) -> (VnetHeader, Vec<u8>) {
     let start = frame.len();
     frame.extend([0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0]);
     frame.extend([0xab, 0xcd, 0, 0]);
-    frame.extend((0..payload).map(|i| (i % 251) as u8));
+    frame.extend((0..=250).cycle().take(payload));
     let header = VnetHeader {
         flags: VnetHeader::NEEDS_CSUM,
         gso_type: VnetHeader::GSO_TCPV6,
