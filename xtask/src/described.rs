@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A description that `vmsg up` runs: started, talked to, and seen to end without leaving anything behind.
 
+use std::env;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -73,6 +74,18 @@ impl Up {
                 command.arg("--set").arg(format!("{key}={value}"));
             }
         }
+        // A description may run `vmsg`, too.
+        let mut path = vmsg
+            .program()
+            .parent()
+            .unwrap_or(Path::new("/"))
+            .as_os_str()
+            .to_owned();
+        if let Some(rest) = env::var_os("PATH") {
+            path.push(":");
+            path.push(rest);
+        }
+        command.env("PATH", path);
         let mark = short.path().display().to_string();
         command.env("XDG_RUNTIME_DIR", &link).env(MARK, &mark);
         let id = scene.start("up", &command)?;

@@ -83,6 +83,7 @@ pub(crate) fn guests(kit: &Kit, dir: &Path, obeys: bool) -> Result<Variables> {
         ("KERNEL", kernel.display().to_string()),
         ("INITRD", initrd),
         ("APPEND", crate::qemu::words(kit.machine)),
+        ("FILES", dir.display().to_string()),
     ])
 }
 

@@ -71,7 +71,7 @@ pub(super) fn up(stage: &mut Stage, report: &mut Report) -> Result<()> {
     shows(stage, report, &mut shell, "10.0.2.2")?;
     let parts = up.ask(&stage.scene, &["parts"])?;
     println!("      {parts}");
-    for part in ["serve", "proxy-vm", "serve", "proxy-vm"] {
+    for part in ["serve", "vm.proxy", "serve", "vm.proxy"] {
         let killed =
             kill_part(stage, &up, part).and_then(|()| pings_again(stage, &mut shell, "10.0.2.2"));
         report.result(&format!("{machine}/{part}-killed"), killed);
@@ -118,7 +118,6 @@ pub(super) fn two_machines(stage: &mut Stage, report: &mut Report) -> Result<()>
     let mut variables = guest_files::guests(stage.kit, &dir, true)?;
     let program = cross::vmsg(stage.kit.machine)?;
     variables.extend(guest_files::machines(stage.kit, &dir, &program, true)?);
-    variables.push(("VMSG", vmsg.program().display().to_string()));
     let up = Up::start(&mut stage.scene, &vmsg, "2b", &variables)?;
     // Three kernels boot, one inside of another.
     let mut shell = up.console(&mut stage.scene, "a")?;
