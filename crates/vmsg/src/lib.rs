@@ -7,6 +7,7 @@
 
 mod buses;
 mod cli;
+mod console;
 mod control;
 mod descriptors;
 mod ivshmem;
@@ -22,8 +23,8 @@ mod up;
 
 pub use cli::{Cli, Command};
 pub use spec::{
-    BackendKeys, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSetSpec, PortSpec, RngSpec,
-    Setting, SocketMode, SwitchSpec, UplinkSpec,
+    BackendKeys, ConsoleSpec, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSetSpec, PortSpec,
+    RngSpec, Setting, SizeOrder, SocketMode, SwitchSpec, UplinkSpec,
 };
 
 use std::io::Write;

@@ -10,6 +10,7 @@ use vmsg_device::host::{Host, MAX_WINDOWS};
 
 use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
+use crate::console::Registry;
 use crate::control;
 use crate::keeper::Keeper;
 use crate::signals::Interrupt;
@@ -18,7 +19,7 @@ use crate::{Usage, descriptors};
 
 mod make;
 
-use make::KeptFlows;
+use make::{Consoles, KeptFlows};
 
 /// What drivers see as the name of this program.
 const NAME: &str = "vmsg-serve";
@@ -39,7 +40,11 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     // Asked for only when this process has the bus to itself: whoever held it before is gone.
     let mut keeper = keeper_for(&args, &buses, &devices);
     let idle = keeper.as_ref().is_some_and(|kept| kept.flows.is_empty());
-    if let Err(error) = add_devices(&mut host, &devices, keeper.as_mut()) {
+    let consoles = Consoles {
+        registry: Registry::default(),
+        control: args.control.clone(),
+    };
+    if let Err(error) = add_devices(&mut host, &devices, keeper.as_mut(), &consoles) {
         // A keeper that holds something may be wanted by a `serve` that is started rightly.
         if let Some(kept) = keeper.filter(|_| idle) {
             kept.keeper.dismiss();
@@ -92,9 +97,10 @@ fn add_devices(
     host: &mut Host,
     devices: &[Named<'_>],
     mut keeper: Option<&mut KeptFlows>,
+    consoles: &Consoles,
 ) -> anyhow::Result<()> {
     for device in devices {
-        let made = make::make(&device.spec, &device.id, keeper.as_deref_mut())
+        let made = make::make(&device.spec, &device.id, keeper.as_deref_mut(), consoles)
             .with_context(|| format!("--device {}", device.text))?;
         let common = device.spec.common();
         host.add_device(device.bus, &device.id, common.num, common.worker, made)

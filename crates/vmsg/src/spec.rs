@@ -6,6 +6,7 @@
 //! writes it as the command line has it.
 
 mod backend;
+mod console;
 mod net;
 mod network;
 mod parse;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use backend::SocketConfig;
 pub use backend::{NetBackend, SocketMode};
+pub use console::{ConsoleSpec, SizeOrder};
 pub use net::{BackendKeys, Duplex, NetSpec, UplinkSpec};
 pub(crate) use network::{Network, Place, Problem, known};
 pub use port::{Pin, PortSetSpec, PortSpec};
@@ -25,7 +27,7 @@ pub use switch::SwitchSpec;
 pub use text::Setting;
 pub(crate) use typed::typed;
 
-/// A device: `net,…` or `rng,…`.
+/// A device: `net,…`, `rng,…` or `console,…`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceSpec {
@@ -33,6 +35,8 @@ pub enum DeviceSpec {
     Net(Box<NetSpec>),
     /// An entropy device.
     Rng(RngSpec),
+    /// A console.
+    Console(Box<ConsoleSpec>),
 }
 
 /// `rng,…`.
@@ -105,6 +109,7 @@ impl DeviceSpec {
         match self {
             Self::Net(net) => common!("net", net),
             Self::Rng(rng) => common!("rng", rng),
+            Self::Console(console) => common!("console", console),
         }
     }
 
@@ -112,6 +117,7 @@ impl DeviceSpec {
         match self {
             Self::Net(net) => common_mut!(net),
             Self::Rng(rng) => common_mut!(rng),
+            Self::Console(console) => common_mut!(console),
         }
     }
 }

@@ -105,10 +105,11 @@ impl Pty {
         // Which they are does not matter: several may have become one.
         while !matches!(events.next(), Err(error) if error != Errno::INTR) {}
         let was = std::mem::replace(used, !hung_up(master));
-        if was && !*used {
-            if let Ok(terminal) = open_terminal(&self.terminal) {
-                let _ = tcflush(terminal, QueueSelector::IOFlush);
-            }
+        if was
+            && !*used
+            && let Ok(terminal) = open_terminal(&self.terminal)
+        {
+            let _ = tcflush(terminal, QueueSelector::IOFlush);
         }
     }
 }

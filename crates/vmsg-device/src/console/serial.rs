@@ -103,7 +103,7 @@ impl Serial {
         let mut taken = 0;
         while taken < TURN {
             match rustix::io::read(&*line, &mut chunk) {
-                Ok((bytes, _)) if bytes.is_empty() => return false,
+                Ok(([], _)) => return false,
                 Ok((bytes, _)) => {
                     taken += bytes.len();
                     hub.output(bytes);

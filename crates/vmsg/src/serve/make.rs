@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use vmsg_bus::unix::BindError;
+use vmsg_device::console::{Console, Hub, HubError};
 use vmsg_device::device::Device;
 use vmsg_device::net::{MAX_PAIRS, Net, Settings};
 use vmsg_device::rng::Rng;
@@ -15,9 +17,10 @@ use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
 use crate::Usage;
+use crate::console::Registry;
 use crate::control::LinkState;
 use crate::keeper::{Keeper, Kept};
-use crate::spec::{BackendKeys, DeviceSpec, Duplex, NetBackend, SocketConfig};
+use crate::spec::{BackendKeys, ConsoleSpec, DeviceSpec, Duplex, NetBackend, SocketConfig};
 
 /// The keeper and what it holds for each device.
 pub(super) struct KeptFlows {
@@ -38,14 +41,23 @@ impl KeptFlows {
     }
 }
 
+/// Consoles are made known here.
+pub(super) struct Consoles {
+    pub(super) registry: Registry,
+    /// The control socket, which consoles have theirs beside.
+    pub(super) control: Option<PathBuf>,
+}
+
 /// Makes the device called `id`.
 pub(super) fn make(
     spec: &DeviceSpec,
     id: &str,
     keeper: Option<&mut KeptFlows>,
+    consoles: &Consoles,
 ) -> anyhow::Result<Box<dyn Device>> {
     match spec {
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
+        DeviceSpec::Console(spec) => Ok(Box::new(make_console(spec, id, consoles)?)),
         DeviceSpec::Net(spec) => {
             let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
             let plugged = spec.backend.unwrap_or_default();
@@ -81,6 +93,30 @@ pub(super) fn make(
             Ok(Box::new(Net::new(&settings, backend)))
         }
     }
+}
+
+/// Makes a console, and what it can be reached by.
+fn make_console(spec: &ConsoleSpec, id: &str, consoles: &Consoles) -> anyhow::Result<Console> {
+    spec.check(id)?;
+    let mut hubs = Vec::new();
+    for config in spec.hubs(id, consoles.control.as_deref()) {
+        if consoles.registry.find(&config.name).is_some() {
+            bail!(Usage(format!(
+                "there is a console `{}` already; its device needs another id=",
+                config.name
+            )));
+        }
+        let hub = Hub::open(&config).map_err(|error| match error {
+            HubError::Socket(BindError::PathTooLong { .. }) => Usage(error.to_string()).into(),
+            error => anyhow::Error::new(error),
+        })?;
+        hubs.push(hub);
+    }
+    let console = Console::new(&spec.settings(), hubs)?;
+    for handle in console.handles() {
+        consoles.registry.add(handle);
+    }
+    Ok(console)
 }
 
 /// Records what passes `backend`; `goes_on` keeps what a killed `serve` has recorded.

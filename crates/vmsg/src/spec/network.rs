@@ -96,10 +96,13 @@ impl Network {
         for (index, device) in self.devices.iter().enumerate() {
             let place = Place::Device(index);
             look(place, self.check_worker(device.common().worker));
-            let DeviceSpec::Net(net) = device else {
-                continue;
-            };
-            look(place, self.check_net(net, &mut taken));
+            match device {
+                DeviceSpec::Net(net) => look(place, self.check_net(net, &mut taken)),
+                DeviceSpec::Console(console) => {
+                    look(place, console.check(console.id.as_deref().unwrap_or("console0")));
+                }
+                DeviceSpec::Rng(_) => {}
+            }
         }
         for (index, port) in self.ports.iter().enumerate() {
             look(Place::Port(index), self.check_port(index, port));

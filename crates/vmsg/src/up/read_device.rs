@@ -221,8 +221,12 @@ fn check_switch_worker(tables: &Tables, table: &Table, mistakes: &mut Mistakes) 
 
 /// Looks for what a device cannot be.
 fn check(spec: &DeviceSpec) -> Result<(), Usage> {
-    let DeviceSpec::Net(net) = spec else {
-        return Ok(());
+    let net = match spec {
+        DeviceSpec::Net(net) => net,
+        DeviceSpec::Rng(_) => return Ok(()),
+        DeviceSpec::Console(console) => {
+            return console.check(console.id.as_deref().unwrap_or("console0"));
+        }
     };
     net.mac(net.id.as_deref().unwrap_or_default())?;
     net.line()?;
@@ -266,6 +270,14 @@ pub(in super::super) fn shape_of(spec: &DeviceSpec, id: &str) -> Shape {
                 mtu: net.mtu,
             }
         }
+        DeviceSpec::Console(console) => Shape {
+            device_id: 3,
+            queues: console.queues(),
+            config_size: 12,
+            mac: None,
+            pairs: 1,
+            mtu: None,
+        },
         DeviceSpec::Rng(_) => Shape {
             device_id: 4,
             queues: 1,
