@@ -50,6 +50,12 @@ impl Report {
         }
     }
 
+    /// Takes in the results of another, which are printed already.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failures.extend(other.failures);
+    }
+
     /// Prints what failed and, as last line, the counts. Gives whether all is well: nothing failed and something
     /// passed.
     pub(crate) fn finish(&self) -> bool {
