@@ -424,7 +424,7 @@ pub fn one(bytes: &[u8]) {
     let room = pieces(&target, &mut choices);
     // Sometimes the buffers can never hold it.
     let room = &room[..if choices.one_in(8) { 1 } else { room.len() }];
-    let pattern = u64::from(choices.short()) * 0x0001_0001_0001_0003;
+    let pattern = u64::from(choices.short()).wrapping_mul(0x0001_0001_0001_0003);
     let mut sink = Receiver {
         room,
         buffers,
