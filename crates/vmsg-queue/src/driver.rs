@@ -5,12 +5,17 @@ use core::sync::atomic::{Ordering, fence};
 
 use vmsg_mem::{BusAddr, RamSlice};
 
+pub use parked::ParkedDriver;
+
 use crate::config::DESCRIPTOR_LEN;
 use crate::ring::{
     AvailRing, Descriptor, DescriptorTable, INDIRECT, NEXT, NO_NOTIFICATION, UsedRing, WRITE,
     passed_event,
 };
 use crate::{Layout, QueueConfig, QueueError, QueueFeatures};
+
+#[path = "driver_parked.rs"]
+mod parked;
 
 /// Names a chain that the driver has added, until it comes back used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,27 +123,18 @@ impl<'m, S: AsRef<[DriverSlot]> + AsMut<[DriverSlot]>> DriverQueue<'m, S> {
         {
             return Err(bad);
         }
-        let area = |offset, len| ram.get(offset, len);
-        let event_idx = features.event_idx;
-        let areas = || {
-            let desc = area(0, layout.desc_len())?;
-            let driver = area(layout.driver_offset(), layout.driver_len())?;
-            let device = area(layout.device_offset(), layout.device_len())?;
-            let tables = layout.indirect_len() * usize::from(size);
-            let indirect = area(layout.indirect_offset(), tables)?;
-            for part in [desc, driver, device] {
-                part.fill(0);
-            }
-            Some((
-                DescriptorTable::new(desc, size.into())?,
-                AvailRing::new(driver, size, event_idx)?,
-                UsedRing::new(device, size, event_idx)?,
-                indirect,
-            ))
-        };
-        let Some((table, avail, used, indirect)) = areas() else {
+        let Some((table, avail, used, indirect)) = areas(layout, features, ram) else {
             return Err(bad);
         };
+        for (offset, len) in [
+            (0, layout.desc_len()),
+            (layout.driver_offset(), layout.driver_len()),
+            (layout.device_offset(), layout.device_len()),
+        ] {
+            if let Some(part) = ram.get(offset, len) {
+                part.fill(0);
+            }
+        }
         for (next, slot) in (1..=size).zip(slots.as_mut()) {
             *slot = DriverSlot {
                 next: next % size,
@@ -485,6 +481,29 @@ impl<'m, S: AsRef<[DriverSlot]> + AsMut<[DriverSlot]>> DriverQueue<'m, S> {
 #[cfg(test)]
 #[path = "driver_test.rs"]
 mod tests;
+
+type Areas<'m> = (
+    DescriptorTable<'m>,
+    AvailRing<'m>,
+    UsedRing<'m>,
+    RamSlice<'m>,
+);
+
+/// The three areas and the indirect tables; `None` if `ram` is too short or not aligned.
+fn areas(layout: Layout, features: QueueFeatures, ram: RamSlice<'_>) -> Option<Areas<'_>> {
+    let size = layout.size();
+    let event_idx = features.event_idx;
+    let desc = ram.get(0, layout.desc_len())?;
+    let driver = ram.get(layout.driver_offset(), layout.driver_len())?;
+    let device = ram.get(layout.device_offset(), layout.device_len())?;
+    let tables = layout.indirect_len() * usize::from(size);
+    Some((
+        DescriptorTable::new(desc, size.into())?,
+        AvailRing::new(driver, size, event_idx)?,
+        UsedRing::new(device, size, event_idx)?,
+        ram.get(layout.indirect_offset(), tables)?,
+    ))
+}
 
 /// The buffers of a chain in order; true for those that the device writes.
 fn buffers<'a>(

@@ -73,6 +73,25 @@ fn a_direct_chain_takes_a_descriptor_for_each_buffer_and_gives_them_back() {
 }
 
 #[test]
+fn a_parked_queue_goes_on_where_it_was() {
+    let words = memory();
+    let mut queue = queue(&words, 4, 0, ALL);
+    let token = queue.add(&[], &[buffer(0, 16)]).unwrap();
+    queue.add(&[], &[buffer(1, 16)]).unwrap();
+    queue.publish().unwrap();
+    use_chain(&queue, 0, 0, 3);
+    let parked = queue.park();
+    let mut queue = parked.resume(aligned(&words)).unwrap();
+    assert_eq!(queue.free_descriptors(), 2);
+    assert_eq!(queue.outstanding(), 2);
+    let written = 3;
+    assert_eq!(queue.pop_used().unwrap(), Some(Used { token, written }));
+    assert_eq!(queue.pop_used().unwrap(), None);
+    let error = queue.park().resume(aligned(&words[..8])).unwrap_err();
+    assert!(matches!(error, QueueError::BadMemory { size: 4 }));
+}
+
+#[test]
 fn an_indirect_chain_takes_one_descriptor() {
     let words = memory();
     let mut queue = queue(&words, 2, 3, ALL);

@@ -43,7 +43,7 @@ pub use chain::ChainStorage;
 pub use chain::{Batch, Chain, ChainArray, ChainHead, Storage};
 pub use config::{Layout, QueueConfig, QueueFeatures};
 pub use device::{Completer, DeviceQueue};
-pub use driver::{Buffer, DriverQueue, DriverSlot, Token, Used};
+pub use driver::{Buffer, DriverQueue, DriverSlot, ParkedDriver, Token, Used};
 pub use error::QueueError;
 pub use inflight::{Inflight, Recovered};
 #[cfg(feature = "alloc")]
