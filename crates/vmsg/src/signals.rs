@@ -33,6 +33,12 @@ impl Interrupt {
         self.poll(Some(due))
     }
 
+    /// Takes one signal, so that the next one is seen; there must be one.
+    pub(crate) fn take(&self) -> std::io::Result<()> {
+        use std::io::Read;
+        (&self.signal).read_exact(&mut [0])
+    }
+
     fn poll(&self, due: Option<Instant>) -> std::io::Result<bool> {
         loop {
             let left = due.map(|due| due.saturating_duration_since(Instant::now()));

@@ -9,9 +9,13 @@ mod description;
 mod log;
 mod part;
 mod plan;
+mod process;
+mod qmp;
 mod read;
 mod runtime;
 mod source;
+mod status;
+mod supervisor;
 mod tables;
 
 use std::cell::RefCell;
@@ -20,15 +24,18 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 pub use args::{UpArgs, UpPartArgs};
 pub(crate) use part::run as run_part;
 use vmsg_proxy::front::qemu::Arch;
 
 use self::description::{Description, World};
+use self::runtime::Runtime;
+use self::status::Shared;
+use self::supervisor::{Outcome, Supervisor};
 use self::source::{Mistakes, Source};
 use self::tables::{Tables, Variables};
-use crate::Usage;
+use crate::{Usage, descriptors};
 use crate::out::Out;
 
 /// Runs what the description names.
@@ -68,7 +75,22 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
         write!(Out::lock(), "{}", plan::to_shell(&plan))?;
         return Ok(());
     }
-    Ok(())
+    descriptors::raise_limit();
+    let runtime = Runtime::take(&plan.runtime, &plan.name)?;
+    let (shared, inbox) = Shared::new()?;
+    let supervisor = Supervisor::new(&plan, shared.clone(), inbox, args.quiet)?;
+    let control = plan.control.clone();
+    let outcome = supervisor.run(|| {
+        // A reader that has gone away is no reason to stop.
+        let _ = writeln!(std::io::stdout(), "ready control={}", control.display());
+        let _ = std::io::stdout().flush();
+    })?;
+    shared.end();
+    drop(runtime);
+    match outcome {
+        Outcome::Done => Ok(()),
+        Outcome::Failed => bail!("a part has failed for good"),
+    }
 }
 
 /// Reads a description; none if something in it is wrong.
