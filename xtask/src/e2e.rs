@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one test of each machine type after another.
+//! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one test after another; in the short run two at once.
 
 mod demo2b;
 mod endure;
@@ -15,6 +15,7 @@ pub(crate) mod vfio_user;
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
@@ -174,51 +175,43 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
             None => Vmsg::build()?,
         })
     };
-    // A guest keeps a processor busy at most times, and half of another: machines of both kinds at once are through
-    // sooner than one after another.
-    let lanes = kits
+    let all: Vec<(&Kit, &Test)> = kits
         .iter()
-        .map(|kit| lane(kit, &tests, vmsg.as_ref(), options));
-    if options.short && available_parallelism().is_ok_and(|n| n.get() > 1) {
-        let lanes: Vec<_> = lanes.collect();
-        let reports = thread::scope(|scope| {
-            let threads: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(lane)).collect();
-            threads.into_iter().map(|t| t.join()).collect::<Vec<_>>()
-        });
-        for lane in reports {
-            match lane {
-                Ok(lane) => report.merge(lane),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-    } else {
-        for lane in lanes {
-            report.merge(lane());
-        }
-    }
-    Ok(())
-}
-
-/// Plays the tests on one machine, one after another.
-fn lane<'a>(
-    kit: &'a Kit,
-    tests: &'a [&'static Test],
-    vmsg: Option<&'a Vmsg>,
-    options: &'a Options,
-) -> impl FnOnce() -> Report + Send + 'a {
-    move || {
+        .flat_map(|kit| {
+            let plays = tests.iter().filter(|t| options.plays(t, kit.machine));
+            plays.map(move |test| (kit, *test))
+        })
+        .collect();
+    // A guest keeps a processor busy at most times: two tests at once are through sooner than one after another.
+    let lanes = match available_parallelism() {
+        Ok(processors) if options.short => processors.get().min(2),
+        _ => 1,
+    };
+    let next = AtomicUsize::new(0);
+    let lane = || {
         let mut report = Report::default();
-        for test in tests.iter().filter(|t| options.plays(t, kit.machine)) {
+        while let Some((kit, test)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
             let begun = Instant::now();
             let name = format!("{}/{}", kit.machine.name(), test.name);
-            let result = play(test, kit, vmsg, options, &mut report);
+            let result = play(test, kit, vmsg.as_ref(), options, &mut report);
             report.result(
                 &format!("{name} [{:.1} s]", begun.elapsed().as_secs_f64()),
                 result,
             );
         }
         report
+    };
+    let reports = thread::scope(|scope| {
+        let threads: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        threads.into_iter().map(|t| t.join()).collect::<Vec<_>>()
+    });
+    for lane in reports {
+        match lane {
+            Ok(lane) => report.merge(lane),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
+    Ok(())
 }
 
 fn play(
