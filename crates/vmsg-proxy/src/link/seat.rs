@@ -4,7 +4,7 @@
 use super::bells::{Bells, Rung};
 use super::handle::{Command, LinkStats, News};
 use crate::log_limit::LogLimit;
-use crate::session::{Event, OpError, OpId, Outcome, Outgoing, Session};
+use crate::session::{Event, OpError, OpId, Outcome, Outgoing, ResetReason, Session};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::mpsc::SyncSender;
@@ -143,6 +143,10 @@ impl Seat {
             // The last reason is the one that holds; so there is a bounded number of different news.
             if matches!(event, Event::NeedsReset(_)) {
                 events.retain(|old| !matches!(old, Event::NeedsReset(_)));
+            }
+            if matches!(event, Event::NeedsReset(ResetReason::Removed)) {
+                // Whoever waits for a device to come must not hear of one that has gone.
+                events.retain(|old| !matches!(old, Event::Ready { .. }));
             }
             if !events.contains(&event) {
                 events.push_back(event);

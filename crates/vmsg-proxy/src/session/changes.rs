@@ -3,7 +3,7 @@
 
 use super::machine::{CLAIM_PAUSE, Failure, Job, Phase, Session, Waiting, blank_facts};
 use super::operations::asked_status;
-use super::types::{Event, Op, OpError, ResetReason, Target};
+use super::types::{Event, Op, OpError, REMOVED, ResetReason, Target};
 use super::{common_memory, script};
 use virtio_msg::{DevNum, DeviceState, DeviceStatus, Frame, Instant, Message, QueueIndex, feature};
 
@@ -56,6 +56,7 @@ impl Session {
             }
         }
         self.facts = Some(found);
+        self.removed = false;
         self.waited_in_vain = false;
         if !self.record.windows.is_empty() {
             if let Some(trouble) = &self.common_trouble {
@@ -105,6 +106,7 @@ impl Session {
         self.script.clear();
         match (self.job.take(), failure) {
             (None, _) => {}
+            (Some(Job::Attach { .. }), Failure::Absent) if self.look_again => self.attach(now),
             (Some(Job::Attach { .. }), Failure::Absent) => {
                 self.phase = Phase::Absent;
                 self.push_once(Event::DeviceAbsent);
@@ -258,25 +260,47 @@ impl Session {
         }
     }
 
+    fn handle_device_event(&mut self, now: Instant, device: DevNum, state: DeviceState) {
+        let wanted = match &self.target {
+            Target::Number(number) => *number == device,
+            // It may have another number than the one before.
+            Target::Name(_) => true,
+        };
+        match (state, &self.phase) {
+            (DeviceState::Ready, Phase::Absent) if wanted => self.attach(now),
+            // The list of devices that is being looked through may be older.
+            (DeviceState::Ready, Phase::Attaching) if wanted => self.look_again = true,
+            (DeviceState::Removed, Phase::Ready | Phase::Broken(_) | Phase::Attaching)
+                if self.found.number == device =>
+            {
+                self.handle_removal();
+            }
+            _ => {}
+        }
+    }
+
+    /// The device is gone, and what was in flight in its queues with it. What the guest has negotiated stays recorded: another device may
+    /// be found in its place.
+    fn handle_removal(&mut self) {
+        self.removed = true;
+        if self.record.is_live() {
+            self.push_once(Event::NeedsReset(ResetReason::Removed));
+        }
+        if self.caps.passes_fds {
+            // What the host keeps for this connection belonged to that device: begin with a new one.
+            self.link_fault(REMOVED);
+        } else {
+            // There it belonged to the device alone, and others use the connection.
+            self.lose_link();
+            self.links += 1;
+            self.phase = Phase::Absent;
+            self.push_once(Event::DeviceAbsent);
+        }
+    }
+
     pub(super) fn handle_event(&mut self, now: Instant, frame: &Frame<'_>) {
         match frame.message {
-            Message::EventDevice { device, state } => {
-                let wanted = self
-                    .facts
-                    .as_ref()
-                    .is_none_or(|facts| facts.number == device)
-                    || matches!(self.target, Target::Name(_));
-                match state {
-                    DeviceState::Ready if self.phase == Phase::Absent && wanted => self.attach(now),
-                    // What the host keeps for this connection belonged to that device: begin with a new one.
-                    DeviceState::Removed
-                        if self.phase == Phase::Ready && self.number() == device =>
-                    {
-                        self.link_fault("the device was removed");
-                    }
-                    _ => {}
-                }
-            }
+            Message::EventDevice { device, state } => self.handle_device_event(now, device, state),
             _ if frame.dev_num != self.number() || self.facts.is_none() => {
                 self.counters.unexpected += 1
             }

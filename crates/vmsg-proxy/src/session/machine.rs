@@ -173,6 +173,10 @@ pub struct Session {
     /// What the probe under way has found so far.
     pub(super) found: DeviceFacts,
     pub(super) candidates: VecDeque<DevNum>,
+    /// The device was taken away, and none was found in its place yet.
+    pub(super) removed: bool,
+    /// A device has come while the probe was under way.
+    pub(super) look_again: bool,
     pub(super) record: Record,
     pub(super) job: Option<Job>,
     pub(super) script: VecDeque<Step>,
@@ -188,7 +192,7 @@ pub struct Session {
     /// Somebody has waited for the device in vain, and it was not seen since.
     pub(super) waited_in_vain: bool,
     /// Connections so far.
-    links: u64,
+    pub(super) links: u64,
     /// When something last came in.
     pub(super) now: Instant,
     /// Until when the device host of a lost connection may still use what was lent.
@@ -224,6 +228,8 @@ impl Session {
             facts: None,
             found: blank_facts(number),
             candidates: VecDeque::new(),
+            removed: false,
+            look_again: false,
             record: Record::default(),
             job: None,
             script: VecDeque::new(),

@@ -31,6 +31,7 @@ mod windows;
 pub use inflight::InflightMemory;
 pub use machine::Session;
 pub use record::QueueVectors;
+pub(crate) use types::REMOVED;
 pub use types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, FileId, Op, OpError, OpId, Options,
     OtherMemory, Outcome, Outgoing, QueueSetup, ResetReason, ResumeAt, SharedRegion, Target,

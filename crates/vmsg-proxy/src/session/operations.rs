@@ -28,7 +28,9 @@ impl Session {
         let startable = |w: &Waiting| {
             held_back |= self.is_held_back(&w.op);
             let broken = matches!(self.phase, Phase::Broken(_));
-            online || broken || (self.recordable(&w.op) && !held_back)
+            // Nobody has to wait for the answer of a device that was taken away.
+            let gone = self.removed && self.phase == Phase::Absent;
+            online || broken || gone || (self.recordable(&w.op) && !held_back)
         };
         let Some(at) = self.waiting.iter().position(startable) else {
             return false;
@@ -50,6 +52,11 @@ impl Session {
         if let Phase::Broken(reason) = &self.phase {
             let reason = reason.clone();
             self.answer_broken(id, op, planned, reason);
+            return true;
+        }
+        if !online && !self.recordable(&op) {
+            self.record.windows.abandon(planned);
+            self.finish(id, Err(OpError::NoDevice));
             return true;
         }
         if !online {

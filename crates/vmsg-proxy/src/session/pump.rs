@@ -19,6 +19,7 @@ impl Session {
             Target::Name(_) => DevNum(0),
         };
         self.phase = Phase::Attaching;
+        self.look_again = false;
         self.found = blank_facts(number);
         self.candidates.clear();
         let had_config = self.facts.as_ref().map(|_| self.record.config.clone());

@@ -400,6 +400,9 @@ pub enum ResetReason {
     /// The device host says so.
     #[error("the device reported an error")]
     DeviceReported,
+    /// It is not on the bus any more.
+    #[error("the device was removed")]
+    Removed,
     /// Negotiated features are not offered any more.
     #[error("the device host no longer offers features {0}")]
     FeaturesMissing(FeatureSet),
@@ -470,6 +473,9 @@ pub enum ResetReason {
     #[error("the bus cannot {0}")]
     BusCannot(&'static str),
 }
+
+/// The reason of an [`Event::LinkFault`] that is nobody's fault.
+pub(crate) const REMOVED: &str = "the device was removed";
 
 /// News for the front.
 #[derive(Clone, Debug, PartialEq, Eq)]

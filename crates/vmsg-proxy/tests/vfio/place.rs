@@ -56,6 +56,17 @@ impl DeviceHost {
         }
     }
 
+    /// Takes a device away.
+    pub fn remove(&self, name: &str) {
+        self.handle.remove_device(None, name).unwrap();
+    }
+
+    /// Puts another device on the bus; its number.
+    pub fn add(&self, name: &str, device: Box<dyn Device>) -> u16 {
+        let added = self.handle.add_device(0, name, None, None, device);
+        added.unwrap().0
+    }
+
     pub fn set_link(&self, up: bool) {
         self.handle
             .operate(None, "net0", Operation::SetLink(up))
@@ -131,6 +142,10 @@ impl Place {
 
     pub fn kill_host(&mut self) {
         self.host = None;
+    }
+
+    pub fn bus(&self) -> BusSpec {
+        self.bus.clone()
     }
 
     pub fn socket(&self) -> PathBuf {

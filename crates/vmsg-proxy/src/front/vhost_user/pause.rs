@@ -22,6 +22,8 @@ pub(super) enum Pause {
         /// The process of that front end: another one has still to be told. `None` if it is not known.
         process: Option<OwnedFd>,
     },
+    /// The device was removed, and none was found in its place yet.
+    Removed,
     /// Something that takes time to change.
     Until(Instant),
 }
@@ -43,13 +45,13 @@ impl Pause {
             Pause::LinkDown { process } => process
                 .as_ref()
                 .map(|process| PollFd::new(process, PollFlags::IN)),
-            Pause::Until(_) => None,
+            Pause::Removed | Pause::Until(_) => None,
         }
     }
 
     pub(super) fn until(&self) -> Option<Instant> {
         match self {
-            Pause::LinkDown { .. } => None,
+            Pause::LinkDown { .. } | Pause::Removed => None,
             Pause::Until(at) => Some(*at),
         }
     }

@@ -111,6 +111,8 @@ enum End {
     LinkDown,
     #[error("{0}")]
     Lost(ResetReason),
+    #[error("the device was removed")]
+    Removed,
     #[error("stopping")]
     Stop,
 }
@@ -178,6 +180,14 @@ impl Server {
                     );
                 }
             }
+            Err(End::Removed) => {
+                if told.is_some() {
+                    tracing::warn!(
+                        front = self.desk.name,
+                        "the device was removed: nobody is let in until there is one again"
+                    );
+                }
+            }
             Err(End::Guest(error)) => self.dropped(&error, told.is_some()),
             Err(end) => {
                 self.desk.counts.malformed.fetch_add(1, Ordering::Relaxed);
@@ -225,18 +235,19 @@ impl Server {
             }
             let other = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
             let news = self.desk.take_news();
-            let over = match until {
-                Some(at) => at <= Instant::now(),
-                None => {
-                    let changed =
-                        |event: &Event| matches!(event, Event::ConfigChanged | Event::Ready { .. });
+            let is_ready = |event: &Event| matches!(event, Event::Ready { .. });
+            let over = match pause {
+                Pause::Until(at) => *at <= Instant::now(),
+                Pause::Removed => news.iter().any(is_ready),
+                Pause::LinkDown { .. } => {
+                    let changed = |event: &Event| *event == Event::ConfigChanged || is_ready(event);
                     other || (news.iter().any(changed) && !self.link_is_down())
                 }
             };
             if !over {
                 return true;
             }
-            if until.is_none() {
+            if matches!(pause, Pause::LinkDown { .. }) {
                 self.reserved =
                     Some(Instant::now() + if other { Duration::ZERO } else { RESERVED });
             }
@@ -353,6 +364,11 @@ impl Server {
             self.listener = None;
             return end;
         }
+        if matches!(end, Err(End::Removed)) {
+            // Before the front end knows: it would come again at once, and have a device that does nothing.
+            self.pause = Some(Pause::Removed);
+            self.listener = None;
+        }
         drop(connection);
         self.desk.released(guest.release());
         end
@@ -361,15 +377,22 @@ impl Server {
     fn converse(&mut self, connection: &mut Connection, guest: &mut Guest) -> Result<(), End> {
         loop {
             // Those that are there now: a device host can make new ones faster than they are passed on.
+            let mut removed = false;
             for event in self.desk.take_news() {
                 guest.news(&event);
-                // Nothing the front end can do from within the connection would mend these.
-                if let Event::NeedsReset(
-                    reason @ (ResetReason::CannotResume { .. } | ResetReason::OtherMemory(_)),
-                ) = event
-                {
-                    return Err(End::Lost(reason));
+                match event {
+                    // Nothing the front end can do from within the connection would mend these.
+                    Event::NeedsReset(
+                        reason @ (ResetReason::CannotResume { .. } | ResetReason::OtherMemory(_)),
+                    ) => return Err(End::Lost(reason)),
+                    Event::NeedsReset(ResetReason::Removed) => removed = true,
+                    // Another one was found in its place, and has all that the front end has set up.
+                    Event::Ready { .. } => removed = false,
+                    _ => {}
                 }
+            }
+            if removed {
+                return Err(End::Removed);
             }
             if guest
                 .looks_at_link_at()
