@@ -4,7 +4,7 @@
 use std::env;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -32,7 +32,7 @@ pub(crate) struct Up {
     /// Its process.
     pub(crate) id: Id,
     vmsg: Vmsg,
-    control: PathBuf,
+    control: String,
     mark: String,
     /// Goes with this: a short way to the folder of sockets, whose paths are limited.
     _short: tempfile::TempDir,
@@ -57,7 +57,6 @@ impl Up {
         file: &Path,
         variables: &Variables,
     ) -> Result<Self> {
-        let name = file.file_stem().unwrap_or_default().to_owned();
         let runtimes = scene.dir().join(RUNTIMES);
         fs::create_dir_all(&runtimes)?;
         fs::set_permissions(&runtimes, fs::Permissions::from_mode(0o700))?;
@@ -89,28 +88,21 @@ impl Up {
         let mark = short.path().display().to_string();
         command.env("XDG_RUNTIME_DIR", &link).env(MARK, &mark);
         let id = scene.start("up", &command)?;
-        let control = link.join("vmsg").join(&name).join("control.sock");
-        let up = Self {
+        let control = scene.expect((id, Stream::Out), "its line 'ready'", READY, |line| {
+            line.text.strip_prefix("ready control=").map(str::to_owned)
+        })?;
+        Ok(Self {
             id,
             vmsg: vmsg.clone(),
             control,
             mark,
             _short: short,
-        };
-        scene.expect((id, Stream::Out), "its line 'ready'", READY, |line| {
-            (line.text == "ready" || line.text.starts_with("ready up")).then_some(())
-        })?;
-        Ok(up)
-    }
-
-    /// Its control socket.
-    pub(crate) fn control(&self) -> String {
-        self.control.display().to_string()
+        })
     }
 
     /// `vmsg ctl` with these words, which must do what they say; gives what it prints.
     pub(crate) fn ctl(&self, scene: &Scene, words: &[&str]) -> Result<String> {
-        let output = self.vmsg.control(scene.dir(), &self.control(), words)?;
+        let output = self.vmsg.control(scene.dir(), &self.control, words)?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(
             output.status.success(),
@@ -133,8 +125,7 @@ impl Up {
 
     /// The console of a guest, as `vmsg console` shows it where no terminal is.
     pub(crate) fn console(&self, scene: &mut Scene, guest: &str) -> Result<Shell> {
-        let control = self.control();
-        let command = self.vmsg.words(["console", &control, "attach", guest]);
+        let command = self.vmsg.words(["console", &self.control, "attach", guest]);
         let id = scene.start(guest, &command)?;
         Ok(Shell::new(id, guest))
     }

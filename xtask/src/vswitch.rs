@@ -149,13 +149,13 @@ pub(crate) fn act(
     );
 
     capture(scene, &up, Some("cut"))?;
-    up.ctl(scene, &["rule", SWITCH, "deny", "vm1 <> vm2"])?;
+    up.ctl(scene, &["rule", "deny", "vm1 <> vm2"])?;
     let cut = |from: usize, to: usize| from + to == 1;
     lan::reach(scene, &mut hosts, |from, to| !cut(from, to))?;
     capture(scene, &up, None)?;
     check_cut(scene, &macs)?;
     tell(scene, "a rule cuts vm1 <> vm2, and nothing else");
-    up.ctl(scene, &["rule", SWITCH, "allow", "vm1 <> vm2"])?;
+    up.ctl(scene, &["rule", "allow", "vm1 <> vm2"])?;
     lan::reach(scene, &mut hosts, |_, _| true)?;
     tell(scene, "allowed again, each guest pings each");
 
