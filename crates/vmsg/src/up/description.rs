@@ -10,6 +10,7 @@ use vmsg_proxy::FrontKind;
 use vmsg_proxy::front::qemu::{Arch, MemoryBackend};
 
 use super::source::Span;
+use crate::spec::DeviceSpec;
 
 /// Buses, devices, switches, guests and other programs that belong together.
 #[derive(Clone, Debug)]
@@ -65,6 +66,7 @@ pub(super) struct Device {
     /// Position among the buses.
     pub(super) bus: usize,
     pub(super) num: u16,
+    pub(super) spec: DeviceSpec,
     /// What a VMM has to be told.
     pub(super) shape: Shape,
     pub(super) span: Span,

@@ -31,12 +31,12 @@ use vmsg_proxy::front::qemu::Arch;
 
 use self::description::{Description, World};
 use self::runtime::Runtime;
+use self::source::{Mistakes, Source};
 use self::status::Shared;
 use self::supervisor::{Outcome, Supervisor};
-use self::source::{Mistakes, Source};
 use self::tables::{Tables, Variables};
-use crate::{Usage, descriptors};
 use crate::out::Out;
+use crate::{Usage, descriptors};
 
 /// Runs what the description names.
 pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {

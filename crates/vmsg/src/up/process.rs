@@ -10,9 +10,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use rustix::io::ioctl_fionbio;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 
 use super::log::Lines;
 
@@ -96,10 +94,18 @@ impl Process {
 
     /// Takes what it has said.
     pub(super) fn read(&mut self, mut take: impl FnMut(Stream, &[u8])) {
-        if self.out.as_mut().is_some_and(|out| !out.read(|line| take(Stream::Out, line))) {
+        if self
+            .out
+            .as_mut()
+            .is_some_and(|out| !out.read(|line| take(Stream::Out, line)))
+        {
             self.out = None;
         }
-        if self.err.as_mut().is_some_and(|err| !err.read(|line| take(Stream::Err, line))) {
+        if self
+            .err
+            .as_mut()
+            .is_some_and(|err| !err.read(|line| take(Stream::Err, line)))
+        {
             self.err = None;
         }
     }
@@ -166,7 +172,9 @@ pub(super) fn how(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => match Signal::from_named_raw(signal) {
-            Some(signal) => format!("{signal:?}").to_lowercase().replace("signal::", "signal "),
+            Some(signal) => format!("{signal:?}")
+                .to_lowercase()
+                .replace("signal::", "signal "),
             None => format!("signal {signal}"),
         },
         (None, None) => status.to_string(),

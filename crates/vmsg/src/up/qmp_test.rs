@@ -67,16 +67,26 @@ fn a_refusal_has_its_reason_and_silence_an_end() {
         move || qmp.execute("x", Value::Null, SOON)
     });
     let asked = fake.hear();
-    fake.say(&json!({ "error": { "class": "GenericError", "desc": "no such" }, "id": asked["id"] }));
+    fake.say(
+        &json!({ "error": { "class": "GenericError", "desc": "no such" }, "id": asked["id"] }),
+    );
     let error = asking.join().expect("no panic").expect_err("refused");
     assert_eq!(error.to_string(), "QEMU refuses x: no such");
     let error = qmp.execute("y", Value::Null, Duration::from_millis(1));
-    assert_eq!(error.expect_err("late").to_string(), "QEMU has not answered y in time");
+    assert_eq!(
+        error.expect_err("late").to_string(),
+        "QEMU has not answered y in time"
+    );
 }
 
 #[test]
 fn what_makes_no_sense_ends_the_connection_and_nothing_else() {
-    for nonsense in [&b"\xff\n"[..], b"{\"id\":0,\"error\":{}}\n", b"{\"id\":3}\n", &[b'['; 100_000]] {
+    for nonsense in [
+        &b"\xff\n"[..],
+        b"{\"id\":0,\"error\":{}}\n",
+        b"{\"id\":3}\n",
+        &[b'['; 100_000],
+    ] {
         let (qmp, mut fake, told) = Fake::start();
         let _ = fake.0.get_mut().write_all(nonsense);
         let _ = fake.0.get_mut().write_all(b"\n");

@@ -41,7 +41,7 @@ pub(super) fn read(
     let (name, host) = read_host(tables, &stem, world, mistakes);
     let buses = read_buses(tables, &host.runtime, mistakes);
     let devices = device::read_devices(tables, &name, &buses, &host, mistakes);
-    let fabric = fabric::read_fabric(tables, &host, mistakes);
+    let fabric = fabric::read_fabric(tables, &host, &devices, mistakes);
     let guests = guest::read_guests(tables, &buses, &devices, world, mistakes);
     let programs = read_programs(tables, mistakes);
     if tables.all.iter().all(|table| table.kind == "host") {

@@ -47,7 +47,6 @@ pub(super) fn read_devices(
         check_name(table, mistakes);
         check_worker(table, host, mistakes);
         check_switch(tables, table, mistakes);
-        check_switch_worker(tables, table, mistakes);
         let bus = bus_of(tables, table, buses, mistakes);
         let Some((kind, _)) = table.string("type", mistakes) else {
             if table.entry("type").is_none() {
@@ -102,6 +101,7 @@ pub(super) fn read_devices(
             bus,
             num,
             shape: shape_of(&spec, &table.name),
+            spec,
             span: table.span.clone(),
         });
     }
@@ -196,29 +196,6 @@ pub(super) fn find_bus(
     found
 }
 
-/// All ports of a switch are served by one worker.
-fn check_switch_worker(tables: &Tables, table: &Table, mistakes: &mut Mistakes) {
-    let Some(switch) = table.text("switch") else {
-        return;
-    };
-    let Some(switch) = tables.find("switch", &switch) else {
-        return;
-    };
-    let Some(worker) = table.text("worker") else {
-        return;
-    };
-    let of_switch = switch.text("worker").unwrap_or_else(|| "0".to_owned());
-    if worker != of_switch {
-        mistakes.error(
-            table.place("worker"),
-            format!(
-                "worker {of_switch} serves the switch `{}` and all devices on it",
-                switch.name
-            ),
-        );
-    }
-}
-
 /// Looks for what a device cannot be.
 fn check(spec: &DeviceSpec) -> Result<(), Usage> {
     let net = match spec {
@@ -235,11 +212,7 @@ fn check(spec: &DeviceSpec) -> Result<(), Usage> {
     }
     let keys = net.backend_keys();
     if net.switch.is_some() {
-        if keys.backend.is_some() {
-            return Err(Usage(
-                "backend= cannot be with switch=: it plugs into the one or the other".to_owned(),
-            ));
-        }
+        // The rest is told with the network.
         return Ok(());
     }
     check_backend(&keys, net.queues)

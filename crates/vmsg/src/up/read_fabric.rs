@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Switches, their ports and uplinks.
 
-use super::super::description::HostTable;
+use super::super::description::{Device, HostTable};
 use super::super::source::Mistakes;
 use super::super::tables::{Table, Tables, Value, nearest};
 use super::device::check_backend;
@@ -12,21 +12,33 @@ use crate::spec::{PortSpec, SwitchSpec, UplinkSpec};
 pub(super) fn read_fabric(
     tables: &Tables,
     host: &HostTable,
+    devices: &[Device],
     mistakes: &mut Mistakes,
 ) -> Vec<(&'static str, String)> {
     let mut arguments = Vec::new();
+    let mut network = Network {
+        workers: usize::try_from(host.workers).unwrap_or(usize::MAX),
+        ..Network::default()
+    };
+    let mut places: Vec<(Place, &Table)> = Vec::new();
     for table in tables.of("switch") {
         check_name(table, mistakes);
         check_worker(table, host, mistakes);
         check_rules(tables, table, mistakes);
-        let text = read_one::<SwitchSpec>(table, mistakes, SwitchSpec::check);
-        arguments.extend(text.map(|text| ("--switch", text)));
+        if let Some((spec, text)) = read_one::<SwitchSpec>(table, mistakes, SwitchSpec::check) {
+            places.push((Place::Switch(network.switches.len()), table));
+            network.switches.push(spec);
+            arguments.push(("--switch", text));
+        }
     }
     for table in tables.of("port") {
         check_name(table, mistakes);
         check_port(tables, table, mistakes);
-        let text = read_one::<PortSpec>(table, mistakes, PortSpec::check);
-        arguments.extend(text.map(|text| ("--port", text)));
+        if let Some((spec, text)) = read_one::<PortSpec>(table, mistakes, PortSpec::check) {
+            places.push((Place::Port(network.ports.len()), table));
+            network.ports.push(spec);
+            arguments.push(("--port", text));
+        }
     }
     for table in tables.of("uplink") {
         check_name(table, mistakes);
@@ -45,6 +57,20 @@ pub(super) fn read_fabric(
         });
         arguments.extend(text.map(|text| ("--uplink", text)));
     }
+    for device in devices {
+        if let Some(table) = tables.find("device", &device.id) {
+            places.push((Place::Device(network.devices.len()), table));
+            network.devices.push(device.spec.clone());
+        }
+    }
+    for problem in network.problems() {
+        let found = places.iter().find(|(place, _)| *place == problem.place);
+        // What was told already is told in other words here.
+        if let Some((_, table)) = found.filter(|(_, table)| !mistakes.are_fatal_in(&table.extent()))
+        {
+            mistakes.error(table.place(key_of(&problem.message)), problem.message);
+        }
+    }
     arguments
 }
 
@@ -52,7 +78,7 @@ fn read_one<T: serde::de::DeserializeOwned>(
     table: &Table,
     mistakes: &mut Mistakes,
     check: impl Fn(&T) -> Result<(), crate::Usage>,
-) -> Option<String> {
+) -> Option<(T, String)> {
     let mut entries = vec![added(table, "id", &table.name)];
     entries.extend(own_entries(table, mistakes));
     let parse = |text: &str| {
@@ -60,7 +86,7 @@ fn read_one<T: serde::de::DeserializeOwned>(
         check(&spec).map_err(|error| error.to_string())?;
         Ok(spec)
     };
-    read_argument(table, "", entries, mistakes, parse).map(|(_, text)| text)
+    read_argument(table, "", entries, mistakes, parse)
 }
 
 /// Follows `switch =`.

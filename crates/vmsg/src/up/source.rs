@@ -58,6 +58,14 @@ impl Mistakes {
         self.0.iter().any(|mistake| !mistake.is_warning)
     }
 
+    /// True if something in these bytes cannot be lived with.
+    pub(super) fn are_fatal_in(&self, span: &Span) -> bool {
+        self.0.iter().any(|mistake| {
+            let start = mistake.span.as_ref().map(|span| span.start);
+            !mistake.is_warning && start.is_some_and(|start| span.contains(&start))
+        })
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -191,7 +191,11 @@ impl Shared {
     }
 
     pub(super) fn part(&self, name: &str) -> Option<PartStatus> {
-        self.board().parts.iter().find(|part| part.name == name).cloned()
+        self.board()
+            .parts
+            .iter()
+            .find(|part| part.name == name)
+            .cloned()
     }
 
     /// Waits until `pick` gives something of the part called `name`; `None` when time is up, the part is gone, or all ends.
@@ -218,7 +222,10 @@ impl Shared {
     }
 
     /// Waits for any change of the parts behind `seen`, a value of `serve`'s start count; used to follow its restarts.
-    pub(super) fn wait_change<T>(&self, mut pick: impl FnMut(&[PartStatus], bool) -> Option<T>) -> Option<T> {
+    pub(super) fn wait_change<T>(
+        &self,
+        mut pick: impl FnMut(&[PartStatus], bool) -> Option<T>,
+    ) -> Option<T> {
         let mut board = self.board();
         loop {
             if let Some(found) = pick(&board.parts, board.all_ready) {
@@ -227,7 +234,11 @@ impl Shared {
             if board.is_over || board.is_stopping {
                 return None;
             }
-            board = self.board.1.wait(board).unwrap_or_else(PoisonError::into_inner);
+            board = self
+                .board
+                .1
+                .wait(board)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -362,7 +362,11 @@ impl Supervised {
     /// Its QEMU has said something.
     pub(super) fn qmp_said(&mut self, note: &Note) {
         let Some(guest) = &mut self.guest else { return };
-        if guest.qmp.as_ref().is_none_or(|(connection, _)| *connection != note.connection) {
+        if guest
+            .qmp
+            .as_ref()
+            .is_none_or(|(connection, _)| *connection != note.connection)
+        {
             return;
         }
         match note.event.as_str() {
@@ -373,9 +377,12 @@ impl Supervised {
     }
 
     fn look_for_end(&mut self) {
-        let Some(process) = &mut self.process else { return };
+        let Some(process) = &mut self.process else {
+            return;
+        };
         // Until its end is taken notice of its number is its own.
-        let end = rustix::event::PollFd::from_borrowed_fd(process.end(), rustix::event::PollFlags::IN);
+        let end =
+            rustix::event::PollFd::from_borrowed_fd(process.end(), rustix::event::PollFlags::IN);
         let ended = rustix::event::poll(&mut [end], Some(&rustix::event::Timespec::default()));
         if !ended.is_ok_and(|count| count > 0) {
             return;
@@ -407,7 +414,11 @@ impl Supervised {
         if let Some(again) = self.stopped.take() {
             tracing::info!(part = self.part.name, status = text, "stopped");
             self.note = Some(text);
-            self.state = if again { State::Waiting } else { State::Stopped };
+            self.state = if again {
+                State::Waiting
+            } else {
+                State::Stopped
+            };
             self.pause = FIRST_PAUSE;
             return;
         }
@@ -416,9 +427,15 @@ impl Supervised {
             tracing::info!(part = self.part.name, "has ended");
             self.note = Some(text);
         } else if was_ready {
-            self.say(format!("has ended: {text}; its log is {}", self.log.path().display()));
+            self.say(format!(
+                "has ended: {text}; its log is {}",
+                self.log.path().display()
+            ));
         } else {
-            self.say(format!("has ended before it was ready: {text}; its log is {}", self.log.path().display()));
+            self.say(format!(
+                "has ended before it was ready: {text}; its log is {}",
+                self.log.path().display()
+            ));
         }
         self.end_of(status.success() && was_ready);
     }
@@ -583,7 +600,10 @@ impl Drop for Supervised {
             process.signal_all(Signal::KILL);
             // It is not to be left a zombie.
             while let Ok(None) = process.ended() {
-                let end = rustix::event::PollFd::from_borrowed_fd(process.end(), rustix::event::PollFlags::IN);
+                let end = rustix::event::PollFd::from_borrowed_fd(
+                    process.end(),
+                    rustix::event::PollFlags::IN,
+                );
                 if rustix::event::poll(&mut [end], None).is_err() {
                     break;
                 }

@@ -162,7 +162,10 @@ impl Supervisor {
             if part.take_failure() {
                 self.failed = true;
                 if !self.stopping && (!part.is_guest() || !part.has_been_ready()) {
-                    tracing::error!(part = part.name(), "everything ends, as it has failed for good");
+                    tracing::error!(
+                        part = part.name(),
+                        "everything ends, as it has failed for good"
+                    );
                     self.stopping = true;
                 }
             }
@@ -193,14 +196,19 @@ impl Supervisor {
 
     fn publish(&self) {
         let stopping = self.stopping;
-        self.shared.publish(self.parts.iter().map(Supervised::status).collect(), self.told_ready, stopping);
+        self.shared.publish(
+            self.parts.iter().map(Supervised::status).collect(),
+            self.told_ready,
+            stopping,
+        );
     }
 
     /// Sleeps until something happens, and takes it in.
     fn wait(&mut self, now: Instant) -> anyhow::Result<()> {
         let due = self.parts.iter().filter_map(Supervised::due).min();
         let left = due.map(|due| due.saturating_duration_since(now));
-        let timeout = left.and_then(|left| Timespec::try_from(left + Duration::from_millis(1)).ok());
+        let timeout =
+            left.and_then(|left| Timespec::try_from(left + Duration::from_millis(1)).ok());
         let ready: Vec<Source> = {
             let mut fds: Vec<(Source, BorrowedFd<'_>)> = vec![
                 (Source::Interrupt, self.interrupt.as_fd()),
@@ -220,7 +228,10 @@ impl Supervisor {
             }
             let happened = polled.iter().map(|fd| !fd.revents().is_empty());
             let sources = fds.iter().zip(happened);
-            sources.filter(|(_, happened)| *happened).map(|((source, _), _)| *source).collect()
+            sources
+                .filter(|(_, happened)| *happened)
+                .map(|((source, _), _)| *source)
+                .collect()
         };
         let mut last = None;
         for source in ready {
@@ -311,7 +322,11 @@ impl Supervisor {
     }
 
     fn part(&mut self, name: &str) -> Result<&mut Supervised, String> {
-        let known: Vec<String> = self.parts.iter().map(|part| part.name().to_owned()).collect();
+        let known: Vec<String> = self
+            .parts
+            .iter()
+            .map(|part| part.name().to_owned())
+            .collect();
         let found = self.parts.iter_mut().find(|part| part.name() == name);
         found.ok_or_else(|| format!("there is no part `{name}`; known: `{}`", known.join("`, `")))
     }

@@ -303,6 +303,12 @@ impl Table {
         }
     }
 
+    /// The bytes from its name to its last value.
+    pub(super) fn extent(&self) -> Span {
+        let ends = self.entries.iter().map(|entry| entry.span.end);
+        self.span.start..ends.max().unwrap_or(0).max(self.span.end)
+    }
+
     pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.key == key)
     }
