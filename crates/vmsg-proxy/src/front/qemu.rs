@@ -221,6 +221,14 @@ pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
     args
 }
 
+/// The oldest QEMU with a vhost-user device for any type.
+pub const GENERIC_SINCE: (u32, u32) = (11, 1);
+
+/// Whether QEMU has a vhost-user device of its own for this type; otherwise it needs the one for all types, since [`GENERIC_SINCE`].
+pub fn has_own_device(device_id: u32) -> bool {
+    matches!(device_id, 1 | 2 | 4 | 8 | 18 | 19 | 25 | 26 | 34 | 41)
+}
+
 /// The oldest QEMU with `vfio-user-pci`.
 pub const VFIO_USER_SINCE: (u32, u32) = (10, 1);
 

@@ -11,7 +11,8 @@ use vmsg_bus::linux_user::LinuxUserSpec;
 use vmsg_bus::{BusSpec, ConnectError, IvshmemSpec};
 use vmsg_driver::Error;
 use vmsg_proxy::front::qemu::{
-    Arch, Machine, MemoryBackend, VFIO_USER_SINCE, machine_args, to_shell, vfio_user_args,
+    Arch, GENERIC_SINCE, Machine, MemoryBackend, VFIO_USER_SINCE, has_own_device, machine_args,
+    to_shell, vfio_user_args,
 };
 use vmsg_proxy::session::{DeviceFacts, Target};
 use vmsg_proxy::{BusRef, FrontKind, FrontSpec, print_qemu};
@@ -82,6 +83,7 @@ pub(super) fn print(
         }
         let (facts, config) =
             describe(bus, &front.dev.0).with_context(|| front.dev.0.to_string())?;
+        check_type(facts.info.device_id, version).with_context(|| front.dev.0.to_string())?;
         words.extend(print_qemu(front, &facts, &config, &machine));
     }
     // For a person to paste; a script's `$(…)` would take quotes and backslashes for parts of the arguments.
@@ -93,6 +95,22 @@ pub(super) fn print(
     };
     writeln!(Out::lock(), "{text}")?;
     Ok(())
+}
+
+/// Refuses types that this QEMU has no vhost-user device for.
+fn check_type(device_id: u32, version: (u32, u32)) -> Result<(), Usage> {
+    if has_own_device(device_id) || version >= GENERIC_SINCE {
+        return Ok(());
+    }
+    let (major, minor) = version;
+    let kind = match virtio_msg::feature::device_name(device_id) {
+        Some(kind) => format!("{kind} devices"),
+        None => format!("devices of type {device_id}"),
+    };
+    Err(Usage(format!(
+        "QEMU {major}.{minor} has nothing for {kind} over vhost-user: use a vfio-user front, which QEMU has since {}.{}, or --qemu-version {}.{}",
+        VFIO_USER_SINCE.0, VFIO_USER_SINCE.1, GENERIC_SINCE.0, GENERIC_SINCE.1
+    )))
 }
 
 /// What the device host says of a device, and the first bytes of the configuration of a network device.

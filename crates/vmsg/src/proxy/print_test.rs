@@ -89,3 +89,17 @@ fn a_size_has_a_unit() {
         assert!(parse_size(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn types_that_qemu_has_no_device_for_are_refused() {
+    for (id, version, fine) in [
+        (1, (7, 2), true),
+        (4, (7, 2), true),
+        (3, (7, 2), false),
+        (3, (11, 0), false),
+        (3, (11, 1), true),
+        (99, (12, 0), true),
+    ] {
+        assert_eq!(check_type(id, version).is_ok(), fine, "{id} {version:?}");
+    }
+}

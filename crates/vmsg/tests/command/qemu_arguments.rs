@@ -129,3 +129,29 @@ fn the_qemu_arguments_need_memory_that_fits_the_machine() {
         assert!(error.contains(words), "{bus} {more:?}: {error}");
     }
 }
+
+#[test]
+fn a_console_needs_vfio_user_or_a_qemu_with_a_device_for_all_types() {
+    let folder = TempDir::new().expect("a folder");
+    let args = [
+        "serve",
+        "--bus",
+        BUS,
+        "--device",
+        "console,id=con0,port=agent",
+    ];
+    let host = Running::start(folder.path(), &args, 1);
+    let old = print_qemu(&folder, BUS, "con0", &[]);
+    assert_eq!(old.status.code(), Some(2));
+    let error = text(&old.stderr);
+    assert!(
+        error.contains("vfio-user") && error.contains("11.1"),
+        "{error}"
+    );
+    let new = print_qemu(&folder, BUS, "con0", &["--qemu-version", "11.1"]);
+    assert!(new.status.success(), "{}", text(&new.stderr));
+    let new = text(&new.stdout);
+    let device = "vhost-user-test-device-pci,chardev=vmsg-x,virtio-id=3,num_vqs=6,config_size=12";
+    assert!(new.contains(device), "{new}");
+    host.end();
+}
