@@ -213,6 +213,9 @@ impl CallWait {
             }
             // What the other side says meanwhile must not fill the bus.
             client.poll()?;
+            if let Some(gone) = queues.iter().find(|queue| client.is_removed(queue.device)) {
+                return Err(Error::NoDevice(gone.device));
+            }
             if queues.iter().all(|queue| queue.call.is_some()) {
                 // Arming is what notices the end of the connection.
                 if client.channel_mut().arm() {

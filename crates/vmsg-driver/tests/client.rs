@@ -559,3 +559,49 @@ fn the_answer_about_another_queue_is_refused() {
         QueueSize(8)
     );
 }
+
+#[test]
+fn a_request_to_a_device_that_is_removed_ends_at_once() {
+    let gone = |number| {
+        bytes(&Frame::bus(
+            Token(0),
+            Message::EventDevice {
+                device: DevNum(number),
+                state: DeviceState::Removed,
+            },
+        ))
+    };
+    let (mut client, world) = client(48, move |world, request| match request.message {
+        Message::GetDeviceInfo => world.reply(&request.response(Message::DeviceInfo(RNG))),
+        // Another one first.
+        _ => {
+            world.deliver(Duration::ZERO, gone(9));
+            world.deliver(Duration::from_millis(2), gone(3));
+        }
+    });
+    let begun = client.now();
+    let result = client.status(DEVICE);
+    assert!(matches!(result, Err(Error::NoDevice(DEVICE))), "{result:?}");
+    let took = client.now().saturating_since(begun);
+    assert!(took < Duration::from_millis(10), "{took:?}");
+    let sent = client.counters().requests;
+    assert!(client.is_removed(DEVICE) && client.is_removed(DevNum(9)));
+    let result = client.set_status(DEVICE, DeviceStatus::RESET);
+    assert!(matches!(result, Err(Error::NoDevice(DEVICE))), "{result:?}");
+    assert_eq!(client.counters().requests, sent, "nobody is asked in vain");
+    // Whether it is there again can be asked.
+    client.device_info(DEVICE).expect("an answer");
+    let ready = Message::EventDevice {
+        device: DEVICE,
+        state: DeviceState::Ready,
+    };
+    world
+        .borrow_mut()
+        .deliver(Duration::ZERO, bytes(&Frame::bus(Token(0), ready)));
+    let mut events = 0;
+    while client.next_event().expect("a bus").is_some() {
+        events += 1;
+    }
+    assert_eq!(events, 3, "they are told as well");
+    assert!(!client.is_removed(DEVICE));
+}

@@ -87,7 +87,7 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             }
         }
         if outcome.is_ok() {
-            outcome = self.collect(&mut answered);
+            outcome = self.collect(None, &mut answered);
         }
         for id in ids.into_iter().flatten() {
             self.requester.cancel(id);

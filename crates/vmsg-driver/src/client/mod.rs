@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use virtio_msg::driver::{Received, RequestError, RequestId, Requester};
 use virtio_msg::{
-    Channel, ChannelError, DevNum, Frame, Instant, Message, QueueIndex, Token, decode,
+    Channel, ChannelError, DevNum, DeviceState, Frame, Instant, Message, QueueIndex, Token, decode,
 };
 
 use crate::error::Error;
@@ -32,6 +32,9 @@ type Answered<'a> = &'a mut dyn FnMut(RequestId, &Message<'_>);
 
 /// Requests that can wait for an answer at the same time: as many as a scan of all device numbers needs.
 const MAX_OUTSTANDING: usize = virtio_msg::driver::SCANNED_DEVICES as usize;
+
+/// Devices of which it is kept that they were removed.
+const MAX_REMOVED: usize = 8;
 
 /// Bytes of the answer to a PING.
 const PONG_SIZE: usize = 12;
@@ -71,6 +74,9 @@ pub struct Client<C, W, B> {
     timeout: Duration,
     requester: Requester<MAX_OUTSTANDING>,
     events: EventQueue,
+    /// Devices that were removed, and where the next of them is put.
+    removed: [Option<DevNum>; MAX_REMOVED],
+    next_removed: usize,
     malformed: u64,
 }
 
@@ -110,6 +116,8 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             timeout: DEFAULT_TIMEOUT,
             requester: Requester::new(),
             events: EventQueue::new(),
+            removed: [None; MAX_REMOVED],
+            next_removed: 0,
             malformed: 0,
         })
     }
@@ -263,6 +271,27 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         self.exchange(request.name(), device, request, &mut C::try_send, accept)
     }
 
+    /// Whether the other side has said that `device` was removed; it keeps its word for the last [`MAX_REMOVED`] of them.
+    pub fn is_removed(&self, device: DevNum) -> bool {
+        self.removed.contains(&Some(device))
+    }
+
+    /// A device came or went.
+    fn note(&mut self, device: DevNum, state: DeviceState) {
+        match state {
+            DeviceState::Removed if !self.is_removed(device) => {
+                self.removed[self.next_removed] = Some(device);
+                self.next_removed = (self.next_removed + 1) % MAX_REMOVED;
+            }
+            DeviceState::Ready => {
+                for removed in &mut self.removed {
+                    removed.take_if(|removed| *removed == device);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// As [`Client::ask`], with the name of the request for errors, and with the way to send it.
     fn exchange<R>(
         &mut self,
@@ -272,9 +301,14 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         put: Put<'_, C>,
         mut accept: impl FnMut(&Message<'_>) -> Option<R>,
     ) -> Result<R, Error> {
+        // Whether it is there can always be asked.
+        let needs = (!request.is_bus() && request != Message::GetDeviceInfo).then_some(device);
+        if let Some(device) = needs.filter(|device| self.is_removed(*device)) {
+            return Err(Error::NoDevice(device));
+        }
         let id = self.start(name, device, &request, put, &mut |_, _| {})?;
         let mut result = None;
-        let outcome = self.collect(&mut |answered, message| {
+        let outcome = self.collect(needs, &mut |answered, message| {
             if answered == id {
                 result = Some(accept(message));
             }
@@ -319,10 +353,13 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         }
     }
 
-    /// Receives until each request has an answer or has waited too long.
-    fn collect(&mut self, answered: Answered<'_>) -> Result<(), Error> {
+    /// Receives until each request has an answer or has waited too long, or the device that they `need` was removed.
+    fn collect(&mut self, need: Option<DevNum>, answered: Answered<'_>) -> Result<(), Error> {
         loop {
             let busy = self.pump(answered)?;
+            if let Some(device) = need.filter(|device| self.is_removed(*device)) {
+                return Err(Error::NoDevice(device));
+            }
             let now = self.wait.now();
             while self.requester.handle_timeout(now).is_some() {}
             let Some(deadline) = self.requester.poll_timeout() else {
@@ -378,6 +415,9 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
                 Received::Event(frame) => {
                     if let Some(event) = Event::from_frame(&frame) {
                         self.events.push(event);
+                        if let Event::Device { device, state } = event {
+                            self.note(device, state);
+                        }
                     }
                 }
                 Received::Request(frame) => {
