@@ -53,7 +53,7 @@ fn file_header(snaplen: u32) -> [u8; 24] {
 }
 
 /// A capture file.
-struct PcapWriter<W> {
+pub(crate) struct PcapWriter<W> {
     /// `None` after an error.
     file: Option<W>,
     config: CaptureConfig,
@@ -61,7 +61,8 @@ struct PcapWriter<W> {
 }
 
 impl<W: Write> PcapWriter<W> {
-    fn new(mut file: W, config: CaptureConfig) -> io::Result<Self> {
+    /// Begins a file.
+    pub(crate) fn new(mut file: W, config: CaptureConfig) -> io::Result<Self> {
         file.write_all(&file_header(config.snaplen))?;
         Ok(Self::after_header(file, config))
     }
@@ -74,14 +75,29 @@ impl<W: Write> PcapWriter<W> {
         }
     }
 
+    /// False after an error.
+    pub(crate) const fn is_writing(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Bytes that are kept back at present.
+    pub(crate) const fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     fn record(&mut self, frame: Pieces<'_>) {
+        self.record_behind(&[], frame);
+    }
+
+    /// Records a frame that begins with `head` and goes on with `rest`.
+    pub(crate) fn record_behind(&mut self, head: &[u8], rest: Pieces<'_>) {
         if self.file.is_none() {
             return;
         }
         let time = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let full = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let full = u32::try_from(head.len().saturating_add(rest.len())).unwrap_or(u32::MAX);
         let len = full.min(self.config.snaplen);
         // Seconds are unsigned: until 2106.
         let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
@@ -90,10 +106,14 @@ impl<W: Write> PcapWriter<W> {
         }
         let at = self.pending.len();
         self.pending.resize(at + len as usize, 0);
-        frame.read(&mut self.pending[at..]);
+        let recorded = &mut self.pending[at..];
+        let (first, behind) = recorded.split_at_mut(head.len().min(recorded.len()));
+        first.copy_from_slice(&head[..first.len()]);
+        rest.read(behind);
     }
 
-    fn flush(&mut self, least: usize) {
+    /// Writes what is kept back, if that is more than `least` bytes.
+    pub(crate) fn flush(&mut self, least: usize) {
         if self.pending.len() <= least {
             return;
         }

@@ -7,6 +7,7 @@
 //! * [`user`]: the user-mode stack, as QEMU's `-netdev user`.
 //! * [`socket`]: frames over sockets, to another virtual machine or passt.
 //! * [`tap`]: a tap interface of the host.
+//! * [`vhost_user`]: a port of Open vSwitch with DPDK, or of another vhost-user back end.
 //! * [`Capture`]: writes what passes another back end to a pcap file.
 //! * [`Cable`]: two devices back to back; [`Null`]: a cable that ends nowhere.
 #![deny(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod switch;
 mod sys;
 pub mod tap;
 pub mod user;
+pub mod vhost_user;
 
 pub use backend::Backend;
 pub use cable::Cable;

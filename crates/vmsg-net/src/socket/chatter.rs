@@ -10,7 +10,7 @@ const REFILL: Duration = Duration::from_secs(2);
 
 /// Lets some lines through, and says how many it has held back.
 #[derive(Debug, Default)]
-pub(super) struct Chatter {
+pub(crate) struct Chatter {
     /// Time up to which lines are spent: each costs [`REFILL`]; at most [`BURST`] of them ahead of now.
     spent: Option<Instant>,
     held_back: u64,
@@ -18,7 +18,7 @@ pub(super) struct Chatter {
 
 impl Chatter {
     /// Whether a line may be logged now.
-    pub(super) fn admit(&mut self, now: Instant) -> bool {
+    pub(crate) fn admit(&mut self, now: Instant) -> bool {
         let spent = self.spent.map_or(now, |spent| spent.max(now)) + REFILL;
         if spent > now + BURST * REFILL {
             self.held_back += 1;

@@ -10,13 +10,13 @@
 //! There is no vnet header: frames are complete, with checksums and of a size that the peer's link
 //! has. Lengths are checked where they come in.
 
-mod chatter;
+pub(crate) mod chatter;
 mod dgram;
 mod input;
-mod open;
+pub(crate) mod open;
 mod output;
 mod stream;
-mod watch;
+pub(crate) mod watch;
 
 pub use self::dgram::{Dgram, DgramConfig};
 pub use self::open::SocketError;

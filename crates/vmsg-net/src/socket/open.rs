@@ -47,7 +47,7 @@ pub enum SocketError {
     },
 }
 
-pub(super) fn os(what: impl Into<String>) -> impl FnOnce(Errno) -> SocketError {
+pub(crate) fn os(what: impl Into<String>) -> impl FnOnce(Errno) -> SocketError {
     let what = what.into();
     move |error| SocketError::Os {
         what,
@@ -55,7 +55,7 @@ pub(super) fn os(what: impl Into<String>) -> impl FnOnce(Errno) -> SocketError {
     }
 }
 
-pub(super) fn new_socket(family: AddressFamily, kind: SocketType) -> Result<OwnedFd, Errno> {
+pub(crate) fn new_socket(family: AddressFamily, kind: SocketType) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     socket_with(family, kind, flags, None)
 }
@@ -96,7 +96,7 @@ pub(super) fn listen_tcp(addresses: &[SocketAddr], shown: &str) -> Result<OwnedF
 
 /// A path that a socket of this process is bound to; it is removed with it.
 #[derive(Debug)]
-pub(super) struct BoundPath {
+pub(crate) struct BoundPath {
     path: PathBuf,
     /// Device and inode: somebody else may have put another socket there.
     identity: Option<(u64, u64)>,
@@ -109,7 +109,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 impl BoundPath {
     /// Binds `socket` to `path`. What a dead process has left there is removed.
-    pub(super) fn bind(
+    pub(crate) fn bind(
         socket: &OwnedFd,
         kind: SocketType,
         path: &Path,

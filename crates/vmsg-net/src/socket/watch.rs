@@ -11,14 +11,14 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 /// A watch over one name in its folder.
 #[derive(Debug)]
-pub(super) struct PathWatch {
+pub(crate) struct PathWatch {
     inotify: OwnedFd,
     name: OsString,
 }
 
 impl PathWatch {
     /// `None` if the folder is not there, or the system has no watches left: then timers have to do.
-    pub(super) fn new(path: &Path) -> Option<Self> {
+    pub(crate) fn new(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_owned();
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -31,12 +31,12 @@ impl PathWatch {
     }
 
     /// Readable when [`appeared`](Self::appeared) should be asked.
-    pub(super) fn fd(&self) -> &OwnedFd {
+    pub(crate) fn fd(&self) -> &OwnedFd {
         &self.inotify
     }
 
     /// True if the path has come into being since the last call.
-    pub(super) fn appeared(&self) -> bool {
+    pub(crate) fn appeared(&self) -> bool {
         let mut room = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.inotify, &mut room);
         let mut appeared = false;

@@ -232,6 +232,8 @@ pub struct SwitchReport {
     pub table: usize,
     /// Addresses it remembers, the fixed ones included.
     pub macs: usize,
+    /// Changes that its worker has carried out, the first ones included.
+    pub changes: u64,
     /// Its ports.
     pub ports: Vec<PortReport>,
 }
