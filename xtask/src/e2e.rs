@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one test after another; in the short run two at once.
 
+mod console;
 mod demo2b;
 mod endure;
 mod ivshmem;
@@ -139,7 +140,9 @@ impl Options {
             }
             more.cross = any("demo-2b") || any("up-2b") || any("ivshmem-tools");
             more.new_qemu =
-                any("vfio-user") || any("nic-") || any("ivshmem-server") || any("ivshmem-tools");
+                any("vfio-user")
+                    || any("console")
+                    || any("nic-") || any("ivshmem-server") || any("ivshmem-tools");
             more.new_kernel = any("new-kernel") || any("vfio-user-iommu");
         }
         kit::gather(&machines, &wanted)

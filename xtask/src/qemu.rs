@@ -64,6 +64,8 @@ pub(crate) struct Board {
     pub(crate) iommu: bool,
     /// More words for the kernel's command line.
     pub(crate) words: Vec<&'static str>,
+    /// More arguments of QEMU.
+    pub(crate) more: Vec<String>,
     /// The guest may reboot; otherwise that ends QEMU, as a panic does.
     pub(crate) may_reboot: bool,
 }
@@ -84,6 +86,7 @@ impl Board {
             mtu: None,
             iommu: false,
             words: Vec::new(),
+            more: Vec::new(),
             may_reboot: false,
         }
     }
@@ -315,13 +318,14 @@ fn add_board(qemu: &mut Command, machine: Machine, version: (u32, u32), board: &
             unreachable!("only a network device is plugged in so")
         }
     };
+    qemu.args(&board.more);
 }
 
 /// Properties of QEMU's own devices that make them what the standard describes.
 const MODERN: &str = "disable-legacy=on,iommu_platform=on";
 
 /// A device served over vfio-user. Its socket's address has parts, so it is written in JSON.
-fn vfio_user(socket: &str) -> String {
+pub(crate) fn vfio_user(socket: &str) -> String {
     let device = serde_json::json!({
         "driver": "vfio-user-pci",
         "socket": { "type": "unix", "path": socket },

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::{
-    Stage, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, switch, up, vfio_user,
+    Stage, console, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, switch, up, vfio_user,
 };
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
@@ -38,7 +38,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 46] = [
+pub(super) const TESTS: [Test; 47] = [
     Test {
         name: "checks",
         reference: true,
@@ -218,6 +218,12 @@ pub(super) const TESTS: [Test; 46] = [
         reference: false,
         short: Short::Both,
         play: ivshmem::tools,
+    },
+    Test {
+        name: "console",
+        reference: false,
+        short: Short::Both,
+        play: console::console,
     },
     Test {
         name: "memory-not-shared",
