@@ -19,6 +19,8 @@ pub(super) struct Shared {
     pub(super) pty: Option<PathBuf>,
     pub(super) bell: Doorbell,
     pub(super) orders: Mutex<Orders>,
+    /// There are new orders.
+    pub(super) ordered: AtomicBool,
     pub(super) counters: Counters,
     /// Columns in the upper half, rows in the lower one; 0: nobody has said.
     pub(super) size: AtomicU32,
@@ -132,7 +134,7 @@ impl Handle {
         }
     }
 
-    /// Has the output appended to the file at `path` from now on, or to none.
+    /// Has the output appended to the file at `path`, or to none: whatever the guest writes after this has returned.
     ///
     /// # Errors
     ///
@@ -142,6 +144,7 @@ impl Handle {
         let mut orders = self.0.orders();
         orders.log = Some(file);
         orders.log_path = path.map(absolute);
+        self.0.ordered.store(true, Ordering::Release);
         drop(orders);
         self.ring();
         Ok(())

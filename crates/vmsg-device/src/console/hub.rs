@@ -149,6 +149,7 @@ impl Hub {
                 log_path: paths(&config.log),
             }),
             counters: Counters::default(),
+            ordered: AtomicBool::new(false),
             size: AtomicU32::new(0),
             clients: AtomicUsize::new(0),
             guest_open: AtomicBool::new(false),
@@ -208,6 +209,7 @@ impl Hub {
 
     /// The guest has written `bytes`. Never blocks.
     pub fn output(&mut self, bytes: &[u8]) {
+        self.obey();
         let counters = &self.shared.counters;
         counters
             .output
@@ -299,6 +301,9 @@ impl Hub {
 
     /// Does what handles want.
     fn obey(&mut self) {
+        if !self.shared.ordered.swap(false, Ordering::Acquire) {
+            return;
+        }
         let log = self.shared.orders().log.take();
         if let Some(log) = log {
             self.log = log.map(Log::new);

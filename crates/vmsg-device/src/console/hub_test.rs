@@ -226,7 +226,6 @@ fn a_log_has_everything_and_can_be_changed_while_it_runs() {
     let other = bench.folder.path().join("other");
     fs::write(&other, b"zero\n").expect("a file");
     handle.set_log(Some(&other)).expect("a log");
-    bench.turn();
     bench.hub.output(b"two\n");
     assert_eq!(fs::read(&other).expect("a log"), b"zero\ntwo\n");
     assert_eq!(handle.report().log, Some(other));

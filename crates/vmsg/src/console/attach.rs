@@ -197,7 +197,10 @@ impl Session<'_> {
                 (_, _, true) => '*',
                 _ => ' ',
             };
-            text.push_str(&format!("\x1b[0;7m{mark} {place} {}\x1b[0m\r\n", clean(&line.name)));
+            text.push_str(&format!(
+                "\x1b[0;7m{mark} {place} {}\x1b[0m\r\n",
+                clean(&line.name)
+            ));
         }
         self.out.write_all(text.as_bytes())?;
         self.out.flush()?;

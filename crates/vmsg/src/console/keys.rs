@@ -158,7 +158,6 @@ impl Questions {
     }
 }
 
-
 #[cfg(test)]
 #[path = "keys_test.rs"]
 mod tests;

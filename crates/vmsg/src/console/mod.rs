@@ -84,7 +84,16 @@ fn choose<'c>(consoles: &'c [Console], name: Option<&str>) -> anyhow::Result<&'c
 /// Consoles for people.
 pub(crate) fn table(consoles: &[Console]) -> Table {
     let mut table = Table::new(&[
-        "NAME", "OPEN", "SIZE", "CLIENTS", "TO GUEST", "FROM GUEST", "LOST", "SOCKET", "PTY", "LOG",
+        "NAME",
+        "OPEN",
+        "SIZE",
+        "CLIENTS",
+        "TO GUEST",
+        "FROM GUEST",
+        "LOST",
+        "SOCKET",
+        "PTY",
+        "LOG",
     ]);
     let path = |path: &Option<std::path::PathBuf>| match path {
         Some(path) => path.display().to_string(),

@@ -36,7 +36,9 @@ impl Drop for Raw {
     fn drop(&mut self) {
         // The guest may have left it in any state: attributes, the other screen, mouse, pasting, hidden cursor.
         let mut out = io::stdout().lock();
-        let _ = out.write_all(b"\x1b[0m\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1006l\x1b[?2004l\x1b[?25h\r\n");
+        let _ = out.write_all(
+            b"\x1b[0m\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1006l\x1b[?2004l\x1b[?25h\r\n",
+        );
         let _ = out.flush();
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
     }
