@@ -8,7 +8,7 @@ use ivshmem::PeerId;
 use ivshmem::server::{Options, Port, Source};
 use vmsg_bus::ivshmem::{Hold, MemoryMode, Place, Ram};
 use vmsg_bus::linux_user::Revision;
-use vmsg_bus::{BusSpec, IvshmemSpec};
+use vmsg_bus::{BusSpec, IvshmemSpec, keyval};
 
 use crate::Usage;
 use crate::ivshmem::hold;
@@ -94,29 +94,41 @@ pub(crate) fn is_r1(spec: &BusSpec) -> bool {
 
 /// Reads what stands behind one `--bus`.
 pub(crate) fn parse(text: &str) -> Result<BusSpec, Usage> {
-    let spec = text
-        .parse()
-        .map_err(|error| Usage(format!("--bus {text}: {error}")))?;
+    parse_with_id(text).map(|(_, spec)| spec)
+}
+
+/// The same with its `id=`.
+fn parse_with_id(text: &str) -> Result<(Option<String>, BusSpec), Usage> {
+    let usage = |error: keyval::Error| Usage(format!("--bus {text}: {error}"));
+    let (id, rest) = keyval::take(text, "id").map_err(usage)?;
+    if let Some(id) = id.as_deref().filter(|id| id.is_empty() || id.contains('/')) {
+        return Err(Usage(format!(
+            "--bus {text}: id=`{id}` must be a name without a slash"
+        )));
+    }
+    let spec = rest.parse().map_err(usage)?;
     if let BusSpec::LinuxUser(bus) = &spec {
         let (has, needs) = match (bus.mem_low_size, bus.mem_hole) {
             (0, 1..) => ("mem-hole=", "mem-low-size=, the bytes below the hole"),
             (1.., 0) => ("mem-low-size=", "mem-hole=, the bytes of the hole above"),
-            _ => return Ok(spec),
+            _ => return Ok((id, spec)),
         };
         return Err(Usage(format!("--bus {text}: {has} needs {needs}")));
     }
-    Ok(spec)
+    Ok((id, spec))
 }
 
 /// Reads all `--bus`. A bus is called as its file, without what follows the
-/// first dot: `b0` for `/run/vmsg/b0.sock`; one that has a name of its own, by that.
+/// first dot: `b0` for `/run/vmsg/b0.sock`; one that has a name of its own, by that; any that has an `id=`, by that.
 pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
     let mut buses: Vec<NamedBus> = Vec::new();
     for text in texts {
-        let spec = parse(text)?;
-        let name = match &spec {
-            BusSpec::LinuxUser(bus) => bus.name.as_str().to_owned(),
-            other => socket(other)
+        let (id, spec) = parse_with_id(text)?;
+        let given = id.is_some();
+        let name = match (&spec, id) {
+            (_, Some(id)) => id,
+            (BusSpec::LinuxUser(bus), None) => bus.name.as_str().to_owned(),
+            (other, None) => socket(other)
                 .file_name()
                 .and_then(|file| {
                     let file = file.to_string_lossy();
@@ -127,12 +139,13 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
         };
         if buses.iter().any(|other| other.name == name) {
             let remedy = match &spec {
+                _ if given => "set another id=",
                 BusSpec::LinuxUser(_) => "set another name=",
                 BusSpec::Ivshmem(_) => "set another offset=",
                 _ => "give the sockets different names",
             };
             // Several buses may lie in one memory.
-            if let BusSpec::Ivshmem(bus) = &spec {
+            if let (BusSpec::Ivshmem(bus), false) = (&spec, given) {
                 let longer = format!("{name}-{:x}", bus.layout_offset());
                 if !buses.iter().any(|other| other.name == longer) {
                     buses.push(NamedBus { name: longer, spec });

@@ -78,3 +78,25 @@ fn a_hole_in_memory_has_a_place_and_a_size() {
     }
     assert!(parse("linux-user,mem-low-size=2G,mem-hole=2G").is_ok());
 }
+
+#[test]
+fn a_bus_with_an_id_is_called_by_it() {
+    let texts = [
+        "unix,path=/a/b0.sock,id=first",
+        "unix,path=/b/b0.sock,id=b1",
+    ];
+    let buses = parse_all(&texts.map(str::to_owned)).expect("different names");
+    assert_eq!(buses[0].name, "first");
+    assert_eq!(find(&buses, Some("b1")).ok(), Some(1));
+    let same = ["unix,path=/a,id=x", "unix,path=/b,id=x"].map(str::to_owned);
+    let error = parse_all(&same).expect_err("refused").to_string();
+    assert!(error.contains("set another id="), "{error}");
+    for bad in [
+        "unix,path=/a,id=",
+        "unix,path=/a,id=a/b",
+        "unix,path=/a,id",
+        "unix,path=/a,idd=a",
+    ] {
+        parse(bad).expect_err(bad);
+    }
+}

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The command line.
 
+mod ctl;
+mod help;
+
 use std::path::PathBuf;
 
-use crate::control::LinkState;
+use crate::console::ConsoleArgs;
 use crate::ivshmem::IvshmemArgs;
 use crate::up::{UpArgs, UpPartArgs};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+
+use help::DEVICES;
+
+pub use ctl::{CtlAction, CtlArgs, PortAction, RuleAction, TopArgs};
 
 /// What `vmsg --help` ends with.
 const FIRST_STEPS: &str = "\
@@ -16,109 +23,6 @@ A network device in one process, shown to QEMU by another:
   vmsg proxy --bus unix,path=b0.sock --front vhost-user,socket=net.sock,dev=net0
   vmsg proxy --bus unix,path=b0.sock --front vhost-user,socket=net.sock,dev=net0 --print-qemu
   vmsg ls --bus unix,path=b0.sock";
-
-/// What `vmsg serve --help` ends with.
-const DEVICES: &str = "\
-A bus, unix:
-  path=SOCKET                  where drivers connect
-  mode=OCTAL                   permissions of the socket; 0600 by default
-  message-size=BYTES, slots=N  the largest message, and the slots for messages in each queue
-  max-connections=N            how many drivers there may be at a time
-  trace=FILE                   record all messages, for `vmsg trace` and Wireshark
-
-A bus, linux-user (as QEMU's virtio-msg-bus-linux-user; one driver at a time):
-  name=NAME, dir=DIR           the queues are DIR/queue-NAME-driver and -device; linux-user and . by default
-  socket=SOCKET                the doorbell, in DIR; linux-user.socket by default
-  server=on|off                listen on the socket, or connect to it; serve listens by default
-  ram=FILE                     the guest's memory, as in QEMU's memory-backend-file with share=on
-  mem-offset=ADDR              where it begins for the guest; 0x40000000 by default
-  mem-low-size=SIZE, mem-hole=SIZE
-                               how much of it lies below a hole, and how large that is; no hole by default
-  revision=1|r1                the messages; r1 are those of February 2025
-  trace=FILE                   record all messages
-
-A bus, ivshmem (memory that two machines have in common; one driver at a time):
-  socket=SOCKET                that of an ivshmem server (`vmsg ivshmem server`, QEMU's); or
-  listen=SOCKET                start one here, with size=SIZE (1M; 32M with ram=bar), vectors=N (1) and
-                               shm=NAME or file=FILE; drivers have socket=SOCKET; or
-  pci=ADDRESS|auto             in a guest: ivshmem's PCI function; or
-  shm=NAME, file=FILE          memory alone, without doorbells; size=SIZE makes it
-  memory=bounce|segment|whole|known
-                               how a device reaches the guest's memory, the same on both sides: copies, the
-                               only way that isolates; a part in which the guest lives; all of the driver's
-                               machine; the guest's file, as foreign drivers have it
-  ram=bar|pci:ADDRESS|FILE     where that memory is on this side: behind the messages, in a PCI function, a file
-  ram-offset=BYTES, ram-size=SIZE
-                               which part of that; all by default, with bar from the first whole MiB behind
-                               the messages
-  node=N | window=BASE+SIZE    proxy, segment and whole: which physical memory that is here, in place of ram=
-  layout=amp|spsc|amp-pci      how the messages lie in the memory; amp by default
-  offset=BYTES                 where they begin; 4096 by default with amp, else 0
-  peer=ID, vector=N            whom to ring, if it does not show itself; this bus's vector, 0 by default
-  message-size=BYTES           the largest message, with amp; 64 by default
-  mem-offset=, mem-low-size=, mem-hole=
-                               with memory=known, as for linux-user
-  trace=FILE                   record all messages
-
-All devices:
-  id=NAME        net0, net1, … or rng0, rng1, … by default
-  num=NUMBER     on the bus; the lowest free one by default
-  bus=NAME       the first one by default
-  worker=N       which thread serves it, counted from 0
-
-net:
-  backend=user|tap|socket|none a private network with DHCP, DNS and a way out (default), an interface
-                               of the host, a socket to another VM or to passt, or nothing
-  mac=XX:XX:XX:XX:XX:XX        derived from the id by default
-  mtu=BYTES                    576 to 65520; 1500 by default, or that of the tap interface
-  queues=N                     pairs of queues, 1 to 256; 1 by default
-  link=up|down                 whether the cable is in at first; `vmsg ctl` changes it; up by default
-  speed=MBITS, duplex=full|half
-                               what the guest is told about the line; nothing by default
-  rss=on|off                   offer the guest to choose queues by its own table; on by default
-  hash=on|off                  offer the guest to report the hash of each frame; on by default
-  pcap=FILE                    record all frames, for Wireshark
-
-net, backend=user:
-  hostfwd=tcp|udp:[ADDR]:PORT-[GUEST]:PORT
-                               lead a port of the host into the guest; may be repeated;
-                               ADDR is 127.0.0.1 by default
-  net=ADDR/LENGTH              the guest's network; 10.0.2.0/24 by default
-  host=ADDR, dns=ADDR          gateway and name server as the guest sees them: .2 and .3 in it
-  dhcpstart=ADDR               the guest's address: .15 in it
-  ipv6=on|off                  whether there is IPv6, too; on by default
-  ipv6-net=PREFIX/64           the network in IPv6; fd00:10:0:2::/64 by default
-  ipv6-host=ADDR, ipv6-dns=ADDR
-                               gateway and name server: ::2 and ::3 in it
-  tcp-flows=N, udp-flows=N     connections and conversations at a time; 4096 and 1024 by default
-  hostname=NAME                which DHCP tells the guest
-  resolver=ADDR[:PORT]         name server to ask; those of /etc/resolv.conf by default;
-                               may be repeated
-  host-loopback=on|off         whether the gateway's address leads to services on the host's own
-                               127.0.0.1; on by default
-  restrict=on|off              the guest reaches nothing but who came in by hostfwd; off by default
-
-net, backend=tap:
-  ifname=NAME                  joined, or created, for which this process needs CAP_NET_ADMIN, if it
-                               is not there (`ip tuntap add`); tap%d, the next free number, by default
-  fd=N, fds=N:N:…              instead: descriptors of an interface that were opened for vmsg
-  addr=ADDR/LENGTH             an address for the host's side; may be repeated
-  up=on|off                    set the interface up; by default if it is created here
-  offloads=on|off              large frames, checksums left to the other side; on by default
-  queues=N                     more than one needs an interface with multi_queue
-
-net, backend=socket (QEMU's -netdev stream, dgram and socket; passt):
-  mode=stream|dgram            stream by default
-  path=SOCKET                  stream: connect to a Unix socket, as of passt
-  host=NAME, port=N            stream: connect by TCP
-  server=on                    stream: listen there instead
-  reconnect=SECONDS            stream: longest pause between attempts, 1 by default; 0: no attempts
-  local=…, remote=…            dgram: both ends: paths with a `/` in them, or ADDR:PORT
-  mcast=GROUP:PORT             dgram: a multicast group instead
-  localaddr=ADDR               dgram: with mcast, the address of the interface to use
-
-Example:
-  vmsg serve --bus unix,path=b0.sock --device net,id=net0,hostfwd=tcp::2222-:22 --device rng";
 
 /// What `vmsg proxy --help` ends with.
 const FRONTS: &str = "\
@@ -179,6 +83,10 @@ pub enum Command {
     Up(UpArgs),
     /// Look at a running `serve` and change it, over its control socket
     Ctl(CtlArgs),
+    /// Show switches, ports and devices of a running `serve`, live
+    Top(TopArgs),
+    /// Bring the consoles of guests to this terminal, list and log them
+    Console(ConsoleArgs),
     /// List the devices on a bus
     Ls(LsArgs),
     /// Measure the way to the other side of a bus and back
@@ -200,12 +108,25 @@ pub enum Command {
 #[command(after_help = DEVICES)]
 pub struct ServeArgs {
     /// A bus: unix,path=SOCKET, linux-user,ram=FILE or ivshmem,socket=SOCKET; devices call it by the name of the socket
-    /// without its ending, or by its name=; may be repeated
+    /// without its ending, or by its id= or name=; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
-    /// A device: net or rng, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
-    #[arg(long = "device", value_name = "SPEC", required = true)]
+    /// A device: net, rng or console, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
+    #[arg(
+        long = "device",
+        value_name = "SPEC",
+        required_unless_present = "control"
+    )]
     pub devices: Vec<String>,
+    /// A switch that network devices plug into, as in id=s0,allow=net0<>net1; may be repeated
+    #[arg(long = "switch", value_name = "SPEC")]
+    pub switches: Vec<String>,
+    /// What the port of a device or uplink lets pass, as in id=net0,vlan=10,rate-in=100M; may be repeated
+    #[arg(long = "port", value_name = "SPEC")]
+    pub ports: Vec<String>,
+    /// A switch's way out, as in id=up0,switch=s0,backend=tap,ifname=tap0; may be repeated
+    #[arg(long = "uplink", value_name = "SPEC")]
+    pub uplinks: Vec<String>,
     /// Threads that serve the devices' queues
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = workers())]
     pub workers: usize,
@@ -219,55 +140,6 @@ pub struct ServeArgs {
 
 fn workers() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=256)
-}
-
-/// `vmsg ctl`.
-#[derive(Debug, Args)]
-pub struct CtlArgs {
-    /// The socket that was given to `serve --control`
-    #[arg(value_name = "PATH")]
-    pub path: PathBuf,
-    /// What to do.
-    #[command(subcommand)]
-    pub action: CtlAction,
-}
-
-/// What `vmsg ctl` can do. A device is named by its id, or as BUS/ID if several buses have one of this id.
-#[derive(Debug, Subcommand)]
-pub enum CtlAction {
-    /// List the devices with their drivers, links and counters
-    List(CtlListArgs),
-    /// Put the cable of a network device in, or take it out
-    Link(CtlLinkArgs),
-    /// Have the guest announce its addresses to the network
-    Announce(CtlAnnounceArgs),
-}
-
-/// `vmsg ctl PATH list`.
-#[derive(Debug, Args)]
-pub struct CtlListArgs {
-    /// Print JSON, with all counters
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `vmsg ctl PATH link`.
-#[derive(Debug, Args)]
-pub struct CtlLinkArgs {
-    /// The device: ID, or BUS/ID
-    #[arg(value_name = "ID")]
-    pub device: String,
-    /// Whether the cable is in
-    #[arg(value_name = "up|down")]
-    pub state: LinkState,
-}
-
-/// `vmsg ctl PATH announce`.
-#[derive(Debug, Args)]
-pub struct CtlAnnounceArgs {
-    /// The device: ID, or BUS/ID
-    #[arg(value_name = "ID")]
-    pub device: String,
 }
 
 /// `vmsg proxy`.

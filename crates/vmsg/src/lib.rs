@@ -18,6 +18,7 @@ mod proxy;
 mod serve;
 mod signals;
 mod spec;
+mod top;
 mod trace;
 mod up;
 
@@ -47,6 +48,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Proxy(args) => proxy::run(args),
         Command::Ctl(args) => control::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Console(args) => console::run(&args),
         Command::Ls(args) => look::ls(args),
         Command::Ping(args) => look::ping(args),
         Command::Trace(args) => trace::run(args),

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg serve`.
 
-use std::collections::HashMap;
 use std::io::Write;
+use std::sync::Arc;
 
 use anyhow::Context;
+use serde::de::DeserializeOwned;
 use vmsg_bus::{BusSpec, Listener, keyval, unix};
 use vmsg_device::host::{Host, MAX_WINDOWS};
 
@@ -14,12 +15,16 @@ use crate::console::Registry;
 use crate::control;
 use crate::keeper::Keeper;
 use crate::signals::Interrupt;
-use crate::spec::{DeviceSpec, NetBackend};
+use crate::spec::{DeviceSpec, NetBackend, Network, Place, Problem};
 use crate::{Usage, descriptors};
 
+mod fabric;
 mod make;
+mod operator;
 
+use fabric::Fabric;
 use make::{Consoles, KeptFlows};
+use operator::{Names, Operator};
 
 /// What drivers see as the name of this program.
 const NAME: &str = "vmsg-serve";
@@ -28,7 +33,11 @@ const NAME: &str = "vmsg-serve";
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let mut buses = buses::parse_all(&args.buses)?;
     buses::for_devices(&args.buses, &mut buses)?;
-    let devices = named_devices(&args, &buses)?;
+    let Described {
+        network,
+        named,
+        texts,
+    } = describe(&args, &buses)?;
     descriptors::raise_limit();
     let interrupt = Interrupt::new()?;
 
@@ -38,29 +47,47 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         host.add_bus(max_message, Some(listener))?;
     }
     // Asked for only when this process has the bus to itself: whoever held it before is gone.
-    let mut keeper = keeper_for(&args, &buses, &devices);
+    let mut keeper = keeper_for(&args, &buses, &network);
     let idle = keeper.as_ref().is_some_and(|kept| kept.flows.is_empty());
     let consoles = Consoles {
         registry: Registry::default(),
         control: args.control.clone(),
     };
-    if let Err(error) = add_devices(&mut host, &devices, keeper.as_mut(), &consoles) {
-        // A keeper that holds something may be wanted by a `serve` that is started rightly.
-        if let Some(kept) = keeper.filter(|_| idle) {
-            kept.keeper.dismiss();
+    let built = build(
+        &mut host,
+        &buses,
+        &network,
+        &texts,
+        keeper.as_mut(),
+        &consoles,
+    );
+    let fabric = match built {
+        Ok(fabric) => fabric,
+        Err(error) => {
+            // A keeper that holds something may be wanted by a `serve` that is started rightly.
+            if let Some(kept) = keeper.filter(|_| idle) {
+                kept.keeper.dismiss();
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
-
+    };
     if let Some(kept) = &mut keeper {
         kept.forget_rest();
     }
 
-    // Ends when this function does.
-    let _control = match &args.control {
+    let operator = Arc::new(Operator::new(
+        host.handle(),
+        buses.clone(),
+        fabric,
+        network,
+        named,
+        keeper,
+        consoles,
+    ));
+    let control = match &args.control {
         Some(path) => {
-            let names = buses.iter().map(|bus| bus.name.clone()).collect();
-            Some(control::Server::start(path, host.handle(), names)?)
+            let service: Arc<dyn control::Service> = Arc::<Operator>::clone(&operator);
+            Some(control::Server::start(path, service)?)
         }
         None => None,
     };
@@ -87,79 +114,147 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     host.run()?;
     waiter.join().expect("the signal thread does not panic")?;
     tracing::info!("ending");
-    if let Some(kept) = keeper {
-        kept.keeper.dismiss();
-    }
+    operator.dismiss_keeper();
+    // Whoever waits for an answer of the host hears now that it is gone.
+    drop(host);
+    drop(control);
     Ok(())
 }
 
-fn add_devices(
+/// Makes switches, uplinks and devices.
+fn build(
     host: &mut Host,
-    devices: &[Named<'_>],
+    buses: &[NamedBus],
+    network: &Network,
+    texts: &Texts,
     mut keeper: Option<&mut KeptFlows>,
     consoles: &Consoles,
-) -> anyhow::Result<()> {
-    for device in devices {
-        let made = make::make(&device.spec, &device.id, keeper.as_deref_mut(), consoles)
-            .with_context(|| format!("--device {}", device.text))?;
-        let common = device.spec.common();
-        host.add_device(device.bus, &device.id, common.num, common.worker, made)
-            .map_err(|error| Usage(format!("--device {}: {error}", device.text)))?;
+) -> anyhow::Result<Fabric> {
+    let fabric = Fabric::start(host, network)?;
+    for (index, uplink) in network.uplinks.iter().enumerate() {
+        let id = uplink.id.as_deref().unwrap_or_default();
+        let flows = keeper.as_deref_mut().map(|kept| kept.take(id));
+        fabric
+            .add_uplink(uplink, network, flows)
+            .with_context(|| texts.of(Place::Uplink(index)))?;
+    }
+    for (index, device) in network.devices.iter().enumerate() {
+        let context = || texts.of(Place::Device(index));
+        let common = device.common();
+        let id = common.id.unwrap_or_default();
+        let bus = buses::find(buses, common.bus)?;
+        let (worker, port) = fabric.place(device, network).with_context(context)?;
+        let flows = keeper.as_deref_mut().map(|kept| kept.take(id));
+        let made = make::make(device, id, port, flows, consoles).with_context(context)?;
+        host.add_device(bus, id, common.num, worker, made)
+            .map_err(|error| Usage(format!("{}: {error}", context())))?;
+    }
+    Ok(fabric)
+}
+
+/// What the command line asks for.
+struct Described {
+    network: Network,
+    named: Names,
+    texts: Texts,
+}
+
+/// How the command line has it.
+#[derive(Debug, Default)]
+struct Texts {
+    switches: Vec<String>,
+    ports: Vec<String>,
+    uplinks: Vec<String>,
+    devices: Vec<String>,
+}
+
+impl Texts {
+    /// The option and what is behind it.
+    fn of(&self, place: Place) -> String {
+        let (option, texts, index) = match place {
+            Place::Switch(index) => ("switch", &self.switches, index),
+            Place::Port(index) => ("port", &self.ports, index),
+            Place::Uplink(index) => ("uplink", &self.uplinks, index),
+            Place::Device(index) => ("device", &self.devices, index),
+        };
+        format!("--{option} {}", texts[index])
+    }
+}
+
+fn read<T: DeserializeOwned>(option: &str, texts: &[String]) -> Result<Vec<T>, Usage> {
+    let read = |text: &String| {
+        keyval::from_str(text).map_err(|error| Usage(format!("--{option} {text}: {error}")))
+    };
+    texts.iter().map(read).collect()
+}
+
+/// Whether a device may be called so.
+fn check_device_id(id: &str) -> Result<(), Usage> {
+    if id.is_empty() || id.len() > 64 || id.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Usage(format!(
+            "id=`{id}` must have 1 to 64 bytes and not be a number"
+        )));
     }
     Ok(())
 }
 
-/// A device with what it is called and where it goes.
-struct Named<'a> {
-    text: &'a str,
-    spec: DeviceSpec,
-    id: String,
-    bus: usize,
-}
-
-fn named_devices<'a>(args: &'a ServeArgs, buses: &[NamedBus]) -> Result<Vec<Named<'a>>, Usage> {
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    let mut devices = Vec::new();
-    for text in &args.devices {
-        let usage = |error: String| Usage(format!("--device {text}: {error}"));
-        let spec: DeviceSpec = keyval::from_str(text).map_err(|error| usage(error.to_string()))?;
-        let common = spec.common();
-        let count = counts.entry(common.kind).or_default();
-        let id = common
-            .id
-            .map_or_else(|| format!("{}{count}", common.kind), str::to_owned);
-        *count += 1;
-        if id.is_empty() || id.len() > 64 || id.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(usage(format!(
-                "id=`{id}` must have 1 to 64 bytes and not be a number"
-            )));
-        }
-        if let Some(worker) = common.worker.filter(|worker| *worker >= args.workers) {
-            let last = args.workers - 1;
-            return Err(usage(format!(
-                "worker={worker}: with --workers {} the last one is {last}",
-                args.workers
-            )));
-        }
-        let bus = buses::find(buses, common.bus).map_err(|Usage(error)| usage(error))?;
-        if buses::is_r1(&buses[bus].spec)
-            && (common.num.is_some_and(|num| num != 0)
-                || devices.iter().any(|other: &Named<'_>| other.bus == bus))
-        {
+/// Reads the options, names what has no name, and looks for all that contradicts.
+fn describe(args: &ServeArgs, buses: &[NamedBus]) -> Result<Described, Usage> {
+    let texts = Texts {
+        switches: args.switches.clone(),
+        ports: args.ports.clone(),
+        uplinks: args.uplinks.clone(),
+        devices: args.devices.clone(),
+    };
+    let mut network = Network {
+        switches: read("switch", &texts.switches)?,
+        ports: read("port", &texts.ports)?,
+        uplinks: read("uplink", &texts.uplinks)?,
+        devices: read("device", &texts.devices)?,
+        workers: args.workers,
+    };
+    let mut named = Names::default();
+    for switch in &mut network.switches {
+        let name = named.next("s");
+        switch.id.get_or_insert(name);
+    }
+    let only = match network.switches.as_slice() {
+        [only] => only.id.clone(),
+        _ => None,
+    };
+    for uplink in &mut network.uplinks {
+        let name = named.next("up");
+        uplink.id.get_or_insert(name);
+        uplink.switch = uplink.switch.take().or_else(|| only.clone());
+    }
+    let mut seats: Vec<usize> = Vec::new();
+    for (index, device) in network.devices.iter_mut().enumerate() {
+        let usage = |Usage(error)| Usage(format!("{}: {error}", texts.of(Place::Device(index))));
+        let kind = device.common().kind;
+        let name = named.next(kind);
+        let bus = buses::find(buses, device.common().bus).map_err(usage)?;
+        let common = device.common_mut();
+        check_device_id(common.id.get_or_insert(name)).map_err(usage)?;
+        *common.bus = Some(buses[bus].name.clone());
+        let second = seats.contains(&bus);
+        if buses::is_r1(&buses[bus].spec) && (common.num.is_some_and(|num| num != 0) || second) {
             // The messages have a number; that no driver but those of tests uses another is no fault.
             tracing::warn!(
-                device = text,
+                device = texts.devices[index],
                 "QEMU's drivers and vmsg's own find device number 0 only on a bus with r1"
             );
         }
-        devices.push(Named {
-            text,
-            id,
-            bus,
-            spec,
-        });
+        seats.push(bus);
     }
-    Ok(devices)
+    if let Some(problem) = network.problems().into_iter().next() {
+        let Problem { place, message } = problem;
+        return Err(Usage(format!("{}: {message}", texts.of(place))));
+    }
+    Ok(Described {
+        network,
+        named,
+        texts,
+    })
 }
 
 /// Listens on a bus; also returns its message size in bytes.
@@ -184,10 +279,13 @@ fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
 }
 
 /// Finds or starts the keeper, if a device has something to keep.
-fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Option<KeptFlows> {
-    let wanted = devices.iter().any(
-        |device| matches!(&device.spec, DeviceSpec::Net(net) if net.backend.unwrap_or_default() == NetBackend::User),
-    );
+fn keeper_for(args: &ServeArgs, buses: &[NamedBus], network: &Network) -> Option<KeptFlows> {
+    let devices = network.devices.iter().any(|device| {
+        matches!(device, DeviceSpec::Net(net)
+            if net.switch.is_none() && net.backend.unwrap_or_default() == NetBackend::User)
+    });
+    let mut uplinks = network.uplinks.iter();
+    let wanted = devices || uplinks.any(|uplink| uplink.backend == Some(NetBackend::User));
     if !wanted || args.keep == 0 {
         return None;
     }
@@ -201,4 +299,34 @@ fn keeper_for(args: &ServeArgs, buses: &[NamedBus], devices: &[Named<'_>]) -> Op
             None
         }
     }
+}
+
+/// What the control socket of a host without switches is served with.
+#[cfg(test)]
+pub(crate) fn service_of(
+    handle: vmsg_device::host::Handle,
+    buses: &[&str],
+) -> Arc<dyn control::Service> {
+    let named = |name: &&str| NamedBus {
+        name: (*name).to_owned(),
+        spec: BusSpec::Unix(vmsg_bus::UnixSpec::new(*name)),
+    };
+    let consoles = Consoles {
+        registry: Registry::default(),
+        control: None,
+    };
+    let network = Network {
+        workers: 1,
+        ..Network::default()
+    };
+    let buses = buses.iter().map(named).collect();
+    Arc::new(Operator::new(
+        handle,
+        buses,
+        Fabric::default(),
+        network,
+        Names::default(),
+        None,
+        consoles,
+    ))
 }

@@ -8,6 +8,8 @@ use vmsg_net::socket::{DgramConfig, StreamAddress, StreamConfig};
 use vmsg_net::tap::TapConfig;
 use vmsg_net::user::Protocol;
 
+use vmsg_bus::keyval;
+
 use super::*;
 use crate::control::LinkState;
 
@@ -272,4 +274,128 @@ fn a_line_has_a_speed_and_perhaps_a_duplex() {
     assert_eq!(net("net").line().ok(), Some(None));
     assert!(net("net,duplex=full").line().is_err());
     assert!(net("net,speed=4294967295").line().is_err());
+}
+
+#[test]
+fn specifications_are_written_as_they_are_read() {
+    fn check<T>(text: &str)
+    where
+        T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug,
+    {
+        let spec: T = keyval::from_str(text).expect(text);
+        assert_eq!(keyval::to_string(&spec).expect(text), text);
+        // The same as a table, with the name of a type in it.
+        let json = serde_json::to_value(&spec).expect(text);
+        assert_eq!(serde_json::from_value::<T>(json).expect(text), spec);
+    }
+    for text in [
+        "net",
+        "rng,id=rng7,num=3,bus=b1,worker=2",
+        "net,id=a,,b,mac=52:54:00:12:34:56,link=down,speed=1000,duplex=half,rss=off,switch=s0",
+        "net,backend=user,mtu=9000,hostfwd=tcp::1-:2,hostfwd=udp::3-:4,restrict=on",
+        "net,queues=4,backend=tap,ifname=vm%d,addr=10.0.0.1/24,up=off,offloads=off",
+        "net,backend=socket,mode=dgram,mcast=230.0.0.1:1234,localaddr=127.0.0.1",
+        "net,backend=socket,path=/x=y,server=on",
+    ] {
+        check::<DeviceSpec>(text);
+    }
+    check::<UplinkSpec>("id=up0,switch=s0,backend=tap,ifname=tap0");
+    check::<SwitchSpec>(
+        "id=s0,worker=1,unknown=up0,age=10,table=64,allow=a <> b,allow=b > c,deny=* > d",
+    );
+    for text in [
+        "",
+        "id=net0,switch=s0,vlan=10,pin=on,pin=52:54:00:12:34:56,rate-in=100M,rate-out=1G,storm=10",
+        "id=net0,trunk=10:20-30,native=5,mac=52:54:00:12:34:56,macs=4,capture=/a,,b,link=down",
+        "trunk=all",
+    ] {
+        check::<PortSpec>(text);
+    }
+    check::<PortSetSpec>(
+        "port=net0,switch=s0,vlan=off,pin=off,rate-in=off,rate-out=8K,storm=off,link=up",
+    );
+}
+
+#[test]
+fn tables_say_the_same_in_their_own_words() {
+    let port: PortSpec = serde_json::from_str(
+        r#"{"id":"p","trunk":[10,"20-30"],"pin":[true,"52:54:00:12:34:56"],"mac":"52:54:00:12:34:57","rate-in":8000,"macs":3}"#,
+    )
+    .expect("valid");
+    let text =
+        "id=p,trunk=10:20-30,pin=on,pin=52:54:00:12:34:56,mac=52:54:00:12:34:57,rate-in=8K,macs=3";
+    assert_eq!(keyval::from_str::<PortSpec>(text).expect("valid"), port);
+    let switch: SwitchSpec =
+        serde_json::from_str(r#"{"allow":"a > b","deny":["b > a"]}"#).expect("valid");
+    assert_eq!(
+        keyval::from_str::<SwitchSpec>("allow=a > b,deny=b > a").expect("valid"),
+        switch
+    );
+    let table =
+        serde_json::json!({"id": "net0", "mtu": 9000, "hostfwd": ["tcp::1-:2"], "restrict": true});
+    let device: DeviceSpec = typed("net", table).expect("valid");
+    assert_eq!(
+        keyval::from_str::<DeviceSpec>("net,id=net0,mtu=9000,hostfwd=tcp::1-:2,restrict")
+            .expect("valid"),
+        device
+    );
+    let refused = |kind: &str, key: &str| {
+        let table = serde_json::json!({key: 1});
+        typed::<DeviceSpec, _>(kind, table)
+            .expect_err(key)
+            .to_string()
+    };
+    let error = refused("nett", "id");
+    assert!(error.contains("nett") && error.contains("`rng`"), "{error}");
+    let error = refused("rng", "mtu");
+    assert!(error.contains("mtu") && error.contains("`num`"), "{error}");
+    for bad in [
+        "trunk=0",
+        "trunk=10:",
+        "pin=off",
+        "pin=01:00:5e:00:00:01",
+        "rate-in=0",
+        "rate-in=1.5M",
+        "mac=x",
+        "vlan=70000",
+        "link=left",
+        "rate=1",
+    ] {
+        keyval::from_str::<PortSpec>(bad).expect_err(bad);
+    }
+}
+
+#[test]
+fn a_port_is_changed_as_it_was_said() {
+    use vmsg_net::switch::{PortChange, Vlans};
+    let own = vmsg_net::Mac([2, 0, 0, 0, 0, 1]);
+    let change = |text: &str| {
+        let set: PortSetSpec = keyval::from_str(&format!("port=p,{text}")).expect(text);
+        set.change(Some(own))
+    };
+    let expected = PortChange {
+        vlan: Some(Vlans::Plain),
+        pin: Some(vec![own]),
+        statics: Some(Vec::new()),
+        rate_in: Some(None),
+        rate_out: Some("10M".parse().ok()),
+        storm: Some(Some(7)),
+        link: Some(false),
+        ..PortChange::default()
+    };
+    let text = "vlan=off,pin=on,mac=off,rate-in=off,rate-out=10M,storm=7,link=down";
+    assert_eq!(change(text).expect("valid"), expected);
+    assert_eq!(
+        change("vlan=5").expect("valid").vlan,
+        Some(Vlans::Access(5))
+    );
+    assert_eq!(change("trunk=off").expect("valid").vlan, Some(Vlans::Plain));
+    for bad in ["pin=off,pin=on", "vlan=5,trunk=6", "native=3", "vlan=0"] {
+        change(bad).expect_err(bad);
+    }
+    let nothing: PortSetSpec = keyval::from_str("port=p").expect("valid");
+    let error = nothing.change(None).expect_err("nothing to do").to_string();
+    assert!(error.contains("`rate-in`"), "{error}");
+    let pinned: PortSetSpec = keyval::from_str("port=p,pin=on").expect("valid");
+    assert!(pinned.change(None).is_err(), "an uplink has no address");
 }

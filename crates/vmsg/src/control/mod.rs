@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The operator's way into a running `vmsg serve`: a socket on which requests and answers are
-//! lines of JSON.
+//! The operator's way into a running `vmsg serve` or `vmsg up`: a socket on which requests and
+//! answers are lines of JSON.
 //!
-//! [`protocol`] has all requests in one place; what they do is in [`carry_out`](server::carry_out).
-//! The server is a thread of its own, which waits for the device host; the host never waits for it.
+//! [`protocol`] has all requests in one place; [`Server`] hands them to a [`Service`], which does
+//! what they say. The server's threads wait for devices and switches; these never wait for them.
 
 mod client;
-mod list;
+mod command;
 mod protocol;
 mod server;
+mod show;
+mod table;
 
-pub(crate) use client::run;
-pub(crate) use protocol::LinkState;
-pub(crate) use server::Server;
+pub(crate) use client::Client;
+pub(crate) use command::run;
+pub use protocol::LinkState;
+pub(crate) use protocol::*;
+pub(crate) use server::{Server, Service};
+pub(crate) use table::Table;

@@ -3,22 +3,36 @@
 //!
 //! A request is one line, an object with its name under `command`, such as
 //! `{"command":"link","device":"net0","state":"down"}`. Each line has one line as its answer, in
-//! order: an object with the one key `done`, `devices` or `error`. Keys that are not known are
+//! order: an object with one key, such as `done`, `devices` or `error`. Keys that are not known are
 //! refused, and the known ones named.
 
-use std::collections::BTreeMap;
+mod report;
+mod spec;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use report::{Added, Count, Device, Holder, Link, MacEntry, Part, Port, Switch, Traffic};
+pub(crate) use spec::Given;
+
+use crate::console::Console;
+use crate::spec::{DeviceSpec, PortSetSpec, PortSpec, UplinkSpec};
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) enum Request {
+#[serde(
+    tag = "command",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
+pub(crate) enum Request {
     /// All devices, with their counters.
     List {},
-    /// Puts a network device's cable in, or takes it out.
+    /// Puts a network device's cable in, or takes it out; or that of a port of a switch.
     Link {
-        /// The device's id.
+        /// The device's id, or the port's.
         device: String,
         /// The name of its bus; may be left out if the id is on one bus only.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,6 +47,140 @@ pub(super) enum Request {
         /// As for `link`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bus: Option<String>,
+    },
+    /// All switches with their ports, rules and counters.
+    Switches {},
+    /// The addresses that a switch knows.
+    Macs {
+        /// The switch; all by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+    },
+    /// Adds a rule, or two, in place of older ones for the same ports.
+    Rule {
+        /// The switch; may be left out if there is one only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+        /// `a > b` or `a <> b`.
+        rule: String,
+        /// Whether it lets frames pass.
+        allow: bool,
+    },
+    /// Takes rules away.
+    RemoveRule {
+        /// As for `rule`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+        /// As it was written, both directions of `a <> b`.
+        rule: String,
+    },
+    /// Says where frames to unknown addresses go.
+    Unknown {
+        /// As for `rule`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+        /// `flood`, `drop` or an uplink.
+        unknown: String,
+    },
+    /// Changes a port.
+    Port(PortSetSpec),
+    /// Records the frames of a port to a file, or ends that.
+    Capture {
+        /// The port.
+        port: String,
+        /// As for [`PortSetSpec::switch`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+        /// Where to, seen from the server's directory; none: it ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<PathBuf>,
+    },
+    /// Forgets what was learned.
+    Flush {
+        /// The switch; may be left out if there is one only, or `port` says it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+        /// At this port only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<String>,
+    },
+    /// Puts a device on a bus.
+    AddDevice {
+        /// The device.
+        spec: Given<DeviceSpec>,
+        /// `vmsg up`: the guest that gets it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guest: Option<String>,
+    },
+    /// Takes a device from its bus.
+    RemoveDevice {
+        /// The device's id.
+        device: String,
+        /// As for `link`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bus: Option<String>,
+    },
+    /// Says what the port of a device or uplink is like that will come.
+    AddPort {
+        /// The port.
+        spec: Given<PortSpec>,
+    },
+    /// Forgets that.
+    RemovePort {
+        /// The port.
+        port: String,
+        /// As for [`PortSetSpec::switch`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+    },
+    /// Gives a switch a way out.
+    AddUplink {
+        /// The uplink.
+        spec: Given<UplinkSpec>,
+    },
+    /// Takes one away.
+    RemoveUplink {
+        /// The uplink.
+        uplink: String,
+        /// As for [`PortSetSpec::switch`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        switch: Option<String>,
+    },
+    /// `vmsg up`: all its processes.
+    Parts {},
+    /// `vmsg up`: starts a part that is over.
+    StartPart {
+        /// The part's name.
+        part: String,
+    },
+    /// `vmsg up`: ends a part, until it is started again.
+    StopPart {
+        /// The part's name.
+        part: String,
+    },
+    /// `vmsg up`: ends a part and starts it again.
+    RestartPart {
+        /// The part's name.
+        part: String,
+    },
+    /// All consoles.
+    Consoles {},
+    /// Appends what a console's guest writes to a file, or ends that.
+    ConsoleLog {
+        /// The console's name.
+        console: String,
+        /// Where to, seen from the server's directory; none: it ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<PathBuf>,
+    },
+    /// Tells a console's guest how large the terminal is.
+    ConsoleSize {
+        /// The console's name.
+        console: String,
+        /// Columns.
+        cols: u16,
+        /// Rows.
+        rows: u16,
     },
 }
 
@@ -50,33 +198,43 @@ pub enum LinkState {
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Response {
+pub(crate) enum Response {
     /// It is done.
     Done {},
     /// The answer to `list`.
     Devices(Vec<Device>),
+    /// The answer to `switches`.
+    Switches(Vec<Switch>),
+    /// The answer to `macs`.
+    Macs(Vec<MacEntry>),
+    /// The answer to `add-device`.
+    Added(Added),
+    /// The answer to `parts`.
+    Parts(Vec<Part>),
+    /// The answer to `consoles`.
+    Consoles(Vec<Console>),
     /// It is not done.
     Error(Failure),
 }
 
 /// Why something is not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// What kind of reason.
-    pub(super) kind: FailureKind,
+    pub(crate) kind: FailureKind,
     /// The reason in words.
-    pub(super) message: String,
+    pub(crate) message: String,
 }
 
 /// Kinds of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum FailureKind {
+pub(crate) enum FailureKind {
     /// The line is no request.
     BadRequest,
-    /// There is no such device, or no such bus, or several.
+    /// There is no such device, bus, switch or port, or several.
     NotFound,
-    /// The device does not do that, at least not now.
+    /// It cannot be, at least not now.
     Refused,
     /// The device host does not answer.
     Unavailable,
@@ -85,7 +243,7 @@ pub(super) enum FailureKind {
 }
 
 impl Response {
-    pub(super) fn error(kind: FailureKind, message: impl ToString) -> Self {
+    pub(crate) fn error(kind: FailureKind, message: impl ToString) -> Self {
         Self::Error(Failure {
             kind,
             message: message.to_string(),
@@ -93,57 +251,26 @@ impl Response {
     }
 
     /// The line, with its end.
-    pub(super) fn line(&self) -> Vec<u8> {
+    pub(crate) fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("keys are strings");
         line.push(b'\n');
         line
     }
 }
 
-/// A device, as `list` has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Device {
-    /// The name of its bus.
-    pub(super) bus: String,
-    /// Its id.
-    pub(super) id: String,
-    /// Its number on the bus.
-    pub(super) number: u16,
-    /// What it is.
-    #[serde(rename = "type")]
-    pub(super) kind: String,
-    /// The thread that serves it.
-    pub(super) worker: usize,
-    /// The bits that its driver has set, by name.
-    pub(super) status: String,
-    /// The features that its driver has negotiated, by name.
-    pub(super) features: Vec<String>,
-    /// Who drives it.
-    pub(super) holder: Option<Holder>,
-    /// Its cable, if it has one.
-    pub(super) link: Option<Link>,
-    /// What happened, by name.
-    pub(super) counters: BTreeMap<String, u64>,
-    /// The same for each queue pair.
-    pub(super) pairs: Vec<BTreeMap<String, u64>>,
+impl From<Failure> for Response {
+    fn from(failure: Failure) -> Self {
+        Self::Error(failure)
+    }
 }
 
-/// Who drives a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Holder {
-    /// What the program calls itself.
-    pub(super) name: String,
-    /// Its process.
-    pub(super) pid: Option<u32>,
-}
-
-/// A cable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Link {
-    /// The operator has it in.
-    pub(super) up: bool,
-    /// It leads somewhere.
-    pub(super) carrier: bool,
+impl Failure {
+    pub(crate) fn new(kind: FailureKind, message: impl ToString) -> Self {
+        Self {
+            kind,
+            message: message.to_string(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,48 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The thread that answers on the control socket.
+//! The threads that answer on the control socket.
+//!
+//! One thread takes clients in, and each client has one of its own: what takes long for one, such as
+//! opening an interface, is not waited for by the others.
 
-use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketType;
-use virtio_msg::feature;
 use vmsg_bus::unix::Address;
-use vmsg_device::device::Operation;
-use vmsg_device::host::{Handle, HandleError, LogLimit, Report};
 
-use super::protocol::{Device, FailureKind, Holder, Link, LinkState, Request, Response};
+use super::protocol::{FailureKind, Request, Response};
 
 /// Clients at a time.
 const MAX_CLIENTS: usize = 16;
+/// Threads for them: who asks for much, goes away and comes again has to wait.
+const MAX_THREADS: usize = 2 * MAX_CLIENTS;
 /// Bytes of a request, with the end of its line.
-const MAX_LINE: usize = 4096;
+const MAX_LINE: usize = 65536;
+/// Bytes read at a time.
+const CHUNK: usize = 4096;
 
-/// A running control socket. Dropping it ends the thread and removes the socket.
+/// What requests are carried out with; several at a time.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// Does what is asked for, however long that takes.
+    fn carry_out(&self, request: Request) -> Response;
+}
+
+/// A running control socket. Dropping it ends the threads, after what they are just doing, and
+/// removes the socket.
 #[derive(Debug)]
 pub(crate) struct Server {
     _address: Address,
-    /// The thread ends when this is closed.
+    /// The threads end when this is closed.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Answers at `path` for the host behind `handle`, whose buses have these names, in the order
-    /// of their indices.
-    pub(crate) fn start(path: &Path, handle: Handle, buses: Vec<String>) -> anyhow::Result<Self> {
+    /// Answers at `path`, for this user alone, what `service` says.
+    pub(crate) fn start(path: &Path, service: Arc<dyn Service>) -> anyhow::Result<Self> {
         let (address, listener) = listen(path)?;
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                let service = Service::new(handle, buses);
                 if let Err(error) = serve(&listener, &stopped, &service) {
                     tracing::error!(%error, "the control socket is not served any more");
                 }
@@ -71,66 +81,65 @@ fn listen(path: &Path) -> anyhow::Result<(Address, UnixListener)> {
     Ok((address, UnixListener::from(socket)))
 }
 
-/// What requests are carried out with.
-#[derive(Debug)]
-struct Service {
-    handle: Handle,
-    buses: Vec<String>,
-    began: Instant,
-    log: RefCell<LogLimit>,
-}
-
-/// One client.
+/// A client as the thread that takes them in knows it.
 #[derive(Debug)]
 struct Client {
+    /// To end it by.
     stream: UnixStream,
-    input: Vec<u8>,
-    output: Vec<u8>,
-    /// The rest of a line that was too long is still to come.
-    skipping: bool,
-    /// Nothing more will come.
-    ended: bool,
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
-fn serve(listener: &UnixListener, stop: &UnixStream, service: &Service) -> io::Result<()> {
-    let mut clients: Vec<Client> = Vec::new();
-    let mut pausing = false;
-    loop {
-        let (stopped, accepting, ready) = wait(listener, stop, &clients, pausing)?;
-        if stopped {
-            return Ok(());
-        }
-        pausing = accepting && !accept(listener, &mut clients);
-        let mut ready = ready.into_iter();
-        // Those that came just now are not among the ready ones.
-        clients.retain_mut(|client| !ready.next().unwrap_or(false) || client.go_on(service));
+impl Client {
+    /// Whether nobody is at the other end, and its thread has only not seen it yet.
+    fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(
+            self.stream.as_fd(),
+            PollFlags::empty(),
+        )];
+        let now = Timespec::default();
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn end(self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.thread.join();
     }
 }
 
-/// Waits for something to do: the end, a new client, and which of the clients. `pausing`: new
-/// clients are not looked for, and it does not wait for long.
-fn wait(
-    listener: &UnixListener,
-    stop: &UnixStream,
-    clients: &[Client],
-    pausing: bool,
-) -> io::Result<(bool, bool, Vec<bool>)> {
-    let mut fds = vec![
+fn serve(listener: &UnixListener, stop: &UnixStream, service: &Arc<dyn Service>) -> io::Result<()> {
+    let mut clients: Vec<Client> = Vec::new();
+    let mut pausing = false;
+    let result = loop {
+        let (stopped, accepting) = match wait(listener, stop, pausing) {
+            Ok(ready) => ready,
+            Err(error) => break Err(error),
+        };
+        if stopped {
+            break Ok(());
+        }
+        clients.retain(|client| !client.ended.load(Ordering::Acquire));
+        pausing = accepting && !accept(listener, &mut clients, service);
+    };
+    clients.into_iter().for_each(Client::end);
+    result
+}
+
+/// Waits for the end, or a new client. `pausing`: clients are not looked for, and it does not wait for long.
+fn wait(listener: &UnixListener, stop: &UnixStream, pausing: bool) -> io::Result<(bool, bool)> {
+    let looked_for = if pausing {
+        PollFlags::empty()
+    } else {
+        PollFlags::IN
+    };
+    let mut fds = [
         PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(
-            listener.as_fd(),
-            if pausing {
-                PollFlags::empty()
-            } else {
-                PollFlags::IN
-            },
-        ),
+        PollFd::from_borrowed_fd(listener.as_fd(), looked_for),
     ];
     let timeout = pausing.then_some(Timespec {
         tv_sec: 1,
         tv_nsec: 0,
     });
-    fds.extend(clients.iter().map(Client::interest));
     loop {
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => break,
@@ -138,99 +147,93 @@ fn wait(
             Err(error) => return Err(error.into()),
         }
     }
-    let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-    let stopped = ready.next().unwrap_or(true);
-    let accepting = ready.next().unwrap_or(false);
-    Ok((stopped, accepting, ready.collect()))
+    let [stop, listener] = fds.map(|fd| !fd.revents().is_empty());
+    Ok((stop, listener))
 }
 
 /// Takes a new client; false if that cannot be, so that others should not be looked for at once.
-fn accept(listener: &UnixListener, clients: &mut Vec<Client>) -> bool {
-    match listener.accept() {
-        Ok((mut stream, _)) => {
-            if let Err(error) = stream.set_nonblocking(true) {
-                tracing::warn!(%error, "control socket: client dropped");
-                return true;
-            }
-            if clients.len() >= MAX_CLIENTS {
-                let message = format!("there are {MAX_CLIENTS} clients already");
-                let line = Response::error(FailureKind::Busy, message).line();
-                // One that does not take it does not need it.
-                let _ = stream.write(&line);
-                return true;
-            }
-            clients.push(Client::new(stream));
-            true
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+fn accept(listener: &UnixListener, clients: &mut Vec<Client>, service: &Arc<dyn Service>) -> bool {
+    let mut stream = match listener.accept() {
+        Ok((stream, _)) => stream,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
         Err(error) => {
             // Out of descriptors, most likely: the client still waits, and would wake us at once.
             tracing::warn!(%error, "control socket: cannot accept");
-            false
+            return false;
         }
+    };
+    let there = clients.iter().filter(|client| !client.has_hung_up());
+    if there.count() >= MAX_CLIENTS || clients.len() >= MAX_THREADS {
+        let message = format!("there are {MAX_CLIENTS} clients already");
+        let line = Response::error(FailureKind::Busy, message).line();
+        // One that does not take it does not need it.
+        let _ = stream.set_nonblocking(true);
+        let _ = stream.write(&line);
+        return true;
+    }
+    match start(stream, Arc::clone(service)) {
+        Ok(client) => clients.push(client),
+        Err(error) => tracing::warn!(%error, "control socket: client dropped"),
+    }
+    true
+}
+
+fn start(stream: UnixStream, service: Arc<dyn Service>) -> io::Result<Client> {
+    stream.set_nonblocking(false)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut conversation = Conversation {
+        stream: stream.try_clone()?,
+        input: Vec::new(),
+        skipping: false,
+        ended: Arc::clone(&ended),
+    };
+    let thread = std::thread::Builder::new()
+        .name("control client".to_owned())
+        .spawn(move || {
+            // Whatever is wrong with the connection ends it.
+            let _ = conversation.hold(&*service);
+        })?;
+    Ok(Client {
+        stream,
+        ended,
+        thread,
+    })
+}
+
+/// What is said with one client.
+#[derive(Debug)]
+struct Conversation {
+    stream: UnixStream,
+    input: Vec<u8>,
+    /// The rest of a line that was too long is still to come.
+    skipping: bool,
+    ended: Arc<AtomicBool>,
+}
+
+/// However it ends: the client's place is free.
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        // Before the other end can see that it is over, and come again.
+        self.ended.store(true, Ordering::Release);
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-impl Client {
-    fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            input: Vec::new(),
-            output: Vec::new(),
-            skipping: false,
-            ended: false,
+impl Conversation {
+    /// One line after another: a client that does not take its answers is not read from.
+    fn hold(&mut self, service: &dyn Service) -> io::Result<()> {
+        let mut bytes = [0; CHUNK];
+        loop {
+            while let Some(line) = self.line() {
+                self.stream.write_all(&answer(&line, service).line())?;
+            }
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.input.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-    }
-
-    /// A client that does not take its answers is not read from.
-    fn interest(&self) -> PollFd<'_> {
-        let fd: BorrowedFd<'_> = self.stream.as_fd();
-        let flags = if self.output.is_empty() {
-            PollFlags::IN
-        } else {
-            PollFlags::OUT
-        };
-        PollFd::from_borrowed_fd(fd, flags)
-    }
-
-    /// Reads, answers and writes as far as that goes; false when the client is gone.
-    fn go_on(&mut self, service: &Service) -> bool {
-        match self.step(service) {
-            Ok(()) => !(self.ended && self.output.is_empty()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
-            Err(_) => false,
-        }
-    }
-
-    fn step(&mut self, service: &Service) -> io::Result<()> {
-        self.write()?;
-        // Those that waited for that.
-        self.answer(service)?;
-        if !self.ended {
-            let mut bytes = [0; MAX_LINE];
-            let count = self.stream.read(&mut bytes)?;
-            self.ended = count == 0;
-            self.input.extend_from_slice(&bytes[..count]);
-        }
-        self.answer(service)
-    }
-
-    /// One line after another: the answer to one may be long, and is to be gone before the next is made.
-    fn answer(&mut self, service: &Service) -> io::Result<()> {
-        while let Some(line) = self.line() {
-            self.output.extend(answer(&line, service).line());
-            self.write()?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        while !self.output.is_empty() {
-            let count = self.stream.write(&self.output)?;
-            self.output.drain(..count);
-        }
-        Ok(())
     }
 
     /// Takes the next whole line out of the input; `Err` stands for one that was too long.
@@ -255,114 +258,14 @@ impl Client {
     }
 }
 
-fn answer(line: &Result<Vec<u8>, ()>, service: &Service) -> Response {
+fn answer(line: &Result<Vec<u8>, ()>, service: &dyn Service) -> Response {
     let Ok(line) = line else {
         let message = format!("a line may have {} bytes", MAX_LINE - 1);
         return Response::error(FailureKind::BadRequest, message);
     };
     match serde_json::from_slice(line) {
-        Ok(request) => carry_out(request, service),
+        Ok(request) => service.carry_out(request),
         Err(error) => Response::error(FailureKind::BadRequest, error),
-    }
-}
-
-/// Does what is asked for.
-fn carry_out(request: Request, service: &Service) -> Response {
-    match request {
-        Request::List {} => match service.handle.list() {
-            Ok(reports) => {
-                let describe = |report| describe(report, &service.buses);
-                Response::Devices(reports.into_iter().map(describe).collect())
-            }
-            Err(error) => failed(&error),
-        },
-        Request::Link { device, bus, state } => {
-            let operation = Operation::SetLink(state == LinkState::Up);
-            service.operate(&device, bus.as_deref(), operation)
-        }
-        Request::Announce { device, bus } => {
-            service.operate(&device, bus.as_deref(), Operation::Announce)
-        }
-    }
-}
-
-impl Service {
-    fn new(handle: Handle, buses: Vec<String>) -> Self {
-        Self {
-            handle,
-            buses,
-            began: Instant::now(),
-            log: RefCell::default(),
-        }
-    }
-
-    /// Whether what an operator did is logged: not thousands of times.
-    fn is_logged(&self) -> bool {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.log.borrow_mut().admit(virtio_msg::Instant(now))
-    }
-
-    fn operate(&self, device: &str, bus: Option<&str>, operation: Operation) -> Response {
-        let index = match bus {
-            None => None,
-            Some(name) => match self.buses.iter().position(|bus| bus == name) {
-                Some(index) => Some(index),
-                None => {
-                    let known = self.buses.join("`, `");
-                    let message = format!("there is no bus `{name}`; there is `{known}`");
-                    return Response::error(FailureKind::NotFound, message);
-                }
-            },
-        };
-        match self.handle.operate(index, device, operation) {
-            Ok(()) => {
-                if self.is_logged() {
-                    tracing::info!(device, ?operation, "done for the operator");
-                }
-                Response::Done {}
-            }
-            Err(error) => failed(&error),
-        }
-    }
-}
-
-fn failed(error: &HandleError) -> Response {
-    let kind = match error {
-        HandleError::NoDevice(_) | HandleError::Ambiguous(_) => FailureKind::NotFound,
-        HandleError::Refused { .. } => FailureKind::Refused,
-        _ => FailureKind::Unavailable,
-    };
-    Response::error(kind, error)
-}
-
-fn describe(report: Report, buses: &[String]) -> Device {
-    let device_id = report.device_id;
-    let name =
-        |bit| feature::name(device_id, bit).map_or_else(|| format!("bit {bit}"), ToOwned::to_owned);
-    let counters = |list: Vec<(&str, u64)>| {
-        let list = list.into_iter();
-        list.map(|(name, value)| (name.to_owned(), value)).collect()
-    };
-    let snapshot = report.snapshot.unwrap_or_default();
-    Device {
-        bus: buses.get(report.bus).cloned().unwrap_or_default(),
-        id: report.name,
-        number: report.number.0,
-        kind: feature::device_name(device_id)
-            .map_or_else(|| format!("type {device_id}"), ToOwned::to_owned),
-        worker: report.worker,
-        status: report.status.to_string(),
-        features: report.features.iter().map(name).collect(),
-        holder: report.holder.map(|holder| Holder {
-            name: holder.name,
-            pid: holder.pid,
-        }),
-        link: snapshot.link.map(|link| Link {
-            up: link.up,
-            carrier: link.carrier,
-        }),
-        counters: counters(snapshot.counters),
-        pairs: snapshot.pairs.into_iter().map(counters).collect(),
     }
 }
 

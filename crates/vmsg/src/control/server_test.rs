@@ -10,7 +10,7 @@ use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::rng::Rng;
 use vmsg_net::Null;
 
-use super::super::protocol::Failure;
+use super::super::protocol::{Device, Failure};
 use super::*;
 
 /// A host with two buses and a control socket.
@@ -43,8 +43,8 @@ impl Bench {
         host.add_device(1, "net1", Some(7), None, net(1))
             .expect("a device");
         let path = folder.path().join("ctl");
-        let names = vec!["b0".to_owned(), "b1".to_owned()];
-        let server = Server::start(&path, host.handle(), names).expect("a server");
+        let service = crate::serve::service_of(host.handle(), &["b0", "b1"]);
+        let server = Server::start(&path, service).expect("a server");
         let stop = host.stop_handle();
         let host = std::thread::spawn(move || host.run().expect("epoll works"));
         Self {

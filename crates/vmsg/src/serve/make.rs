@@ -28,7 +28,21 @@ pub(super) struct KeptFlows {
     pub(super) flows: HashMap<String, Vec<Kept>>,
 }
 
+/// What is kept for one device, and where more goes.
+pub(super) struct DeviceFlows {
+    keeper: Keeper,
+    flows: Vec<Kept>,
+}
+
 impl KeptFlows {
+    /// What is kept for the device called `id`, which takes it over.
+    pub(super) fn take(&mut self, id: &str) -> DeviceFlows {
+        DeviceFlows {
+            keeper: self.keeper.clone(),
+            flows: self.flows.remove(id).unwrap_or_default(),
+        }
+    }
+
     /// Lets go of the connections of devices that are no more.
     pub(super) fn forget_rest(&mut self) {
         for (device, kept) in self.flows.drain() {
@@ -48,20 +62,29 @@ pub(super) struct Consoles {
     pub(super) control: Option<PathBuf>,
 }
 
-/// Makes the device called `id`.
+/// Makes the device called `id`, which plugs into `port` if there is one. `flows`: what a process before has left to it.
 pub(super) fn make(
     spec: &DeviceSpec,
     id: &str,
-    keeper: Option<&mut KeptFlows>,
+    port: Option<Box<dyn Backend>>,
+    flows: Option<DeviceFlows>,
     consoles: &Consoles,
 ) -> anyhow::Result<Box<dyn Device>> {
     match spec {
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
         DeviceSpec::Console(spec) => Ok(Box::new(make_console(spec, id, consoles)?)),
         DeviceSpec::Net(spec) => {
-            let goes_on = keeper.as_ref().is_some_and(|kept| kept.keeper.was_found());
-            let plugged = spec.backend.unwrap_or_default();
-            let backend = make_backend(&spec.backend_keys(), spec.queues, id, keeper)?;
+            let goes_on = flows.as_ref().is_some_and(|kept| kept.keeper.was_found());
+            // A switch records what passes a port itself.
+            let pcap = spec.pcap.as_ref().filter(|_| port.is_none());
+            let plugged = match port {
+                Some(_) => NetBackend::None,
+                None => spec.backend.unwrap_or_default(),
+            };
+            let backend = match port {
+                Some(port) => port,
+                None => make_backend(&spec.backend_keys(), spec.queues, id, flows)?,
+            };
             // An interface has an MTU of its own; the guest need not be told the usual one.
             let mtu = spec.mtu.or_else(|| match plugged {
                 NetBackend::Tap => Some(backend.offloads().mtu).filter(|mtu| *mtu != 1500),
@@ -86,7 +109,7 @@ pub(super) fn make(
                 hash_report: spec.hash.unwrap_or(true),
                 mac: spec.mac(id)?,
             };
-            let backend: Box<dyn Backend> = match &spec.pcap {
+            let backend: Box<dyn Backend> = match pcap {
                 Some(path) => Box::new(capture(backend, path, goes_on)?),
                 None => backend,
             };
@@ -139,9 +162,9 @@ pub(super) fn make_backend(
     spec: &BackendKeys,
     queues: Option<u16>,
     id: &str,
-    keeper: Option<&mut KeptFlows>,
+    kept: Option<DeviceFlows>,
 ) -> anyhow::Result<Box<dyn Backend>> {
-    spec.check_keys()?;
+    spec.check(queues)?;
     match spec.backend.unwrap_or_default() {
         NetBackend::None => Ok(Box::new(Null::default())),
         NetBackend::Tap => {
@@ -173,14 +196,13 @@ pub(super) fn make_backend(
                 UserError::Forward { .. } | UserError::Os { .. } => anyhow::Error::new(error),
                 mistake => Usage(mistake.to_string()).into(),
             })?;
-            if let Some(KeptFlows { keeper, flows }) = keeper {
-                let kept = flows.remove(id).unwrap_or_default();
-                let count = kept.len();
+            if let Some(DeviceFlows { keeper, flows }) = kept {
+                let count = flows.len();
                 user.set_flow_store(Box::new(Store {
                     keeper: keeper.clone(),
                     device: id.to_owned(),
                 }));
-                for flow in kept {
+                for flow in flows {
                     if let Err(error) = user.restore(&flow.record, flow.fd) {
                         tracing::warn!(device = id, %error, "a connection is lost");
                         keeper.remove(id, flow.key);

@@ -48,7 +48,7 @@ fn check_name(name: &str) -> Result<(), Usage> {
 }
 
 /// Names as a list of what is known.
-pub(crate) fn known<'a>(names: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn known(names: impl Iterator<Item = impl std::fmt::Display>) -> String {
     let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     if names.is_empty() {
         "there is none".to_owned()
@@ -99,7 +99,10 @@ impl Network {
             match device {
                 DeviceSpec::Net(net) => look(place, self.check_net(net, &mut taken)),
                 DeviceSpec::Console(console) => {
-                    look(place, console.check(console.id.as_deref().unwrap_or("console0")));
+                    look(
+                        place,
+                        console.check(console.id.as_deref().unwrap_or("console0")),
+                    );
                 }
                 DeviceSpec::Rng(_) => {}
             }

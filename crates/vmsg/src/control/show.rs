@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Answers for people.
+
+use super::protocol::{Device, MacEntry, Part, Port, Switch};
+use super::table::Table;
+
+/// A table of the processes of `vmsg up`.
+pub(super) fn parts(parts: &[Part]) -> Table {
+    let mut table = Table::new(&[
+        "PART", "TYPE", "STATE", "PID", "RESTARTS", "UPTIME", "LAST END",
+    ]);
+    for part in parts {
+        let dash = || "-".to_owned();
+        table.row([
+            part.name.clone(),
+            part.kind.clone(),
+            part.state.clone(),
+            part.pid.map_or_else(dash, |pid| pid.to_string()),
+            part.restarts.to_string(),
+            part.uptime_ms
+                .map_or_else(dash, |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100)),
+            part.note.clone().unwrap_or_else(dash),
+        ]);
+    }
+    table
+}
+
+/// A table of the devices.
+pub(super) fn devices(devices: &[Device]) -> Table {
+    let mut table = Table::new(&[
+        "BUS",
+        "ID",
+        "NUMBER",
+        "TYPE",
+        "LINK",
+        "PAIRS",
+        "TO GUEST",
+        "FROM GUEST",
+        "DROPPED",
+        "DRIVEN BY",
+    ]);
+    for device in devices {
+        table.row(device_row(device));
+    }
+    table
+}
+
+fn device_row(device: &Device) -> [String; 10] {
+    let link = match device.link {
+        None => "-",
+        Some(link) if !link.up => "down",
+        Some(link) if !link.carrier => "no carrier",
+        Some(_) => "up",
+    };
+    let sum = |name: &str| -> u64 {
+        let pairs = device.pairs.iter();
+        let counts = pairs.filter_map(|pair| pair.get(name));
+        counts.fold(0, |sum, count| sum.saturating_add(*count))
+    };
+    // Only network devices have pairs.
+    let of_pairs = |text: String| match device.pairs.len() {
+        0 => "-".to_owned(),
+        _ => text,
+    };
+    let holder = match &device.holder {
+        Some(holder) => match holder.pid {
+            Some(pid) => format!("{} (pid {pid})", holder.name),
+            None => holder.name.clone(),
+        },
+        None => "-".to_owned(),
+    };
+    [
+        device.bus.clone(),
+        device.id.clone(),
+        device.number.to_string(),
+        device.kind.clone(),
+        link.to_owned(),
+        of_pairs(device.pairs.len().to_string()),
+        of_pairs(sum("rx_frames").to_string()),
+        of_pairs(sum("tx_frames").to_string()),
+        of_pairs(dropped(device).to_string()),
+        holder,
+    ]
+}
+
+/// Frames of either direction that went nowhere.
+pub(crate) fn dropped(device: &Device) -> u64 {
+    let maps = device.pairs.iter().chain([&device.counters]);
+    maps.flatten()
+        .filter(|(name, _)| {
+            matches!(
+                name.as_str(),
+                "rx_too_big"
+                    | "rx_over_mtu"
+                    | "rx_link_down"
+                    | "rx_no_queue"
+                    | "tx_malformed"
+                    | "tx_link_down"
+            )
+        })
+        .fold(0, |sum, (_, count)| sum.saturating_add(*count))
+}
+
+/// A table of the ports of all switches.
+pub(super) fn ports(switches: &[Switch]) -> Table {
+    let mut table = Table::new(&[
+        "SWITCH",
+        "PORT",
+        "LINK",
+        "VLAN",
+        "MACS",
+        "SENT",
+        "GOT",
+        "ITS DROPPED",
+        "OTHERS' DROPPED",
+        "MOSTLY FOR",
+        "LIMITS",
+    ]);
+    for switch in switches {
+        for port in &switch.ports {
+            table.row([
+                switch.id.clone(),
+                port.id.clone(),
+                port_state(port).to_owned(),
+                port.vlan.clone(),
+                port.macs.to_string(),
+                port.input.total().frames.to_string(),
+                port.output.total().frames.to_string(),
+                total(port.dropped_in.values()).to_string(),
+                total(port.dropped_out.values()).to_string(),
+                main_reason(port).unwrap_or("-").to_owned(),
+                limits(port),
+            ]);
+        }
+    }
+    table
+}
+
+/// Whether frames can pass.
+pub(crate) fn port_state(port: &Port) -> &'static str {
+    match (port.link, port.running, port.uplink) {
+        (false, ..) => "down",
+        (true, true, _) => "up",
+        (true, false, true) => "no carrier",
+        (true, false, false) => "no driver",
+    }
+}
+
+fn total<'a>(counts: impl Iterator<Item = &'a u64>) -> u64 {
+    counts.fold(0, |sum: u64, count| sum.saturating_add(*count))
+}
+
+/// The reason for which most frames were dropped.
+fn main_reason(port: &Port) -> Option<&str> {
+    let drops = port.dropped_in.iter().chain(&port.dropped_out);
+    let most = drops.filter(|(_, frames)| **frames > 0);
+    most.max_by_key(|(_, frames)| **frames)
+        .map(|(reason, _)| reason.as_str())
+}
+
+/// What a port may not do, as `port set` has it.
+fn limits(port: &Port) -> String {
+    let mut limits = Vec::new();
+    limits.extend(port.rate_in.map(|rate| format!("rate-in={}", bits(rate))));
+    limits.extend(port.rate_out.map(|rate| format!("rate-out={}", bits(rate))));
+    limits.extend(port.storm.map(|storm| format!("storm={storm}")));
+    if !port.pin.is_empty() {
+        limits.push("pin".to_owned());
+    }
+    if port.capture.is_some() {
+        limits.push("captured".to_owned());
+    }
+    if limits.is_empty() {
+        "-".to_owned()
+    } else {
+        limits.join(" ")
+    }
+}
+
+/// Bits a second as they are written.
+fn bits(rate: u64) -> String {
+    let rate_of = vmsg_net::switch::Rate::from_bits(rate);
+    rate_of.map_or_else(|| rate.to_string(), |rate| rate.to_string())
+}
+
+/// A table of the switches.
+pub(super) fn switches(switches: &[Switch]) -> Table {
+    let mut table = Table::new(&[
+        "SWITCH", "WORKER", "PORTS", "MACS", "TABLE", "AGE", "UNKNOWN", "RULES",
+    ]);
+    for switch in switches {
+        table.row([
+            switch.id.clone(),
+            switch.worker.to_string(),
+            switch.ports.len().to_string(),
+            switch.macs.to_string(),
+            switch.table.to_string(),
+            format!("{} s", switch.age),
+            switch.unknown.clone(),
+            switch.rules.len().to_string(),
+        ]);
+    }
+    table
+}
+
+/// A table of the rules.
+pub(super) fn rules(switches: &[Switch]) -> Table {
+    let mut table = Table::new(&["SWITCH", "RULE"]);
+    for switch in switches {
+        for rule in &switch.rules {
+            table.row([switch.id.clone(), rule.clone()]);
+        }
+    }
+    table
+}
+
+/// A table of addresses.
+pub(super) fn macs(entries: &[MacEntry]) -> Table {
+    let mut table = Table::new(&["SWITCH", "VLAN", "MAC", "PORT", "AGE"]);
+    for entry in entries {
+        table.row([
+            entry.switch.clone(),
+            match entry.vlan {
+                None => "all".to_owned(),
+                Some(0) => "-".to_owned(),
+                Some(vlan) => vlan.to_string(),
+            },
+            entry.mac.clone(),
+            entry.port.clone(),
+            if entry.fixed {
+                "fixed".to_owned()
+            } else {
+                format!("{} s", entry.age)
+            },
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_makes_no_sense_is_printed_all_the_same() {
+        let counters: BTreeMap<_, _> = ["rx_frames", "rx_too_big", "rx_no_queue"]
+            .map(|name| (name.to_owned(), u64::MAX))
+            .into();
+        let device = Device {
+            bus: "b".repeat(70_000),
+            id: "\u{1b}[2J\u{202e}".to_owned(),
+            number: 0,
+            kind: "\n\n".to_owned(),
+            worker: 0,
+            status: String::new(),
+            features: Vec::new(),
+            holder: None,
+            link: None,
+            counters: counters.clone(),
+            pairs: vec![counters.clone(), counters.clone()],
+        };
+        let lines = devices(&[device]).lines();
+        let text = lines.join("\n");
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(text.contains(r"\u{1b}[2J\u{202e}") && text.contains("18446744073709551615"));
+        assert!(lines.iter().all(|line| line.len() < 1000));
+
+        let port = Port {
+            id: "\u{1b}]0;x\u{7}".to_owned(),
+            vlan: "v".repeat(70_000),
+            rate_in: Some(u64::MAX),
+            dropped_in: counters.clone(),
+            dropped_out: counters,
+            ..Port::default()
+        };
+        let switch = Switch {
+            id: "\r".to_owned(),
+            worker: usize::MAX,
+            unknown: "\u{9b}2J".to_owned(),
+            age: u64::MAX,
+            table: 0,
+            macs: 0,
+            rules: vec!["\u{1b}c".to_owned()],
+            ports: vec![port],
+        };
+        let switches_list = [switch];
+        for table in [
+            ports(&switches_list),
+            switches(&switches_list),
+            rules(&switches_list),
+        ] {
+            let lines = table.lines();
+            assert_eq!(lines.len(), 2);
+            assert!(!lines.concat().contains(char::is_control), "{lines:?}");
+        }
+    }
+}
