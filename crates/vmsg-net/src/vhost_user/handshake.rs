@@ -69,7 +69,7 @@ pub(super) const fn choose(offered: u64, offloads: bool) -> u64 {
 }
 
 /// What a back end takes, seen as a receiver of frames.
-pub(super) const fn takes(features: u64) -> Offloads {
+pub(super) fn takes(features: u64) -> Offloads {
     let has = |bit: u64| features & bit != 0;
     Offloads {
         guest_csum: has(feature::CSUM),

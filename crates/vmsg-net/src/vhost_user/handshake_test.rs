@@ -9,7 +9,11 @@ fn features_are_chosen_with_those_that_they_need() {
     assert_eq!(choose(all, false) & offloads, 0);
     assert_eq!(choose(all & !feature::CSUM, true) & HOST, 0);
     assert_eq!(choose(all & !feature::GUEST_CSUM, true) & GUEST, 0);
-    assert_eq!(choose(all & !feature::MRG_RXBUF, true) & GUEST, 0, "no buffer is as large");
+    assert_eq!(
+        choose(all & !feature::MRG_RXBUF, true) & GUEST,
+        0,
+        "no buffer is as large"
+    );
     let no_tso = all & !(feature::HOST_TSO4 | feature::HOST_TSO6);
     assert_eq!(choose(no_tso, true) & HOST, feature::HOST_USO);
     let half = choose(all & !feature::GUEST_USO6, true);
@@ -19,7 +23,13 @@ fn features_are_chosen_with_those_that_they_need() {
 
 #[test]
 fn what_a_back_end_takes_is_what_it_agreed_to() {
-    assert_eq!(takes(0), Offloads { mtu: u16::MAX, ..Offloads::NONE });
+    assert_eq!(
+        takes(0),
+        Offloads {
+            mtu: u16::MAX,
+            ..Offloads::NONE
+        }
+    );
     let takes = takes(feature::CSUM | feature::HOST_TSO6);
     assert!(takes.guest_csum && takes.guest_tso6);
     assert!(!takes.guest_tso4 && !takes.guest_uso4 && !takes.guest_ecn);

@@ -13,6 +13,7 @@ mod handshake;
 mod rings;
 mod wire;
 
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, listen,
 };
+use vmsg_mem::{Doorbell, RingError};
 use vmsg_queue::QueueError;
 
 use self::handshake::Handshake;
@@ -145,9 +147,15 @@ pub enum Trouble {
         /// How many it is said to take.
         count: usize,
     },
+    /// It has made one of the eventfds useless.
+    #[error(transparent)]
+    Doorbell(#[from] RingError),
     /// There is no memory to be had.
     #[error(transparent)]
     Memory(#[from] vmsg_mem::Error),
+    /// There are no descriptors to be had.
+    #[error(transparent)]
+    Descriptors(#[from] io::Error),
     /// The system refuses something.
     #[error("{0}")]
     Os(Errno),
@@ -161,7 +169,7 @@ impl Trouble {
     const fn is_fault(&self) -> bool {
         !matches!(
             self,
-            Self::Closed | Self::Memory(_) | Self::Os(_) | Self::Lost
+            Self::Closed | Self::Memory(_) | Self::Descriptors(_) | Self::Os(_) | Self::Lost
         )
     }
 }
@@ -177,13 +185,17 @@ enum Way {
 #[derive(Debug)]
 enum Link {
     /// Nobody is there; at the time, if there is one, the next attempt or guest is let in.
-    Down { until: Option<Instant> },
+    Down {
+        until: Option<Instant>,
+    },
     Greeting {
         socket: OwnedFd,
         handshake: Handshake,
         deadline: Instant,
     },
     Up(Box<Up>),
+    /// There will be no other.
+    Over,
 }
 
 #[derive(Debug)]
@@ -266,6 +278,23 @@ impl VhostUser {
         epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)
     }
 
+    /// Watches what the back end rings, which it may do as often as it likes: each time counts once.
+    fn watch_bell(&self, bell: &Doorbell, data: u64) -> Result<(), Errno> {
+        let data = epoll::EventData::new_u64(data);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, bell, data, flags)
+    }
+
+    /// Forgets the connection. The back end has the doorbells, too, so the system would go on watching them.
+    fn let_go(&mut self, next: Link) {
+        if let Link::Up(up) = std::mem::replace(&mut self.link, next) {
+            for end in up.rings.ends() {
+                // Not watched: then all is well.
+                let _ = epoll::delete(&self.epoll, &end.call);
+            }
+        }
+    }
+
     /// The time has come for another connection.
     fn let_in(&mut self, now: Instant) {
         self.link = Link::Down { until: None };
@@ -295,12 +324,10 @@ impl VhostUser {
             return;
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let Ok(socket) = accept_with(listener, flags) else {
-            return;
-        };
         // Others wait.
         let _ = epoll::delete(&self.epoll, listener);
-        if let Err(trouble) = self.greet(now, socket) {
+        let result = accept_with(listener, flags).map_err(Trouble::Os);
+        if let Err(trouble) = result.and_then(|socket| self.greet(now, socket)) {
             self.end(now, &trouble);
         }
     }
@@ -319,7 +346,7 @@ impl VhostUser {
     /// The connection can be read.
     fn hear(&mut self, now: Instant) -> Result<(), Trouble> {
         match &mut self.link {
-            Link::Down { .. } => Ok(()),
+            Link::Down { .. } | Link::Over => Ok(()),
             Link::Up(up) => wire::listen_for_the_end(up.socket.as_fd()),
             Link::Greeting {
                 socket, handshake, ..
@@ -334,8 +361,8 @@ impl VhostUser {
 
     fn up(&mut self, now: Instant, rings: Rings, features: u64) -> Result<(), Trouble> {
         let [rx, tx] = rings.ends();
-        self.watch(&rx.call, RECEIVED).map_err(Trouble::Os)?;
-        self.watch(&tx.call, SENT).map_err(Trouble::Os)?;
+        let rang = self.watch_bell(&rx.call, RECEIVED);
+        let rang = rang.and_then(|()| self.watch_bell(&tx.call, SENT));
         let link = std::mem::replace(&mut self.link, Link::Down { until: None });
         let Link::Greeting { socket, .. } = link else {
             return Err(Trouble::Lost);
@@ -353,7 +380,7 @@ impl VhostUser {
             since: now,
             ready: true,
         }));
-        Ok(())
+        rang.map_err(Trouble::Os)
     }
 
     /// The connection, if there was one, is no more.
@@ -379,10 +406,9 @@ impl VhostUser {
                 tracing::info!(%path, %trouble, "no back end");
             }
         }
-        // With the descriptors, what watches them goes.
-        self.link = Link::Down {
+        self.let_go(Link::Down {
             until: Some(now + self.pause),
-        };
+        });
         let longest = self.config.reconnect.max(FIRST_PAUSE);
         self.pause = (self.pause * 2).min(longest);
     }
@@ -394,12 +420,6 @@ impl VhostUser {
             _ => {}
         }
     }
-}
-
-/// Empties an eventfd.
-fn clear(fd: &OwnedFd) {
-    // Empty: then there is nothing to clear.
-    let _ = rustix::io::read(fd, &mut [0; 8]);
 }
 
 impl Backend for VhostUser {
@@ -423,7 +443,7 @@ impl Backend for VhostUser {
         match &self.link {
             Link::Down { until } => *until,
             Link::Greeting { deadline, .. } => Some(*deadline),
-            Link::Up(_) => None,
+            Link::Up(_) | Link::Over => None,
         }
     }
 
@@ -443,16 +463,12 @@ impl Backend for VhostUser {
                 }
                 RECEIVED => {
                     if let Link::Up(up) = &mut self.link {
-                        clear(&up.rings.ends()[0].call);
                         up.ready = true;
                     }
                     Ok(())
                 }
                 SENT => match &mut self.link {
-                    Link::Up(up) => {
-                        clear(&up.rings.ends()[1].call);
-                        up.rings.reap()
-                    }
+                    Link::Up(up) => up.rings.reap(),
                     _ => Ok(()),
                 },
                 _ => Ok(()),
@@ -464,6 +480,8 @@ impl Backend for VhostUser {
             }
         }
         if appeared && matches!(self.link, Link::Down { .. }) {
+            // It may be a moment from being there to being listened at.
+            self.pause = FIRST_PAUSE;
             self.let_in(now);
         }
         self.on_time(now);
@@ -520,6 +538,6 @@ impl Backend for VhostUser {
     }
 
     fn shutdown(&mut self) {
-        self.link = Link::Down { until: None };
+        self.let_go(Link::Over);
     }
 }

@@ -4,9 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
-use vmsg_mem::{BusAddr, Mapping, Pieces, RamSlice};
+use vmsg_mem::{BusAddr, Doorbell, Mapping, Pieces, RamSlice};
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, ParkedDriver, QueueConfig, QueueFeatures};
 
 use super::Trouble;
@@ -70,25 +68,19 @@ const fn bus(offset: usize) -> BusAddr {
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) config: QueueConfig,
-    /// Written here: there are new buffers.
-    pub(super) kick: OwnedFd,
-    /// Written by the back end: it has used some.
-    pub(super) call: OwnedFd,
+    /// Rung here: there are new buffers.
+    pub(super) kick: Doorbell,
+    /// Rung by the back end: it has used some. It is watched by edges and never read.
+    pub(super) call: Doorbell,
 }
 
 impl End {
     fn new(config: QueueConfig) -> Result<Self, Trouble> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             config,
-            kick: eventfd(0, flags).map_err(Trouble::Os)?,
-            call: eventfd(0, flags).map_err(Trouble::Os)?,
+            kick: Doorbell::new()?,
+            call: Doorbell::new()?,
         })
-    }
-
-    fn kick(&self) {
-        // Full: then the back end has been told anyhow.
-        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
 }
 
@@ -237,7 +229,7 @@ impl Rings {
         }
         queue.publish()?;
         self.rx.parked = Some(queue.park());
-        self.ends[0].kick();
+        self.ends[0].kick.ring()?;
         Ok(())
     }
 
@@ -257,6 +249,8 @@ impl Rings {
     ) -> Result<bool, Trouble> {
         let ram = self.memory.ram();
         let mut queue = self.rx.resume(ram, RX_RING)?;
+        // Until there are no more it is asked anyhow.
+        queue.disable_notifications()?;
         let mut empty = false;
         for _ in 0..most {
             while !self.coming.is_whole() {
@@ -298,7 +292,7 @@ impl Rings {
         let kick = queue.publish()?;
         self.rx.parked = Some(queue.park());
         if kick {
-            self.ends[0].kick();
+            self.ends[0].kick.ring()?;
         }
         Ok(empty)
     }
@@ -352,7 +346,7 @@ impl Rings {
         let kick = queue.publish()?;
         self.tx.parked = Some(queue.park());
         if kick {
-            self.ends[1].kick();
+            self.ends[1].kick.ring()?;
         }
         Ok(sent)
     }
@@ -423,11 +417,7 @@ fn give(
     Ok(())
 }
 
-fn reap(
-    queue: &mut Running<'_>,
-    owners: &[u16],
-    free: &mut Vec<u16>,
-) -> Result<(), Trouble> {
+fn reap(queue: &mut Running<'_>, owners: &[u16], free: &mut Vec<u16>) -> Result<(), Trouble> {
     while let Some(used) = queue.pop_used()? {
         free.push(owners[used.token.index()]);
     }

@@ -7,9 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
 use super::Trouble;
 
@@ -118,11 +116,7 @@ impl Answers {
     }
 
     /// The number that answers request `id`, when it is there. Descriptors that come along are closed by the kernel.
-    pub(super) fn read(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        id: u32,
-    ) -> Result<Option<u64>, Trouble> {
+    pub(super) fn read(&mut self, socket: BorrowedFd<'_>, id: u32) -> Result<Option<u64>, Trouble> {
         while self.have < ANSWER {
             match recv(socket, &mut self.bytes[self.have..], RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(Trouble::Closed),
@@ -153,7 +147,11 @@ impl Answers {
         let (request, flags, len) = (word(0), word(4), word(8));
         // The third bit of the version is the mark of answers.
         if request != id || flags & 3 != VERSION || flags & REPLY == 0 || len != 8 {
-            return Err(Trouble::Answer { request, flags, len });
+            return Err(Trouble::Answer {
+                request,
+                flags,
+                len,
+            });
         }
         Ok(())
     }
