@@ -5,7 +5,9 @@
 //! [`supervisor`] runs them. [`control`] is the socket on which the running description is looked at and changed.
 
 mod args;
+mod control;
 mod description;
+mod desired;
 mod log;
 mod part;
 mod plan;
@@ -23,18 +25,21 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 pub use args::{UpArgs, UpPartArgs};
 pub(crate) use part::run as run_part;
 use vmsg_proxy::front::qemu::Arch;
 
+use self::control::Operator;
 use self::description::{Description, World};
 use self::runtime::Runtime;
 use self::source::{Mistakes, Source};
 use self::status::Shared;
 use self::supervisor::{Outcome, Supervisor};
 use self::tables::{Tables, Variables};
+use crate::control::{Server, Service};
 use crate::out::Out;
 use crate::{Usage, descriptors};
 
@@ -79,13 +84,21 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     let runtime = Runtime::take(&plan.runtime, &plan.name)?;
     let (shared, inbox) = Shared::new()?;
     let supervisor = Supervisor::new(&plan, shared.clone(), inbox, args.quiet)?;
+    let operator = Operator::new(&plan, &program.to_string_lossy(), shared.clone());
+    let server = Server::start(&plan.control, Arc::clone(&operator) as Arc<dyn Service>)?;
+    let repeating = std::thread::Builder::new()
+        .name("repeat".to_owned())
+        .spawn(move || operator.repeat_changes())?;
     let control = plan.control.clone();
     let outcome = supervisor.run(|| {
         // A reader that has gone away is no reason to stop.
         let _ = writeln!(std::io::stdout(), "ready control={}", control.display());
         let _ = std::io::stdout().flush();
-    })?;
+    });
     shared.end();
+    repeating.join().expect("it does not panic");
+    drop(server);
+    let outcome = outcome?;
     drop(runtime);
     match outcome {
         Outcome::Done => Ok(()),

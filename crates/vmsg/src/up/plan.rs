@@ -16,7 +16,7 @@ pub(super) mod qemu;
 #[path = "plan_shell.rs"]
 mod shell;
 
-pub(super) use qemu::{Machine, Plugged, Sockets};
+pub(super) use qemu::{Machine, Plug, Plugged, Sockets};
 pub(super) use shell::to_shell;
 
 /// The name of the device host among the parts.
@@ -49,8 +49,6 @@ pub(super) struct BusPlan {
     pub(super) is_shared: bool,
     /// Numbers of devices that were given to somebody, ever.
     pub(super) numbers: BTreeSet<u16>,
-    /// The messages of February 2025, with one device.
-    pub(super) is_r1: bool,
 }
 
 /// A process.
@@ -123,7 +121,15 @@ pub(super) fn plan(description: &Description, program: &str) -> Plan {
             .map(|at| &description.devices[*at])
             .map(|device| (device.id.clone(), device.shape.clone()))
             .collect();
-        let machine = Machine::new(guest, runtime, devices);
+        let mut buses = Vec::new();
+        for at in &guest.devices {
+            let bus = description.devices[*at].bus;
+            let id = &description.buses[bus].id;
+            if !buses.contains(id) {
+                buses.push(id.clone());
+            }
+        }
+        let machine = Machine::new(guest, runtime, devices, buses);
         parts.push(Part {
             name: guest.name.clone(),
             argv: machine.argv(&[], Sockets::Connect),
@@ -156,7 +162,6 @@ fn bus_plan(at: usize, bus: &Bus, devices: &[Device]) -> BusPlan {
         proxy_text: bus.proxy_text.clone(),
         is_shared: matches!(bus.spec, vmsg_bus::BusSpec::Unix(_)),
         numbers: on_it.map(|device| device.num).collect(),
-        is_r1: buses::is_r1(&bus.spec),
     }
 }
 

@@ -19,6 +19,8 @@ pub(in super::super) struct Machine {
     runtime: PathBuf,
     /// Its devices, by id.
     devices: Vec<(String, Shape)>,
+    /// Buses that these are on.
+    buses: Vec<String>,
 }
 
 /// A device that was added to a running guest.
@@ -49,12 +51,23 @@ pub(in super::super) struct Plug {
 }
 
 impl Machine {
-    pub(super) fn new(guest: &Guest, runtime: &Path, devices: Vec<(String, Shape)>) -> Self {
+    pub(super) fn new(
+        guest: &Guest,
+        runtime: &Path,
+        devices: Vec<(String, Shape)>,
+        buses: Vec<String>,
+    ) -> Self {
         Self {
             guest: guest.clone(),
             runtime: runtime.to_owned(),
             devices,
+            buses,
         }
+    }
+
+    /// Buses that its devices are on, by the description's names.
+    pub(in super::super) fn buses(&self) -> &[String] {
+        &self.buses
     }
 
     pub(in super::super) fn hotplug(&self) -> u16 {

@@ -18,7 +18,8 @@ mod fabric;
 #[path = "read_guest.rs"]
 mod guest;
 
-pub(super) use device::{read_device_argument, shape_of};
+pub(super) use device::{complete_device, shape_of};
+pub(super) use guest::has_vhost_user;
 
 /// The version of the descriptions that are understood.
 const VERSION: &str = "1";

@@ -127,29 +127,33 @@ fn read_device(
     read_argument(table, kind, entries, mistakes, parse)
 }
 
-/// Reads what `--device` would have, for a running description called `name`: gives it an address as a description would.
-pub(in super::super) fn read_device_argument(
+/// Gives a device of a running description called `name` what it is to have: its place, and an address as a description would.
+///
+/// # Errors
+/// It cannot be.
+pub(in super::super) fn complete_device(
+    spec: &mut DeviceSpec,
     name: &str,
-    argument: &str,
-) -> Result<(DeviceSpec, String), Usage> {
-    let usage = |error: String| Usage(format!("{argument}: {error}"));
-    let read = |text: &str| keyval::from_str(text).map_err(|error| usage(error.to_string()));
-    let mut text = argument.to_owned();
-    let mut spec: DeviceSpec = read(&text)?;
-    let Some(id) = spec.common().id.map(str::to_owned) else {
-        return Err(usage("`id=…` is missing".to_owned()));
+    bus: &str,
+    number: u16,
+) -> Result<(), Usage> {
+    let common = spec.common_mut();
+    *common.bus = Some(bus.to_owned());
+    *common.num = Some(number);
+    let Some(id) = common.id.clone() else {
+        return Err(Usage("`id=…` is missing".to_owned()));
     };
     if !super::is_name(&id) {
-        return Err(usage(format!(
+        return Err(Usage(format!(
             "id=`{id}` must have 1 to 32 letters, digits, `-` or `_`, the first of them a letter"
         )));
     }
-    if matches!(&spec, DeviceSpec::Net(net) if net.mac.is_none()) {
-        text = format!("{text},mac={}", derived(name, &id));
-        spec = read(&text)?;
+    if let DeviceSpec::Net(net) = spec
+        && net.mac.is_none()
+    {
+        net.mac = Some(derived(name, &id));
     }
-    check(&spec).map_err(|error| usage(error.to_string()))?;
-    Ok((spec, text))
+    check(spec)
 }
 
 /// The bus that a device is on: the first one if it says nothing.

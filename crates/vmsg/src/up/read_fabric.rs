@@ -5,8 +5,8 @@ use super::super::description::{Device, HostTable};
 use super::super::source::Mistakes;
 use super::super::tables::{Table, Tables, Value, nearest};
 use super::device::check_backend;
-use super::{added, check_name, own_entries, read_argument};
-use crate::spec::{PortSpec, SwitchSpec, UplinkSpec};
+use super::{added, check_name, key_of, own_entries, read_argument};
+use crate::spec::{Network, Place, PortSpec, SwitchSpec, UplinkSpec};
 
 /// Reads them as arguments of `serve`: the option and its value.
 pub(super) fn read_fabric(
@@ -52,10 +52,12 @@ pub(super) fn read_fabric(
             );
         }
         check_switch(tables, table, mistakes);
-        let text = read_one::<UplinkSpec>(table, mistakes, |uplink| {
-            check_backend(&uplink.backend_keys(), None)
-        });
-        arguments.extend(text.map(|text| ("--uplink", text)));
+        let check = |uplink: &UplinkSpec| check_backend(&uplink.backend_keys(), None);
+        if let Some((spec, text)) = read_one(table, mistakes, check) {
+            places.push((Place::Uplink(network.uplinks.len()), table));
+            network.uplinks.push(spec);
+            arguments.push(("--uplink", text));
+        }
     }
     for device in devices {
         if let Some(table) = tables.find("device", &device.id) {

@@ -100,7 +100,6 @@ pub(super) struct Note {
 #[derive(Debug, Default)]
 struct Board {
     parts: Vec<PartStatus>,
-    all_ready: bool,
     is_stopping: bool,
     /// The supervisor is no more.
     is_over: bool,
@@ -156,10 +155,9 @@ impl Shared {
         let _ = (&*self.wake).write(&[0]);
     }
 
-    pub(super) fn publish(&self, parts: Vec<PartStatus>, all_ready: bool, is_stopping: bool) {
+    pub(super) fn publish(&self, parts: Vec<PartStatus>, is_stopping: bool) {
         let mut board = self.board();
         board.parts = parts;
-        board.all_ready = all_ready;
         board.is_stopping = is_stopping;
         drop(board);
         self.board.1.notify_all();
@@ -221,18 +219,15 @@ impl Shared {
         }
     }
 
-    /// Waits for any change of the parts behind `seen`, a value of `serve`'s start count; used to follow its restarts.
-    pub(super) fn wait_change<T>(
-        &self,
-        mut pick: impl FnMut(&[PartStatus], bool) -> Option<T>,
-    ) -> Option<T> {
+    /// Waits until `pick` gives something of all parts; `None` when everything ends.
+    pub(super) fn wait_change<T>(&self, pick: impl Fn(&[PartStatus]) -> Option<T>) -> Option<T> {
         let mut board = self.board();
         loop {
-            if let Some(found) = pick(&board.parts, board.all_ready) {
-                return Some(found);
-            }
             if board.is_over || board.is_stopping {
                 return None;
+            }
+            if let Some(found) = pick(&board.parts) {
+                return Some(found);
             }
             board = self
                 .board

@@ -195,12 +195,8 @@ impl Supervisor {
     }
 
     fn publish(&self) {
-        let stopping = self.stopping;
-        self.shared.publish(
-            self.parts.iter().map(Supervised::status).collect(),
-            self.told_ready,
-            stopping,
-        );
+        let parts = self.parts.iter().map(Supervised::status).collect();
+        self.shared.publish(parts, self.stopping);
     }
 
     /// Sleeps until something happens, and takes it in.

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Devices that come and go while everything runs. Each step that fails takes back those before it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vmsg_bus::keyval;
+use vmsg_proxy::FrontKind;
+
+use super::super::description::Restart;
+use super::super::plan::qemu::qdev_id;
+use super::super::plan::{self, BusPlan, Kind, Part, Plugged, Ready};
+use super::super::qmp::{Qmp, QmpError};
+use super::super::read::{complete_device, front_socket, has_vhost_user, shape_of};
+use super::super::status::{Ask, State};
+use super::{Desired, Operator, refused};
+use crate::control::{Added, Failure, FailureKind, Given, Request, Response};
+use crate::spec::DeviceSpec;
+
+/// How long QEMU may take for a command.
+const COMMAND: Duration = Duration::from_secs(15);
+
+/// How long a guest may take to let a device go.
+const LET_GO: Duration = Duration::from_secs(30);
+
+/// Why a vfio-user device can neither come nor go.
+const NO_VFIO_USER: &str = "its devices are vfio-user, and QEMU aborts when such a device is taken out of a running guest: front = \"vhost-user\" can do that";
+
+impl Operator {
+    /// Has the device host started as it is meant to be, from now on.
+    pub(super) fn tell_argv(&self, desired: &Desired) {
+        if let Some(argv) = desired.serve_argv() {
+            // It is there as long as the description runs.
+            let _ = self.shared.ask(Ask::SetArgv(plan::SERVE.to_owned(), argv));
+        }
+    }
+
+    fn tell_guest(&self, desired: &Desired, guest: &str) {
+        if let Some(state) = desired.guests.get(guest) {
+            let argv = state.machine.argv(&state.plugged, plan::Sockets::Connect);
+            let _ = self.shared.ask(Ask::SetArgv(guest.to_owned(), argv));
+        }
+    }
+
+    /// Adds a device to the device host and, if one is named, to a guest.
+    pub(super) fn add_device(
+        &self,
+        spec: &DeviceSpec,
+        guest: Option<&str>,
+    ) -> Result<Added, Failure> {
+        let mut desired = self.desired();
+        let bus = choose_bus(&desired, spec, guest)?;
+        let number = match spec.common().num {
+            Some(number) if desired.buses[bus].numbers.contains(&number) => {
+                return Err(refused(format!(
+                    "number {number} was a device's on the bus `{}` already, and numbers are not used again",
+                    desired.buses[bus].id
+                )));
+            }
+            Some(number) => number,
+            None => desired
+                .next_number(&desired.buses[bus])
+                .ok_or_else(|| refused("all numbers of the bus are spent"))?,
+        };
+        let mut spec = spec.clone();
+        complete_device(&mut spec, &self.name, &desired.buses[bus].name, number)
+            .map_err(refused)?;
+        let id = spec.common().id.unwrap_or_default().to_owned();
+        if desired.has_device(&id) {
+            return Err(refused(format!("there is a device `{id}` already")));
+        }
+        let text = keyval::to_string(&spec).map_err(refused)?;
+        let plugged = match guest {
+            Some(guest) => Some(self.may_plug(&desired, guest, &spec, &id, bus)?),
+            None => None,
+        };
+        let added = match self.relay(&Request::AddDevice {
+            spec: Given(spec),
+            guest: None,
+        }) {
+            Response::Added(added) => added,
+            Response::Error(failure) => return Err(failure),
+            _ => return Err(refused("the device host answers something else")),
+        };
+        desired.buses[bus].numbers.insert(added.number);
+        if let (Some(guest), Some((plugged, qmp))) = (guest, plugged) {
+            if let Err(failure) = self.plug_in(&desired, guest, &plugged, &qmp, bus) {
+                self.take_back(&id, &desired.buses[bus]);
+                return Err(failure);
+            }
+            if let Some(state) = desired.guests.get_mut(guest) {
+                state.plugged.push(plugged);
+            }
+            self.tell_guest(&desired, guest);
+        }
+        desired.add("--device", text);
+        self.tell_argv(&desired);
+        tracing::info!(device = id, guest, "added");
+        Ok(added)
+    }
+
+    /// Looks for what stands against a device in a guest; else says where it would be.
+    fn may_plug(
+        &self,
+        desired: &Desired,
+        guest: &str,
+        spec: &DeviceSpec,
+        id: &str,
+        bus: usize,
+    ) -> Result<(Plugged, Qmp), Failure> {
+        let state = find_guest(desired, guest)?;
+        let machine = &state.machine;
+        if machine.front() == FrontKind::VfioUser {
+            return Err(refused(format!("guest `{guest}`: {NO_VFIO_USER}")));
+        }
+        if !desired.buses[bus].is_shared {
+            return Err(refused(format!(
+                "the bus `{}` has room for one driver, and a device that comes later needs one of its own: a unix bus has it",
+                desired.buses[bus].id
+            )));
+        }
+        let shape = shape_of(spec, id);
+        let (major, minor) = machine.version();
+        if !has_vhost_user(shape.device_id, (major, minor)) {
+            return Err(refused(format!(
+                "QEMU {major}.{minor} has no vhost-user device of this type"
+            )));
+        }
+        let taken = |port: &u16| state.plugged.iter().any(|plugged| plugged.port == *port);
+        let port = (0..machine.hotplug()).find(|port| !taken(port));
+        let port = port.ok_or_else(|| {
+            refused(match machine.hotplug() {
+                0 => format!("guest `{guest}` has no root ports that wait for devices: hotplug = 4 in [guest.{guest}] makes them"),
+                ports => format!("all {ports} root ports of guest `{guest}` that were to wait for devices are taken: `hotplug` in [guest.{guest}]"),
+            })
+        })?;
+        let qmp = self
+            .qmp(guest)?
+            .ok_or_else(|| refused(format!("guest `{guest}` does not run")))?;
+        let plugged = Plugged {
+            id: id.to_owned(),
+            shape,
+            port,
+        };
+        Ok((plugged, qmp))
+    }
+
+    /// The way to a guest's QEMU; none if it does not run.
+    fn qmp(&self, guest: &str) -> Result<Option<Qmp>, Failure> {
+        let part = self
+            .shared
+            .part(guest)
+            .ok_or_else(|| refused(format!("there is no guest `{guest}`")))?;
+        match (part.state, part.qmp) {
+            (State::Ready, Some(qmp)) => Ok(Some(qmp)),
+            (state, _) if state.is_over() => Ok(None),
+            (state, _) => Err(Failure::new(
+                FailureKind::Unavailable,
+                format!("guest `{guest}` is {}", state.name()),
+            )),
+        }
+    }
+
+    /// A proxy for the device, and the device in the guest.
+    fn plug_in(
+        &self,
+        desired: &Desired,
+        guest: &str,
+        plugged: &Plugged,
+        qmp: &Qmp,
+        bus: usize,
+    ) -> Result<(), Failure> {
+        let state = find_guest(desired, guest)?;
+        let name = proxy_name(guest, &plugged.id);
+        self.shared
+            .ask(Ask::Add(Box::new(self.proxy(
+                guest,
+                plugged,
+                &desired.buses[bus],
+                state.machine.isolate(),
+            ))))
+            .map_err(refused)?;
+        let plugged_in = self
+            .wait_ready(&name)
+            .and_then(|()| plug(qmp, &state.machine.plug(plugged)).map_err(failure));
+        if plugged_in.is_err() {
+            self.drop_part(&name);
+        }
+        plugged_in
+    }
+
+    fn proxy(&self, guest: &str, plugged: &Plugged, bus: &BusPlan, isolate: bool) -> Part {
+        let socket = front_socket(&self.runtime, guest, &plugged.id);
+        let front = plan::front(
+            FrontKind::VhostUser,
+            &socket,
+            &plugged.id,
+            &bus.name,
+            isolate,
+        );
+        let argv = [
+            &self.program,
+            "proxy",
+            "--bus",
+            &bus.proxy_text,
+            "--front",
+            &front,
+        ];
+        Part {
+            name: proxy_name(guest, &plugged.id),
+            kind: Kind::Proxy,
+            argv: argv.map(str::to_owned).to_vec(),
+            after: vec![plan::SERVE.to_owned()],
+            ready: Ready::Lines("ready front=".to_owned(), 1),
+            restart: Restart::Always,
+        }
+    }
+
+    /// Ends a part that was added, and forgets it.
+    fn drop_part(&self, name: &str) {
+        if self.stop_part(name).is_err() {
+            let _ = self.shared.ask(Ask::Kill(name.to_owned()));
+            let over = |part: &super::PartStatus| part.state.is_over().then_some(());
+            self.shared.wait_part(name, COMMAND, over);
+        }
+        if let Err(error) = self.shared.ask(Ask::Remove(name.to_owned())) {
+            tracing::warn!(part = name, error, "is still there");
+        }
+    }
+
+    /// Takes a device from the device host again that could not be made of use.
+    fn take_back(&self, id: &str, bus: &BusPlan) {
+        let request = Request::RemoveDevice {
+            device: id.to_owned(),
+            bus: Some(bus.name.clone()),
+        };
+        if let Response::Error(failure) = self.relay(&request) {
+            tracing::warn!(device = id, why = failure.message, "is still there");
+        }
+    }
+
+    /// Takes a device from the guest that has it, and from the device host.
+    pub(super) fn remove_device(&self, device: &str, bus: Option<&str>) -> Result<(), Failure> {
+        let mut desired = self.desired();
+        let holder = desired.guests.iter().find_map(|(guest, state)| {
+            let plugged = state.plugged.iter().find(|plugged| plugged.id == device)?;
+            Some((guest.clone(), plugged.clone()))
+        });
+        if let Some((guest, _)) = desired
+            .guests
+            .iter()
+            .find(|(_, state)| state.machine.devices().any(|id| id == device))
+        {
+            return Err(refused(format!(
+                "guest `{guest}` was started with `{device}`; what can be taken out is what was added later"
+            )));
+        }
+        if let Some((guest, plugged)) = &holder {
+            if let Some(qmp) = self.qmp(guest)? {
+                let state = find_guest(&desired, guest)?;
+                unplug(&qmp, &state.machine.plug(plugged), device)?;
+            }
+            self.drop_part(&proxy_name(guest, device));
+            if let Some(state) = desired.guests.get_mut(guest) {
+                state.plugged.retain(|plugged| plugged.id != device);
+            }
+            self.tell_guest(&desired, guest);
+        }
+        let request = Request::RemoveDevice {
+            device: device.to_owned(),
+            bus: bus.map(|bus| self::bus_name(&desired, bus)),
+        };
+        match self.relay(&request) {
+            Response::Error(failure) => return Err(failure),
+            _ => desired.remove("--device", device),
+        }
+        desired.forget(device);
+        self.tell_argv(&desired);
+        tracing::info!(device, guest = holder.map(|(guest, _)| guest), "removed");
+        Ok(())
+    }
+}
+
+/// What the proxy of a device that was added is called among the parts.
+fn proxy_name(guest: &str, device: &str) -> String {
+    format!("{guest}.{device}")
+}
+
+/// `serve`'s name of a bus that the description may call otherwise.
+fn bus_name(desired: &Desired, bus: &str) -> String {
+    let known = desired.buses.iter().find(|other| other.id == bus);
+    known.map_or_else(|| bus.to_owned(), |bus| bus.name.clone())
+}
+
+fn find_guest<'d>(desired: &'d Desired, guest: &str) -> Result<&'d super::GuestState, Failure> {
+    desired.guests.get(guest).ok_or_else(|| {
+        let known: Vec<&str> = desired.guests.keys().map(String::as_str).collect();
+        let message = format!(
+            "there is no guest `{guest}`; known: `{}`",
+            known.join("`, `")
+        );
+        Failure::new(FailureKind::NotFound, message)
+    })
+}
+
+/// The bus that the device names; else one that the guest's devices are on; else the first one.
+fn choose_bus(desired: &Desired, spec: &DeviceSpec, guest: Option<&str>) -> Result<usize, Failure> {
+    let of_guest = match guest {
+        Some(guest) => find_guest(desired, guest)?
+            .buses
+            .first()
+            .map(String::as_str),
+        None => None,
+    };
+    let wanted = spec.common().bus.or(of_guest);
+    let found = match wanted {
+        None => (!desired.buses.is_empty()).then_some(0),
+        Some(wanted) => desired
+            .buses
+            .iter()
+            .position(|bus| bus.id == wanted || bus.name == wanted),
+    };
+    found.ok_or_else(|| {
+        let known: Vec<&str> = desired.buses.iter().map(|bus| bus.id.as_str()).collect();
+        let message = format!(
+            "there is no bus `{}`; known: `{}`",
+            wanted.unwrap_or_default(),
+            known.join("`, `")
+        );
+        Failure::new(FailureKind::NotFound, message)
+    })
+}
+
+fn failure(error: QmpError) -> Failure {
+    let kind = match error {
+        QmpError::Refused { .. } => FailureKind::Refused,
+        QmpError::Late(_) | QmpError::Gone => FailureKind::Unavailable,
+    };
+    Failure::new(kind, error)
+}
+
+/// Has QEMU plug a device in.
+fn plug(qmp: &Qmp, plug: &plan::Plug) -> Result<(), QmpError> {
+    qmp.execute("chardev-add", plug.chardev.clone(), COMMAND)?;
+    let rest = || {
+        if let Some(netdev) = &plug.netdev {
+            qmp.execute("netdev_add", netdev.clone(), COMMAND)?;
+        }
+        qmp.execute("device_add", plug.device.clone(), COMMAND)
+    };
+    match rest() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            // As much of it as is there.
+            let _ = remove_backend(qmp, plug);
+            Err(error)
+        }
+    }
+}
+
+fn id_of(value: &Value) -> Value {
+    json!({ "id": value.get("id") })
+}
+
+fn remove_backend(qmp: &Qmp, plug: &plan::Plug) -> Result<(), QmpError> {
+    let netdev = match &plug.netdev {
+        Some(netdev) => qmp
+            .execute("netdev_del", id_of(netdev), COMMAND)
+            .map(|_| ()),
+        None => Ok(()),
+    };
+    qmp.execute("chardev-remove", id_of(&plug.chardev), COMMAND)?;
+    netdev
+}
+
+/// Has QEMU take a device out, and waits until the guest has let it go.
+fn unplug(qmp: &Qmp, plug: &plan::Plug, device: &str) -> Result<(), Failure> {
+    let since = qmp.events();
+    let asked = qmp.execute("device_del", id_of(&plug.device), COMMAND);
+    let is_gone = match asked {
+        Ok(_) => false,
+        // An earlier attempt that has come to its end since.
+        Err(QmpError::Refused {
+            ref description, ..
+        }) if description.contains("not found") => true,
+        // An earlier attempt that is still under way.
+        Err(QmpError::Refused {
+            ref description, ..
+        }) if description.contains("in the process") => false,
+        Err(error) => return Err(failure(error)),
+    };
+    if !is_gone {
+        let wanted = qdev_id(device);
+        let heard = qmp.event(since, LET_GO, |event, data| {
+            let is_ours = data.get("device").and_then(Value::as_str) == Some(&wanted);
+            match event {
+                "DEVICE_DELETED" if is_ours => Some(true),
+                "DEVICE_UNPLUG_GUEST_ERROR" if is_ours => Some(false),
+                _ => None,
+            }
+        });
+        match heard {
+            Ok(true) => {}
+            Ok(false) => return Err(refused(format!("the guest does not let `{device}` go"))),
+            Err(QmpError::Late(_)) => {
+                return Err(Failure::new(
+                    FailureKind::Unavailable,
+                    format!(
+                        "the guest has not let `{device}` go in {} s; it has the device still, and may be asked again",
+                        LET_GO.as_secs()
+                    ),
+                ));
+            }
+            Err(error) => return Err(failure(error)),
+        }
+    }
+    if let Err(error) = remove_backend(qmp, plug) {
+        // The guest has no device any more, whatever QEMU keeps of it.
+        tracing::warn!(device, %error, "QEMU keeps something of a device that is gone");
+    }
+    Ok(())
+}
