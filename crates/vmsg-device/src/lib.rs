@@ -13,4 +13,5 @@ pub mod device;
 pub mod host;
 pub mod net;
 pub mod rng;
+pub mod switch;
 pub mod worker;

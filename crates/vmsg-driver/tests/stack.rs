@@ -381,3 +381,33 @@ fn frames_that_cannot_be_are_counted_and_their_buffers_used_again() {
         assert_eq!((result.unwrap(), bad), (0, expected), "{buffers} buffers");
     }
 }
+
+#[test]
+fn a_driver_asleep_notices_that_its_device_is_removed() {
+    for doorbells in [true, false] {
+        let host = over_unix();
+        let mut client = connect(&host, "net");
+        let pool = pool();
+        pool.lend(&mut client, 1).unwrap();
+        let mut options = NetOptions::default();
+        options.queue.doorbells = doorbells;
+        let mut net = NetDriver::new(client, NET, &pool, &options).unwrap();
+        assert!(!net.wait(Duration::from_millis(1)).unwrap());
+        let handle = host.handle.clone();
+        let remover = std::thread::spawn(move || handle.remove_device(None, "net0"));
+        let start = Instant::now();
+        let error = net.wait(PATIENCE).unwrap_err();
+        assert!(matches!(error, Error::NoDevice(NET)), "{error:?}");
+        assert!(start.elapsed() < PATIENCE);
+        remover.join().unwrap().unwrap();
+        // Others are served as before, and the pool is free.
+        assert_eq!(net.client().devices().unwrap(), [RNG]);
+        drop(net);
+        let mut client = connect(&host, "rng");
+        pool.lend(&mut client, 1).unwrap();
+        let mut rng = RngDriver::new(client, RNG, &pool, &QueueOptions::default()).unwrap();
+        let mut bytes = [0; 64];
+        rng.fill(&mut bytes, PATIENCE).unwrap();
+        assert_ne!(bytes, [0; 64]);
+    }
+}

@@ -51,6 +51,8 @@ pub struct Core {
     replies: Vec<Reply>,
     /// When which device wants to be polled: at most one entry for each.
     timers: BTreeSet<(Instant, u32)>,
+    /// Those without queues.
+    residents: Vec<Slot>,
     /// The devices' memory.
     seats: Arc<Seats>,
     /// Devices whose descriptors are to be watched no more, or again.
@@ -89,6 +91,7 @@ impl Core {
             again_of_others: Vec::new(),
             replies: Vec::new(),
             timers: BTreeSet::new(),
+            residents: Vec::new(),
             seats: Arc::default(),
             unwatched: Vec::new(),
         }
@@ -203,6 +206,13 @@ impl Core {
         }
     }
 
+    /// Asks those without queues when they want to be polled: other devices change that, which work for them.
+    pub fn update_residents(&mut self) {
+        for index in 0..self.residents.len() {
+            self.set_timer(self.residents[index]);
+        }
+    }
+
     /// Notes when the device at `slot` wants to be polled.
     fn set_timer(&mut self, slot: Slot) {
         let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else {
@@ -251,6 +261,9 @@ impl Core {
         if let Some(fd) = device.event_fd() {
             fds.add_device(slot, fd);
         }
+        if sizes.is_empty() {
+            self.residents.push(slot);
+        }
         let key = new_key(slot);
         device.placed(key);
         self.entries[index] = Some(Entry {
@@ -274,6 +287,7 @@ impl Core {
         };
         self.ready.remove(slot.0);
         self.unwatched.retain(|(other, _)| *other != slot);
+        self.residents.retain(|other| *other != slot);
         if let Some(due) = entry.timer.take() {
             self.timers.remove(&(due, slot.0));
         }

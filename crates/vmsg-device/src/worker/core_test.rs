@@ -517,3 +517,52 @@ fn a_place_is_free_when_its_device_is_removed() {
     bench.core.poll_device(place, Instant::now());
     assert_eq!(bench.run(), []);
 }
+
+/// Without queues; others say when it is to be polled.
+struct Resident(Arc<std::sync::Mutex<Option<Instant>>>);
+
+impl Device for Resident {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: 0,
+            vendor_id: 0,
+        }
+    }
+    fn features(&self) -> FeatureSet {
+        FeatureSet::EMPTY
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        Vec::new()
+    }
+    fn activate(&mut self, _features: &FeatureSet) {}
+    fn reset(&mut self) {}
+    fn process(&mut self, _: usize, _: usize, _: &mut Io<'_>) -> Result<Progress, DeviceError> {
+        Ok(Progress::Blocked)
+    }
+    fn next_timeout(&self) -> Option<Instant> {
+        *self.0.lock().expect("sound")
+    }
+    fn poll(&mut self, _: &mut Io<'_>) -> Result<(), DeviceError> {
+        *self.0.lock().expect("sound") = None;
+        Ok(())
+    }
+}
+
+#[test]
+fn what_others_want_of_a_resident_is_seen_before_the_worker_sleeps() {
+    let due = Arc::default();
+    let mut core = Core::new();
+    let resident = Box::new(Resident(Arc::clone(&due)));
+    core.command(SLOT, 0, Command::Add(resident), &mut NoFds);
+    assert_eq!(core.next_timeout(), None);
+    let now = Instant::now();
+    *due.lock().expect("sound") = Some(now);
+    core.update_residents();
+    assert_eq!(core.next_timeout(), Some(now));
+    core.handle_timeouts(now);
+    assert_eq!(core.next_timeout(), None);
+    core.command(SLOT, 1, Command::Remove, &mut NoFds);
+    *due.lock().expect("sound") = Some(now);
+    core.update_residents();
+    assert_eq!(core.next_timeout(), None, "it is gone");
+}

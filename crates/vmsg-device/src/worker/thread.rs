@@ -198,6 +198,7 @@ impl Thread {
                 }
             }
             self.core.update_watched(&mut self.poll);
+            self.core.update_residents();
             self.answer();
         }
     }
