@@ -5,12 +5,12 @@ use vmsg_mem::Pieces;
 
 use super::Net;
 use super::bits;
-use super::config::Mac;
 use super::filter::{Mode, TABLE_LIMIT, Table};
 use super::hash::{Hasher, KEY_LEN, SUPPORTED};
 use super::session::{GUEST_OFFLOADS, Session};
 use super::steering::{Indirection, Steering};
 use crate::device::{DeviceError, Io, Progress};
+use vmsg_net::Mac;
 
 const BATCH: usize = 16;
 const OK: u8 = 0;

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::config::Mac;
+use vmsg_net::Mac;
 
 /// Bytes of a frame that tell whether it is wanted: addresses, type, VLAN tag.
 pub(super) const LOOK: usize = 16;

@@ -39,7 +39,7 @@ use crate::device::{
     transport_features,
 };
 
-pub use self::config::Mac;
+pub use vmsg_net::Mac;
 
 /// Device id of a network device.
 pub const DEVICE_ID: u32 = 1;

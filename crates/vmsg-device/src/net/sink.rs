@@ -8,7 +8,6 @@ use vmsg_mem::{AddressSpace, Pieces, RamSlice};
 use vmsg_net::{RxSink, Target, VnetHeader};
 use vmsg_queue::{Batch, ChainStorage, QueueError};
 
-use super::config::Mac;
 use super::counters::{Counters, DeviceCounters};
 use super::filter::LOOK;
 use super::flow::Flow;
@@ -18,6 +17,7 @@ use super::session::{HASH_HEADER, HEADER, Session};
 use super::steering::Steering;
 use crate::device::{ActiveQueue, DeviceError};
 use crate::worker::Notice;
+use vmsg_net::Mac;
 
 /// Receive buffers looked at in one go. A 64 KiB frame fills 44 buffers of
 /// 1,536 bytes, so a batch holds two of the largest.
