@@ -190,7 +190,7 @@ enum Link {
     },
     Greeting {
         socket: OwnedFd,
-        handshake: Handshake,
+        handshake: Box<Handshake>,
         deadline: Instant,
     },
     Up(Box<Up>),
@@ -337,7 +337,7 @@ impl VhostUser {
         let handshake = Handshake::begin(socket.as_fd(), self.config.offloads)?;
         self.link = Link::Greeting {
             socket,
-            handshake,
+            handshake: Box::new(handshake),
             deadline: now + PATIENCE,
         };
         Ok(())

@@ -15,7 +15,8 @@ use crate::{Offloads, RxSink, Target, TxFrame, VnetHeader};
 /// Buffers for frames from the back end.
 const RX: u16 = 512;
 /// Bytes of each. Large frames take several.
-const RX_BYTES: usize = 4096;
+const RX_LEN: u32 = 4096;
+const RX_BYTES: usize = RX_LEN as usize;
 /// Buffers for frames to the back end.
 const TX: u16 = 256;
 /// Bytes of each: the longest frame with two tags and the header, in whole pages; those that are never written cost nothing.
@@ -410,9 +411,8 @@ fn give(
     places: Places,
     buffer: u16,
 ) -> Result<(), Trouble> {
-    const LEN: u32 = RX_BYTES as u32;
     let at = bus(places.rx_buffers + usize::from(buffer) * RX_BYTES);
-    let token = queue.add(&[], &[(at, LEN)])?;
+    let token = queue.add(&[], &[(at, RX_LEN)])?;
     owners[token.index()] = buffer;
     Ok(())
 }
