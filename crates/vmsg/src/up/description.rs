@@ -160,6 +160,10 @@ impl Restart {
 pub(super) struct World<'a> {
     /// Whether there is such a file; relative to the description's folder.
     pub(super) exists: &'a dyn Fn(&Path) -> bool,
+    /// Whether there is such a program to be run.
+    pub(super) runs: &'a dyn Fn(&str) -> bool,
+    /// This program.
+    pub(super) program: String,
     /// The version of a QEMU.
     pub(super) qemu_version: &'a dyn Fn(&str) -> Result<(u32, u32), String>,
     /// The machine whose guests run without emulation, if there are any.

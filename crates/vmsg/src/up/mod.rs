@@ -30,6 +30,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 pub use args::{UpArgs, UpPartArgs};
 pub(crate) use part::run as run_part;
+use rustix::fs::{Access, access};
 use vmsg_proxy::front::qemu::Arch;
 
 use self::control::Operator;
@@ -49,9 +50,12 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&file)
         .map_err(|error| Usage(format!("cannot read {}: {error}", args.file.display())))?;
     let source = Source::new(args.file.display().to_string(), text);
+    let program = std::env::current_exe().context("where is this program?")?;
     let folder = file.parent().unwrap_or(Path::new("/")).to_owned();
     let versions = RefCell::new(HashMap::new());
     let world = World {
+        runs: &|program| runs(program, &folder),
+        program: program.to_string_lossy().into_owned(),
         exists: &|path| folder.join(path).is_file(),
         qemu_version: &|qemu| {
             let mut versions = versions.borrow_mut();
@@ -71,7 +75,6 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
         // Nobody may be reading.
         let _ = writeln!(std::io::stderr(), "{shown}");
     }
-    let program = std::env::current_exe().context("where is this program?")?;
     let plan = plan::plan(&description, &program.to_string_lossy());
     if args.check {
         return Ok(());
@@ -124,12 +127,19 @@ fn describe(
     ((!mistakes.are_fatal()).then_some(description), mistakes)
 }
 
+/// Whether there is a program that can be run by this name from `folder`.
+fn runs(program: &str, folder: &Path) -> bool {
+    let is = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    if program.contains('/') {
+        return is(&folder.join(program));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| is(&folder.join(dir).join(program)))
+}
+
 /// The machine whose guests this one runs without emulation.
 fn kvm() -> Option<Arch> {
-    let can = rustix::fs::access(
-        "/dev/kvm",
-        rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
-    );
+    let can = access("/dev/kvm", Access::READ_OK | Access::WRITE_OK);
     match std::env::consts::ARCH {
         _ if can.is_err() => None,
         "x86_64" => Some(Arch::X86),

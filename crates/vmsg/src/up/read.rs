@@ -27,6 +27,9 @@ const VERSION: &str = "1";
 /// The longest path of a socket that a bus can be given.
 const MAX_SOCKET: usize = vmsg_bus::unix::MAX_PATH;
 
+/// The program that a command names this one by.
+const OWN: &str = "vmsg";
+
 /// Names of parts that are not given by a table.
 const OWN_PARTS: [&str; 2] = ["serve", "up"];
 
@@ -44,7 +47,7 @@ pub(super) fn read(
     let devices = device::read_devices(tables, &name, &buses, &host, mistakes);
     let fabric = fabric::read_fabric(tables, &host, &devices, mistakes);
     let guests = guest::read_guests(tables, &buses, &devices, world, mistakes);
-    let programs = read_programs(tables, mistakes);
+    let programs = read_programs(tables, world, mistakes);
     if tables.all.iter().all(|table| table.kind == "host") {
         mistakes.error(
             None,
@@ -89,7 +92,7 @@ fn is_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     (1..=32).contains(&name.len())
         && name.chars().all(plain)
-        && name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 /// Finds names that cannot be.
@@ -98,7 +101,7 @@ fn check_name(table: &Table, mistakes: &mut Mistakes) {
         mistakes.error(
             table.span.clone(),
             format!(
-                "the name `{}` of a {} must have 1 to 32 letters, digits, `-` or `_`, the first of them a letter",
+                "the name `{}` of a {} must have 1 to 32 letters, digits, `-` or `_`, the first of them no sign",
                 table.name, table.kind
             ),
         );
@@ -129,7 +132,7 @@ fn read_host(
         mistakes.error(
             span.or(Some(0..0)),
             format!(
-                "the description's name `{name}` must have 1 to 32 letters, digits, `-` or `_`, the first of them a letter; it is the file's, or `name` in [host]"
+                "the description's name `{name}` must have 1 to 32 letters, digits, `-` or `_`, the first of them no sign; it is the file's, or `name` in [host]"
             ),
         );
     }
@@ -323,7 +326,7 @@ fn proxy_text(spec: &vmsg_bus::BusSpec, text: &str) -> String {
     }
 }
 
-fn read_programs(tables: &Tables, mistakes: &mut Mistakes) -> Vec<Program> {
+fn read_programs(tables: &Tables, world: &World<'_>, mistakes: &mut Mistakes) -> Vec<Program> {
     let parts: Vec<&str> = tables
         .all
         .iter()
@@ -335,7 +338,7 @@ fn read_programs(tables: &Tables, mistakes: &mut Mistakes) -> Vec<Program> {
     for table in tables.of("program") {
         check_part_name(tables, table, mistakes);
         table.check_keys(&["command", "ready", "after", "restart"], mistakes);
-        let command: Vec<String> = match table.strings("command", false, mistakes) {
+        let mut command: Vec<String> = match table.strings("command", false, mistakes) {
             Some(words) => words.into_iter().map(|(word, _)| word).collect(),
             None => {
                 if table.entry("command").is_none() {
@@ -349,6 +352,11 @@ fn read_programs(tables: &Tables, mistakes: &mut Mistakes) -> Vec<Program> {
         };
         if command.first().is_none_or(String::is_empty) {
             mistakes.error(table.place("command"), "`command` has no program");
+        } else if command[0] == OWN {
+            // This one, wherever it is.
+            command[0] = world.program.clone();
+        } else if !(world.runs)(&command[0]) {
+            mistakes.error(table.place("command"), format!("there is no program `{}`", command[0]));
         }
         let after = table.strings("after", true, mistakes).unwrap_or_default();
         for (other, span) in &after {

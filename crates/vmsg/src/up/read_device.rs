@@ -46,6 +46,10 @@ pub(super) fn read_devices(
     for table in tables.of("device") {
         check_name(table, mistakes);
         check_worker(table, host, mistakes);
+        if is_number(&table.name) {
+            let name = &table.name;
+            mistakes.error(table.span.clone(), format!("a device called `{name}` would be taken for a number"));
+        }
         check_switch(tables, table, mistakes);
         let bus = bus_of(tables, table, buses, mistakes);
         let Some((kind, _)) = table.string("type", mistakes) else {
@@ -108,6 +112,10 @@ pub(super) fn read_devices(
     devices
 }
 
+fn is_number(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// The address of a network device that is not told one: it depends on names alone.
 fn derived(name: &str, id: &str) -> String {
     Mac::derived(&format!("{name}/{id}")).to_string()
@@ -143,9 +151,9 @@ pub(in super::super) fn complete_device(
     let Some(id) = common.id.clone() else {
         return Err(Usage("`id=…` is missing".to_owned()));
     };
-    if !super::is_name(&id) {
+    if !super::is_name(&id) || is_number(&id) {
         return Err(Usage(format!(
-            "id=`{id}` must have 1 to 32 letters, digits, `-` or `_`, the first of them a letter"
+            "id=`{id}` must have 1 to 32 letters, digits, `-` or `_`, the first of them no sign"
         )));
     }
     if let DeviceSpec::Net(net) = spec

@@ -22,7 +22,6 @@ pub(super) fn runtimes() -> PathBuf {
 /// A folder that this process has to itself.
 #[derive(Debug)]
 pub(super) struct Runtime {
-    path: PathBuf,
     /// Locked while this lives.
     _lock: File,
 }
@@ -62,18 +61,7 @@ impl Runtime {
         lock.set_len(0)?;
         lock.rewind()?;
         writeln!(lock, "{}", std::process::id())?;
-        Ok(Self {
-            path: path.to_owned(),
-            _lock: lock,
-        })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn logs(&self) -> PathBuf {
-        self.path.join("logs")
+        Ok(Self { _lock: lock })
     }
 }
 
@@ -113,10 +101,10 @@ mod tests {
         let path = dir.path().join("a/b");
         let runtime = Runtime::take(&path, "x").expect("it is free");
         assert_eq!(
-            fs::metadata(runtime.path()).expect("it is there").mode() & 0o777,
+            fs::metadata(&path).expect("it is there").mode() & 0o777,
             0o700
         );
-        assert!(runtime.logs().is_dir());
+        assert!(path.join("logs").is_dir());
         let error = Runtime::take(&path, "x")
             .expect_err("it is taken")
             .to_string();

@@ -35,8 +35,9 @@ impl<'a> Variables<'a> {
     }
 
     /// Replaces each `${KEY}` in `text`; `$$` is a `$`.
-    fn expand(&mut self, text: &str, span: &Span, mistakes: &mut Mistakes) -> String {
+    fn expand(&mut self, text: &str, span: &Span, mistakes: &mut Mistakes) -> Value {
         let mut out = String::new();
+        let mut is_whole = true;
         let mut rest = text;
         while let Some(at) = rest.find('$') {
             out.push_str(&rest[..at]);
@@ -47,14 +48,15 @@ impl<'a> Variables<'a> {
             } else if let Some(named) = after.strip_prefix('{') {
                 let Some((key, after)) = named.split_once('}') else {
                     mistakes.error(span.clone(), "a `${` has no `}`; `$$` stands for a `$`");
-                    return out;
+                    return Value::Unset;
                 };
                 match self.get(key) {
                     Some(value) => out.push_str(&value),
-                    None => mistakes.error(
-                        span.clone(),
-                        format!("${{{key}}} is not set; give --set {key}=…, or set it in the environment"),
-                    ),
+                    None => {
+                        is_whole = false;
+                        let message = format!("${{{key}}} is not set; give --set {key}=…, or set it in the environment");
+                        mistakes.error(span.clone(), message);
+                    }
                 }
                 rest = after;
             } else {
@@ -63,7 +65,7 @@ impl<'a> Variables<'a> {
             }
         }
         out.push_str(rest);
-        out
+        if is_whole { Value::Text(out) } else { Value::Unset }
     }
 
     fn get(&mut self, key: &str) -> Option<String> {
@@ -94,6 +96,8 @@ pub(super) enum Value {
     Table,
     /// A point in time.
     Other,
+    /// It cannot be known, and that was told.
+    Unset,
 }
 
 impl Value {
@@ -105,6 +109,7 @@ impl Value {
             Self::List(_) => "a list",
             Self::Table => "a table",
             Self::Other => "a time",
+            Self::Unset => "nothing",
         }
     }
 
@@ -114,7 +119,7 @@ impl Value {
             Self::Text(text) | Self::Number(text) => Some(text.clone()),
             Self::Flag(true) => Some("on".to_owned()),
             Self::Flag(false) => Some("off".to_owned()),
-            Self::List(_) | Self::Table | Self::Other => None,
+            Self::List(_) | Self::Table | Self::Other | Self::Unset => None,
         }
     }
 }
@@ -272,7 +277,7 @@ fn convert(
     mistakes: &mut Mistakes,
 ) -> Value {
     match value.get_ref() {
-        DeValue::String(text) => Value::Text(variables.expand(text, &value.span(), mistakes)),
+        DeValue::String(text) => variables.expand(text, &value.span(), mistakes),
         DeValue::Integer(number) => {
             let (digits, radix) = (number.as_str(), number.radix());
             // The command line knows decimal and hexadecimal numbers.
@@ -342,6 +347,9 @@ impl Table {
     }
 
     fn wrong(&self, entry: &Entry, wanted: &str, mistakes: &mut Mistakes) {
+        if entry.value == Value::Unset {
+            return;
+        }
         mistakes.error(
             entry.span.clone(),
             format!(
@@ -409,6 +417,7 @@ impl Table {
                 for (item, span) in items {
                     match item {
                         Value::Text(text) => list.push((text.clone(), span.clone())),
+                        Value::Unset => {}
                         other => mistakes.error(
                             span.clone(),
                             format!("`{key}` must be {wanted}, and this is {}", other.kind()),
@@ -470,6 +479,7 @@ impl Table {
                         let key = keyval::escape(&entry.key);
                         let _ = write!(text, "{comma}{key}={}", keyval::escape(&word));
                     }
+                    None if *value == Value::Unset => {}
                     None => mistakes.error(
                         span.clone(),
                         format!("`{}` cannot be {}", entry.key, value.kind()),
