@@ -139,10 +139,11 @@ impl Options {
                 more.trees.push(tree::inner_qemu);
             }
             more.cross = any("demo-2b") || any("up-2b") || any("ivshmem-tools");
-            more.new_qemu =
-                any("vfio-user")
-                    || any("console")
-                    || any("nic-") || any("ivshmem-server") || any("ivshmem-tools");
+            more.new_qemu = any("vfio-user")
+                || any("console")
+                || any("nic-")
+                || any("ivshmem-server")
+                || any("ivshmem-tools");
             more.new_kernel = any("new-kernel") || any("vfio-user-iommu");
         }
         kit::gather(&machines, &wanted)

@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Keep logs and captures in this folder, new or empty [default: a new one under target/xtask]
     #[arg(long, value_name = "DIR")]
     keep_dir: Option<PathBuf>,
+    /// Use this program instead of building one
+    #[arg(long, value_name = "FILE", hide = true)]
+    vmsg: Option<PathBuf>,
     #[command(flatten)]
     kit: kit::Options,
 }
@@ -61,8 +64,13 @@ pub(crate) fn run(options: &Options) -> bool {
 fn play(options: &Options) -> Result<String> {
     let mut kits = kit::gather(&[options.machine], &options.kit)?;
     let kit = kits.pop().expect("one kit for one machine");
-    println!("building vmsg");
-    let vmsg = Vmsg::build()?;
+    let vmsg = match &options.vmsg {
+        Some(program) => Vmsg::built(program)?,
+        None => {
+            println!("building vmsg");
+            Vmsg::build()?
+        }
+    };
     let name = format!("demo-vswitch-{}", options.machine.name());
     let dir = dirs::run_folder(&name, options.keep_dir.as_deref())?;
     println!("logs: {}", dir.display());
