@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use help::DEVICES;
 
-pub use ctl::{CtlAction, CtlArgs, PortAction, RuleAction, TopArgs};
+pub(crate) use ctl::{CtlAction, CtlArgs, PortAction, RuleAction, TopArgs};
 
 /// What `vmsg --help` ends with.
 const FIRST_STEPS: &str = "\

@@ -78,7 +78,6 @@ pub(crate) struct CommonMut<'a> {
     pub(crate) id: &'a mut Option<String>,
     pub(crate) num: &'a mut Option<u16>,
     pub(crate) bus: &'a mut Option<String>,
-    pub(crate) worker: &'a mut Option<usize>,
 }
 
 macro_rules! common {
@@ -99,7 +98,6 @@ macro_rules! common_mut {
             id: &mut $spec.id,
             num: &mut $spec.num,
             bus: &mut $spec.bus,
-            worker: &mut $spec.worker,
         }
     };
 }

@@ -292,7 +292,7 @@ fn specifications_are_written_as_they_are_read() {
         "net",
         "rng,id=rng7,num=3,bus=b1,worker=2",
         "net,id=a,,b,mac=52:54:00:12:34:56,link=down,speed=1000,duplex=half,rss=off,switch=s0",
-        "net,backend=user,mtu=9000,hostfwd=tcp::1-:2,hostfwd=udp::3-:4,restrict=on",
+        "net,backend=user,mtu=9000,restrict=on,hostfwd=tcp::1-:2,hostfwd=udp::3-:4",
         "net,queues=4,backend=tap,ifname=vm%d,addr=10.0.0.1/24,up=off,offloads=off",
         "net,backend=socket,mode=dgram,mcast=230.0.0.1:1234,localaddr=127.0.0.1",
         "net,backend=socket,path=/x=y,server=on",

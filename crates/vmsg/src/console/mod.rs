@@ -7,7 +7,7 @@ pub(crate) mod control;
 mod keys;
 mod line;
 mod registry;
-mod terminal;
+pub(crate) mod terminal;
 
 use std::path::Path;
 

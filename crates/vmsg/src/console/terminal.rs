@@ -11,17 +11,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 
 /// Hands every key on, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Raw {
+pub(crate) struct Raw {
     before: Termios,
 }
 
 impl Raw {
     /// Whether stdin and stdout are a terminal.
-    pub(super) fn is_possible() -> bool {
+    pub(crate) fn is_possible() -> bool {
         io::stdin().is_terminal() && io::stdout().is_terminal()
     }
 
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let before = tcgetattr(io::stdin()).context("cannot ask the terminal how it is")?;
         let mut raw = before.clone();
         raw.make_raw();
@@ -45,20 +45,20 @@ impl Drop for Raw {
 }
 
 /// Columns and rows of the terminal, if it knows them.
-pub(super) fn size() -> Option<(u16, u16)> {
+pub(crate) fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(io::stdout()).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 /// Signals as something to wait for.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     end: UnixStream,
     window: UnixStream,
 }
 
 impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let (end, write) = UnixStream::pair()?;
         for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
@@ -70,12 +70,12 @@ impl Signals {
     }
 
     /// Readable when this program is to end.
-    pub(super) fn end(&self) -> BorrowedFd<'_> {
+    pub(crate) fn end(&self) -> BorrowedFd<'_> {
         self.end.as_fd()
     }
 
     /// Readable when the window has another size.
-    pub(super) fn window(&self) -> &UnixStream {
+    pub(crate) fn window(&self) -> &UnixStream {
         &self.window
     }
 }

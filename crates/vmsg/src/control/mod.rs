@@ -14,7 +14,7 @@ mod table;
 
 pub(crate) use client::Client;
 pub(crate) use command::run;
-pub use protocol::LinkState;
 pub(crate) use protocol::*;
 pub(crate) use server::{Server, Service};
+pub(crate) use show::{dropped, port_state};
 pub(crate) use table::Table;

@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use report::{Added, Count, Device, Holder, Link, MacEntry, Part, Port, Switch, Traffic};
+pub(crate) use report::{
+    Added, Count, Device, Holder, Link, MacEntry, Part, Port, Switch, Traffic,
+};
 pub(crate) use spec::Given;
 
 use crate::console::Console;

@@ -35,13 +35,13 @@ pub(crate) struct Problem {
 
 /// Whether a switch, port or uplink may be called so: it stands in rules, and in `unknown=`.
 fn check_name(name: &str) -> Result<(), Usage> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@/+".contains(&byte);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@+".contains(&byte);
     if matches!(name, "flood" | "drop" | "off" | "on") {
         return Err(Usage(format!("id={name}: this word means something else")));
     }
     if !(1..=64).contains(&name.len()) || !name.bytes().all(plain) {
         return Err(Usage(format!(
-            "id=`{name}` must have 1 to 64 letters, digits, or signs of `-_.:@/+`, as it stands in rules"
+            "id=`{name}` must have 1 to 64 letters, digits, or signs of `-_.:@+`, as it stands in rules"
         )));
     }
     Ok(())

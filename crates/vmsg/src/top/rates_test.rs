@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use std::time::Duration;
+
+use super::*;
+use crate::control::{Holder, Link, Traffic};
+
+fn count(frames: u64, bytes: u64) -> Traffic {
+    Traffic {
+        unicast: Count { frames, bytes },
+        ..Traffic::default()
+    }
+}
+
+fn port(id: &str, input: Traffic, drops: &[(&str, u64)]) -> Port {
+    let drops = drops
+        .iter()
+        .map(|(name, count)| ((*name).to_owned(), *count));
+    Port {
+        id: id.to_owned(),
+        link: true,
+        running: true,
+        input,
+        dropped_out: drops.collect(),
+        ..Port::default()
+    }
+}
+
+fn switch(ports: Vec<Port>) -> Switch {
+    Switch {
+        id: "s0".to_owned(),
+        worker: 0,
+        unknown: "flood".to_owned(),
+        age: 300,
+        table: 8192,
+        macs: 0,
+        rules: Vec::new(),
+        ports,
+    }
+}
+
+fn device(id: &str, received: u64) -> Device {
+    let pair = [
+        ("rx_frames", received),
+        ("rx_bytes", 100 * received),
+        ("rx_too_big", received),
+    ];
+    Device {
+        bus: "b0".to_owned(),
+        id: id.to_owned(),
+        number: 0,
+        kind: "net".to_owned(),
+        worker: 0,
+        status: String::new(),
+        features: Vec::new(),
+        holder: Some(Holder {
+            name: "proxy".to_owned(),
+            pid: Some(7),
+        }),
+        link: Some(Link {
+            up: true,
+            carrier: true,
+        }),
+        counters: BTreeMap::new(),
+        pairs: vec![pair.map(|(name, count)| (name.to_owned(), count)).into()],
+    }
+}
+
+fn sample(at: Instant, port: Port, received: u64) -> Sample {
+    Sample {
+        at,
+        switches: vec![switch(vec![port])],
+        devices: vec![device("net0", received)],
+    }
+}
+
+#[test]
+fn rates_are_differences_by_the_time_between() {
+    let begin = Instant::now();
+    let before = sample(
+        begin,
+        port("net0", count(100, 1000), &[("acl", 5), ("storm", 100)]),
+        10,
+    );
+    let two_seconds = begin + Duration::from_secs(2);
+    let now = sample(
+        two_seconds,
+        port(
+            "net0",
+            count(300, 5000),
+            &[("acl", 25), ("storm", 104), ("pin", 2)],
+        ),
+        30,
+    );
+    let rates = Rates::between(Some(&before), &now);
+    assert_eq!(rates.seconds, Some(2.0));
+    let port = &rates.ports[0];
+    let input = Rate {
+        frames: 100.0,
+        bits: 16000.0,
+    };
+    assert_eq!(port.input, Some(input));
+    assert_eq!(port.drops, Some(13.0));
+    assert_eq!(
+        port.reason.as_deref(),
+        Some("acl"),
+        "the most since then, not of all"
+    );
+    assert_eq!(port.driver.as_deref(), Some("proxy (7)"));
+    assert_eq!(port.link, "up");
+    let device = &rates.devices[0];
+    let received = Rate {
+        frames: 10.0,
+        bits: 8000.0,
+    };
+    assert_eq!(device.to_guest, Some(received));
+    assert_eq!(device.drops, Some(10.0));
+    assert_eq!(device.from_guest, Some(Rate::default()));
+}
+
+#[test]
+fn one_look_and_one_after_a_restart_are_no_rates_below_zero() {
+    let begin = Instant::now();
+    let first = sample(begin, port("net0", count(100, 1000), &[]), 10);
+    let rates = Rates::between(None, &first);
+    assert_eq!((rates.seconds, rates.ports[0].input), (None, None));
+    assert_eq!(rates.devices[0].to_guest, None);
+    // It was started again, in no time.
+    let again = sample(begin, port("net0", count(7, 70), &[]), 0);
+    let rates = Rates::between(Some(&first), &again);
+    let input = rates.ports[0].input.expect("a rate");
+    assert!(input.frames.is_finite() && input.frames >= 0.0);
+    // And one that was not there before.
+    let other = sample(
+        begin + Duration::from_secs(1),
+        port("new", count(7, 70), &[]),
+        0,
+    );
+    assert_eq!(Rates::between(Some(&first), &other).ports[0].input, None);
+}
