@@ -84,7 +84,7 @@ fn story(seed: u64) -> (VnetHeader, Built) {
             (state >> 32 & 0xff) as u8
         })
         .collect();
-    let large = seed % 4 != 0;
+    let large = !seed.is_multiple_of(4);
     let size = 8 + usize::from(bytes[0]) * 5;
     let most = if large { 60 * size } else { 2000 };
     let payload = 1 + (usize::from(bytes[1]) * 256 + usize::from(bytes[2])) % most;

@@ -58,6 +58,10 @@ pub fn sum(parts: &[&[u8]]) -> u16 {
     u16::try_from(sum).expect("folded")
 }
 
+fn low_byte(n: usize) -> u8 {
+    u8::try_from(n & 0xff).expect("eight bits")
+}
+
 fn be16(bytes: &[u8], at: usize) -> usize {
     usize::from(bytes[at]) * 256 + usize::from(bytes[at + 1])
 }
@@ -238,7 +242,7 @@ pub fn build(choices: &mut Choices<'_>, payload: usize) -> Built {
     let header = bytes.len();
     let payload = payload.min(65535 - (header - network));
     let seed = usize::from(choices.byte());
-    bytes.extend((0..payload).map(|i| ((i * 7 + i / 251 + seed) & 0xff) as u8));
+    bytes.extend((0..payload).map(|i| low_byte(i * 7 + i / 251 + seed)));
     let mut built = Built {
         bytes,
         network,
@@ -602,8 +606,8 @@ fn whole(
             own(&mut like, sent.network + 2, 2);
             own(&mut like, sent.network + 10, 2);
             let ident = be16(&sent.bytes, sent.network + 4) + index;
-            like[sent.network + 4] = (ident >> 8 & 0xff) as u8;
-            like[sent.network + 5] = (ident & 0xff) as u8;
+            like[sent.network + 4] = low_byte(ident >> 8);
+            like[sent.network + 5] = low_byte(ident);
         }
         own(&mut like, sent.transport + sent.checksum_offset(), 2);
         if sent.udp {
