@@ -118,7 +118,7 @@ pub struct ServeArgs {
         required_unless_present = "control"
     )]
     pub devices: Vec<String>,
-    /// A switch that network devices plug into, as in id=s0,allow=net0<>net1; may be repeated
+    /// A switch that network devices plug into, as in 'id=s0,allow=net0 <> net1'; may be repeated
     #[arg(long = "switch", value_name = "SPEC")]
     pub switches: Vec<String>,
     /// What the port of a device or uplink lets pass, as in id=net0,vlan=10,rate-in=100M; may be repeated

@@ -296,6 +296,7 @@ fn specifications_are_written_as_they_are_read() {
         "net,queues=4,backend=tap,ifname=vm%d,addr=10.0.0.1/24,up=off,offloads=off",
         "net,backend=socket,mode=dgram,mcast=230.0.0.1:1234,localaddr=127.0.0.1",
         "net,backend=socket,path=/x=y,server=on",
+        "net,backend=vhost-user,offloads=off,path=/x,reconnect=3",
     ] {
         check::<DeviceSpec>(text);
     }
@@ -398,4 +399,29 @@ fn a_port_is_changed_as_it_was_said() {
     assert!(error.contains("`rate-in`"), "{error}");
     let pinned: PortSetSpec = keyval::from_str("port=p,pin=on").expect("valid");
     assert!(pinned.change(None).is_err(), "an uplink has no address");
+}
+
+#[test]
+fn a_vhost_user_back_end_needs_a_path() {
+    let config = |text: &str| {
+        net(&format!("net,backend=vhost-user,{text}"))
+            .backend_keys()
+            .vhost_user_config()
+    };
+    let config_of = config("path=/run/ovs,server=on,offloads=off").expect("valid");
+    assert_eq!(config_of.path, PathBuf::from("/run/ovs"));
+    assert!(config_of.server && !config_of.offloads);
+    let reconnect = config("path=/a,reconnect=5").expect("valid").reconnect;
+    assert_eq!(reconnect, Duration::from_secs(5));
+    for bad in [
+        "server=on",
+        "path=/a,reconnect=0",
+        "path=/a,server=on,reconnect=1",
+    ] {
+        config(bad).expect_err(bad);
+    }
+    let foreign = net("net,backend=vhost-user,host=a")
+        .backend_keys()
+        .check(None);
+    assert!(foreign.is_err());
 }

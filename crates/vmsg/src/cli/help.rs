@@ -65,8 +65,10 @@ console:
                                standard, by default; older Linux (as in Debian 12) wants rows-first
 
 net:
-  backend=user|tap|socket|none a private network with DHCP, DNS and a way out (default), an interface
-                               of the host, a socket to another VM or to passt, or nothing
+  backend=user|tap|socket|vhost-user|none
+                               a private network with DHCP, DNS and a way out (default), an interface
+                               of the host, a socket to another VM or to passt, a port of Open vSwitch,
+                               or nothing
   mac=XX:XX:XX:XX:XX:XX        derived from the id by default
   mtu=BYTES                    576 to 65520; 1500 by default, or that of the tap interface
   queues=N                     pairs of queues, 1 to 256; 1 by default
@@ -115,13 +117,19 @@ net, backend=socket (QEMU's -netdev stream, dgram and socket; passt):
   mcast=GROUP:PORT             dgram: a multicast group instead
   localaddr=ADDR               dgram: with mcast, the address of the interface to use
 
+net, backend=vhost-user (a port of Open vSwitch, DPDK, or another vhost-user back end):
+  path=SOCKET                  where the two meet
+  server=on                    listen there: for dpdkvhostuserclient; by default it connects
+  reconnect=SECONDS            longest pause between attempts, 1 by default
+  offloads=on|off              large frames, checksums left to the other side; on by default
+
 net, switch=NAME, instead of backend=: the device plugs into a switch of this process, at a port of its name
 
 A switch:
   id=NAME                      s0, s1, … by default
-  allow=RULE, deny=RULE        who may send to whom, by the names of ports: net0>net1, net0<>net1 for both
-                               directions, web*>* for any; each may be repeated; a deny counts whatever
-                               is allowed; without any allow nobody reaches anybody
+  allow=RULE, deny=RULE        who may send to whom, by the names of ports: 'net0 > net1', 'net0 <> net1' for
+                               both directions, 'web* > *' for any; each may be repeated; a deny counts
+                               whatever is allowed; without any allow nobody reaches anybody
   unknown=flood|drop|UPLINK    where frames to unknown addresses go; flood by default
   age=SECONDS, table=N         when an address is forgotten, and how many are known: 300 and 8192 by default
   worker=N                     which thread serves all its ports
@@ -140,7 +148,9 @@ A port (of the device, or uplink, that has its name):
   link=up|down
 
 An uplink:
-  id=NAME, switch=NAME, backend=tap|socket|user, mtu=BYTES and the keys of that back end
+  id=NAME, switch=NAME, backend=tap|socket|vhost-user|user, mtu=BYTES and the keys of that back end
 
-Example:
-  vmsg serve --bus unix,path=b0.sock --device net,id=net0,hostfwd=tcp::2222-:22 --device rng";
+Examples:
+  vmsg serve --bus unix,path=b0.sock --device net,id=net0,hostfwd=tcp::2222-:22 --device rng
+  vmsg serve --bus unix,path=b0.sock --bus unix,path=b1.sock --switch 'id=s0,allow=* <> *' \\
+    --device net,id=net0,bus=b0,switch=s0 --device net,id=net1,bus=b1,switch=s0 --control ctl.sock";

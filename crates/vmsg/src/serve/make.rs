@@ -14,6 +14,7 @@ use vmsg_device::rng::Rng;
 use vmsg_net::socket::{Dgram, SocketError, Stream};
 use vmsg_net::tap::{Tap, TapError};
 use vmsg_net::user::{FlowStore, User, UserError};
+use vmsg_net::vhost_user::VhostUser;
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
 use crate::Usage;
@@ -186,10 +187,11 @@ pub(super) fn make_backend(
                     Dgram::open(&config).map(|dgram| Box::new(dgram) as _)
                 }
             };
-            opened.map_err(|error| match error {
-                SocketError::Addresses(_) => Usage(error.to_string()).into(),
-                error => anyhow::Error::new(error),
-            })
+            opened.map_err(socket_failed)
+        }
+        NetBackend::VhostUser => {
+            let opened = VhostUser::open(&spec.vhost_user_config()?);
+            Ok(Box::new(opened.map_err(socket_failed)?))
         }
         NetBackend::User => {
             let mut user = User::new(spec.user_config()?).map_err(|error| match error {
@@ -214,6 +216,13 @@ pub(super) fn make_backend(
             }
             Ok(Box::new(user))
         }
+    }
+}
+
+fn socket_failed(error: SocketError) -> anyhow::Error {
+    match error {
+        SocketError::Addresses(_) => Usage(error.to_string()).into(),
+        error => anyhow::Error::new(error),
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use vmsg_net::socket::{DgramConfig, StreamAddress, StreamConfig};
 use vmsg_net::tap::TapConfig;
 use vmsg_net::user::UserConfig;
+use vmsg_net::vhost_user::VhostUserConfig;
 
 use super::net::BackendKeys;
 use super::parse;
@@ -23,6 +24,8 @@ pub enum NetBackend {
     Tap,
     /// A socket to another virtual machine, or to passt.
     Socket,
+    /// A port of Open vSwitch, or another back end with vhost-user.
+    VhostUser,
     /// Nothing: what is sent is dropped.
     None,
 }
@@ -33,6 +36,7 @@ impl NetBackend {
             Self::User => "user",
             Self::Tap => "tap",
             Self::Socket => "socket",
+            Self::VhostUser => "vhost-user",
             Self::None => "none",
         }
     }
@@ -184,6 +188,28 @@ impl BackendKeys {
         }
     }
 
+    /// The settings of `backend=vhost-user`.
+    pub(crate) fn vhost_user_config(&self) -> Result<VhostUserConfig, Usage> {
+        let Some(path) = &self.path else {
+            let why = "backend=vhost-user needs path=, the socket where the two meet";
+            return Err(Usage(why.to_owned()));
+        };
+        let mut config = VhostUserConfig::new(path.clone(), self.server);
+        match self.reconnect {
+            Some(_) if self.server => {
+                return Err(Usage("reconnect= cannot be with server=on".to_owned()));
+            }
+            Some(0) => {
+                let why = "reconnect=0: the other side may come late, the least is 1";
+                return Err(Usage(why.to_owned()));
+            }
+            Some(seconds) => config.reconnect = Duration::from_secs(seconds.into()),
+            None => {}
+        }
+        config.offloads = self.offloads.unwrap_or(config.offloads);
+        Ok(config)
+    }
+
     fn stream_config(&self) -> Result<StreamConfig, Usage> {
         let address = match (&self.path, &self.host, self.port) {
             (Some(path), None, None) => StreamAddress::Unix(path.clone()),
@@ -244,6 +270,7 @@ impl BackendKeys {
             NetBackend::User => self.user_config().map(|_| ()),
             NetBackend::Tap => self.tap_config(queues).map(|_| ()),
             NetBackend::Socket => self.socket_config().map(|_| ()),
+            NetBackend::VhostUser => self.vhost_user_config().map(|_| ()),
         }
     }
 
@@ -261,7 +288,7 @@ impl BackendKeys {
 
     /// Finds a key that means nothing with this back end, and says so.
     pub(crate) fn check_keys(&self) -> Result<(), Usage> {
-        use NetBackend::{Socket, Tap, User};
+        use NetBackend::{Socket, Tap, User, VhostUser};
         let Self {
             backend,
             mtu: _,
@@ -318,12 +345,12 @@ impl BackendKeys {
             ("fds", &[Tap], fds.is_some()),
             ("addr", &[Tap], !addr.is_empty()),
             ("up", &[Tap], up.is_some()),
-            ("offloads", &[Tap], offloads.is_some()),
+            ("offloads", &[Tap, VhostUser], offloads.is_some()),
             ("mode", &[Socket], mode.is_some()),
-            ("path", &[Socket], path.is_some()),
+            ("path", &[Socket, VhostUser], path.is_some()),
             ("port", &[Socket], port.is_some()),
-            ("server", &[Socket], *server),
-            ("reconnect", &[Socket], reconnect.is_some()),
+            ("server", &[Socket, VhostUser], *server),
+            ("reconnect", &[Socket, VhostUser], reconnect.is_some()),
             ("local", &[Socket], local.is_some()),
             ("remote", &[Socket], remote.is_some()),
             ("mcast", &[Socket], mcast.is_some()),

@@ -145,17 +145,18 @@ with_backend! {
         pub addr: Vec<String>,
         /// `tap`: whether the interface is set up; by default if it is created here.
         pub up: Option<bool>,
-        /// `tap`: whether frames may be large and lack checksums; on by default.
+        /// `tap`, `vhost-user`: whether frames may be large and lack checksums; on by default.
         pub offloads: Option<bool>,
         /// `socket`: how frames are told apart; `stream` by default.
         pub mode: Option<SocketMode>,
-        /// `socket`, `stream`: the path of a Unix socket.
+        /// `socket`, `stream`, and `vhost-user`: the path of a Unix socket.
         pub path: Option<PathBuf>,
         /// `socket`, `stream`: a TCP port.
         pub port: Option<u16>,
-        /// `socket`, `stream`: listen instead of connecting.
+        /// `socket`, `stream`, and `vhost-user`: listen instead of connecting.
         pub server: bool,
-        /// `socket`, `stream`: seconds between attempts to connect at most, 1 by default; 0: the peer must be there, and its end is the end.
+        /// `socket`, `stream`, and `vhost-user`: seconds between attempts to connect at most, 1 by default; `stream`, 0: the peer must be there,
+        /// and its end is the end.
         pub reconnect: Option<u16>,
         /// `socket`, `dgram`: where to receive: a path with a `/` in it, or `ADDRESS:PORT`.
         pub local: Option<String>,

@@ -177,12 +177,13 @@ impl Network {
         match keys.backend {
             None => {
                 return Err(Usage(
-                    "backend= is missing: `tap`, `socket` or `user`".to_owned(),
+                    "backend= is missing: `tap`, `socket`, `vhost-user` or `user`".to_owned(),
                 ));
             }
             Some(NetBackend::None) => {
                 return Err(Usage(
-                    "backend=none leads nowhere; it is `tap`, `socket` or `user`".to_owned(),
+                    "backend=none leads nowhere; it is `tap`, `socket`, `vhost-user` or `user`"
+                        .to_owned(),
                 ));
             }
             Some(_) => {}
