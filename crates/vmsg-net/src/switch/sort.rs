@@ -82,6 +82,7 @@ impl Fabric {
                 _ => Cast::Unicast,
             };
             input.note(cast, len);
+            let not_learned = port.shared.counters.not_learned.get();
             let (goes, vlan) = match self.admit(from, port, &head, now) {
                 Ok(vlan) => (self.find(from, port, destination, cast, vlan, now), vlan),
                 Err(reason) => (Goes::Nowhere(reason), 0),
@@ -96,7 +97,9 @@ impl Fabric {
                 Goes::To(to) => {
                     copies += 1;
                     self.want(to, bit);
-                    memo = Some(Memo {
+                    // One whose source is not learned is counted each time.
+                    let settled = port.shared.counters.not_learned.get() == not_learned;
+                    memo = settled.then(|| Memo {
                         addresses: head.addresses(),
                         tci: head.tci(),
                         vlan,
