@@ -156,6 +156,9 @@ impl Restart {
     ];
 }
 
+/// Major and minor number of a QEMU.
+pub(super) type Version = (u32, u32);
+
 /// What a check looks at besides the text.
 pub(super) struct World<'a> {
     /// Whether there is such a file; relative to the description's folder.
@@ -165,7 +168,7 @@ pub(super) struct World<'a> {
     /// This program.
     pub(super) program: String,
     /// The version of a QEMU.
-    pub(super) qemu_version: &'a dyn Fn(&str) -> Result<(u32, u32), String>,
+    pub(super) qemu_version: &'a dyn Fn(&str) -> Result<Version, String>,
     /// The machine whose guests run without emulation, if there are any.
     pub(super) kvm: Option<Arch>,
     /// Folder for folders of running descriptions.

@@ -369,7 +369,14 @@ fn remove_backend(qmp: &Qmp, plug: &plan::Plug) -> Result<(), QmpError> {
             .map(|_| ()),
         None => Ok(()),
     };
-    qmp.execute("chardev-remove", id_of(&plug.chardev), COMMAND)?;
+    match qmp.execute("chardev-remove", id_of(&plug.chardev), COMMAND) {
+        // It went with the netdev.
+        Err(QmpError::Refused {
+            ref description, ..
+        }) if description.contains("not found") => {}
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
     netdev
 }
 

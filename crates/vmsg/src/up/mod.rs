@@ -28,7 +28,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-pub use args::{UpArgs, UpPartArgs};
+pub(crate) use args::{UpArgs, UpPartArgs};
 pub(crate) use part::run as run_part;
 use rustix::fs::{Access, access};
 use vmsg_proxy::front::qemu::Arch;

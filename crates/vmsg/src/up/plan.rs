@@ -306,3 +306,7 @@ pub(super) fn front(
         keyval::escape(bus)
     )
 }
+
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod tests;

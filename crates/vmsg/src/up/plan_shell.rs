@@ -10,7 +10,7 @@ use vmsg_proxy::front::qemu;
 pub(in super::super) fn to_shell(plan: &Plan) -> String {
     let runtime = quote(&plan.runtime.to_string_lossy());
     let mut text = format!(
-        "# {}: its parts, each behind those that it waits for. `vmsg up` also restarts what fails, and ends all together.\ncd {}\nmkdir -p -m 700 {runtime}\n",
+        "# {}: its parts, each behind those that it waits for. `vmsg up` also restarts what fails, and ends all together.\ncd {}\nmkdir -p -m 700 {runtime}\nrm -f {runtime}/*.out\n",
         plan.name,
         quote(&plan.folder.to_string_lossy()),
     );

@@ -169,14 +169,27 @@ impl<T: Read> Output<T> {
 /// How a process has ended, in words.
 pub(super) fn how(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => match Signal::from_named_raw(signal) {
-            Some(signal) => format!("{signal:?}")
-                .to_lowercase()
-                .replace("signal::", "signal "),
-            None => format!("signal {signal}"),
-        },
-        (None, None) => status.to_string(),
+    let signal = match (status.code(), status.signal()) {
+        (Some(code), _) => return format!("exit status {code}"),
+        (None, Some(signal)) => signal,
+        (None, None) => return status.to_string(),
+    };
+    let names = [
+        (Signal::HUP, "SIGHUP"),
+        (Signal::INT, "SIGINT"),
+        (Signal::QUIT, "SIGQUIT"),
+        (Signal::ILL, "SIGILL"),
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::FPE, "SIGFPE"),
+        (Signal::KILL, "SIGKILL"),
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::PIPE, "SIGPIPE"),
+        (Signal::TERM, "SIGTERM"),
+        (Signal::SYS, "SIGSYS"),
+    ];
+    match names.iter().find(|(known, _)| known.as_raw() == signal) {
+        Some((_, name)) => (*name).to_owned(),
+        None => format!("signal {signal}"),
     }
 }

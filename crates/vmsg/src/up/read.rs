@@ -356,7 +356,10 @@ fn read_programs(tables: &Tables, world: &World<'_>, mistakes: &mut Mistakes) ->
             // This one, wherever it is.
             command[0] = world.program.clone();
         } else if !(world.runs)(&command[0]) {
-            mistakes.error(table.place("command"), format!("there is no program `{}`", command[0]));
+            mistakes.error(
+                table.place("command"),
+                format!("there is no program `{}`", command[0]),
+            );
         }
         let after = table.strings("after", true, mistakes).unwrap_or_default();
         for (other, span) in &after {
@@ -387,7 +390,9 @@ fn read_programs(tables: &Tables, world: &World<'_>, mistakes: &mut Mistakes) ->
 /// Finds programs that wait for each other.
 fn check_circles(programs: &[Program], tables: &Tables, mistakes: &mut Mistakes) {
     let find = |name: &str| programs.iter().find(|program| program.name == name);
-    for program in programs {
+    // That one waits for itself is told already.
+    let is_other = |program: &&Program| !program.after.contains(&program.name);
+    for program in programs.iter().filter(is_other) {
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         let mut next: Vec<&str> = program.after.iter().map(String::as_str).collect();
         while let Some(name) = next.pop() {
@@ -472,3 +477,7 @@ fn check_sockets(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "read_test.rs"]
+mod tests;

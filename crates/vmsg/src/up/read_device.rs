@@ -48,7 +48,10 @@ pub(super) fn read_devices(
         check_worker(table, host, mistakes);
         if is_number(&table.name) {
             let name = &table.name;
-            mistakes.error(table.span.clone(), format!("a device called `{name}` would be taken for a number"));
+            mistakes.error(
+                table.span.clone(),
+                format!("a device called `{name}` would be taken for a number"),
+            );
         }
         check_switch(tables, table, mistakes);
         let bus = bus_of(tables, table, buses, mistakes);
@@ -237,6 +240,7 @@ pub(super) fn check_backend(keys: &BackendKeys, queues: Option<u16>) -> Result<(
         NetBackend::User => keys.user_config().map(|_| ()),
         NetBackend::Tap => keys.tap_config(queues).map(|_| ()),
         NetBackend::Socket => keys.socket_config().map(|_| ()),
+        NetBackend::VhostUser => keys.vhost_user_config().map(|_| ()),
         NetBackend::None => Ok(()),
     }
 }

@@ -52,42 +52,45 @@ pub(super) fn read_guests(
     world: &World<'_>,
     mistakes: &mut Mistakes,
 ) -> Vec<Guest> {
-    let mut guests = Vec::new();
+    let mut guests: Vec<Guest> = Vec::new();
     // Which guest has which device.
-    let mut taken: Vec<(usize, String)> = Vec::new();
+    let mut taken: Vec<(String, String)> = Vec::new();
     let alone = tables.of("guest").count() == 1;
     for table in tables.of("guest") {
         check_part_name(tables, table, mistakes);
         table.check_keys(&KEYS, mistakes);
         let guest = read_guest(tables, table, buses, devices, alone, world, mistakes);
-        for device in &guest.devices {
-            let id = &devices[*device].id;
-            match taken.iter().find(|(other, _)| other == device) {
-                Some((_, other)) => {
-                    let key = if table.entry("devices").is_some() {
-                        "devices"
-                    } else {
-                        "bus"
-                    };
-                    mistakes.error(
-                        table.place(key),
-                        format!("the guest `{other}` has the device `{id}` already"),
-                    );
-                }
-                None => taken.push((*device, table.name.clone())),
+        let ids = guest.devices.iter().map(|at| devices[*at].id.clone());
+        let mut ids: Vec<String> = ids.collect();
+        // Those that have mistakes of their own.
+        let named = table.strings("devices", true, &mut Mistakes::default());
+        for (id, _) in named.unwrap_or_default() {
+            if !ids.contains(&id) && tables.find("device", &id).is_some() {
+                ids.push(id);
+            }
+        }
+        let key = match table.entry("devices") {
+            Some(_) => "devices",
+            None => "bus",
+        };
+        for id in ids {
+            match taken.iter().find(|(other, _)| *other == id) {
+                Some((_, other)) => mistakes.error(
+                    table.place(key),
+                    format!("the guest `{other}` has the device `{id}` already"),
+                ),
+                None => taken.push((id, table.name.clone())),
             }
         }
         for bus in guest.devices.iter().map(|at| devices[*at].bus) {
-            let others = taken
-                .iter()
-                .find(|(at, other)| devices[*at].bus == bus && *other != table.name);
-            if let (Some((_, other)), false) = (others, matches!(buses[bus].spec, BusSpec::Unix(_)))
-            {
+            let shared = |other: &&Guest| other.devices.iter().any(|at| devices[*at].bus == bus);
+            let is_shared = matches!(buses[bus].spec, BusSpec::Unix(_));
+            if let (Some(other), false) = (guests.iter().find(shared), is_shared) {
                 mistakes.error(
                     table.span.clone(),
                     format!(
-                        "the bus `{}` has room for one driver, and that is the guest `{other}`",
-                        buses[bus].id
+                        "the bus `{}` has room for one driver, and that is the guest `{}`",
+                        buses[bus].id, other.name
                     ),
                 );
             }
@@ -141,7 +144,7 @@ fn read_guest(
     };
     let (kernel, initrd) = (file("kernel"), file("initrd"));
     let append = table.string("append", mistakes).map(|(append, _)| append);
-    if kernel.is_none() {
+    if table.entry("kernel").is_none() {
         for key in ["initrd", "append"] {
             if let Some(entry) = table.entry(key) {
                 mistakes.error(entry.key_span.clone(), format!("`{key}` needs `kernel`"));

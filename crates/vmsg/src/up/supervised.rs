@@ -423,20 +423,15 @@ impl Supervised {
             return;
         }
         let was_ready = self.state == State::Ready;
-        if status.success() && was_ready {
-            tracing::info!(part = self.part.name, "has ended");
-            self.note = Some(text);
-        } else if was_ready {
-            self.say(format!(
-                "has ended: {text}; its log is {}",
-                self.log.path().display()
-            ));
-        } else {
-            self.say(format!(
-                "has ended before it was ready: {text}; its log is {}",
-                self.log.path().display()
-            ));
+        let (part, log) = (&self.part.name, self.log.path().display());
+        match (status.success(), was_ready) {
+            (true, true) => tracing::info!(part, "has ended"),
+            (false, true) => tracing::warn!(part, status = text, %log, "has ended"),
+            (_, false) => {
+                tracing::warn!(part, status = text, %log, "has ended before it was ready")
+            }
         }
+        self.note = Some(text);
         self.end_of(status.success() && was_ready);
     }
 

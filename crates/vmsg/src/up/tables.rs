@@ -54,7 +54,9 @@ impl<'a> Variables<'a> {
                     Some(value) => out.push_str(&value),
                     None => {
                         is_whole = false;
-                        let message = format!("${{{key}}} is not set; give --set {key}=…, or set it in the environment");
+                        let message = format!(
+                            "${{{key}}} is not set; give --set {key}=…, or set it in the environment"
+                        );
                         mistakes.error(span.clone(), message);
                     }
                 }
@@ -65,7 +67,11 @@ impl<'a> Variables<'a> {
             }
         }
         out.push_str(rest);
-        if is_whole { Value::Text(out) } else { Value::Unset }
+        if is_whole {
+            Value::Text(out)
+        } else {
+            Value::Unset
+        }
     }
 
     fn get(&mut self, key: &str) -> Option<String> {
