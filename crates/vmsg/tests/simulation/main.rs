@@ -59,6 +59,7 @@ fn run(name: &str, faults: Faults, setting: Setting) -> Outcome {
         sum.dropped += outcome.dropped;
         sum.reboots += outcome.reboots;
         sum.refused += outcome.refused;
+        sum.unplugs += outcome.unplugs;
     }
     let rate = count as f64 / begin.elapsed().as_secs_f64();
     println!("{name}: {count} cases, {rate:.0} a second, {sum:?}");
@@ -130,6 +131,7 @@ fn everything_at_once() {
         kills: true,
         reboots: true,
         early: false,
+        unplugs: false,
     };
     run("everything", faults, WITH_EVENTFDS);
 }
@@ -159,6 +161,7 @@ const KILLS: Faults = Faults {
     kills: true,
     reboots: false,
     early: false,
+    unplugs: false,
 };
 
 #[test]
@@ -185,6 +188,7 @@ fn requests_that_overtake_each_other_survive_everything_at_once() {
         kills: true,
         reboots: true,
         early: false,
+        unplugs: false,
     };
     run("everything, out of order", faults, DISK);
 }
@@ -246,6 +250,7 @@ fn memory_in_scattered_places_survives_everything_at_once() {
                 kills: true,
                 reboots: true,
                 early: false,
+                unplugs: false,
             };
             let setting = Setting {
                 kind,
@@ -299,4 +304,42 @@ fn what_a_guest_has_unmapped_is_never_touched_and_using_it_stops_the_device() {
             assert!(outcome.refused > 0, "nobody has noticed");
         }
     }
+}
+
+#[test]
+fn a_device_is_removed_and_another_one_added_at_any_step() {
+    for bus in [Bus::Unix, Bus::Common] {
+        for kind in [Kind::Echo, Kind::Disk, Kind::Net] {
+            for (kills, reboots) in [(false, false), (false, true), (true, true)] {
+                // Without descriptors there is no record of what is in flight in queues that are not used in order.
+                if bus == Bus::Common && kind == Kind::Disk {
+                    continue;
+                }
+                let faults = Faults {
+                    unplugs: true,
+                    kills,
+                    reboots,
+                    ..Faults::default()
+                };
+                let setting = Setting {
+                    bus,
+                    kind,
+                    eventfds: bus == Bus::Unix,
+                    keeps_inflight: false,
+                    iommu: false,
+                };
+                let outcome = run("unplugged", faults, setting);
+                assert!(outcome.unplugs > 0 && outcome.replays > 0);
+            }
+        }
+    }
+    let setting = Setting {
+        iommu: true,
+        ..WITH_EVENTFDS
+    };
+    let faults = Faults {
+        unplugs: true,
+        ..KILLS
+    };
+    run("unplugged, a window for each request", faults, setting);
 }

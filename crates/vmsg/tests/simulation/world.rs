@@ -13,7 +13,7 @@ use vmsg_device::device::Device;
 use vmsg_device::host::{ConnId, Core as Host, Peer};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
-use vmsg_proxy::session::{Event, Op, OpId, Options, Session, Target};
+use vmsg_proxy::session::{Event, Op, OpId, Options, ResetReason, Session, Target};
 
 #[path = "iommu.rs"]
 mod iommu;
@@ -44,6 +44,8 @@ pub(crate) struct Faults {
     pub(crate) reboots: bool,
     /// The guest takes buffers away while the device has them.
     pub(crate) early: bool,
+    /// The device is removed from the running device host, and one of the same name added.
+    pub(crate) unplugs: bool,
 }
 
 /// What a case takes place with.
@@ -81,6 +83,7 @@ pub(crate) struct Outcome {
     pub(crate) reboots: u64,
     /// Times the device said that it needs a reset.
     pub(crate) refused: u64,
+    pub(crate) unplugs: u64,
 }
 
 /// Which queue belongs to which kick descriptor.
@@ -104,6 +107,8 @@ pub(crate) struct HostProcess {
     watched: Watched,
     replies: VecDeque<Reply>,
     conn: Option<ConnId>,
+    /// The device was removed, and another one is to come.
+    unplugged: bool,
 }
 
 impl HostProcess {
@@ -117,6 +122,7 @@ impl HostProcess {
             watched: Watched::default(),
             replies: VecDeque::new(),
             conn: None,
+            unplugged: false,
         }
     }
 }
@@ -171,7 +177,8 @@ pub(crate) struct World<'m> {
 impl<'m> World<'m> {
     pub(crate) fn new(seed: u64, faults: Faults, setting: Setting, memory: &'m Memory) -> Self {
         let mut random = Random::new(seed);
-        let target = if setting.bus == Bus::BareR1 || random.chance(1, 2) {
+        let numbered = setting.bus == Bus::BareR1 || (random.chance(1, 2) && !faults.unplugs);
+        let target = if numbered {
             Target::Number(number(setting.bus))
         } else {
             Target::Name("device".to_owned())
@@ -245,6 +252,7 @@ impl<'m> World<'m> {
         match self.random.below(1000) {
             0..2 if self.faults.kills => self.kill(),
             2..5 if self.faults.reboots && self.guest.is_set_up() => self.reboot(),
+            5..9 if self.faults.unplugs => self.unplug(),
             0..100 => self.front(),
             100..250 if !self.resting => self.request(),
             250..450 => self.deliver_to_host(),
@@ -260,6 +268,34 @@ impl<'m> World<'m> {
         if self.process.take().is_some() {
             self.outcome.kills += 1;
             self.unlink();
+        }
+    }
+
+    /// The operator removes the device.
+    fn unplug(&mut self) {
+        let now = self.now;
+        if let Some(HostProcess {
+            host, unplugged, ..
+        }) = &mut self.process
+            && host.remove_device(now, "device").is_some()
+        {
+            *unplugged = true;
+            self.outcome.unplugs += 1;
+        }
+    }
+
+    /// And adds another one, when the place of the last is free.
+    fn plug(&mut self) {
+        let Some(process) = self.process.as_mut().filter(|process| process.unplugged) else {
+            return;
+        };
+        if let Some((worker, slot)) = process.host.poll_freed() {
+            assert_eq!((worker, slot), (0, SLOT), "there is but one");
+            process.unplugged = false;
+            let device = self.device();
+            let process = self.process.as_mut().expect("it is there");
+            let added = process.host.add_device("device", None, 0, SLOT, device);
+            added.expect("there are numbers, and the name is free");
         }
     }
 
@@ -494,13 +530,22 @@ impl<'m> World<'m> {
         if self.process.is_none() && self.random.chance(1, 4) {
             self.start_host();
         }
+        if self.random.chance(1, 4) {
+            self.plug();
+        }
         if !self.linked && self.process.is_some() && self.random.chance(1, 4) {
             self.link();
         }
     }
 
     pub(crate) fn start_host(&mut self) {
-        let device: Box<dyn Device> = match self.setting.kind {
+        let device = self.device();
+        self.process = Some(HostProcess::start(self.setting.bus, device));
+        self.epoch += 1;
+    }
+
+    fn device(&mut self) -> Box<dyn Device> {
+        match self.setting.kind {
             Kind::Echo => Box::new(Echo {
                 config: *b"vmsg-sim",
             }),
@@ -512,9 +557,7 @@ impl<'m> World<'m> {
                 let wire = Box::new(Wire::new(self.wire.clone(), self.clock));
                 Box::new(Net::new(&Settings::new(Mac([2; 6])), wire))
             }
-        };
-        self.process = Some(HostProcess::start(self.setting.bus, device));
-        self.epoch += 1;
+        }
     }
 
     pub(crate) fn link(&mut self) {
@@ -586,6 +629,8 @@ impl<'m> World<'m> {
                 }
                 Event::QueueUsed(queue) if !self.releasing => self.guest.collect(queue.to_usize()),
                 Event::LinkFault(_) => self.unlink(),
+                // Drivers in the field do not care, and go on with the device that comes in its place.
+                Event::NeedsReset(ResetReason::Removed) if self.random.chance(1, 2) => {}
                 Event::NeedsReset(reason) => {
                     self.outcome.refused += 1;
                     self.reasons.push(reason.to_string());
