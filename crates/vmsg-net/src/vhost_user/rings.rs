@@ -13,7 +13,7 @@ use crate::switch::{Delivered, TagChange, deliver};
 use crate::{Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 /// Buffers for frames from the back end.
-const RX: u16 = 512;
+const RX: u16 = 1024;
 /// Bytes of each. Large frames take several.
 const RX_LEN: u32 = 4096;
 const RX_BYTES: usize = RX_LEN as usize;
@@ -323,7 +323,11 @@ impl Rings {
                     room: [RamSlice::EMPTY],
                     failed: None,
                 };
-                let fate = relay(frame, to, &mut room);
+                let fate = if room.free.len() < pieces(frame, to) {
+                    Fate::Waits
+                } else {
+                    relay(frame, to, &mut room)
+                };
                 if let Some(trouble) = room.failed {
                     return Err(trouble);
                 }
@@ -445,6 +449,24 @@ fn relay(frame: &TxFrame<'_>, to: &Offloads, sink: &mut dyn RxSink) -> Fate {
         Delivered::NoBuffers { .. } => Fate::CutOff,
         Delivered::TooLarge | Delivered::Malformed => Fate::Bad,
     }
+}
+
+/// Buffers that a frame may take at most, as far as the ring can ever have them.
+fn pieces(frame: &TxFrame<'_>, to: &Offloads) -> usize {
+    let whole = to.guest_csum
+        && match frame.header.gso_type {
+            VnetHeader::GSO_NONE => true,
+            VnetHeader::GSO_TCPV4 => to.guest_tso4,
+            VnetHeader::GSO_TCPV6 => to.guest_tso6,
+            VnetHeader::GSO_UDP_L4 => to.guest_uso4 && to.guest_uso6,
+            _ => false,
+        };
+    let size = usize::from(frame.header.gso_size);
+    if whole || size == 0 {
+        return 1;
+    }
+    let most = frame.payload.len().div_ceil(size);
+    most.clamp(1, usize::from(TX))
 }
 
 /// The buffers for frames to the back end.
