@@ -170,9 +170,7 @@ impl Up {
     pub(crate) fn pid(&self, scene: &Scene, part: &str) -> Result<u32> {
         let parts = self.ask(scene, &["parts"])?;
         let list = parts
-            .get("parts")
-            .and_then(Value::as_array)
-            .or(parts.as_array())
+            .as_array()
             .with_context(|| format!("no list of parts: {parts}"))?;
         for entry in list {
             if entry.get("name").and_then(Value::as_str) == Some(part) {
