@@ -23,6 +23,7 @@ mod trace;
 mod up;
 
 pub use cli::{Cli, Command};
+pub use console::{ConsoleAction, ConsoleArgs};
 pub use spec::{
     BackendKeys, ConsoleSpec, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSetSpec, PortSpec,
     RngSpec, Setting, SizeOrder, SocketMode, SwitchSpec, UplinkSpec,

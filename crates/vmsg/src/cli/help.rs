@@ -62,7 +62,8 @@ console:
   multiport=on|off             offer several ports; on by default if there are any but the console
   size-order=cols-first|rows-first
                                with several ports: how the guest's kernel reads sizes; cols-first, as in the
-                               standard, by default; older Linux (as in Debian 12) wants rows-first
+                               standard, by default; Linux before 6.15 (stable kernels: before 2026)
+                               wants rows-first
 
 net:
   backend=user|tap|socket|vhost-user|none

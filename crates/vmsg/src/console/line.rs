@@ -13,7 +13,7 @@ use super::keys::Questions;
 const KEPT: usize = 64 * 1024;
 /// Typed text that waits for the guest.
 const MAX_TYPED: usize = 64 * 1024;
-/// What comes so soon after connecting is what was before.
+/// What comes first and so soon after connecting is what was before.
 const REPLAY: Duration = Duration::from_millis(300);
 const CHUNK: usize = 16 * 1024;
 
@@ -24,6 +24,8 @@ pub(super) struct Line {
     pub(super) socket: PathBuf,
     stream: Option<UnixStream>,
     since: Instant,
+    /// What was before may still come.
+    replaying: bool,
     questions: Questions,
     typed: VecDeque<u8>,
     kept: VecDeque<u8>,
@@ -38,6 +40,7 @@ impl Line {
             socket,
             stream: None,
             since: Instant::now(),
+            replaying: false,
             questions: Questions::default(),
             typed: VecDeque::new(),
             kept: VecDeque::new(),
@@ -54,13 +57,14 @@ impl Line {
         stream.set_nonblocking(true)?;
         self.stream = Some(stream);
         self.since = Instant::now();
+        self.replaying = true;
         self.typed.clear();
         Ok(true)
     }
 
     /// Everything is taken as it is, from now on.
     pub(super) fn expect_no_replay(&mut self) {
-        self.since = self.since.checked_sub(REPLAY).unwrap_or(self.since);
+        self.replaying = false;
     }
 
     /// Nothing more will be typed.
@@ -122,7 +126,9 @@ impl Line {
             self.stream = None;
             return None;
         }
-        let old = self.since.elapsed() < REPLAY;
+        let old = self.replaying && self.since.elapsed() < REPLAY;
+        // It is sent in one piece.
+        self.replaying = old && count == CHUNK;
         let bytes = if old {
             self.questions.strip(&chunk[..count])
         } else {

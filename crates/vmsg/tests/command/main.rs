@@ -272,7 +272,7 @@ fn help_names_every_key_of_a_device() {
     let folder = TempDir::new().expect("a folder");
     let help = text(&output(folder.path(), &["serve", "--help"]).stdout);
     // The error for an unknown key names them all.
-    for kind in ["net", "rng"] {
+    for kind in ["net", "rng", "console"] {
         let device = format!("{kind},no-such-key=1");
         let error = output(folder.path(), &["serve", "--bus", BUS, "--device", &device]);
         let error = text(&error.stderr);
