@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Consoles over vfio-user: a login shell with several watchers, sizes, a named port, logs, and a device host that is
+//! Consoles over vfio-user, and through QEMU's generic vhost-user device: a login shell with several watchers, sizes, a named port, logs, and a device host that is
 //! killed while output flows.
 
 use std::fs;
@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use super::{ALL_CHECKS, STEP, Stage, vfio_user};
+use super::{ALL_CHECKS, STEP, Stage};
 use crate::guest::Guest;
 use crate::http;
+use crate::machine::Machine;
 use crate::qemu::{Backend, Board, Hardware};
 use crate::report::Report;
 use crate::scene::{Id, Stream};
@@ -23,8 +24,18 @@ const CONTROL: &str = "control.sock";
 /// Most that is logged twice around a kill: what one turn of the device takes, and a little.
 const TWICE: usize = 128 * 1024;
 
-pub(super) fn console(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    let kit = vfio_user::kit(stage.kit, false, false)?.with_modules(&["virtio_console"]);
+/// Whole PCI devices.
+pub(super) fn vfio_user(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    play(stage, report, "vfio-user")
+}
+
+/// Queues and configuration only.
+pub(super) fn generic(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    play(stage, report, "vhost-user")
+}
+
+fn play(stage: &mut Stage, report: &mut Report, front: &str) -> Result<()> {
+    let kit = super::vfio_user::kit(stage.kit, false, false)?.with_modules(&["virtio_console"]);
     let vmsg = stage.vmsg()?;
     let machine = kit.machine.name();
     let serve_options = [
@@ -34,11 +45,12 @@ pub(super) fn console(stage: &mut Stage, report: &mut Report) -> Result<()> {
         ("--control", CONTROL),
     ];
     let serve = vmsg.run(&mut stage.scene, "serve", "serve", &serve_options, 1)?;
-    let fronts = [
-        "vfio-user,socket=con0.sock,dev=con0",
-        "vfio-user,socket=con1.sock,dev=con1",
-    ];
-    vmsg.proxy_on(&mut stage.scene, BUS, &fronts)?;
+    let fronts = ["con0", "con1"].map(|name| format!("{front},socket={name}.sock,dev={name}"));
+    vmsg.proxy_on(
+        &mut stage.scene,
+        BUS,
+        &fronts.each_ref().map(String::as_str),
+    )?;
 
     // Before there is a guest.
     let agent = attach(stage, &vmsg, "agent", "con1:agent")?;
@@ -46,7 +58,19 @@ pub(super) fn console(stage: &mut Stage, report: &mut Report) -> Result<()> {
 
     let mut board = Board::new(Backend::Qemu, Backend::Qemu);
     board.words.push("console=hvc0");
-    board.more = vfio_user_devices(&["con0.sock", "con1.sock"]);
+    // The console, and with another port the control queues.
+    let mut devices = [("con0", 2), ("con1", 6)];
+    if kit.machine == Machine::Arm64 && front != "vfio-user" {
+        // The kernel finds virtio-mmio devices from the last one on.
+        devices.reverse();
+    }
+    board.more = devices
+        .iter()
+        .flat_map(|(name, queues)| match front {
+            "vfio-user" => vfio_user_device(name),
+            _ => generic_device(kit.machine, name, *queues),
+        })
+        .collect();
     let guest = Guest::start(
         &mut stage.scene,
         "consoles",
@@ -161,10 +185,24 @@ pub(super) fn console(stage: &mut Stage, report: &mut Report) -> Result<()> {
     stage.finish(guest, report)
 }
 
-/// Devices that are served over vfio-user.
-fn vfio_user_devices(sockets: &[&str]) -> Vec<String> {
-    let device = |socket: &&str| ["-device".to_owned(), crate::qemu::vfio_user(socket)];
-    sockets.iter().flat_map(device).collect()
+/// A device that is served over vfio-user.
+fn vfio_user_device(name: &str) -> Vec<String> {
+    let device = crate::qemu::vfio_user(&format!("{name}.sock"));
+    vec!["-device".to_owned(), device]
+}
+
+/// A console whose queues are served over vhost-user.
+fn generic_device(machine: Machine, name: &str, queues: u32) -> Vec<String> {
+    let device = match machine {
+        Machine::X86 => "vhost-user-test-device-pci",
+        Machine::Arm64 => "vhost-user-test-device",
+    };
+    vec![
+        "-chardev".to_owned(),
+        format!("socket,id={name},path={name}.sock"),
+        "-device".to_owned(),
+        format!("{device},chardev={name},virtio-id=3,num_vqs={queues},config_size=12"),
+    ]
 }
 
 /// `vmsg console … attach`, whose input and output are the console.

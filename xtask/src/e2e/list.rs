@@ -38,7 +38,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 47] = [
+pub(super) const TESTS: [Test; 48] = [
     Test {
         name: "checks",
         reference: true,
@@ -223,7 +223,13 @@ pub(super) const TESTS: [Test; 47] = [
         name: "console",
         reference: false,
         short: Short::Both,
-        play: console::console,
+        play: console::vfio_user,
+    },
+    Test {
+        name: "console-generic",
+        reference: false,
+        short: Short::X86,
+        play: console::generic,
     },
     Test {
         name: "memory-not-shared",

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `vmsg up` with real guests: the descriptions of `demos/`, what it does when a part dies, devices that come and go.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -15,6 +13,7 @@ use crate::lan::{self, Host};
 use crate::machine::Machine;
 use crate::pair::GATEWAY;
 use crate::report::Report;
+use crate::scene::Stream;
 use crate::shell::Shell;
 use crate::vswitch;
 
@@ -75,8 +74,7 @@ pub(super) fn up(stage: &mut Stage, report: &mut Report) -> Result<()> {
     shows(stage, report, &mut shell, "10.0.2.2")?;
     random(stage, report, &mut shell)?;
     for part in ["serve", "vm.proxy", "serve", "vm.proxy"] {
-        let killed =
-            kill_part(stage, &up, part).and_then(|()| pings_again(stage, &mut shell, "10.0.2.2"));
+        let killed = kill_part(stage, &up, part, &mut shell, "10.0.2.2");
         report.result(&format!("{machine}/{part}-killed"), killed);
     }
     // QEMU's entropy device does not connect to another proxy.
@@ -86,20 +84,22 @@ pub(super) fn up(stage: &mut Stage, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Kills a part, and waits until another process is in its place.
-fn kill_part(stage: &mut Stage, up: &Up, part: &str) -> Result<()> {
+/// Kills a part while the guest is there: another process takes its place, and the guest's pings are answered again.
+fn kill_part(stage: &mut Stage, up: &Up, part: &str, shell: &mut Shell, to: &str) -> Result<()> {
     let pid = up.pid(&stage.scene, part)?;
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     kill_process(process.context("a process without an id")?, Signal::KILL)?;
-    let deadline = stage.scene.now() + STEP;
-    loop {
-        // It has none while it waits to be started again.
-        match up.pid(&stage.scene, part) {
-            Ok(now) if now != pid => return Ok(()),
-            _ => ensure!(stage.scene.now() < deadline, "{part} was not started again"),
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let said = format!("will be started again part=\"{part}\"");
+    stage.scene.expect(
+        (up.id, Stream::Err),
+        &format!("its word that {part} is started again"),
+        STEP,
+        |line| line.text.contains(&said).then_some(()),
+    )?;
+    pings_again(stage, shell, to)?;
+    let now = up.pid(&stage.scene, part)?;
+    ensure!(now != pid, "{part} is still process {pid}");
+    Ok(())
 }
 
 /// The guest's pings are answered again, from a moment on all of them.
