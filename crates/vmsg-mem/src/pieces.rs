@@ -132,13 +132,46 @@ impl<'m> Pieces<'m> {
     /// The first `N` bytes, or `None` if there are fewer.
     #[inline]
     pub fn read_array<const N: usize>(self) -> Option<[u8; N]> {
+        if self.len < N {
+            return None;
+        }
+        if let Some(bytes) = self
+            .pieces
+            .first()
+            .and_then(|first| first.read_array(self.skip))
+        {
+            return Some(bytes);
+        }
         let mut bytes = [0; N];
         (self.read(&mut bytes) == N).then_some(bytes)
     }
 
+    /// Copies `bytes` to the beginning; false if they do not fit, then as many are copied as do.
+    #[inline]
+    pub fn write_array<const N: usize>(self, bytes: &[u8; N]) -> bool {
+        let whole = self.len >= N
+            && self
+                .pieces
+                .first()
+                .is_some_and(|first| first.write_array(self.skip, bytes));
+        whole || self.write(bytes) == N
+    }
+
     /// Copies this run to the beginning of `to`, as far as both reach; returns
     /// the number of bytes.
+    #[inline]
     pub fn copy_to(self, to: Pieces<'_>) -> usize {
+        if let ([from, ..], [into, ..]) = (self.pieces, to.pieces) {
+            // Most often both lie in one piece.
+            let len = self.len.min(to.len);
+            if let (Some(from), Some(into)) = (from.get(self.skip, len), into.get(to.skip, len)) {
+                return from.copy_to(into);
+            }
+        }
+        self.copy_pieces(to)
+    }
+
+    fn copy_pieces(self, to: Pieces<'_>) -> usize {
         let mut to = to.iter();
         let mut target = RamSlice::EMPTY;
         let mut done = 0;

@@ -84,7 +84,8 @@ proptest! {
         prop_assert_eq!(n, room.min(expected.len()));
         prop_assert!(into[..n].iter().zip(&expected).all(|(byte, at)| usize::from(*byte) == *at));
         prop_assert!(into[n..].iter().all(|byte| *byte == 0xff));
-        prop_assert_eq!(run.read_array::<4>().is_some(), expected.len() >= 4);
+        let first = run.read_array::<4>().map(|bytes| bytes.map(usize::from));
+        prop_assert_eq!(first, expected.first_chunk::<4>().copied());
         let (one, two) = run.split_at(room);
         prop_assert_eq!(one.len() + two.len(), run.len());
         let mut second = vec![0; two.len()];
@@ -108,6 +109,17 @@ proptest! {
         let run = cut(Pieces::new(&slices), &cuts);
         prop_assert_eq!(run.write(&from), from.len().min(places.len()));
         prop_assert_eq!(all(ram), expected);
+    }
+
+    #[test]
+    fn writing_an_array_is_writing_its_bytes((pieces, cuts) in shape(), from in any::<[u8; 14]>()) {
+        let (words, other_words) = (memory(BYTES), memory(BYTES));
+        let (ram, other) = (RamSlice::from_atomics(&words), RamSlice::from_atomics(&other_words));
+        let (slices, others) = (slices(ram, &pieces), slices(other, &pieces));
+        let fits = cut(Pieces::new(&slices), &cuts).write_array(&from);
+        let written = cut(Pieces::new(&others), &cuts).write(&from);
+        prop_assert_eq!(fits, written == from.len());
+        prop_assert_eq!(all(ram), all(other));
     }
 
     #[test]

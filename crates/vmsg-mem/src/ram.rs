@@ -112,6 +112,34 @@ impl<'m> RamSlice<'m> {
         n
     }
 
+    /// The `N` bytes from `offset` on, or `None` if there are fewer. A number that is known beforehand is copied in a few
+    /// instructions.
+    #[inline]
+    pub fn read_array<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if self.len.checked_sub(offset)? < N {
+            return None;
+        }
+        let mut bytes = [0; N];
+        // SAFETY: as in `read`, with offset + N ≤ len.
+        unsafe {
+            ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), bytes.as_mut_ptr(), N);
+        }
+        Some(bytes)
+    }
+
+    /// Copies `bytes` to `offset`, as [`write`](Self::write) does; false, and nothing is copied, if they do not fit.
+    #[inline]
+    pub fn write_array<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> bool {
+        if self.len.checked_sub(offset).is_none_or(|left| left < N) {
+            return false;
+        }
+        // SAFETY: as in `write`, with offset + N ≤ len.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr().add(offset), N);
+        }
+        true
+    }
+
     /// Copies `from` to `offset`; returns how many bytes fitted.
     #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> usize {

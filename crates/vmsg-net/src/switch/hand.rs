@@ -131,28 +131,35 @@ fn put(
     let header = &frame.header;
     let simple = header.gso_type == VnetHeader::GSO_NONE && !header.needs_csum();
     if simple && !guest.heads && guest.pairs <= 1 {
-        let Some((front, len)) = info.head.changed(tag) else {
-            return Delivered::Malformed;
+        let checked = info.head.checked();
+        let rest = frame.payload.skip(checked.len());
+        let changed;
+        // Bytes that were just written somewhere else would have to be waited for.
+        let front = if tag == TagChange::Keep {
+            checked
+        } else {
+            changed = info.head.changed(tag);
+            match &changed {
+                Some((front, len)) => &front[..*len],
+                None => return Delivered::Malformed,
+            }
         };
-        let rest = frame.payload.skip(info.head.checked().len());
-        let all = len + rest.len();
+        let all = front.len() + rest.len();
         // With more tags than that one it may still fit: that is looked at below.
         if all <= usize::from(guest.offloads.mtu) + 14 {
-            let Some(room) = sink.offer(Target::Pair(0), all) else {
-                return Delivered::NoBuffers {
-                    count: 0,
-                    bytes: 0,
-                    lost: 1,
-                };
-            };
-            room.write(&front[..len]);
-            rest.copy_to(room.skip(len));
             let mut out = VnetHeader::default();
             if guest.offloads.guest_csum {
                 out.flags = header.flags & VnetHeader::DATA_VALID;
             }
-            sink.commit(&out, all);
-            return Delivered::Frame(all);
+            return if sink.put(Target::Pair(0), &out, front, rest) {
+                Delivered::Frame(all)
+            } else {
+                Delivered::NoBuffers {
+                    count: 0,
+                    bytes: 0,
+                    lost: 1,
+                }
+            };
         }
     }
     let mut front = [0; Target::HEAD];

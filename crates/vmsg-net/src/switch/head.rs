@@ -35,6 +35,18 @@ impl Head {
     /// Looks at a frame; `None` if it is too short.
     #[inline]
     pub(super) fn read(frame: Pieces<'_>) -> Option<Self> {
+        let Some(bytes) = frame.read_array() else {
+            return Self::read_short(frame);
+        };
+        Some(Self {
+            bytes,
+            tagged: [bytes[TYPE], bytes[TYPE + 1]] == TAG,
+        })
+    }
+
+    /// Looks at a frame that has not even room for a tag.
+    #[cold]
+    fn read_short(frame: Pieces<'_>) -> Option<Self> {
         let mut bytes = [0; Self::MOST];
         let len = frame.read(&mut bytes);
         let tagged = [bytes[TYPE], bytes[TYPE + 1]] == TAG;
