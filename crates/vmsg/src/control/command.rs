@@ -148,7 +148,7 @@ fn request(action: CtlAction) -> Result<(Request, bool), Usage> {
                 ));
             }
             (set.switch, set.port) = split(&args.port);
-            Request::Port(set)
+            Request::Port(Box::new(set))
         }
         CtlAction::Capture(args) => {
             let (switch, port) = split(&args.port);
@@ -186,14 +186,14 @@ fn request(action: CtlAction) -> Result<(Request, bool), Usage> {
         CtlAction::StopPart(args) => Request::StopPart { part: args.part },
         CtlAction::RestartPart(args) => Request::RestartPart { part: args.part },
         CtlAction::AddPort(args) => Request::AddPort {
-            spec: given("add-port", &args.spec)?,
+            spec: Box::new(given("add-port", &args.spec)?),
         },
         CtlAction::RemovePort(args) => {
             let (switch, port) = split(&args.port);
             Request::RemovePort { port, switch }
         }
         CtlAction::AddUplink(args) => Request::AddUplink {
-            spec: given("add-uplink", &args.spec)?,
+            spec: Box::new(given("add-uplink", &args.spec)?),
         },
         CtlAction::RemoveUplink(args) => {
             let (switch, uplink) = split(&args.port);

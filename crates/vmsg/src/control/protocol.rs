@@ -85,7 +85,7 @@ pub(crate) enum Request {
         unknown: String,
     },
     /// Changes a port.
-    Port(PortSetSpec),
+    Port(Box<PortSetSpec>),
     /// Records the frames of a port to a file, or ends that.
     Capture {
         /// The port.
@@ -125,7 +125,7 @@ pub(crate) enum Request {
     /// Says what the port of a device or uplink is like that will come.
     AddPort {
         /// The port.
-        spec: Given<PortSpec>,
+        spec: Box<Given<PortSpec>>,
     },
     /// Forgets that.
     RemovePort {
@@ -138,7 +138,7 @@ pub(crate) enum Request {
     /// Gives a switch a way out.
     AddUplink {
         /// The uplink.
-        spec: Given<UplinkSpec>,
+        spec: Box<Given<UplinkSpec>>,
     },
     /// Takes one away.
     RemoveUplink {

@@ -311,3 +311,47 @@ fn a_client_that_asks_for_much_and_reads_late_gets_all_of_it() {
     let mut rest = String::new();
     assert_eq!(peer.0.read_line(&mut rest).expect("the end"), 0, "{rest}");
 }
+
+/// Takes long for one request, and no time for others.
+struct Slow {
+    begun: std::sync::Barrier,
+    go_on: std::sync::Barrier,
+}
+
+impl Service for Slow {
+    fn carry_out(&self, request: Request) -> Response {
+        if matches!(request, Request::Switches {}) {
+            self.begun.wait();
+            self.go_on.wait();
+        }
+        Response::Done {}
+    }
+}
+
+#[test]
+fn what_takes_long_for_one_client_is_not_waited_for_by_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("ctl");
+    let service = Arc::new(Slow {
+        begun: std::sync::Barrier::new(2),
+        go_on: std::sync::Barrier::new(2),
+    });
+    let shared: Arc<dyn Service> = Arc::<Slow>::clone(&service);
+    let server = Server::start(&path, shared).expect("a server");
+    let connect = || {
+        Peer(BufReader::new(
+            UnixStream::connect(&path).expect("a server"),
+        ))
+    };
+    let mut slow = connect();
+    slow.send(b"{\"command\":\"switches\"}\n{\"command\":\"list\"}\n");
+    service.begun.wait();
+    for _ in 0..3 {
+        assert_eq!(connect().ask(r#"{"command":"list"}"#), Response::Done {});
+    }
+    service.go_on.wait();
+    assert_eq!(slow.answer(), Response::Done {});
+    assert_eq!(slow.answer(), Response::Done {});
+    drop(server);
+    assert!(!path.exists());
+}

@@ -17,6 +17,9 @@ use super::make::{self, DeviceFlows};
 use crate::control::{self, Failure, FailureKind, MacEntry, Port, Response};
 use crate::spec::{DeviceSpec, Network, PortSpec, UplinkSpec, known};
 
+/// What a device plugs into.
+type Plug = Box<dyn Backend>;
+
 /// All switches.
 #[derive(Default)]
 pub(super) struct Fabric(Vec<Running>);
@@ -95,7 +98,7 @@ impl Fabric {
         &self,
         spec: &DeviceSpec,
         network: &Network,
-    ) -> anyhow::Result<(Option<usize>, Option<Box<dyn Backend>>)> {
+    ) -> anyhow::Result<(Option<usize>, Option<Plug>)> {
         let plug = match spec {
             DeviceSpec::Net(net) => net.switch.as_deref().map(|switch| (net, switch)),
             _ => None,

@@ -122,7 +122,7 @@ impl View {
         }
     }
 
-    fn sorted<'a, R: Row>(self, rows: &'a [R]) -> Vec<&'a R> {
+    fn sorted<R: Row>(self, rows: &[R]) -> Vec<&R> {
         let mut rows: Vec<&R> = rows.iter().collect();
         rows.sort_by(|a, b| self.compare(*a, *b));
         if self.reversed {

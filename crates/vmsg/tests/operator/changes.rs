@@ -14,7 +14,7 @@ const CLIENTS: usize = 16;
 /// Change `index`, and whether it can be.
 fn change(index: usize) -> (Value, bool) {
     let request = match index % 8 {
-        0 => json!({"command": "rule", "rule": "net2 <> net3", "allow": index % 16 == 0}),
+        0 => json!({"command": "rule", "rule": "net2 <> net3", "allow": index.is_multiple_of(16)}),
         1 => json!({"command": "port", "port": "net2", "rate-in": format!("{}K", 1 + index)}),
         2 => {
             json!({"command": "port", "port": "net3", "rate-out": "off", "storm": 1 + index, "link": "up"})
