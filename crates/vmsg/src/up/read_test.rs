@@ -309,7 +309,7 @@ const MISTAKES: &[(&str, usize, &[&str])] = &[
         7,
         &["there is no switch `s1`, known: `s0`"],
     ),
-    ("[switch.s0]\nallow = [\"a >\"]", 6, &["a >"]),
+    ("[switch.s0]\nallow = [\"a >\"]", 6, &["allow="]),
     ("[switch.s0]\nage = 0", 6, &["age=0"]),
     ("[switch.s0]\nunknown = \"up9\"", 6, &["up9"]),
     (

@@ -130,23 +130,8 @@ impl Supervisor {
 
     /// Does what can be done now.
     fn advance(&mut self, now: Instant) {
-        let ready: Vec<(String, bool)> = self
-            .parts
-            .iter()
-            .map(|part| (part.name().to_owned(), part.has_been_ready()))
-            .collect();
-        let is_ready = |name: &String| {
-            let found = ready.iter().find(|(other, _)| other == name);
-            found.is_none_or(|(_, ready)| *ready)
-        };
-        let folder = self.folder.clone();
-        if !self.stopping {
-            for part in &mut self.parts {
-                if part.may_start(now) && part.after().iter().all(is_ready) {
-                    part.start(&folder, &self.shared);
-                }
-            }
-        }
+        // A part may be ready as soon as it is started, and others have waited for just that.
+        while !self.stopping && self.start_those_that_can(now) {}
         for part in &mut self.parts {
             part.tick(now);
         }
@@ -154,6 +139,21 @@ impl Supervisor {
         if self.stopping {
             self.stop_in_order(now);
         }
+    }
+
+    /// Starts each part whose others are ready; true if there was one.
+    fn start_those_that_can(&mut self, now: Instant) -> bool {
+        let waiting = |part: &Supervised| !part.has_been_ready();
+        let waiting = self.parts.iter().filter(|part| waiting(part));
+        let waiting: Vec<String> = waiting.map(|part| part.name().to_owned()).collect();
+        let mut started = false;
+        for part in &mut self.parts {
+            if part.may_start(now) && !part.after().iter().any(|name| waiting.contains(name)) {
+                part.start(&self.folder, &self.shared);
+                started = true;
+            }
+        }
+        started
     }
 
     /// Whether everything is to end: a part that others need has failed for good, or no guest is left.
