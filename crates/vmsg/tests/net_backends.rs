@@ -8,7 +8,7 @@ mod guest_tcp;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -90,19 +90,23 @@ struct Serve {
 
 impl Serve {
     fn start(device: &str) -> Self {
+        Self::with(&["--device", device])
+    }
+
+    fn with(arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bus");
         let mut child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
             .args(["serve", "--bus"])
             .arg(format!("unix,path={}", path.display()))
-            .args(["--device", device])
+            .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
             .expect("started");
         let mut line = String::new();
         let out = child.stdout.take().expect("piped");
         BufReader::new(out).read_line(&mut line).expect("a line");
-        assert!(line.starts_with("ready"), "{device}: {line:?}");
+        assert!(line.starts_with("ready"), "{arguments:?}: {line:?}");
         Self {
             child,
             path,
@@ -313,6 +317,146 @@ fn sixteen_mebibytes_each_way_in_large_segments() {
     );
     let net = &mut wire.net;
     assert_eq!(net.counters().bad, 0);
+}
+
+/// A `vmsg proxy` that shows a device to who comes to `socket`, as a vhost-user back end.
+struct Front(Child);
+
+impl Front {
+    fn start(serve: &Serve, socket: &Path) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
+            .args(["proxy", "--bus"])
+            .arg(format!("unix,path={}", serve.path.display()))
+            .arg("--front")
+            .arg(format!("vhost-user,socket={},dev=0", socket.display()))
+            .spawn();
+        Self(child.expect("started"))
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Frames that the interface `t0` has got of its other side.
+fn arrived() -> u64 {
+    let text = ip("-json -stats link show t0");
+    let count = text
+        .split_once("\"rx\":{")
+        .and_then(|(_, rx)| rx.split_once("\"packets\":"))
+        .and_then(|(_, rest)| rest.split([',', '}']).next());
+    count.and_then(|count| count.parse().ok()).expect("a count")
+}
+
+/// Sends frames of no meaning until some come out of `t0`.
+fn until_frames_arrive(wire: &mut Driver<'_>) {
+    let mut frame = [0xff; 60];
+    frame[6..12].copy_from_slice(&guest_tcp::MAC);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    let (before, begin) = (arrived(), Instant::now());
+    while arrived() == before {
+        assert!(begin.elapsed() < PATIENCE, "nothing comes through");
+        wire.net
+            .transmit_with([([0; HEADER_LEN], &frame[..])])
+            .expect("sent");
+    }
+}
+
+/// The back end is the proxy of another host's device, whose back end is a tap; what stands in its way is another one of its kind.
+#[test]
+fn sixteen_mebibytes_each_way_through_a_vhost_user_back_end() {
+    if !in_own_network("sixteen_mebibytes_each_way_through_a_vhost_user_back_end") {
+        return;
+    }
+    gateway("t0");
+    let far = Serve::start("net,backend=tap,ifname=t0");
+    let socket = far.path.with_file_name("port");
+    let _front = Front::start(&far, &socket);
+    let near = Serve::start(&format!("net,backend=vhost-user,path={}", socket.display()));
+    let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 64 << 20).expect("memory");
+    let mut wire = driver(&near, &pool, &LARGE);
+    until_frames_arrive(&mut wire);
+    let mut guest = Guest::new(&mut wire);
+    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let up = std::thread::spawn(move || {
+        check_all(listener.accept().unwrap().0);
+        listener
+    });
+    guest.upload(port, TOTAL as u64);
+    let listener = up.join().unwrap();
+    guest.hang_up(port);
+    let down = std::thread::spawn(move || write_all(listener.accept().unwrap().0));
+    guest.download(port, TOTAL as u64);
+    guest.hang_up(port);
+    down.join().unwrap();
+    let large = (wire.sent_large, wire.received_large);
+    assert!(large.0 > 200 && large.1 > 200, "large frames: {large:?}");
+    assert_eq!(wire.net.counters().bad, 0);
+}
+
+/// Asks for the hardware address of [`HOST`], again and again, until it is told.
+fn until_the_host_answers(wire: &mut Driver<'_>) {
+    let mut request = [0xff; 60];
+    request[6..12].copy_from_slice(&guest_tcp::MAC);
+    request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request[22..28].copy_from_slice(&guest_tcp::MAC);
+    request[28..32].copy_from_slice(&[10, 0, 2, 15]);
+    request[38..42].copy_from_slice(&HOST.octets());
+    let begin = Instant::now();
+    let mut answered = false;
+    while !answered {
+        assert!(begin.elapsed() < PATIENCE, "no answer");
+        wire.net
+            .transmit_with([([0; HEADER_LEN], &request[..])])
+            .expect("sent");
+        wire.net
+            .wait(Duration::from_millis(5))
+            .expect("a live device");
+        let Driver { net, incoming, .. } = wire;
+        net.receive(64, |frame| {
+            let bytes = frame.copy_to(incoming);
+            let is_arp = bytes.get(12..14) == Some(&[8, 6]);
+            answered |= is_arp && bytes[21] == 2 && bytes[28..32] == HOST.octets();
+        })
+        .expect("a sound queue");
+    }
+}
+
+/// Guest, switch, its uplink, which is the front end of a vhost-user back end, that is started again.
+#[test]
+fn a_switch_reaches_the_world_through_a_vhost_user_back_end_whenever_there_is_one() {
+    let name = "a_switch_reaches_the_world_through_a_vhost_user_back_end_whenever_there_is_one";
+    if !in_own_network(name) {
+        return;
+    }
+    gateway("t0");
+    let far = Serve::start("net,backend=tap,ifname=t0");
+    let socket = far.path.with_file_name("port");
+    let uplink = format!(
+        "id=up0,switch=s0,backend=vhost-user,path={}",
+        socket.display()
+    );
+    let near = Serve::with(&[
+        "--switch",
+        "id=s0,allow=* <> *",
+        "--device",
+        "net,id=net0,switch=s0",
+        "--uplink",
+        &uplink,
+    ]);
+    let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 64 << 20).expect("memory");
+    let front = Front::start(&far, &socket);
+    let mut wire = driver(&near, &pool, &LARGE);
+    until_the_host_answers(&mut wire);
+    drop(front);
+    for _ in 0..2 {
+        let _front = Front::start(&far, &socket);
+        until_the_host_answers(&mut wire);
+    }
 }
 
 #[test]
