@@ -22,6 +22,8 @@ use crate::trace::clean;
 
 /// How long to wait before a console that has gone is looked for again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long an answer is waited for while somebody types.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// A terminal's escape key is looked for in so many bytes at a time.
 const CHUNK: usize = 4096;
 
@@ -37,7 +39,7 @@ struct Session<'a> {
 
 /// Attaches this terminal.
 pub(super) fn attach(control: &Path, args: &ConsoleAttachArgs) -> anyhow::Result<()> {
-    let found = consoles(control)?;
+    let found = consoles(control, None)?;
     let chosen = choose(&found, args.name.as_deref())?;
     let name = chosen.name.clone();
     let signals = Signals::new()?;
@@ -247,7 +249,9 @@ impl Session<'_> {
             cols,
             rows,
         };
-        if let Ok(mut client) = Client::connect(self.control) {
+        if let Ok(mut client) = Client::connect(self.control)
+            && client.set_patience(PATIENCE).is_ok()
+        {
             let _ = client.ask(&request);
         }
     }
@@ -263,7 +267,7 @@ impl Session<'_> {
 
     /// Looks for consoles that have come, or come again.
     fn look_again(&mut self) -> anyhow::Result<()> {
-        if let Ok(found) = consoles(self.control) {
+        if let Ok(found) = consoles(self.control, Some(PATIENCE)) {
             for new in lines(&found) {
                 match self.lines.iter_mut().find(|line| line.name == new.name) {
                     Some(line) => line.socket = new.socket,

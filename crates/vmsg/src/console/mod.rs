@@ -9,15 +9,15 @@ mod line;
 mod registry;
 pub(crate) mod terminal;
 
+use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 
 pub use args::{ConsoleAction, ConsoleArgs};
 pub(crate) use control::Console;
 pub(crate) use registry::Registry;
-
-use std::io::Write;
 
 use crate::control::{Client, Request, Response, Table};
 use crate::out::Out;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &ConsoleArgs) -> anyhow::Result<()> {
         None => attach::attach(control, &args::ConsoleAttachArgs::default()),
         Some(ConsoleAction::Attach(args)) => attach::attach(control, args),
         Some(ConsoleAction::List(args)) => {
-            let consoles = consoles(control)?;
+            let consoles = consoles(control, None)?;
             let mut out = Out::lock();
             if args.json {
                 for line in serde_json::to_string_pretty(&consoles)?.lines() {
@@ -54,9 +54,13 @@ pub(crate) fn run(args: &ConsoleArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The consoles that the program at `control` has.
-fn consoles(control: &Path) -> anyhow::Result<Vec<Console>> {
-    match Client::connect(control)?.have(&Request::Consoles {})? {
+/// The consoles that the program at `control` has. `patience` is how long its answer may take, if not as long as others.
+fn consoles(control: &Path, patience: Option<Duration>) -> anyhow::Result<Vec<Console>> {
+    let mut client = Client::connect(control)?;
+    if let Some(patience) = patience {
+        client.set_patience(patience)?;
+    }
+    match client.have(&Request::Consoles {})? {
         Response::Consoles(consoles) => Ok(consoles),
         _ => bail!("{} does not tell its consoles", control.display()),
     }
