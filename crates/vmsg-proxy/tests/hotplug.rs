@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vfio::place::Place;
 use vfio::{NEEDS_RESET, Ram, rung_within};
-use virtio_msg::{DevNum, DeviceState, Frame, Message, Token};
+use virtio_msg::{DevNum, DeviceState, FeatureSet, Frame, Message, Token};
 use vmsg_bus::keyval;
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::rng::Rng;
@@ -272,4 +272,15 @@ fn is_closed(socket: &mut UnixStream) -> bool {
             Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
         }
     }
+}
+
+#[test]
+fn features_that_were_told_before_the_status_are_told_to_the_next_device() {
+    let mut world = World::up(net(), Host::net());
+    let features = FeatureSet::from_bits(&[29, 32]);
+    world.op(Op::Claim).unwrap();
+    world.op(Op::SetFeatures(features)).unwrap();
+    let next = world.host.restarted();
+    world.replace(next);
+    assert_eq!(world.host.features, features);
 }

@@ -271,7 +271,7 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
         self.exchange(request.name(), device, request, &mut C::try_send, accept)
     }
 
-    /// Whether the other side has said that `device` was removed; it keeps its word for the last [`MAX_REMOVED`] of them.
+    /// Whether the other side has said that `device` was removed; the last eight of them are remembered.
     pub fn is_removed(&self, device: DevNum) -> bool {
         self.removed.contains(&Some(device))
     }

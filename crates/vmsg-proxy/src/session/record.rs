@@ -50,7 +50,8 @@ pub(super) struct Record {
 impl Record {
     /// Whether a guest would notice another device.
     pub(super) fn is_negotiated(&self) -> bool {
-        !self.status.is_empty() || !self.queues.is_empty()
+        // Features may be told before anything is said of the status.
+        !self.status.is_empty() || !self.queues.is_empty() || !self.features.is_empty()
     }
 
     /// Whether there is anything to replay.
