@@ -8,6 +8,7 @@
 //! * [`socket`]: frames over sockets, to another virtual machine or passt.
 //! * [`tap`]: a tap interface of the host.
 //! * [`vhost_user`]: a port of Open vSwitch with DPDK, or of another vhost-user back end.
+//! * [`switch`]: a switch between the devices of this process, with uplinks to any of the others.
 //! * [`Capture`]: writes what passes another back end to a pcap file.
 //! * [`Cable`]: two devices back to back; [`Null`]: a cable that ends nowhere.
 #![deny(unsafe_code)]

@@ -39,7 +39,7 @@ impl Net {
 
     /// Plain ports that may all send to each other.
     fn open(ports: usize) -> Self {
-        Self::new(open(), (0..ports).map(|port| plain(port)).collect())
+        Self::new(open(), (0..ports).map(plain).collect())
     }
 
     fn send(&mut self, port: usize, frames: &[Vec<u8>]) {

@@ -2,7 +2,7 @@
 //! A switch: between network devices of this process, in one copy.
 //!
 //! A [`Switch`] has ports. A [`Port`] is the back end of a network device; an uplink is the other way round: any
-//! [`Backend`](crate::Backend), such as a tap, that is plugged into the switch. One worker serves all of it: the devices at the
+//! [`Backend`], such as a tap, that is plugged into the switch. One worker serves all of it: the devices at the
 //! ports, and the [`Pump`], which looks after the uplinks. When a device sends a batch, the switch finds the receivers of all of
 //! its frames, and then each receiver's frames are copied from the sender's memory straight into the receiver's buffers
 //! ([`Outlets`]). A receiver without buffers loses its frames and delays nobody.
