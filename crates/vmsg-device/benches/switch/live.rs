@@ -26,12 +26,19 @@ fn pair(places: &Places, shape: &Shape) -> Lan {
 }
 
 /// Writes some frames as a sender, and reads those that have come as their receiver; how many came.
-fn turn(lan: &mut Lan, shape: &Shape, frame: &[u8], room: &mut [u8]) -> usize {
+fn turn(
+    lan: &mut Lan,
+    shape: &Shape,
+    frame: &[u8],
+    room: &mut [u8],
+    under_way: &mut usize,
+) -> usize {
     let most = most_in_flight(shape);
     let sender = &mut lan.stations[0];
     sender.reap();
     // So that the receiver always has buffers.
-    if sender.in_flight() + shape.batch / 2 <= most {
+    if *under_way + shape.batch / 2 <= most {
+        *under_way += shape.batch / 2;
         for _ in 0..shape.batch / 2 {
             sender.next().write(HEADER, &frame[HEADER..]);
             assert!(sender.send(), "room");
@@ -51,6 +58,7 @@ fn turn(lan: &mut Lan, shape: &Shape, frame: &[u8], room: &mut [u8]) -> usize {
     });
     if frames > 0 {
         receiver.publish_receive();
+        *under_way -= frames;
     }
     frames
 }
@@ -64,7 +72,12 @@ pub(crate) fn print_rates(plan: &Plan, places: &Places, bridge: &mut Option<Brid
         let mut datagrams = Datagrams::new(&shape);
         let mut copy = || copies_across(plan, places, &shape);
         let mut datagram = || datagrams.across(plan, places);
-        let mut subject = || pace(plan, || turn(&mut lan, &shape, &frame, &mut room));
+        let mut under_way = 0;
+        let mut subject = || {
+            pace(plan, || {
+                turn(&mut lan, &shape, &frame, &mut room, &mut under_way)
+            })
+        };
         let sampled = match bridge.as_mut() {
             Some(bridge) => {
                 bridge.introduce(&shape);

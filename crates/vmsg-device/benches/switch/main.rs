@@ -10,7 +10,6 @@
 #![allow(missing_docs, reason = "a program")]
 
 mod bridge;
-mod fabric;
 mod fair;
 mod floors;
 mod frames;
@@ -62,11 +61,13 @@ fn main() {
     let only = std::env::args().skip_while(|arg| arg != "--only").nth(1);
     let wanted = |table: &str| only.as_deref().is_none_or(|only| only == table);
     let (two, one) = Places::find();
+    if only.as_deref() == Some("spin") {
+        through::spin(&plan, 2);
+        through::spin(&plan, 16);
+        return;
+    }
     let mut bridge = alone.then(Bridge::new);
     measure::run_on(one.here);
-    if wanted("fabric") {
-        fabric::print(&plan, &one);
-    }
     if wanted("one") {
         through::print_one(&plan, &one, &mut bridge);
     }

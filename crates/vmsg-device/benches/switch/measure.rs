@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Longer there and back than this and the two CPUs are far from each other.
 const FAR_NS: f64 = 250.0;
@@ -90,6 +91,28 @@ pub(crate) fn time(count: u32, mut work: impl FnMut(u32)) -> f64 {
         work(number);
     }
     start.elapsed().as_secs_f64() * 1e9 / f64::from(count)
+}
+
+/// The processor time that this thread has had.
+pub(crate) fn worked() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(now).expect("not negative")
+}
+
+/// Nanoseconds of this thread for each frame, of which `work` says how many it has done. What others do on its CPU does not
+/// count, but for what they leave of its caches.
+pub(crate) fn work(plan: &Plan, mut work: impl FnMut() -> usize) -> f64 {
+    let start = worked();
+    let mut frames = 0;
+    loop {
+        for _ in 0..16 {
+            frames += work();
+        }
+        let elapsed = worked() - start;
+        if elapsed >= plan.time && frames > 0 {
+            return elapsed.as_secs_f64() * 1e9 / frames as f64;
+        }
+    }
 }
 
 /// Nanoseconds for each frame, of which `work` says how many it has done.

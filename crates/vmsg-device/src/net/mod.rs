@@ -114,6 +114,8 @@ pub struct Net {
     /// Room for the buffers of pairs beyond the first, which has the worker's.
     storages: Vec<ChainStorage>,
     scratch: sink::Scratch,
+    /// Room for the lengths of a batch.
+    spare: Vec<u32>,
 }
 
 impl std::fmt::Debug for Net {
@@ -142,6 +144,7 @@ impl Net {
             session: Session::none(),
             storages: Vec::new(),
             scratch: sink::Scratch::default(),
+            spare: Vec::new(),
             backend,
         };
         device.update_link();
@@ -280,6 +283,7 @@ impl Device for Net {
             session,
             storages,
             scratch: _,
+            spare: _,
         } = self;
         config.reset();
         backend.set_guest(&Guest::NONE);

@@ -5,7 +5,7 @@ use vmsg_mem::AddressSpace;
 use vmsg_net::{Backend, Closed, RxSink};
 use vmsg_queue::ChainStorage;
 
-use super::sink::{Buffers, Discard, Lane, Reason};
+use super::sink::{Buffers, Discard, Lane, Lanes, Reason};
 use super::{Net, receive_queue};
 use crate::device::{ActiveQueue, DeviceError, Io};
 
@@ -110,7 +110,7 @@ impl Net {
     ) -> (&'a mut dyn Backend, Buffers<'a>) {
         let pairs = self.session.receiving_pairs();
         let mut storages = std::iter::once(storage).chain(&mut self.storages);
-        let lanes: Vec<Option<Lane<'_>>> = queues
+        let mut lanes = queues
             .chunks_mut(2)
             .take(pairs)
             .enumerate()
@@ -118,12 +118,17 @@ impl Net {
                 let storage = storages.next()?;
                 let active = queues.first_mut()?.as_mut()?;
                 Some(Lane::new(pair, active, storage))
-            })
-            .collect();
+            });
+        // Without more of them nothing is allocated.
+        let lanes = Lanes {
+            first: lanes.next().flatten(),
+            more: lanes.collect(),
+        };
         let buffers = Buffers {
             lanes,
+            spare: &mut self.spare,
             space,
-            room: Vec::with_capacity(4),
+            room: Vec::new(),
             present: None,
             scratch: &self.scratch,
             session: &self.session,

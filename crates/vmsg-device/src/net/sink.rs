@@ -34,6 +34,9 @@ pub(super) struct Lane<'a> {
     next: usize,
     /// For each chain before that, the bytes written to it.
     written: Vec<u32>,
+    /// Frames in them, and their bytes.
+    frames: u64,
+    bytes: u64,
     /// Waiting cannot bring more buffers than the batch holds.
     all_at_hand: bool,
     /// There was not enough for a frame.
@@ -53,19 +56,34 @@ impl<'a> Lane<'a> {
             batch: Batch::EMPTY,
             next: 0,
             written: Vec::new(),
+            frames: 0,
+            bytes: 0,
             all_at_hand: false,
             refused: false,
         }
     }
 
     /// Takes buffers from the driver, once.
-    fn fill(&mut self, space: AddressSpace<'a>) -> Result<(), QueueError> {
-        if let Some(storage) = self.storage.take() {
-            let ring = self.active.ring();
-            self.batch = ring.pop(space, storage, BATCH)?;
-            self.all_at_hand = self.batch.len() >= BATCH.min(usize::from(ring.config().size));
-            self.written.reserve(self.batch.len());
+    #[inline]
+    fn fill(&mut self, space: AddressSpace<'a>, spare: &mut Vec<u32>) -> Result<(), QueueError> {
+        match self.storage.take() {
+            None => Ok(()),
+            Some(storage) => self.fill_from(space, storage, spare),
         }
+    }
+
+    fn fill_from(
+        &mut self,
+        space: AddressSpace<'a>,
+        storage: &'a mut ChainStorage,
+        spare: &mut Vec<u32>,
+    ) -> Result<(), QueueError> {
+        let ring = self.active.ring();
+        self.batch = ring.pop(space, storage, BATCH)?;
+        self.all_at_hand = self.batch.len() >= BATCH.min(usize::from(ring.config().size));
+        self.written = std::mem::take(spare);
+        self.written.clear();
+        self.written.reserve(self.batch.len());
         Ok(())
     }
 
@@ -76,15 +94,19 @@ impl<'a> Lane<'a> {
         space: AddressSpace<'_>,
         wait: bool,
         refilled: &mut bool,
+        spare: &mut Vec<u32>,
     ) -> Result<&'a mut ActiveQueue, QueueError> {
         let ring = self.active.ring();
         let looked = self.storage.is_none();
         let count = self.batch.len();
         if !self.written.is_empty() {
             let mut completer = ring.completer(space)?;
-            for (chain, written) in self.batch.iter().zip(self.written) {
-                completer.complete(chain.head(), written);
+            for (chain, written) in self.batch.iter().zip(&self.written) {
+                completer.complete(chain.head(), *written);
             }
+        }
+        if self.written.capacity() > spare.capacity() {
+            *spare = self.written;
         }
         if looked {
             ring.rewind(count - self.next);
@@ -98,6 +120,47 @@ impl<'a> Lane<'a> {
             *refilled |= ring.enable_notifications_beyond(space, enough)?;
         }
         Ok(self.active)
+    }
+}
+
+/// The lanes of all pairs; nearly all devices have one pair.
+pub(super) struct Lanes<'a> {
+    pub(super) first: Option<Lane<'a>>,
+    pub(super) more: Vec<Option<Lane<'a>>>,
+}
+
+impl<'a> Lanes<'a> {
+    fn len(&self) -> usize {
+        1 + self.more.len()
+    }
+
+    fn get(&self, lane: usize) -> Option<&Lane<'a>> {
+        match lane.checked_sub(1) {
+            None => self.first.as_ref(),
+            Some(behind) => self.more.get(behind)?.as_ref(),
+        }
+    }
+
+    fn get_mut(&mut self, lane: usize) -> Option<&mut Lane<'a>> {
+        match lane.checked_sub(1) {
+            None => self.first.as_mut(),
+            Some(behind) => self.more.get_mut(behind)?.as_mut(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Lane<'a>> {
+        self.first.iter().chain(self.more.iter().flatten())
+    }
+}
+
+impl<'a> IntoIterator for Lanes<'a> {
+    type Item = Lane<'a>;
+    type IntoIter = std::iter::Flatten<
+        std::iter::Chain<std::iter::Once<Option<Lane<'a>>>, std::vec::IntoIter<Option<Lane<'a>>>>,
+    >;
+
+    fn into_iter(self) -> Self::IntoIter {
+        std::iter::once(self.first).chain(self.more).flatten()
     }
 }
 
@@ -144,7 +207,9 @@ pub(super) enum Offer {
 
 /// The driver's buffers, of all its pairs.
 pub(super) struct Buffers<'a> {
-    pub(super) lanes: Vec<Option<Lane<'a>>>,
+    pub(super) lanes: Lanes<'a>,
+    /// A list that is used again and again.
+    pub(super) spare: &'a mut Vec<u32>,
     pub(super) space: AddressSpace<'a>,
     /// The memory of the present offer, the header included.
     pub(super) room: Vec<RamSlice<'a>>,
@@ -166,20 +231,24 @@ impl<'a> Buffers<'a> {
     ) -> Result<bool, DeviceError> {
         let Self {
             lanes,
+            spare,
             space,
+            counters,
             error,
             ..
         } = self;
         if let Some((pair, source)) = error {
             return Err(failed(pair, source));
         }
-        let nobody_refused = !lanes.iter().flatten().any(|lane| lane.refused);
+        let nobody_refused = !lanes.iter().any(|lane| lane.refused);
         let mut refilled = false;
-        for lane in lanes.into_iter().flatten() {
+        for lane in lanes {
             let pair = lane.pair;
+            counters.pairs[pair].rx_frames.add(lane.frames);
+            counters.pairs[pair].rx_bytes.add(lane.bytes);
             let wait = starved && (lane.refused || nobody_refused);
             let active = lane
-                .finish(space, wait, &mut refilled)
+                .finish(space, wait, &mut refilled, spare)
                 .map_err(|source| failed(pair, source))?;
             active.publish_and_notify(receive_queue(pair), space, notices)?;
         }
@@ -225,12 +294,12 @@ impl<'a> Buffers<'a> {
             Steering::Rss(indirection) => {
                 let lane = usize::from(indirection.choose(hash));
                 match self.lanes.get(lane) {
-                    Some(Some(_)) => Offer::Buffers {
+                    Some(_) => Offer::Buffers {
                         lane,
                         hash,
                         seen: true,
                     },
-                    _ => Offer::Scratch(Reason::NoQueue),
+                    None => Offer::Scratch(Reason::NoQueue),
                 }
             }
         }
@@ -246,17 +315,17 @@ impl<'a> Buffers<'a> {
         let all = self.lanes.len();
         (pair..all)
             .chain(0..pair.min(all))
-            .find(|lane| self.lanes[*lane].is_some())
+            .find(|lane| self.lanes.get(*lane).is_some())
             .unwrap_or(0)
     }
 
     /// Collects buffers of a lane for a frame of `least` bytes, up to `most`.
     /// False if that has to wait.
     fn collect(&mut self, lane: usize, least: usize, most: usize) -> bool {
-        let Some(Some(lane)) = self.lanes.get_mut(lane) else {
+        let Some(lane) = self.lanes.get_mut(lane) else {
             return false;
         };
-        if let Err(source) = lane.fill(self.space) {
+        if let Err(source) = lane.fill(self.space, self.spare) {
             self.error = Some((lane.pair, source));
             return false;
         }
@@ -293,7 +362,7 @@ impl<'a> Buffers<'a> {
 
     /// Hands over the frame of `len` bytes that stands in `room`.
     fn deliver(&mut self, lane: usize, header: &VnetHeader, len: usize, hash: Option<Hash>) {
-        let Some(Some(lane)) = self.lanes.get_mut(lane) else {
+        let Some(lane) = self.lanes.get_mut(lane) else {
             return;
         };
         let room = Pieces::new(&self.room);
@@ -312,11 +381,80 @@ impl<'a> Buffers<'a> {
             lane.next += 1;
         }
         let count = u16::try_from(lane.next - first).unwrap_or(u16::MAX);
-        room.write(&header_bytes(header, count, hash)[..before]);
-        let counters = &self.counters.pairs[lane.pair];
-        counters.rx_frames.add(1);
-        counters.rx_bytes.add(len as u64);
+        let bytes = header_bytes(header, count, hash);
+        match bytes.first_chunk::<HEADER>() {
+            Some(bytes) if before == HEADER => {
+                room.write_array(bytes);
+            }
+            _ => {
+                room.write(&bytes[..before]);
+            }
+        }
+        lane.frames += 1;
+        lane.bytes += len as u64;
     }
+
+    /// Hands over a frame as nearly all are: for a device with one pair and without hashes, into one buffer. `None` if that is not so.
+    #[inline]
+    fn put_one(
+        &mut self,
+        to: Target<'_>,
+        header: &VnetHeader,
+        front: &[u8],
+        rest: Pieces<'_>,
+    ) -> Option<bool> {
+        let len = front.len() + rest.len();
+        let Session { header: before, .. } = *self.session;
+        if !matches!(to, Target::Pair(_))
+            || self.lanes.len() != 1
+            || self.session.hasher.is_some()
+            || before != HEADER
+            || len > self.session.longest
+            || self.error.is_some()
+        {
+            return None;
+        }
+        if !self.session.filter.is_open() {
+            if front.len() < LOOK && !rest.is_empty() && is_tag(front) {
+                return None;
+            }
+            if !self.session.filter.wants(self.own, front) {
+                Reason::Filtered.count(self.counters);
+                return Some(true);
+            }
+        }
+        let lane = self.lanes.first.as_mut()?;
+        if let Err(source) = lane.fill(self.space, self.spare) {
+            self.error = Some((lane.pair, source));
+            return Some(false);
+        }
+        let [room] = lane.batch.get(lane.next)?.writable_slices() else {
+            return None;
+        };
+        if room.len() < before + len {
+            return None;
+        }
+        self.present = None;
+        let bytes = header_bytes(header, 1, None);
+        room.write_array::<HEADER>(0, bytes.first_chunk()?);
+        match <&[u8; 14]>::try_from(front) {
+            Ok(front) => room.write_array(before, front),
+            Err(_) => room.write(before, front) == front.len(),
+        };
+        let (_, behind) = room.split_at(before + front.len());
+        rest.copy_to(Pieces::new(&[behind]));
+        lane.written
+            .push(u32::try_from(before + len).unwrap_or(u32::MAX));
+        lane.next += 1;
+        lane.frames += 1;
+        lane.bytes += len as u64;
+        Some(true)
+    }
+}
+
+/// What stands behind the addresses is a VLAN tag.
+fn is_tag(front: &[u8]) -> bool {
+    front.get(12..14) == Some(&[0x81, 0x00])
 }
 
 fn failed(pair: usize, source: QueueError) -> DeviceError {
@@ -383,6 +521,20 @@ impl RxSink for Buffers<'_> {
             return;
         }
         self.deliver(lane, header, len, hash);
+    }
+
+    fn put(&mut self, to: Target<'_>, header: &VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
+        if let Some(taken) = self.put_one(to, header, front, rest) {
+            return taken;
+        }
+        let len = front.len() + rest.len();
+        let Some(room) = self.offer(to, len) else {
+            return false;
+        };
+        room.write(front);
+        rest.copy_to(room.skip(front.len()));
+        self.commit(header, len);
+        true
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From the driver to the back end.
 
+use vmsg_mem::Pieces;
 use vmsg_net::{Target, TxFrame, VnetHeader};
 
 use super::flow::Flow;
@@ -12,6 +13,17 @@ use crate::device::{DeviceError, Io, Progress};
 const BATCH: usize = 32;
 /// Shorter than an Ethernet header is no frame.
 const SHORTEST: usize = 14;
+const NOTHING: TxFrame<'static> = TxFrame {
+    header: VnetHeader {
+        flags: 0,
+        gso_type: 0,
+        hdr_len: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+    },
+    payload: Pieces::EMPTY,
+};
 
 impl Net {
     /// Hands frames of one pair to the back end until `budget` chains, the
@@ -41,9 +53,10 @@ impl Net {
             .pop(*space, *storage, budget.min(BATCH))
             .map_err(failed)?;
         let counters = &self.counters.pairs[pair];
-        let mut frames = Vec::with_capacity(batch.len());
+        let mut room = [NOTHING; BATCH];
         // For each frame the number of chains up to and with it: malformed chains have no frame.
-        let mut ends = Vec::with_capacity(batch.len());
+        let mut ends = [0; BATCH];
+        let mut count = 0;
         for (index, chain) in batch.iter().enumerate() {
             let bytes = chain.readable();
             let header = bytes.read_array::<{ VnetHeader::LEN }>();
@@ -51,17 +64,19 @@ impl Net {
             match header {
                 Some(header) if payload.len() >= SHORTEST => {
                     let header = VnetHeader::from_bytes(&header);
-                    frames.push(TxFrame { header, payload });
-                    ends.push(index + 1);
+                    room[count] = TxFrame { header, payload };
+                    ends[count] = index + 1;
+                    count += 1;
                 }
                 _ => {}
             }
         }
+        let frames = &room[..count];
         let sent = if self.config.link_is_up() {
             // A pair that the driver has not enabled is none that the back end knows.
             let pair = u16::try_from(pair).expect("at most MAX_PAIRS");
             let known = pair % self.session.pairs();
-            let sent = self.backend.transmit_to(*now, known, &frames, *others);
+            let sent = self.backend.transmit_to(*now, known, frames, *others);
             debug_assert!(
                 sent <= frames.len(),
                 "a back end cannot send more than it was given"

@@ -112,8 +112,8 @@ impl Outlets for Others<'_> {
     }
 }
 
-/// Calls `fill`, and tells whose panic is whose: one of `sink`, which is a part of the device that receives, goes on; one of `fill` itself is
-/// put into `panic`, and does not hurt that device.
+/// Calls `fill`, and tells whose panic is whose: one of `sink`, which is a part of the device that receives, goes on, through `fill` and
+/// no further than to the caller of that device; one of `fill` itself is put into `panic`, and does not hurt that device.
 fn guard(
     sink: &mut dyn RxSink,
     fill: &mut dyn FnMut(&mut dyn RxSink),
@@ -122,57 +122,66 @@ fn guard(
     if panic.is_some() {
         return;
     }
-    let mut guarded = Guarded { sink, panic: None };
+    let mut guarded = Guarded {
+        sink,
+        inside: false,
+    };
     let result = catch_unwind(AssertUnwindSafe(|| fill(&mut guarded)));
-    if let Some(panic) = guarded.panic {
-        resume_unwind(panic);
+    match (result, guarded.inside) {
+        (result, false) => *panic = result.err(),
+        (Err(panic), true) => resume_unwind(panic),
+        // `fill` has kept it to itself.
+        (Ok(()), true) => panic!("the device's buffers"),
     }
-    *panic = result.err();
 }
 
-/// A sink whose panics do not reach who fills it.
+/// A sink that knows whether a panic is its own.
 struct Guarded<'a> {
     sink: &'a mut dyn RxSink,
-    panic: Option<Box<dyn Any + Send>>,
-}
-
-impl Guarded<'_> {
-    fn offered<'s>(
-        sink: &'s mut dyn RxSink,
-        panic: &mut Option<Box<dyn Any + Send>>,
-        offer: impl FnOnce(&'s mut dyn RxSink) -> Option<Pieces<'s>>,
-    ) -> Option<Pieces<'s>> {
-        if panic.is_some() {
-            return None;
-        }
-        catch_unwind(AssertUnwindSafe(move || offer(sink))).unwrap_or_else(|caught| {
-            *panic = Some(caught);
-            None
-        })
-    }
+    /// It is at work, or a panic has ended that: nothing is called on it then.
+    inside: bool,
 }
 
 impl RxSink for Guarded<'_> {
+    #[inline]
     fn offer(&mut self, to: Target<'_>, len: usize) -> Option<Pieces<'_>> {
-        Self::offered(self.sink, &mut self.panic, |sink| sink.offer(to, len))
+        if self.inside {
+            return None;
+        }
+        self.inside = true;
+        let room = self.sink.offer(to, len);
+        self.inside = false;
+        room
     }
 
     fn offer_between(&mut self, to: Target<'_>, least: usize, most: usize) -> Option<Pieces<'_>> {
-        Self::offered(self.sink, &mut self.panic, |sink| {
-            sink.offer_between(to, least, most)
-        })
+        if self.inside {
+            return None;
+        }
+        self.inside = true;
+        let room = self.sink.offer_between(to, least, most);
+        self.inside = false;
+        room
     }
 
+    #[inline]
     fn commit(&mut self, header: &VnetHeader, len: usize) {
-        if self.panic.is_none() {
-            let sink = AssertUnwindSafe(&mut *self.sink);
-            // The closure takes the wrapper whole.
-            let commit = move || {
-                let AssertUnwindSafe(sink) = { sink };
-                sink.commit(header, len);
-            };
-            self.panic = catch_unwind(commit).err();
+        if !self.inside {
+            self.inside = true;
+            self.sink.commit(header, len);
+            self.inside = false;
         }
+    }
+
+    #[inline]
+    fn put(&mut self, to: Target<'_>, header: &VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
+        if self.inside {
+            return false;
+        }
+        self.inside = true;
+        let taken = self.sink.put(to, header, front, rest);
+        self.inside = false;
+        taken
     }
 }
 
