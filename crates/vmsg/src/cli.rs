@@ -101,6 +101,9 @@ pub enum Command {
     /// A part of a running `up`; started by it
     #[command(hide = true)]
     UpPart(UpPartArgs),
+    /// Ends what a killed `up` has left behind; started by it
+    #[command(hide = true)]
+    UpGuard,
 }
 
 /// `vmsg serve`.

@@ -58,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Keeper(args) => keeper::run(args),
         Command::Up(args) => up::run(args),
         Command::UpPart(args) => up::run_part(args),
+        Command::UpGuard => up::run_guard(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -243,12 +243,12 @@ impl Service for Operator {
                 console::control::size(&self.shared.consoles, console, *cols, *rows)
             }
             Request::ConsoleLog { .. } | Request::ConsoleSize { .. } => self.relay(&request),
+            Request::List {} | Request::Switches {} | Request::Macs { .. } => self.relay(&request),
             _ => {
                 // Held, so that changes are repeated in the order in which they were made.
                 let mut desired = self.desired();
                 let response = self.relay(&request);
-                if !matches!(response, Response::Error(_)) {
-                    desired.changed(&request);
+                if !matches!(response, Response::Error(_)) && desired.changed(&request) {
                     self.tell_argv(&desired);
                 }
                 response

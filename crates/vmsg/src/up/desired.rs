@@ -96,26 +96,43 @@ impl Desired {
             .retain(|option| option.name != name || option.id() != Some(id));
     }
 
-    /// The device host has carried `request` out, and is to be told again when it was started again.
-    pub(super) fn changed(&mut self, request: &Request) {
+    /// The device host has carried `request` out, and is to be the same when it was started again. True if it is to be started with
+    /// other options.
+    pub(super) fn changed(&mut self, request: &Request) -> bool {
+        let added = |text: Result<String, _>| match text {
+            Ok(text) => Some(text),
+            Err(error) => {
+                let error: vmsg_bus::keyval::Error = error;
+                tracing::warn!(%error, "it will not be there again");
+                None
+            }
+        };
         match request {
-            Request::AddPort { spec } => match vmsg_bus::keyval::to_string(&spec.0) {
-                Ok(text) => self.add("--port", text),
-                Err(error) => tracing::warn!(%error, "a port will not be there again"),
-            },
-            Request::AddUplink { spec } => match vmsg_bus::keyval::to_string(&spec.0) {
-                Ok(text) => self.add("--uplink", text),
-                Err(error) => tracing::warn!(%error, "an uplink will not be there again"),
-            },
+            Request::AddPort { spec } => {
+                if let Some(text) = added(vmsg_bus::keyval::to_string(&spec.0)) {
+                    self.add("--port", text);
+                }
+            }
+            Request::AddUplink { spec } => {
+                if let Some(text) = added(vmsg_bus::keyval::to_string(&spec.0)) {
+                    self.add("--uplink", text);
+                }
+            }
             Request::RemovePort { port, .. } => self.remove("--port", port),
-            Request::RemoveUplink { uplink, .. } => self.remove("--uplink", uplink),
+            Request::RemoveUplink { uplink, .. } => {
+                self.remove("--uplink", uplink);
+                self.forget(uplink);
+            }
             _ => {
-                let Some(about) = about(request) else { return };
-                self.changes
-                    .retain(|other| self::about(other).as_ref() != Some(&about));
-                self.changes.push(request.clone());
+                if let Some(about) = about(request) {
+                    self.changes
+                        .retain(|other| self::about(other).as_ref() != Some(&about));
+                    self.changes.push(request.clone());
+                }
+                return false;
             }
         }
+        true
     }
 
     /// A device or port called `id` is gone, and with it what was changed about it.

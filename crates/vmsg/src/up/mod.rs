@@ -8,6 +8,7 @@ mod args;
 mod control;
 mod description;
 mod desired;
+mod guard;
 mod log;
 mod part;
 mod plan;
@@ -29,12 +30,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 pub(crate) use args::{UpArgs, UpPartArgs};
+pub(crate) use guard::run as run_guard;
 pub(crate) use part::run as run_part;
 use rustix::fs::{Access, access};
 use vmsg_proxy::front::qemu::Arch;
 
 use self::control::Operator;
 use self::description::{Description, World};
+use self::guard::Guard;
 use self::runtime::Runtime;
 use self::source::{Mistakes, Source};
 use self::status::Shared;
@@ -85,7 +88,7 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     }
     descriptors::raise_limit();
     let runtime = Runtime::take(&plan.runtime, &plan.name)?;
-    let (shared, inbox) = Shared::new()?;
+    let (shared, inbox) = Shared::new(Guard::start()?)?;
     let supervisor = Supervisor::new(&plan, shared.clone(), inbox, args.quiet)?;
     let operator = Operator::new(&plan, &program.to_string_lossy(), shared.clone());
     let server = Server::start(&plan.control, Arc::clone(&operator) as Arc<dyn Service>)?;

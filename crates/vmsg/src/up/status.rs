@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::guard::Guard;
 use super::plan::Part;
 use super::qmp::Qmp;
 use crate::console::Registry;
@@ -114,6 +115,8 @@ pub(super) struct Shared {
     wake: Arc<UnixStream>,
     /// Serial lines of guests.
     pub(super) consoles: Registry,
+    /// Knows the processes' groups.
+    pub(super) guard: Arc<Guard>,
 }
 
 /// The supervisor's end of it.
@@ -125,7 +128,7 @@ pub(super) struct Inbox {
 }
 
 impl Shared {
-    pub(super) fn new() -> std::io::Result<(Self, Inbox)> {
+    pub(super) fn new(guard: Guard) -> std::io::Result<(Self, Inbox)> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let (asks, asked) = mpsc::channel();
@@ -136,6 +139,7 @@ impl Shared {
             notes,
             wake: Arc::new(wake),
             consoles: Registry::default(),
+            guard: Arc::new(guard),
         };
         let inbox = Inbox {
             wake: woken,

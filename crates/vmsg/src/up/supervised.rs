@@ -281,6 +281,8 @@ impl Supervised {
         match Process::start(&self.part.argv, folder, death_signal(&self.part.kind)) {
             Ok(process) => {
                 tracing::debug!(part = self.part.name, pid = process.pid(), "started");
+                let polite = matches!(self.part.kind, Kind::Serve);
+                shared.guard.add(process.pid(), polite);
                 self.process = Some(process);
                 self.state = State::Starting;
                 if self.part.ready == Ready::Started {
@@ -315,7 +317,7 @@ impl Supervised {
             guest.take_in(&self.part.name, shared);
         }
         self.read(false);
-        self.look_for_end();
+        self.look_for_end(shared);
     }
 
     /// Reads what the process says.
@@ -376,7 +378,7 @@ impl Supervised {
         }
     }
 
-    fn look_for_end(&mut self) {
+    fn look_for_end(&mut self, shared: &Shared) {
         let Some(process) = &mut self.process else {
             return;
         };
@@ -400,6 +402,7 @@ impl Supervised {
                 ExitStatus::default()
             }
         };
+        shared.guard.remove(process.pid());
         self.read(true);
         self.process = None;
         self.stage = None;

@@ -32,7 +32,7 @@ qemu = \"./qemu\"
 bus = \"b2\"
 restart = \"always\"
 [program.first]
-command = [\"sh\", \"-c\", \"sleep 1000 & echo here I am; wait\"]
+command = [\"sh\", \"-c\", \"sleep 1000 & echo here I am with $!; wait\"]
 ready = \"here I am\"
 restart = \"always\"
 ";
@@ -81,8 +81,8 @@ fn everything_comes_up_is_told_of_and_ends_in_reverse_order() {
     ] {
         assert!(at(one) < at(other), "{stopped:?}");
     }
-    assert!(up.said.iter().any(|line| line == "first | here I am"));
-    assert!(lab.read("run/logs/first.log").contains("here I am\n"));
+    assert!(up.said.iter().any(|line| line.starts_with("first | here I am")));
+    assert!(lab.read("run/logs/first.log").contains("here I am with "));
     assert!(lab.read("run/logs/serve.log").contains("ready bus="));
     // The guests' power buttons were pressed.
     assert!(lab.read("vm1.qmp").contains("system_powerdown"));
@@ -108,8 +108,13 @@ fn each_part_that_is_killed_comes_back() {
 fn nothing_is_left_when_up_itself_is_killed() {
     let lab = Lab::new(LAB);
     let mut up = lab.up();
-    let processes = up.processes();
+    let mut processes = up.processes();
     assert_eq!(processes.len(), 6);
+    // What a part has started is no process of `up`'s, and goes all the same.
+    let said = up.expect(&["first | here I am with "]);
+    let pid = said.rsplit(' ').next().and_then(|pid| pid.parse().ok());
+    let pid = pid.and_then(Pid::from_raw).expect("a process");
+    processes.push(("what first has started".to_owned(), watch(pid)));
     up.signal(Signal::KILL);
     up.wait();
     for (name, process) in &processes {
