@@ -32,6 +32,7 @@ pub(super) fn run(path: &Path, interval: Duration) -> anyhow::Result<()> {
     let (samples, mut news) = sampler(path.to_owned(), source, interval)?;
     let signals = Signals::new()?;
     let _raw = Raw::new()?;
+    let _cut = Cut;
     let mut out = Out::lock();
     out.write_all(BEGIN)?;
     let mut screen = Screen {
@@ -41,10 +42,18 @@ pub(super) fn run(path: &Path, interval: Duration) -> anyhow::Result<()> {
         view: View::default(),
         top: 0,
     };
-    let result = screen.show(&mut out, first, &samples, &mut news, &signals);
-    let _ = out.write_all(END);
-    let _ = out.flush();
-    result
+    screen.show(&mut out, first, &samples, &mut news, &signals)
+}
+
+/// Lines are cut at the edge until this is dropped, also by a panic.
+struct Cut;
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(END);
+        let _ = out.flush();
+    }
 }
 
 type News = Result<Sample, String>;

@@ -169,7 +169,8 @@ impl PortRates {
                     *by_reason.entry(name).or_default() += each_second(before, *count, seconds);
                 }
             }
-            drops = Some(by_reason.values().sum());
+            // The sum of nothing would be -0.
+            drops = Some(by_reason.values().fold(0.0, |sum, rate| sum + rate));
             reason = by_reason
                 .into_iter()
                 .filter(|(_, rate)| *rate > 0.0)

@@ -100,6 +100,8 @@ fn rates_are_differences_by_the_time_between() {
         bits: 16000.0,
     };
     assert_eq!(port.input, Some(input));
+    let none = Rates::between(Some(&now), &now).ports[0].drops;
+    assert!(none.is_some_and(f64::is_sign_positive), "{none:?}");
     assert_eq!(port.drops, Some(13.0));
     assert_eq!(
         port.reason.as_deref(),

@@ -67,3 +67,68 @@ fn top_tells_rates_of_ports_and_devices() {
     let usage = vmsg(&["top", control, "--interval", "0"]);
     assert_eq!(usage.status.code(), Some(2));
 }
+
+/// Reads what the terminal shows until it has `words`.
+fn read_until(terminal: &std::os::fd::OwnedFd, words: &str) -> String {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut text = Vec::new();
+    let patience = Timespec::try_from(crate::process::PATIENCE).expect("short");
+    loop {
+        let so_far = String::from_utf8_lossy(&text);
+        if so_far.contains(words) {
+            return so_far.into_owned();
+        }
+        let mut fds = [PollFd::new(terminal, PollFlags::IN)];
+        let ready = poll(&mut fds, Some(&patience)).expect("it can be waited for");
+        assert!(ready > 0, "no {words:?}: {so_far}");
+        let mut bytes = [0; 4096];
+        let count = rustix::io::read(terminal, &mut bytes).expect("somebody has it");
+        text.extend_from_slice(&bytes[..count]);
+    }
+}
+
+#[test]
+fn a_terminal_is_as_it_was_when_top_has_ended() {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+    let serve = Serve::start(&["--switch", "id=s0", "--device", "net,id=net0,switch=s0"]);
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let terminal = openpt(flags).expect("a terminal");
+    grantpt(&terminal).expect("ours");
+    unlockpt(&terminal).expect("ours");
+    let side = ioctl_tiocgptpeer(&terminal, flags).expect("its other side");
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: 90,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&terminal, size).expect("a size");
+    let before = tcgetattr(&side).expect("it says");
+    let copy = || side.try_clone().expect("a descriptor");
+    let mut top = std::process::Command::new(env!("CARGO_BIN_EXE_vmsg"))
+        .arg("top")
+        .arg(serve.control())
+        .args(["--interval", "0.1"])
+        .stdin(copy())
+        .stdout(copy())
+        .stderr(copy())
+        .spawn()
+        .expect("started");
+    let text = read_until(&terminal, "over 0.1 s: 1 ports, 1 devices");
+    assert!(text.starts_with("\x1b[?1049h"), "{text:?}");
+    rustix::io::write(&terminal, b"\x1b[C").expect("typed");
+    read_until(&terminal, "sorts by: name");
+    // Nobody is there for a while.
+    drop(serve);
+    read_until(&terminal, "trying again");
+    rustix::io::write(&terminal, b"q").expect("typed");
+    let text = read_until(&terminal, "\x1b[?25h");
+    assert!(
+        text.contains("\x1b[?1049l") && text.contains("\x1b[?7h"),
+        "{text:?}"
+    );
+    assert!(top.wait().expect("it ends").success());
+    let after = tcgetattr(&side).expect("it says");
+    assert_eq!(format!("{before:?}"), format!("{after:?}"));
+}
