@@ -86,6 +86,8 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
         write!(Out::lock(), "{}", plan::to_shell(&plan))?;
         return Ok(());
     }
+    // Where all parts run: what is relative means the same to all.
+    std::env::set_current_dir(&plan.folder)?;
     descriptors::raise_limit();
     let runtime = Runtime::take(&plan.runtime, &plan.name)?;
     let (shared, inbox) = Shared::new(Guard::start()?)?;
@@ -95,7 +97,7 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     let repeating = std::thread::Builder::new()
         .name("repeat".to_owned())
         .spawn(move || operator.repeat_changes())?;
-    let control = plan.control.clone();
+    let control = std::path::absolute(&plan.control)?;
     let outcome = supervisor.run(|| {
         // A reader that has gone away is no reason to stop.
         let _ = writeln!(std::io::stdout(), "ready control={}", control.display());

@@ -75,8 +75,10 @@ impl Lab {
 
     /// `vmsg up`, whatever comes of it.
     pub(crate) fn start(&self) -> (Up, Receiver<String>) {
+        let file = self.folder.path().join("lab.toml");
         let mut child = self
-            .vmsg(&["up", "lab.toml"])
+            .vmsg(&["up", &file.to_string_lossy()])
+            .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -98,7 +100,11 @@ impl Lab {
     pub(crate) fn up(&self) -> Up {
         let (mut up, out) = self.start();
         match out.recv_timeout(PATIENCE) {
-            Ok(line) => assert_eq!(line, "ready control=run/control.sock"),
+            Ok(line) => {
+                // Wherever `up` was started.
+                let control = self.folder.path().join("run/control.sock");
+                assert_eq!(line, format!("ready control={}", control.display()));
+            }
             Err(error) => {
                 up.listen(Duration::from_millis(500));
                 panic!("{error}\n{}", up.said.join("\n"));

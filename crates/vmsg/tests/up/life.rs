@@ -81,7 +81,11 @@ fn everything_comes_up_is_told_of_and_ends_in_reverse_order() {
     ] {
         assert!(at(one) < at(other), "{stopped:?}");
     }
-    assert!(up.said.iter().any(|line| line.starts_with("first | here I am")));
+    assert!(
+        up.said
+            .iter()
+            .any(|line| line.starts_with("first | here I am"))
+    );
     assert!(lab.read("run/logs/first.log").contains("here I am with "));
     assert!(lab.read("run/logs/serve.log").contains("ready bus="));
     // The guests' power buttons were pressed.
