@@ -57,6 +57,8 @@ pub enum CtlAction {
     AddDevice(CtlAddDeviceArgs),
     /// Take a device from its bus
     RemoveDevice(CtlDeviceArgs),
+    /// List consoles; `vmsg console` attaches to them
+    Consoles(CtlListArgs),
     /// Say what the port of a device or uplink is like that will be added
     AddPort(CtlSpecArgs),
     /// Forget what add-port or --port has said

@@ -68,6 +68,7 @@ fn print(response: &Response, ports: Option<&Response>, json: bool) -> anyhow::R
             tables.push(show::ports(switches));
         }
         Response::Macs(macs) => tables.push(show::macs(macs)),
+        Response::Consoles(consoles) if json => return print_json(&mut out, consoles),
         Response::Consoles(consoles) => tables.push(crate::console::table(consoles)),
         Response::Added(added) => {
             let text = format!("{}/{} number {}", added.bus, added.id, added.number);
@@ -185,6 +186,10 @@ fn request(action: CtlAction) -> Result<(Request, bool), Usage> {
         CtlAction::StartPart(args) => Request::StartPart { part: args.part },
         CtlAction::StopPart(args) => Request::StopPart { part: args.part },
         CtlAction::RestartPart(args) => Request::RestartPart { part: args.part },
+        CtlAction::Consoles(list) => {
+            json = list.json;
+            Request::Consoles {}
+        }
         CtlAction::AddPort(args) => Request::AddPort {
             spec: Box::new(given("add-port", &args.spec)?),
         },
