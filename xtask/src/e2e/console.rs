@@ -57,7 +57,12 @@ fn play(stage: &mut Stage, report: &mut Report, front: &str) -> Result<()> {
     stage.scene.tell(agent, "said before anybody listened")?;
 
     let mut board = Board::new(Backend::Qemu, Backend::Qemu);
+    // The script stays on the serial line, which is named last, also where the driver is a part of the kernel.
     board.words.push("console=hvc0");
+    board.words.push(match kit.machine {
+        Machine::X86 => "console=ttyS0",
+        Machine::Arm64 => "console=ttyAMA0",
+    });
     // The console, and with another port the control queues.
     let mut devices = [("con0", 2), ("con1", 6)];
     if kit.machine == Machine::Arm64 && front != "vfio-user" {
