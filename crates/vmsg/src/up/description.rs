@@ -52,8 +52,6 @@ pub(super) struct Bus {
     pub(super) text: String,
     /// As `--bus` of `proxy` has it.
     pub(super) proxy_text: String,
-    /// What `serve` calls it.
-    pub(super) name: String,
     pub(super) span: Span,
 }
 

@@ -63,7 +63,7 @@ impl Operator {
                 .ok_or_else(|| refused("all numbers of the bus are spent"))?,
         };
         let mut spec = spec.clone();
-        complete_device(&mut spec, &self.name, &desired.buses[bus].name, number)
+        complete_device(&mut spec, &self.name, &desired.buses[bus].id, number)
             .map_err(refused)?;
         let id = spec.common().id.unwrap_or_default().to_owned();
         if desired.has_device(&id) {
@@ -195,7 +195,7 @@ impl Operator {
             FrontKind::VhostUser,
             &socket,
             &plugged.id,
-            &bus.name,
+            &bus.id,
             isolate,
         );
         let argv = [
@@ -232,7 +232,7 @@ impl Operator {
     fn take_back(&self, id: &str, bus: &BusPlan) {
         let request = Request::RemoveDevice {
             device: id.to_owned(),
-            bus: Some(bus.name.clone()),
+            bus: Some(bus.id.clone()),
         };
         if let Response::Error(failure) = self.relay(&request) {
             tracing::warn!(device = id, why = failure.message, "is still there");
@@ -268,7 +268,7 @@ impl Operator {
         }
         let request = Request::RemoveDevice {
             device: device.to_owned(),
-            bus: bus.map(|bus| self::bus_name(&desired, bus)),
+            bus: bus.map(str::to_owned),
         };
         match self.relay(&request) {
             Response::Error(failure) => return Err(failure),
@@ -284,12 +284,6 @@ impl Operator {
 /// What the proxy of a device that was added is called among the parts.
 fn proxy_name(guest: &str, device: &str) -> String {
     format!("{guest}.{device}")
-}
-
-/// `serve`'s name of a bus that the description may call otherwise.
-fn bus_name(desired: &Desired, bus: &str) -> String {
-    let known = desired.buses.iter().find(|other| other.id == bus);
-    known.map_or_else(|| bus.to_owned(), |bus| bus.name.clone())
 }
 
 fn find_guest<'d>(desired: &'d Desired, guest: &str) -> Result<&'d super::GuestState, Failure> {
@@ -318,7 +312,7 @@ fn choose_bus(desired: &Desired, spec: &DeviceSpec, guest: Option<&str>) -> Resu
         Some(wanted) => desired
             .buses
             .iter()
-            .position(|bus| bus.id == wanted || bus.name == wanted),
+            .position(|bus| bus.id == wanted),
     };
     found.ok_or_else(|| {
         let known: Vec<&str> = desired.buses.iter().map(|bus| bus.id.as_str()).collect();

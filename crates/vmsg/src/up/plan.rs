@@ -39,10 +39,7 @@ pub(super) struct Plan {
 /// A bus as those have it who come to it.
 #[derive(Clone, Debug)]
 pub(super) struct BusPlan {
-    /// The description's name of it.
     pub(super) id: String,
-    /// `serve`'s name of it.
-    pub(super) name: String,
     /// As `--bus` of `proxy` has it.
     pub(super) proxy_text: String,
     /// Several drivers may be there at a time.
@@ -158,7 +155,6 @@ fn bus_plan(at: usize, bus: &Bus, devices: &[Device]) -> BusPlan {
     let on_it = devices.iter().filter(|device| device.bus == at);
     BusPlan {
         id: bus.id.clone(),
-        name: bus.name.clone(),
         proxy_text: bus.proxy_text.clone(),
         is_shared: matches!(bus.spec, vmsg_bus::BusSpec::Unix(_)),
         numbers: on_it.map(|device| device.num).collect(),
@@ -272,7 +268,7 @@ fn proxy(description: &Description, guest: &Guest, program: &str) -> Option<Part
         } else {
             &device.id
         };
-        let front = front(guest.front, &socket, dev, &bus.name, guest.isolate);
+        let front = front(guest.front, &socket, dev, &bus.id, guest.isolate);
         argv.extend(["--front".to_owned(), front]);
     }
     (!devices.is_empty()).then(|| Part {

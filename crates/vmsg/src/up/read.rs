@@ -275,30 +275,47 @@ fn read_buses(tables: &Tables, runtime: &Path, mistakes: &mut Mistakes) -> Vec<B
         let Some((spec, text)) = read_argument(table, &kind, entries, mistakes, parse) else {
             continue;
         };
-        let others = all.iter().map(|bus| bus.text.clone());
-        let texts: Vec<String> = others.chain([text.clone()]).collect();
-        let mut named = match buses::parse_all(&texts) {
-            Ok(named) => named,
-            Err(error) => {
-                mistakes.error(table.span.clone(), after(&error.to_string(), &text));
-                continue;
-            }
-        };
-        if let Err(error) = buses::for_devices(&texts, &mut named) {
+        let twin = all.iter().find(|other| is_same_place(&other.spec, &spec));
+        if let Some(twin) = twin {
+            mistakes.error(
+                table.place("path"),
+                format!("the bus `{}` is at this place already", twin.id),
+            );
+            continue;
+        }
+        // It is called as its table, whatever its socket is called.
+        let mut texts = [text];
+        let mut proxy_text = proxy_text(&spec, &texts[0]);
+        let own = buses::parse_all(&texts).map(|named| named[0].name == table.name);
+        if !matches!(own, Ok(true)) {
+            let id = format!(",id={}", table.name);
+            texts[0].push_str(&id);
+            proxy_text.push_str(&id);
+        }
+        let checked = buses::parse_all(&texts)
+            .and_then(|mut named| buses::for_devices(&texts, &mut named));
+        let [text] = texts;
+        if let Err(error) = checked {
             mistakes.error(table.span.clone(), after(&error.to_string(), &text));
             continue;
         }
-        let name = named.pop().map(|bus| bus.name).unwrap_or_default();
         all.push(Bus {
             id: table.name.clone(),
-            proxy_text: proxy_text(&spec, &text),
+            proxy_text,
             spec,
             text,
-            name,
             span: table.span.clone(),
         });
     }
     all
+}
+
+/// Whether two buses would be one.
+fn is_same_place(one: &vmsg_bus::BusSpec, other: &vmsg_bus::BusSpec) -> bool {
+    match (one, other) {
+        (vmsg_bus::BusSpec::Unix(one), vmsg_bus::BusSpec::Unix(other)) => one.path == other.path,
+        _ => one == other,
+    }
 }
 
 /// The message of an error without the argument that stands before it.

@@ -69,7 +69,7 @@ pub(super) fn read_devices(
         entries.retain(|entry| entry.key != "bus");
         let mut num = None;
         if let Some(bus) = bus {
-            entries.push(added(table, "bus", &buses[bus].name));
+            entries.push(added(table, "bus", &buses[bus].id));
             num = match taken
                 .iter()
                 .find(|(b, _, id)| *b == bus && *id == table.name)

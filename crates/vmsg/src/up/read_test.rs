@@ -96,13 +96,12 @@ fn keys_are_those_of_the_command_line_in_toml_s_words() {
         command = [\"vmsg\", \"$$HOME=${HOME}\", '${HOME}$']";
     let (description, said) = check(text);
     let description = description.expect(&said);
-    assert_eq!(description.buses[0].text, "unix,path=a,,b/x.sock");
-    assert_eq!(description.buses[0].name, "x");
+    assert_eq!(description.buses[0].text, "unix,path=a,,b/x.sock,id=b0");
     assert_eq!(
         description.devices[0].text,
-        "net,id=net0,mac=52:54:00:00:00:01,ipv6=off,mtu=0x5dc,hostfwd=tcp::1-:2,hostfwd=tcp::3-:4,num=3,bus=x"
+        "net,id=net0,mac=52:54:00:00:00:01,ipv6=off,mtu=0x5dc,hostfwd=tcp::1-:2,hostfwd=tcp::3-:4,num=3,bus=b0"
     );
-    assert_eq!(description.devices[1].text, "rng,id=rng0,bus=x,num=0");
+    assert_eq!(description.devices[1].text, "rng,id=rng0,bus=b0,num=0");
     assert_eq!(
         description.programs[0].command,
         ["/bin/vmsg", "$HOME=/root", "/root$"]
@@ -258,9 +257,9 @@ const MISTAKES: &[(&str, usize, &[&str])] = &[
     ),
     ("[bus.b1]\nslots = \"many\"", 6, &["slots"]),
     (
-        "[bus.b1]\npath = \"x/b0.sock\"",
-        5,
-        &["there is a bus `b0` already"],
+        "[bus.b1]\npath = \"/run/vmsg/d/b0.sock\"",
+        6,
+        &["is at this place already"],
     ),
     (
         "[bus.b1]\nid = \"b1\"",
