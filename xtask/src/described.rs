@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A description that `vmsg up` runs: started, talked to, and seen to end without leaving anything behind.
 
-use std::env;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -21,6 +20,8 @@ use crate::vmsg::Vmsg;
 const READY: Duration = Duration::from_secs(90);
 /// Longest time from ^C to the end.
 const END: Duration = Duration::from_secs(60);
+/// Longest time that a part stays when `vmsg up` was killed.
+const LINGER: Duration = Duration::from_secs(10);
 /// Where sockets and logs are, in the run's folder.
 const RUNTIMES: &str = "run";
 /// A variable that all parts inherit, by which they are found.
@@ -39,24 +40,15 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    /// Runs the description `name` of `demos/`, and waits until it is ready.
+    /// Runs the description `name` of `demos/` as the process `process` of the run, and waits until it is ready.
     pub(crate) fn start(
         scene: &mut Scene,
+        process: &str,
         vmsg: &Vmsg,
         name: &str,
         variables: &Variables,
     ) -> Result<Self> {
         let file = dirs::workspace().join(format!("demos/{name}/{name}.toml"));
-        Self::start_file(scene, vmsg, &file, variables)
-    }
-
-    /// The same for any description.
-    pub(crate) fn start_file(
-        scene: &mut Scene,
-        vmsg: &Vmsg,
-        file: &Path,
-        variables: &Variables,
-    ) -> Result<Self> {
         let runtimes = scene.dir().join(RUNTIMES);
         fs::create_dir_all(&runtimes)?;
         fs::set_permissions(&runtimes, fs::Permissions::from_mode(0o700))?;
@@ -64,30 +56,18 @@ impl Up {
         let link = short.path().join("r");
         symlink(&runtimes, &link)?;
         let mut command = vmsg.words(["up"]);
-        command.arg(file);
+        command.arg(&file);
         // What the description does not ask for would be refused.
         let text =
-            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         for (key, value) in variables {
             if text.contains(&format!("${{{key}}}")) {
                 command.arg("--set").arg(format!("{key}={value}"));
             }
         }
-        // A description may run `vmsg`, too.
-        let mut path = vmsg
-            .program()
-            .parent()
-            .unwrap_or(Path::new("/"))
-            .as_os_str()
-            .to_owned();
-        if let Some(rest) = env::var_os("PATH") {
-            path.push(":");
-            path.push(rest);
-        }
-        command.env("PATH", path);
         let mark = short.path().display().to_string();
         command.env("XDG_RUNTIME_DIR", &link).env(MARK, &mark);
-        let id = scene.start("up", &command)?;
+        let id = scene.start(process, &command)?;
         let control = scene.expect((id, Stream::Out), "its line 'ready'", READY, |line| {
             line.text.strip_prefix("ready control=").map(str::to_owned)
         })?;
@@ -145,6 +125,25 @@ impl Up {
             left.join("; ")
         );
         Ok(())
+    }
+
+    /// Kills it, which leaves it no time to end anything: nothing that it has started may stay for long.
+    pub(crate) fn kill(self, scene: &mut Scene) -> Result<()> {
+        scene.kill(self.id, Signal::KILL)?;
+        let deadline = Instant::now() + LINGER;
+        loop {
+            let left = self.parts()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "left of a vmsg up that was killed: {}",
+                left.join("; ")
+            );
+            // Nobody tells of the end of processes that others have started.
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The command lines of all processes that it has started, and those have, but for itself.

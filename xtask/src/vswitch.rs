@@ -125,7 +125,7 @@ pub(crate) fn act(
     variables: &Variables,
     count: u32,
 ) -> Result<Measured> {
-    let up = Up::start(scene, vmsg, "vswitch", variables)?;
+    let up = Up::start(scene, "up", vmsg, "vswitch", variables)?;
     tell(
         scene,
         &format!(

@@ -68,7 +68,7 @@ pub(super) fn up(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let vmsg = stage.vmsg()?;
     let machine = stage.kit.machine.name();
     let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
-    let up = Up::start(&mut stage.scene, &vmsg, "2a", &variables)?;
+    let up = Up::start(&mut stage.scene, "up", &vmsg, "2a", &variables)?;
     let mut shell = up.console(&mut stage.scene, "vm")?;
     shell.booted(&mut stage.scene)?;
     shows(stage, report, &mut shell, "10.0.2.2")?;
@@ -81,6 +81,9 @@ pub(super) fn up(stage: &mut Stage, report: &mut Report) -> Result<()> {
     shows(stage, report, &mut shell, "10.0.2.2")?;
     stage.scene.may_end(shell.id);
     report.result(&format!("{machine}/nothing-left"), up.end(&mut stage.scene));
+    let again = Up::start(&mut stage.scene, "up-again", &vmsg, "2a", &variables)?;
+    let left = again.kill(&mut stage.scene);
+    report.result(&format!("{machine}/killed-nothing-left"), left);
     Ok(())
 }
 
@@ -122,7 +125,7 @@ pub(super) fn two_machines(stage: &mut Stage, report: &mut Report) -> Result<()>
     let mut variables = guest_files::guests(stage.kit, &dir, true)?;
     let program = cross::vmsg(stage.kit.machine)?;
     variables.extend(guest_files::machines(stage.kit, &dir, &program, true)?);
-    let up = Up::start(&mut stage.scene, &vmsg, "2b", &variables)?;
+    let up = Up::start(&mut stage.scene, "up", &vmsg, "2b", &variables)?;
     // Three kernels boot, one inside of another.
     let mut shell = up.console(&mut stage.scene, "a")?;
     shell.booted(&mut stage.scene)?;
@@ -138,7 +141,7 @@ pub(super) fn hotplug(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let vmsg = stage.vmsg()?;
     let machine = stage.kit.machine.name();
     let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
-    let up = Up::start(&mut stage.scene, &vmsg, "vswitch", &variables)?;
+    let up = Up::start(&mut stage.scene, "up", &vmsg, "vswitch", &variables)?;
     let mut hosts = vswitch::hosts(&mut stage.scene, &up)?;
     lan::reach(&mut stage.scene, &mut hosts, |_, _| true)?;
     let mut numbers = Vec::new();
