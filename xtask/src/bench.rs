@@ -21,7 +21,7 @@ struct Bench {
 }
 
 /// All benchmarks, from the bottom up.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 10] = [
     Bench {
         package: "vmsg-mem",
         name: "spsc",
@@ -36,6 +36,16 @@ const BENCHES: [Bench; 8] = [
         package: "vmsg-net",
         name: "tcp",
         title: "TCP through the user-mode stack alone",
+    },
+    Bench {
+        package: "vmsg-net",
+        name: "switch",
+        title: "The switch without devices",
+    },
+    Bench {
+        package: "vmsg-device",
+        name: "switch",
+        title: "From driver to driver through the switch",
     },
     Bench {
         package: "vmsg",
@@ -74,8 +84,8 @@ const NICE: i32 = -15;
 /// Options of `bench`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
-    /// Only this one; `guest` boots guests and takes minutes
-    #[arg(value_parser = BENCHES.map(|bench| bench.name).into_iter().chain(["guest"]).collect::<Vec<_>>())]
+    /// Only this one, or those of this name; `guest` boots guests and takes minutes
+    #[arg(value_parser = names())]
     name: Option<String>,
     /// How often `guest` measures each
     #[arg(long, default_value_t = 3)]
@@ -83,6 +93,14 @@ pub(crate) struct Options {
     /// Write the figures to docs/benchmarks.md, below its introduction
     #[arg(long, conflicts_with = "name")]
     save: bool,
+}
+
+/// What can be asked for; benchmarks of one name come together.
+fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+    names.dedup();
+    names.push("guest");
+    names
 }
 
 /// Runs benchmarks one after another and prints their figures as one Markdown document.

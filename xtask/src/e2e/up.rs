@@ -19,6 +19,8 @@ use crate::vswitch;
 
 /// How often a device comes and goes.
 const ROUNDS: usize = 3;
+/// The second guest's address in the network of the device that comes and goes.
+const SECOND: &str = "192.168.2.2";
 /// Pings of the short demo.
 const PINGS: u32 = 20;
 
@@ -148,6 +150,10 @@ pub(super) fn hotplug(stage: &mut Stage, report: &mut Report) -> Result<()> {
     for round in 0..ROUNDS {
         let plugged = plug(stage, &up, &mut hosts).map(|number| numbers.push(number));
         report.result(&format!("{machine}/plugged-{round}"), plugged);
+        if round == 0 {
+            let kept = changes_stay(stage, &up, &mut hosts);
+            report.result(&format!("{machine}/changes-stay"), kept);
+        }
         let pulled = pull(stage, &up, &mut hosts);
         report.result(&format!("{machine}/pulled-{round}"), pulled);
     }
@@ -190,13 +196,22 @@ fn plug(stage: &mut Stage, up: &Up, hosts: &mut [Host]) -> Result<u64> {
     )?;
     second
         .shell
-        .run(scene, "ip addr replace 192.168.2.2/24 dev eth0")?;
+        .run(scene, &format!("ip addr replace {SECOND}/24 dev eth0"))?;
     let said = first
         .shell
-        .run(scene, "ping -q -c 3 -i 0.1 -W 1 192.168.2.2; true")?
+        .run(scene, &format!("ping -q -c 3 -i 0.1 -W 1 {SECOND}; true"))?
         .join("\n");
     ensure!(said.contains(" 0% packet loss"), "{said}");
     Ok(number)
+}
+
+/// A device host that was killed is as it was before: with the device that was added, and the rule that was.
+fn changes_stay(stage: &mut Stage, up: &Up, hosts: &mut [Host]) -> Result<()> {
+    up.ctl(&stage.scene, &["rule", "deny", "vm2 <> vm3"])?;
+    kill_part(stage, up, "serve", &mut hosts[0].shell, SECOND)?;
+    lan::reach(&mut stage.scene, hosts, |from, to| from + to != 3)?;
+    up.ctl(&stage.scene, &["rule", "allow", "vm2 <> vm3"])?;
+    lan::reach(&mut stage.scene, hosts, |_, _| true)
 }
 
 /// Takes it out again.
