@@ -4,10 +4,13 @@
 use super::Rate;
 
 const SECOND: u64 = 1_000_000_000;
+/// Parts of a nanosecond in which is counted here: a short frame at a high rate takes less than one. Nine years fit.
+const PARTS: u64 = 64;
 /// What passes at once, at least: the largest frame there is.
 const LEAST_BURST: u64 = 65536 * 8;
 
-/// A leaky bucket, kept as the moment at which it will be empty. Times are in nanoseconds since any moment.
+/// A leaky bucket, kept as the moment at which it will be empty. Times are in nanoseconds since any moment; those kept here in
+/// [`PARTS`] of them.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     /// When all that passed would have passed at the rate allowed.
@@ -19,7 +22,7 @@ pub(super) struct Bucket {
 
 #[derive(Clone, Debug)]
 enum Cost {
-    /// Nanoseconds for each frame; `None`: none passes.
+    /// Time for each frame; `None`: none passes.
     Frame(Option<u64>),
     /// Bits each second.
     Bits(u64),
@@ -29,7 +32,7 @@ impl Bucket {
     /// So many frames each second, as many at once.
     pub(super) fn frames(each_second: u32) -> Self {
         let each_second = u64::from(each_second);
-        let cost = SECOND.checked_div(each_second);
+        let cost = (each_second > 0).then(|| (SECOND * PARTS).div_ceil(each_second));
         Self {
             empty: 0,
             depth: cost.unwrap_or(0) * each_second.saturating_sub(1),
@@ -40,10 +43,9 @@ impl Bucket {
     /// Bytes at `rate`; at once 64 KiB or a hundredth of a second's, whichever is more, and the frame that goes beyond.
     pub(super) fn bytes(rate: Rate) -> Self {
         let bits = rate.bits();
-        let burst = LEAST_BURST.max(bits / 100);
         Self {
             empty: 0,
-            depth: nanoseconds(burst, bits),
+            depth: time(LEAST_BURST, bits).max(SECOND * PARTS / 100),
             cost: Cost::Bits(bits),
         }
     }
@@ -51,7 +53,8 @@ impl Bucket {
     /// True if something may pass at `now`.
     #[inline]
     pub(super) const fn is_open(&self, now: u64) -> bool {
-        self.empty <= now.saturating_add(self.depth) && !matches!(self.cost, Cost::Frame(None))
+        self.empty <= now.saturating_mul(PARTS).saturating_add(self.depth)
+            && !matches!(self.cost, Cost::Frame(None))
     }
 
     /// A frame of `len` bytes passes at `now`; false if it may not.
@@ -69,22 +72,24 @@ impl Bucket {
     pub(super) fn charge(&mut self, now: u64, len: usize) {
         let cost = match self.cost {
             Cost::Frame(cost) => cost.unwrap_or(0),
-            Cost::Bits(bits) => nanoseconds(len as u64 * 8, bits),
+            Cost::Bits(bits) => time(len as u64 * 8, bits),
         };
+        let now = now.saturating_mul(PARTS);
         self.empty = self.empty.max(now).saturating_add(cost);
     }
 
     /// When something may pass again, and a little later, so that it is worth while to wake up.
     pub(super) fn opens_at(&self) -> u64 {
-        let slack = (self.depth / 4).min(SECOND / 1000);
-        self.empty.saturating_sub(self.depth).saturating_add(slack)
+        let slack = (self.depth / 4).min(SECOND * PARTS / 1000);
+        let opens = self.empty.saturating_sub(self.depth).saturating_add(slack);
+        opens.div_ceil(PARTS)
     }
 }
 
-/// How long `bits` take at a rate; no number here comes near the end of a u64.
+/// How long `bits` take at a rate, rounded up, in [`PARTS`] of nanoseconds. The largest frame is far from the end of a u64.
 #[inline]
-const fn nanoseconds(bits: u64, each_second: u64) -> u64 {
-    bits.saturating_mul(SECOND) / each_second
+const fn time(bits: u64, each_second: u64) -> u64 {
+    bits.saturating_mul(SECOND * PARTS).div_ceil(each_second)
 }
 
 #[cfg(test)]

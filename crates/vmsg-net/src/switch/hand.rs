@@ -151,7 +151,7 @@ fn put(
             if guest.offloads.guest_csum {
                 out.flags = header.flags & VnetHeader::DATA_VALID;
             }
-            return if sink.put(Target::Pair(0), &out, front, rest) {
+            return if sink.put(Target::Pair(0), out, front, rest) {
                 Delivered::Frame(all)
             } else {
                 Delivered::NoBuffers {
