@@ -12,7 +12,6 @@ use super::status::{Ask, PartStatus, Shared, State};
 use crate::console;
 use crate::control::{Client, Failure, FailureKind, Part, Request, Response, Service};
 
-#[path = "hotplug.rs"]
 mod hotplug;
 
 /// How long a part may take to end or to be ready when somebody waits for it.

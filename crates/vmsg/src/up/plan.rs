@@ -11,9 +11,7 @@ use super::description::{Bus, Description, Device, Guest, Program, Restart};
 use super::read::front_socket;
 use crate::buses;
 
-#[path = "plan_qemu.rs"]
 pub(super) mod qemu;
-#[path = "plan_shell.rs"]
 mod shell;
 
 pub(super) use qemu::{Machine, Plug, Plugged, Sockets};

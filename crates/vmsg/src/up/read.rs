@@ -11,11 +11,8 @@ use super::source::{Mistakes, Span};
 use super::tables::{Entry, Table, Tables};
 use crate::buses;
 
-#[path = "read_device.rs"]
 mod device;
-#[path = "read_fabric.rs"]
 mod fabric;
-#[path = "read_guest.rs"]
 mod guest;
 
 pub(super) use device::{complete_device, shape_of};
@@ -292,8 +289,8 @@ fn read_buses(tables: &Tables, runtime: &Path, mistakes: &mut Mistakes) -> Vec<B
             texts[0].push_str(&id);
             proxy_text.push_str(&id);
         }
-        let checked = buses::parse_all(&texts)
-            .and_then(|mut named| buses::for_devices(&texts, &mut named));
+        let checked =
+            buses::parse_all(&texts).and_then(|mut named| buses::for_devices(&texts, &mut named));
         let [text] = texts;
         if let Err(error) = checked {
             mistakes.error(table.span.clone(), after(&error.to_string(), &text));

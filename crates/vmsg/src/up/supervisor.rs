@@ -17,7 +17,7 @@ use super::plan::{Kind, Part, Plan};
 use super::status::{Ask, Inbox, Note, Reply, Shared};
 use crate::signals::Interrupt;
 
-#[path = "supervised.rs"]
+mod guest;
 mod supervised;
 
 use supervised::Supervised;

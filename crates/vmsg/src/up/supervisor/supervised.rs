@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! One part: its process, when that is started again, and how it is ended.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use rustix::process::Signal;
-use vmsg_device::console::{Hub, HubConfig, Serial};
 
 use super::super::description::{Restart, StopBy};
 use super::super::log::{self, Log};
 use super::super::plan::{Kind, Part, Ready};
 use super::super::process::{Process, Stream, how};
-use super::super::qmp::Qmp;
 use super::super::status::{Note, PartStatus, Shared, State};
+use super::guest::Guest;
 use super::{death_signal, log_of};
 
 /// The first pause before a part is started again; each is twice the one before.
@@ -67,94 +64,6 @@ pub(super) struct Supervised {
     /// It has just failed for good.
     failure: bool,
     guest: Option<Guest>,
-}
-
-/// What a guest has besides its process.
-#[derive(Debug)]
-struct Guest {
-    qmp_listener: UnixListener,
-    /// The connection, with its number.
-    qmp: Option<(u64, Qmp)>,
-    connections: u64,
-    serial: Option<(UnixListener, Serial)>,
-}
-
-/// Listens at `path`, where one that is gone may have left a socket: nobody else can be here, as the folder is locked.
-fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    let context = || format!("cannot listen at {}", path.display());
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(context);
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(context)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-impl Guest {
-    fn new(part: &Part, logs: &Path, shared: &Shared) -> anyhow::Result<Option<Self>> {
-        let Kind::Guest(machine) = &part.kind else {
-            return Ok(None);
-        };
-        let serial = if machine.has_serial() {
-            let path = machine.serial();
-            let hub = Hub::open(&HubConfig {
-                name: part.name.clone(),
-                socket: Some(path.with_extension("console")),
-                pty: None,
-                log: Some(logs.join(format!("{}.serial.log", part.name))),
-            })?;
-            shared.consoles.add(hub.handle());
-            Some((listen(&path)?, Serial::new(hub)?))
-        } else {
-            None
-        };
-        Ok(Some(Self {
-            qmp_listener: listen(&machine.qmp())?,
-            qmp: None,
-            connections: 0,
-            serial,
-        }))
-    }
-
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        let mut fds = vec![self.qmp_listener.as_fd()];
-        if let Some((listener, serial)) = &self.serial {
-            fds.extend([listener.as_fd(), serial.event_fd()]);
-        }
-        fds
-    }
-
-    fn take_in(&mut self, name: &str, shared: &Shared) {
-        while let Ok((stream, _)) = self.qmp_listener.accept() {
-            self.connections += 1;
-            let connection = self.connections;
-            let tell = {
-                let (shared, part) = (shared.clone(), name.to_owned());
-                move |event: &str| {
-                    shared.note(Note {
-                        part: part.clone(),
-                        connection,
-                        event: event.to_owned(),
-                    });
-                }
-            };
-            match Qmp::start(stream, tell) {
-                Ok(qmp) => self.qmp = Some((connection, qmp)),
-                Err(error) => tracing::warn!(part = name, %error, "no QMP"),
-            }
-        }
-        if let Some((listener, serial)) = &mut self.serial {
-            while let Ok((stream, _)) = listener.accept() {
-                if let Err(error) = serial.attach(stream) {
-                    tracing::warn!(part = name, %error, "no serial line");
-                }
-            }
-            serial.poll();
-        }
-    }
 }
 
 impl Supervised {

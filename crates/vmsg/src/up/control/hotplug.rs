@@ -63,8 +63,7 @@ impl Operator {
                 .ok_or_else(|| refused("all numbers of the bus are spent"))?,
         };
         let mut spec = spec.clone();
-        complete_device(&mut spec, &self.name, &desired.buses[bus].id, number)
-            .map_err(refused)?;
+        complete_device(&mut spec, &self.name, &desired.buses[bus].id, number).map_err(refused)?;
         let id = spec.common().id.unwrap_or_default().to_owned();
         if desired.has_device(&id) {
             return Err(refused(format!("there is a device `{id}` already")));
@@ -191,13 +190,7 @@ impl Operator {
 
     fn proxy(&self, guest: &str, plugged: &Plugged, bus: &BusPlan, isolate: bool) -> Part {
         let socket = front_socket(&self.runtime, guest, &plugged.id);
-        let front = plan::front(
-            FrontKind::VhostUser,
-            &socket,
-            &plugged.id,
-            &bus.id,
-            isolate,
-        );
+        let front = plan::front(FrontKind::VhostUser, &socket, &plugged.id, &bus.id, isolate);
         let argv = [
             &self.program,
             "proxy",
@@ -309,10 +302,7 @@ fn choose_bus(desired: &Desired, spec: &DeviceSpec, guest: Option<&str>) -> Resu
     let wanted = spec.common().bus.or(of_guest);
     let found = match wanted {
         None => (!desired.buses.is_empty()).then_some(0),
-        Some(wanted) => desired
-            .buses
-            .iter()
-            .position(|bus| bus.id == wanted),
+        Some(wanted) => desired.buses.iter().position(|bus| bus.id == wanted),
     };
     found.ok_or_else(|| {
         let known: Vec<&str> = desired.buses.iter().map(|bus| bus.id.as_str()).collect();
