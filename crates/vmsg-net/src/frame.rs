@@ -130,7 +130,7 @@ pub trait RxSink {
     /// has not enough buffers now.
     ///
     /// One call for each frame instead of two is what a switch saves by it; nobody needs another one than this.
-    fn put(&mut self, to: Target<'_>, header: &VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
+    fn put(&mut self, to: Target<'_>, header: VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
         let len = front.len() + rest.len();
         let Some(room) = self.offer(to, len) else {
             return false;
@@ -144,7 +144,7 @@ pub trait RxSink {
             room.write(front);
         }
         rest.copy_to(room.skip(front.len()));
-        self.commit(header, len);
+        self.commit(&header, len);
         true
     }
 }

@@ -399,7 +399,7 @@ impl<'a> Buffers<'a> {
     fn put_one(
         &mut self,
         to: Target<'_>,
-        header: &VnetHeader,
+        header: VnetHeader,
         front: &[u8],
         rest: Pieces<'_>,
     ) -> Option<bool> {
@@ -435,7 +435,7 @@ impl<'a> Buffers<'a> {
             return None;
         }
         self.present = None;
-        let bytes = header_bytes(header, 1, None);
+        let bytes = header_bytes(&header, 1, None);
         room.write_array::<HEADER>(0, bytes.first_chunk()?);
         match <&[u8; 14]>::try_from(front) {
             Ok(front) => room.write_array(before, front),
@@ -523,7 +523,7 @@ impl RxSink for Buffers<'_> {
         self.deliver(lane, header, len, hash);
     }
 
-    fn put(&mut self, to: Target<'_>, header: &VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
+    fn put(&mut self, to: Target<'_>, header: VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
         if let Some(taken) = self.put_one(to, header, front, rest) {
             return taken;
         }
@@ -533,7 +533,7 @@ impl RxSink for Buffers<'_> {
         };
         room.write(front);
         rest.copy_to(room.skip(front.len()));
-        self.commit(header, len);
+        self.commit(&header, len);
         true
     }
 }

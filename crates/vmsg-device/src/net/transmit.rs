@@ -11,6 +11,9 @@ use crate::device::{DeviceError, Io, Progress};
 
 /// Frames handed to the back end at a time.
 const BATCH: usize = 32;
+/// Or so many bytes, with which a batch of full frames of 1,500 bytes just fits: a turn is to take about as long whatever is in the
+/// queue, or others would wait for a megabyte of large segments.
+const BATCH_BYTES: usize = 48 << 10;
 /// Shorter than an Ethernet header is no frame.
 const SHORTEST: usize = 14;
 const NOTHING: TxFrame<'static> = TxFrame {
@@ -57,7 +60,10 @@ impl Net {
         // For each frame the number of chains up to and with it: malformed chains have no frame.
         let mut ends = [0; BATCH];
         let mut count = 0;
-        for (index, chain) in batch.iter().enumerate() {
+        let mut total = 0;
+        let mut looked = 0;
+        for chain in batch.iter() {
+            looked += 1;
             let bytes = chain.readable();
             let header = bytes.read_array::<{ VnetHeader::LEN }>();
             let payload = bytes.skip(self.session.header);
@@ -65,8 +71,12 @@ impl Net {
                 Some(header) if payload.len() >= SHORTEST => {
                     let header = VnetHeader::from_bytes(&header);
                     room[count] = TxFrame { header, payload };
-                    ends[count] = index + 1;
+                    ends[count] = looked;
                     count += 1;
+                    total += payload.len();
+                    if total >= BATCH_BYTES {
+                        break;
+                    }
                 }
                 _ => {}
             }
@@ -103,7 +113,7 @@ impl Net {
         let blocked = sent < frames.len();
         self.session.blocked[pair] = blocked;
         let used = match (blocked, sent) {
-            (false, _) => batch.len(),
+            (false, _) => looked,
             (true, 0) => 0,
             (true, sent) => ends[sent - 1],
         };

@@ -174,7 +174,7 @@ impl RxSink for Guarded<'_> {
     }
 
     #[inline]
-    fn put(&mut self, to: Target<'_>, header: &VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
+    fn put(&mut self, to: Target<'_>, header: VnetHeader, front: &[u8], rest: Pieces<'_>) -> bool {
         if self.inside {
             return false;
         }
