@@ -2,7 +2,7 @@
 //! A port of a vhost-user back end, as Open vSwitch with DPDK has them (`dpdkvhostuserclient`, `dpdkvhostuser`): this side is what
 //! QEMU is for a virtual machine, the front end, with a driver of the network device that the back end is.
 //!
-//! What the back end is lent is memory of its own ([`rings`]); frames are copied into it and out of it. So it never gets to see
+//! What the back end is lent is memory of its own (`rings.rs`); frames are copied into it and out of it. So it never gets to see
 //! the memory of a guest, nor guests each other's, and a back end that is gone or has gone mad takes nothing along. Offloads that
 //! only one of the sides takes are made good in that copy: checksums completed, large segments cut.
 //!
