@@ -47,7 +47,7 @@ fn the_escape_key_can_be_chosen() {
     }
     let none: Escape = "none".parse().expect("a word");
     assert_eq!(Keys::new(none).read(b"\x1dd"), [text("\x1dd")]);
-    for word in ["", "^", "^1", "ab", "^]]"] {
+    for word in ["", "^1", "ab", "^]]", "\u{e4}"] {
         assert_eq!(word.parse::<Escape>(), Err(BadEscape), "{word}");
     }
 }
