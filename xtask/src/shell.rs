@@ -126,7 +126,7 @@ impl Shell {
         })
     }
 
-    /// The same; it reads what [`Outer::tell`] is given.
+    /// The same; it reads what [`Shell::tell`] is given.
     pub(crate) fn spawn_listening(
         &mut self,
         scene: &mut Scene,

@@ -17,6 +17,7 @@ fn source(name: &str, file: &str) -> PathBuf {
             "front" => "crates/vmsg-proxy/tests/vhost_user.rs".to_owned(),
             "qemu" => "crates/vmsg-bus/tests/linux_user_qemu.rs".to_owned(),
             "host" => "crates/vmsg-device/src/host/core_test.rs".to_owned(),
+            "removal" => "crates/vmsg-device/src/host/removal_test.rs".to_owned(),
             "machine" => format!("crates/virtio-msg/tests/device/{file}.rs"),
             "driver" => format!("crates/vmsg-driver/tests/{file}.rs"),
             _ => panic!("the page explains no name `{name}`"),
