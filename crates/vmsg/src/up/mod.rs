@@ -169,8 +169,10 @@ fn qemu_version(qemu: &str, folder: &Path) -> Result<(u32, u32), String> {
         .map(str::parse);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-        _ => Err(format!(
-            "{qemu} --version does not tell a version; set `qemu-version`"
-        )),
+        _ => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            let error = error.lines().next().unwrap_or("set `qemu-version`");
+            Err(format!("{qemu} --version does not tell a version: {error}"))
+        }
     }
 }
