@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use virtio_msg::{FeatureSet, feature};
 use vmsg_mem::{AddressSpace, Mapping};
-use vmsg_net::{Closed, Outlets, RxSink};
+use vmsg_net::{Closed, Outlets, RxSink, Wanted};
 use vmsg_queue::{Batch, ChainHead, ChainStorage, DeviceQueue, QueueError, RecordedQueue};
 
 use crate::worker::Notice;
@@ -430,6 +430,8 @@ pub struct Io<'a> {
     pub now: Instant,
     /// The other devices of the worker.
     pub others: &'a mut dyn Outlets,
+    /// What [`Device::accept`] is going to be given, if somebody knows.
+    pub(crate) wanted: Option<Wanted>,
     /// Where what the driver must hear goes, if it cannot be told directly.
     pub(crate) notices: &'a mut Vec<Notice>,
     /// Queues to be processed again without a kick.
@@ -442,6 +444,7 @@ impl fmt::Debug for Io<'_> {
             queues,
             space,
             storage: _,
+            wanted: _,
             now,
             others: _,
             notices,

@@ -36,4 +36,4 @@ pub use capture::{Capture, CaptureConfig};
 pub use frame::{Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 pub use mac::{BadMac, Mac};
 pub use null::Null;
-pub use outlet::{Closed, NoOutlets, Outlets};
+pub use outlet::{Closed, NoOutlets, Outlets, Wanted};

@@ -15,6 +15,33 @@ pub trait Outlets {
     /// [`Closed`]: why the device takes no frames now; then `fill` was not called, or what it committed is lost with the
     /// device's queues ([`Closed::Broken`]).
     fn fill(&mut self, key: u64, fill: &mut dyn FnMut(&mut dyn RxSink)) -> Result<(), Closed>;
+
+    /// As [`fill`](Self::fill), by somebody who knows how much it will be: the device need not look at more buffers than `wanted`
+    /// takes, and may have no room for more.
+    ///
+    /// # Errors
+    ///
+    /// As for [`fill`](Self::fill).
+    fn fill_with(
+        &mut self,
+        key: u64,
+        wanted: Wanted,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<(), Closed> {
+        let _ = wanted;
+        self.fill(key, fill)
+    }
+}
+
+/// How much somebody is about to put into a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Frames.
+    pub frames: usize,
+    /// Bytes of all of them at most.
+    pub bytes: usize,
+    /// Bytes of the longest at most.
+    pub longest: usize,
 }
 
 /// Why a device takes no frames.

@@ -217,9 +217,43 @@ impl<'b> PieceList<'b> {
         self.len = self.len.min(len);
     }
 
+    /// What has been pushed until now.
+    pub(crate) fn so_far(&self) -> &[RamSlice<'b>] {
+        &self.slots[..self.len]
+    }
+
     /// What was pushed.
     pub(crate) fn finish(self) -> &'b [RamSlice<'b>] {
         &self.slots[..self.len]
+    }
+}
+
+/// Frames, or whatever else is written, each into as many whole chains as it takes: how much somebody is about to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// How many.
+    pub count: usize,
+    /// Bytes of all of them.
+    pub bytes: usize,
+    /// Bytes of the longest.
+    pub longest: usize,
+}
+
+impl Need {
+    /// True if these chains are enough, or more than that.
+    pub(crate) fn is_met(&self, chains: &[ChainSlot], pieces: &[RamSlice<'_>]) -> bool {
+        let (mut total, mut least, mut most) = (0usize, usize::MAX, 0);
+        for chain in chains {
+            let part = pieces.get(chain.split as usize..chain.end as usize);
+            let part = part.unwrap_or_default().iter();
+            let room = part.fold(0usize, |sum, piece| sum.saturating_add(piece.len()));
+            total = total.saturating_add(room);
+            least = least.min(room);
+            most = most.max(room);
+        }
+        // Each into one chain; or into several, of which the last is not full.
+        (chains.len() >= self.count && least >= self.longest)
+            || total >= self.bytes.saturating_add(self.count.saturating_mul(most))
     }
 }
 

@@ -5,12 +5,15 @@ use core::sync::atomic::{Ordering, fence};
 
 use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice};
 
-use crate::chain::{Batch, ChainHead, ChainSlot, PieceList, Storage, as_count};
+use crate::chain::{Batch, ChainHead, ChainSlot, Need, PieceList, Storage, as_count};
 use crate::config::{DESCRIPTOR_SIZE, check_size};
 use crate::gather::{Gather, Kind, Stop};
 use crate::position::Position;
 use crate::ring::{AvailRing, DescriptorTable, NO_NOTIFICATION, UsedRing, passed_event};
 use crate::{QueueConfig, QueueError, QueueFeatures};
+
+/// Chains that are looked at before [`Need`] is asked again.
+const STEP: usize = 16;
 
 /// A queue as its device sees it.
 ///
@@ -149,9 +152,37 @@ impl DeviceQueue {
         storage: &'b mut impl Storage,
         max: usize,
     ) -> Result<Batch<'b>, QueueError> {
+        self.pop_up_to(space, storage, max, None)
+    }
+
+    /// As [`pop`](Self::pop), but about as many chains as are needed to write `need` into their writable buffers, if there are as
+    /// many: who gives most of a batch back has looked at it for nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_for<'b>(
+        &mut self,
+        space: AddressSpace<'b>,
+        storage: &'b mut impl Storage,
+        max: usize,
+        need: Need,
+    ) -> Result<Batch<'b>, QueueError> {
+        self.pop_up_to(space, storage, max, Some(need))
+    }
+
+    #[inline]
+    fn pop_up_to<'b>(
+        &mut self,
+        space: AddressSpace<'b>,
+        storage: &'b mut impl Storage,
+        max: usize,
+        need: Option<Need>,
+    ) -> Result<Batch<'b>, QueueError> {
         self.position.check()?;
         let parts = storage.parts();
-        match self.gather(space, PieceList::new(parts.pieces), parts.chains, max) {
+        match self.gather(space, PieceList::new(parts.pieces), parts.chains, max, need) {
             Ok(batch) => Ok(batch),
             Err(error) => Err(self.position.fail(error)),
         }
@@ -163,6 +194,7 @@ impl DeviceQueue {
         list: PieceList<'b>,
         chains: &'b mut [ChainSlot],
         max: usize,
+        need: Option<Need>,
     ) -> Result<Batch<'b>, QueueError> {
         self.position.rewindable = 0;
         let avail = self.avail(space)?;
@@ -175,15 +207,24 @@ impl DeviceQueue {
         let mut gather = Gather::new(space, list, self.position.features.indirect);
         let mut taken: u16 = 0;
         let chains = &mut chains[..count];
+        let mut until = need.map_or(count, |need| need.count.clamp(1, count));
         loop {
             let before = taken;
             for kind in Kind::ALL {
                 let index = self.position.next_avail.wrapping_add(taken);
-                let rest = &mut chains[usize::from(taken)..];
+                let rest = &mut chains[usize::from(taken)..until];
                 taken += gather.run(kind, avail.heads_from(index), table, rest);
-                if usize::from(taken) == count {
+                if usize::from(taken) == until {
                     break;
                 }
+            }
+            if usize::from(taken) == until && until < count {
+                let so_far = &chains[..until];
+                if need.is_some_and(|need| need.is_met(so_far, gather.list.so_far())) {
+                    break;
+                }
+                until = (until + STEP).min(count);
+                continue;
             }
             let Some(slot) = chains.get_mut(usize::from(taken)) else {
                 break;

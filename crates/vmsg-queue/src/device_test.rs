@@ -223,6 +223,102 @@ fn chains_given_back_are_taken_again_in_order() {
     assert_eq!(heads, [1, 2, 3, 4]);
 }
 
+/// A guest with a writable buffer of each of these lengths, all available.
+fn guest_with_buffers(lengths: &[u32]) -> Guest {
+    let mut guest = Guest::new();
+    for (head, len) in (0..).zip(lengths) {
+        guest.describe(head, BASE + 0x1000, *len, WRITE, 0);
+        guest.offer(head);
+    }
+    guest
+}
+
+fn popped_for(guest: &Guest, need: Need) -> usize {
+    let windows = guest.windows();
+    let space = AddressSpace::new(&windows).unwrap();
+    let mut queue = DeviceQueue::new(guest.config(), PLAIN, space).unwrap();
+    let mut storage = ChainStorage::with_capacity(8);
+    let batch = queue.pop_for(space, &mut storage, 8, need).unwrap();
+    batch.len()
+}
+
+#[test]
+fn no_more_chains_are_taken_than_are_needed_where_that_is_plain() {
+    let guest = guest_with_buffers(&[64; 8]);
+    for (count, bytes, longest, wanted) in [
+        (1, 64, 64, 1),
+        (3, 100, 64, 3),
+        (0, 0, 0, 1),
+        (100, 6400, 64, 8),
+        // Each takes two; all there are were looked at.
+        (2, 130, 65, 8),
+    ] {
+        let need = Need {
+            count,
+            bytes,
+            longest,
+        };
+        assert_eq!(popped_for(&guest, need), wanted, "{need:?}");
+    }
+}
+
+#[test]
+fn what_a_chain_has_to_read_is_no_room() {
+    let mut guest = Guest::new();
+    for head in [0, 2, 4] {
+        guest.describe(head, BASE + 0x1000, 64, NEXT, head + 1);
+        guest.describe(head + 1, BASE + 0x1000, 8, WRITE, 0);
+        guest.offer(head);
+    }
+    let need = Need {
+        count: 1,
+        bytes: 20,
+        longest: 20,
+    };
+    assert_eq!(popped_for(&guest, need), 3);
+}
+
+#[test]
+fn what_fits_into_all_chains_fits_into_those_that_are_taken_for_it() {
+    let mut random = 1u32;
+    let mut next = |below: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) % below
+    };
+    let mut fewer = 0;
+    for _ in 0..2000 {
+        let spread = [1, 16, 200][next(3) as usize];
+        let buffers: [u32; 8] = core::array::from_fn(|_| 40 + next(spread));
+        let frames: Vec<u32> = (0..1 + next(5)).map(|_| 1 + next(120)).collect();
+        let need = Need {
+            count: frames.len(),
+            bytes: frames.iter().sum::<u32>() as usize,
+            longest: frames.iter().copied().max().unwrap() as usize,
+        };
+        // Each into as many whole chains as it takes.
+        let placed = |chains: &[u32]| {
+            let mut rest = chains.iter();
+            frames
+                .iter()
+                .take_while(|frame| {
+                    let mut room = 0;
+                    while room < **frame {
+                        match rest.next() {
+                            Some(chain) => room += chain,
+                            None => return false,
+                        }
+                    }
+                    true
+                })
+                .count()
+        };
+        let taken = popped_for(&guest_with_buffers(&buffers), need);
+        assert_eq!(placed(&buffers[..taken]), placed(&buffers), "{need:?}");
+        fewer += usize::from(taken < 8);
+    }
+    assert!(fewer > 200, "{fewer}");
+}
+
 #[test]
 #[should_panic(expected = "only chains of the last pop")]
 fn more_than_the_last_batch_cannot_be_given_back() {

@@ -40,7 +40,7 @@ mod ring;
 
 #[cfg(feature = "alloc")]
 pub use chain::ChainStorage;
-pub use chain::{Batch, Chain, ChainArray, ChainHead, Storage};
+pub use chain::{Batch, Chain, ChainArray, ChainHead, Need, Storage};
 pub use config::{Layout, QueueConfig, QueueFeatures};
 pub use device::{Completer, DeviceQueue};
 pub use driver::{Buffer, DriverQueue, DriverSlot, ParkedDriver, Token, Used};

@@ -35,6 +35,13 @@ pub(crate) const SMALL: Shape = Shape {
     buffer: 2048,
 };
 
+/// Each is a batch of its own.
+pub(crate) const SINGLE: Shape = Shape {
+    name: "64 B, each alone",
+    batch: 1,
+    ..SMALL
+};
+
 pub(crate) const FULL: Shape = Shape {
     name: "1514 B",
     len: 1514,

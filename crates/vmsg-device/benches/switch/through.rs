@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::bridge::Bridge;
 use crate::floors::{Copies, Datagrams};
-use crate::frames::{FULL, LARGE, QUEUE, SMALL, Shape};
+use crate::frames::{FULL, LARGE, QUEUE, SINGLE, SMALL, Shape};
 use crate::lan::{Lan, Server};
 use crate::measure::{Places, Plan, Sampled, sample, span, work, worked};
 
@@ -94,8 +94,7 @@ pub(crate) fn head(title: &str) {
 pub(crate) fn print_one(plan: &Plan, places: &Places, bridge: &mut Option<Bridge>) {
     head("driver to driver, one thread");
     for ports in [2, 16] {
-        for shape in [SMALL, FULL, LARGE] {
-            // As many receivers as fit into a worker's round of them.
+        for shape in [SINGLE, SMALL, FULL, LARGE] {
             let mut lan = Lan::new(Server::here(), ports, &shape);
             for port in 0..ports {
                 lan.aim(port, (port + 1) % ports);
@@ -130,7 +129,7 @@ pub(crate) fn print_one(plan: &Plan, places: &Places, bridge: &mut Option<Bridge
 
 /// Nothing but the subject, for a profiler.
 pub(crate) fn spin(plan: &Plan, ports: usize) {
-    for shape in [SMALL, FULL] {
+    for shape in [SINGLE, SMALL, FULL] {
         let mut lan = Lan::new(Server::here(), ports, &shape);
         for port in 0..ports {
             lan.aim(port, (port + 1) % ports);

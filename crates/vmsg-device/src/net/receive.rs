@@ -2,8 +2,8 @@
 //! From the back end, or from other devices, to the driver.
 
 use vmsg_mem::AddressSpace;
-use vmsg_net::{Backend, Closed, RxSink};
-use vmsg_queue::ChainStorage;
+use vmsg_net::{Backend, Closed, RxSink, Wanted};
+use vmsg_queue::{ChainStorage, Need};
 
 use super::sink::{Buffers, Discard, Lane, Lanes, Reason};
 use super::{Net, receive_queue};
@@ -68,7 +68,7 @@ impl Net {
             ..
         } = io;
         let space: AddressSpace<'_> = *space;
-        let (backend, mut sink) = self.open(queues, space, storage);
+        let (backend, mut sink) = self.open(queues, space, storage, None);
         let delivered = backend.receive(*now, &mut sink);
         // The driver has to say when it has more buffers than those that do not suffice.
         let starved = delivered == 0 && backend.has_frames();
@@ -92,10 +92,11 @@ impl Net {
             queues,
             space,
             storage,
+            wanted,
             notices,
             ..
         } = io;
-        let (_, mut sink) = self.open(queues, *space, storage);
+        let (_, mut sink) = self.open(queues, *space, storage, *wanted);
         fill(&mut sink);
         sink.close(false, notices)?;
         Ok(Ok(()))
@@ -107,8 +108,15 @@ impl Net {
         queues: &'a mut [Option<ActiveQueue>],
         space: AddressSpace<'a>,
         storage: &'a mut ChainStorage,
+        wanted: Option<Wanted>,
     ) -> (&'a mut dyn Backend, Buffers<'a>) {
         let pairs = self.session.receiving_pairs();
+        let header = self.session.header;
+        let need = wanted.map(|wanted| Need {
+            count: wanted.frames,
+            bytes: wanted.bytes.saturating_add(wanted.frames * header),
+            longest: wanted.longest.saturating_add(header),
+        });
         let mut storages = std::iter::once(storage).chain(&mut self.storages);
         let mut lanes = queues
             .chunks_mut(2)
@@ -117,7 +125,7 @@ impl Net {
             .map(|(pair, queues)| {
                 let storage = storages.next()?;
                 let active = queues.first_mut()?.as_mut()?;
-                Some(Lane::new(pair, active, storage))
+                Some(Lane::new(pair, active, storage, need))
             });
         // Without more of them nothing is allocated.
         let lanes = Lanes {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use vmsg_mem::{AddressSpace, Pieces, RamSlice};
 use vmsg_net::{RxSink, Target, VnetHeader};
-use vmsg_queue::{Batch, ChainStorage, QueueError};
+use vmsg_queue::{Batch, ChainStorage, Need, QueueError};
 
 use super::counters::{Counters, DeviceCounters};
 use super::filter::LOOK;
@@ -27,6 +27,8 @@ const BATCH: usize = 96;
 pub(super) struct Lane<'a> {
     pub(super) pair: usize,
     active: &'a mut ActiveQueue,
+    /// What buffers are for, if that is known.
+    need: Option<Need>,
     /// Until buffers are looked for.
     storage: Option<&'a mut ChainStorage>,
     batch: Batch<'a>,
@@ -48,9 +50,11 @@ impl<'a> Lane<'a> {
         pair: usize,
         active: &'a mut ActiveQueue,
         storage: &'a mut ChainStorage,
+        need: Option<Need>,
     ) -> Self {
         Self {
             pair,
+            need,
             active,
             storage: Some(storage),
             batch: Batch::EMPTY,
@@ -79,7 +83,10 @@ impl<'a> Lane<'a> {
         spare: &mut Vec<u32>,
     ) -> Result<(), QueueError> {
         let ring = self.active.ring();
-        self.batch = ring.pop(space, storage, BATCH)?;
+        self.batch = match self.need {
+            Some(need) => ring.pop_for(space, storage, BATCH, need)?,
+            None => ring.pop(space, storage, BATCH)?,
+        };
         self.all_at_hand = self.batch.len() >= BATCH.min(usize::from(ring.config().size));
         self.written = std::mem::take(spare);
         self.written.clear();

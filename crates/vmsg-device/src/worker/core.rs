@@ -433,6 +433,7 @@ impl Core {
             storage: &mut self.storage,
             now,
             others: &mut others,
+            wanted: None,
             notices: &mut self.notices,
             again: &mut self.again,
         };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use vmsg_mem::Pieces;
-use vmsg_net::{Closed, NoOutlets, Outlets, RxSink, Target, VnetHeader};
+use vmsg_net::{Closed, NoOutlets, Outlets, RxSink, Target, VnetHeader, Wanted};
 use vmsg_queue::ChainStorage;
 
 use super::command::{Notice, Reply, Slot};
@@ -44,6 +44,26 @@ pub(super) struct Others<'a> {
 
 impl Outlets for Others<'_> {
     fn fill(&mut self, key: u64, fill: &mut dyn FnMut(&mut dyn RxSink)) -> Result<(), Closed> {
+        self.lend(key, None, fill)
+    }
+
+    fn fill_with(
+        &mut self,
+        key: u64,
+        wanted: Wanted,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<(), Closed> {
+        self.lend(key, Some(wanted), fill)
+    }
+}
+
+impl Others<'_> {
+    fn lend(
+        &mut self,
+        key: u64,
+        wanted: Option<Wanted>,
+        fill: &mut dyn FnMut(&mut dyn RxSink),
+    ) -> Result<(), Closed> {
         let slot = Slot(u32::try_from(key & 0xffff_ffff).expect("masked to 32 bits"));
         let index = slot.0 as usize;
         let place = match index.checked_sub(self.before.len()) {
@@ -66,6 +86,7 @@ impl Outlets for Others<'_> {
             storage: self.storage,
             now: self.now,
             others: &mut NoOutlets,
+            wanted,
             notices: self.notices,
             again: self.again,
         };

@@ -8,7 +8,10 @@ use super::counters::Tally;
 use super::fabric::{CHUNK, Fabric, FabricPort, Info, Now, reason};
 use super::shared::Tagging;
 use super::{Delivered, Reason, TagChange, deliver};
-use crate::{Guest, Offloads, Outlets, RxSink, Target, TxFrame, VnetHeader};
+use crate::{Guest, Offloads, Outlets, RxSink, Target, TxFrame, VnetHeader, Wanted};
+
+/// Bytes of a VLAN tag.
+const TAG_LEN: usize = 4;
 
 /// The frames of a chunk that one receiver is to get, lowest first.
 pub(super) fn bits(mut word: u64) -> impl Iterator<Item = usize> {
@@ -240,7 +243,7 @@ fn hand_to(
         let before = left;
         let mut handed = Handed::default();
         let mut barred = 0;
-        let result = others.fill(key, &mut |sink| {
+        let mut give = |sink: &mut dyn RxSink| {
             let mut got = false;
             while left != 0 {
                 let index = left.trailing_zeros() as usize;
@@ -269,7 +272,11 @@ fn hand_to(
                 }
                 left &= left - 1;
             }
-        });
+        };
+        let result = match wanted_of(before, chunk, &guest.offloads) {
+            Some(wanted) => others.fill_with(key, wanted, &mut give),
+            None => others.fill(key, &mut give),
+        };
         let dropped = &port.shared.counters.dropped_out;
         match result {
             Ok(()) if left != before => {
@@ -286,6 +293,27 @@ fn hand_to(
             }
         }
     }
+}
+
+/// What frames take that need not be cut; `None` if any must be.
+#[inline]
+fn wanted_of(frames: u64, chunk: &[TxFrame<'_>], to: &Offloads) -> Option<Wanted> {
+    let mut wanted = Wanted {
+        frames: 0,
+        bytes: 0,
+        longest: 0,
+    };
+    for frame in bits(frames).map(|index| &chunk[index]) {
+        if is_large(frame) && !is_whole(&frame.header, to) {
+            return None;
+        }
+        // A tag may be added.
+        let len = frame.payload.len() + TAG_LEN;
+        wanted.frames += 1;
+        wanted.bytes += len;
+        wanted.longest = wanted.longest.max(len);
+    }
+    Some(wanted)
 }
 
 fn is_large(frame: &TxFrame<'_>) -> bool {
