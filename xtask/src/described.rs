@@ -20,7 +20,7 @@ use crate::vmsg::Vmsg;
 const READY: Duration = Duration::from_secs(90);
 /// Longest time from ^C to the end.
 const END: Duration = Duration::from_secs(60);
-/// Longest time that a part stays when `vmsg up` was killed.
+/// Longest time that something stays that `vmsg up` had started.
 const LINGER: Duration = Duration::from_secs(10);
 /// Where sockets and logs are, in the run's folder.
 const RUNTIMES: &str = "run";
@@ -118,18 +118,18 @@ impl Up {
             .wait_end(self.id, END)
             .context("vmsg up does not end on ^C")?;
         ensure!(status.success(), "vmsg up ended with {status} after ^C");
-        let left = self.parts()?;
-        ensure!(
-            left.is_empty(),
-            "vmsg up has left behind: {}",
-            left.join("; ")
-        );
-        Ok(())
+        // The device host tells its keeper to end, and does not wait for that.
+        self.leaves_nothing()
     }
 
     /// Kills it, which leaves it no time to end anything: nothing that it has started may stay for long.
     pub(crate) fn kill(self, scene: &mut Scene) -> Result<()> {
         scene.kill(self.id, Signal::KILL)?;
+        self.leaves_nothing()
+    }
+
+    /// Waits until all processes that it has started are gone.
+    fn leaves_nothing(&self) -> Result<()> {
         let deadline = Instant::now() + LINGER;
         loop {
             let left = self.parts()?;
@@ -138,7 +138,7 @@ impl Up {
             }
             ensure!(
                 Instant::now() < deadline,
-                "left of a vmsg up that was killed: {}",
+                "left of vmsg up: {}",
                 left.join("; ")
             );
             // Nobody tells of the end of processes that others have started.
