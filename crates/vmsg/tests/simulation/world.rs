@@ -530,7 +530,8 @@ impl<'m> World<'m> {
         if self.process.is_none() && self.random.chance(1, 4) {
             self.start_host();
         }
-        if self.random.chance(1, 4) {
+        let unplugged = self.process.as_ref().is_some_and(|host| host.unplugged);
+        if unplugged && self.random.chance(1, 4) {
             self.plug();
         }
         if !self.linked && self.process.is_some() && self.random.chance(1, 4) {
