@@ -33,6 +33,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 /// A mistake in what the user has written, as opposed to something that went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +45,12 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // Who asks one thing wants the answer alone.
     let quiet = matches!(&cli.command, Command::Proxy(args) if args.print_qemu);
-    start_log(cli.verbose, quiet);
+    let writer = match &cli.command {
+        // It looks after others: it must not wait for whoever reads what it says.
+        Command::Up(_) => BoxMakeWriter::new(|| up::Unhurried),
+        _ => BoxMakeWriter::new(std::io::stderr),
+    };
+    start_log(cli.verbose, quiet, writer);
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Proxy(args) => proxy::run(args),
@@ -76,7 +82,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Logs to stderr; `VMSG_LOG` selects what, as in `VMSG_LOG=vmsg_proxy=debug`.
-fn start_log(verbose: u8, quiet: bool) {
+fn start_log(verbose: u8, quiet: bool, writer: BoxMakeWriter) {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let level = match verbose {
@@ -93,7 +99,7 @@ fn start_log(verbose: u8, quiet: bool) {
         .unwrap_or_else(|| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         // It would panic if nobody reads stderr any more.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())

@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What the parts say: a file for each, and all together on stderr.
 
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Bytes of a log, before it becomes the old one and a new one begins.
 const MAX_FILE: u64 = 16 << 20;
 
 /// Bytes of a line that has no end yet.
 const MAX_LINE: usize = 8 << 10;
+
+/// Bytes that a pipe takes at once.
+const PIPE_BUF: usize = 4096;
 
 /// A part's log.
 #[derive(Debug)]
@@ -103,8 +110,57 @@ pub(super) fn show(part: &str, line: &[u8]) {
         .chars()
         .filter(|c| !c.is_control() || *c == '\t')
         .collect();
-    // Nobody may be reading.
-    let _ = writeln!(io::stderr(), "{part} | {text}");
+    say(&format!("{part} | {text}\n"));
+}
+
+/// Standard error for one who must not wait: each `write` is a line, which is left out if nobody reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unhurried;
+
+impl Write for Unhurried {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        say(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lines that nobody was there to read.
+static MISSED: AtomicU64 = AtomicU64::new(0);
+
+/// Puts a line, with its end, on stderr, unless whoever reads that does not: everything else must not wait for them. The logs have it all.
+fn say(line: &str) {
+    let stderr = io::stderr();
+    let missed = MISSED.load(Ordering::Relaxed);
+    let mut text = String::new();
+    if missed > 0 {
+        let _ = writeln!(text, "[vmsg: {missed} lines were not shown]");
+    }
+    text.push_str(line);
+    // A pipe that is ready takes so many bytes without making anybody wait (pipe(7)).
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        if !is_ready(&stderr) {
+            MISSED.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let (now, later) = rest.split_at(rest.len().min(PIPE_BUF));
+        if (&stderr).write_all(now).is_err() {
+            // Nobody is there.
+            return;
+        }
+        rest = later;
+    }
+    MISSED.fetch_sub(missed, Ordering::Relaxed);
+}
+
+/// Whether something can be written without waiting.
+fn is_ready(stderr: &io::Stderr) -> bool {
+    let mut fds = [PollFd::new(stderr, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 #[cfg(test)]

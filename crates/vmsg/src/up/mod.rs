@@ -23,16 +23,22 @@ mod tables;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 pub(crate) use args::{UpArgs, UpPartArgs};
 pub(crate) use guard::run as run_guard;
+pub(crate) use log::Unhurried;
 pub(crate) use part::run as run_part;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, access};
+use rustix::process::{Pid, Signal, kill_process_group};
 use vmsg_proxy::front::qemu::Arch;
 
 use self::control::Operator;
@@ -47,10 +53,17 @@ use crate::control::{Server, Service};
 use crate::out::Out;
 use crate::{Usage, descriptors};
 
+/// Bytes of a description.
+const LONGEST: u64 = 4 << 20;
+
+/// How long a QEMU may take to tell its version, and how many bytes of that are read.
+const VERSION_PATIENCE: Duration = Duration::from_secs(10);
+const VERSION_BYTES: usize = 64 << 10;
+
 /// Runs what the description names.
 pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     let file = std::path::absolute(&args.file)?;
-    let text = std::fs::read_to_string(&file)
+    let text = read_text(&file)
         .map_err(|error| Usage(format!("cannot read {}: {error}", args.file.display())))?;
     let source = Source::new(args.file.display().to_string(), text);
     let program = std::env::current_exe().context("where is this program?")?;
@@ -114,6 +127,21 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     }
 }
 
+/// Reads a file, unless it is longer than any description.
+fn read_text(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let mut file = std::fs::File::open(file)?.take(LONGEST + 1);
+    file.read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST {
+        let message = format!("it is longer than {} KiB", LONGEST >> 10);
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            message,
+        ));
+    }
+    Ok(text)
+}
+
 /// Reads a description; none if something in it is wrong.
 fn describe(
     file: &Path,
@@ -155,12 +183,9 @@ fn kvm() -> Option<Arch> {
 
 /// Asks a QEMU for its version.
 fn qemu_version(qemu: &str, folder: &Path) -> Result<(u32, u32), String> {
-    let output = Command::new(qemu)
-        .arg("--version")
-        .current_dir(folder)
-        .output()
-        .map_err(|error| format!("cannot run {qemu}: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let (out, err) = ask_version(qemu, folder)
+        .map_err(|error| format!("cannot run {qemu} --version: {error}"))?;
+    let text = String::from_utf8_lossy(&out);
     let mut numbers = text
         .split("version ")
         .nth(1)
@@ -170,9 +195,71 @@ fn qemu_version(qemu: &str, folder: &Path) -> Result<(u32, u32), String> {
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
         _ => {
-            let error = String::from_utf8_lossy(&output.stderr);
+            let error = String::from_utf8_lossy(&err);
             let error = error.lines().next().unwrap_or("set `qemu-version`");
             Err(format!("{qemu} --version does not tell a version: {error}"))
         }
     }
+}
+
+/// What a program says when it is asked for its version. It may be none that knows what that is: it is not waited for without end.
+fn ask_version(program: &str, folder: &Path) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+    let mut child = Command::new(program)
+        .arg("--version")
+        .current_dir(folder)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let out = child.stdout.take().expect("stdout is piped");
+    let err = child.stderr.take().expect("stderr is piped");
+    let result = read_both(&out, &err, Instant::now() + VERSION_PATIENCE);
+    // It has said all that is wanted of it, and is still a child of this process, whose number is nobody else's.
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    if let Some(group) = group {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    child.wait()?;
+    result
+}
+
+/// Reads two outputs to their ends.
+fn read_both(
+    out: &(impl AsFd + ?Sized),
+    err: &(impl AsFd + ?Sized),
+    due: Instant,
+) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+    let streams = [out.as_fd(), err.as_fd()];
+    let mut texts = [Vec::new(), Vec::new()];
+    let mut open = [true; 2];
+    while open.contains(&true) {
+        let left = due.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        let wanted = |open: bool| {
+            if open {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            }
+        };
+        let mut fds = [0, 1].map(|at| PollFd::from_borrowed_fd(streams[at], wanted(open[at])));
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = fds.map(|fd| !fd.revents().is_empty());
+        for at in 0..2 {
+            if !ready[at] || !open[at] {
+                continue;
+            }
+            let mut chunk = [0; 4096];
+            let count = rustix::io::read(streams[at], &mut chunk)?;
+            texts[at].extend_from_slice(&chunk[..count]);
+            open[at] = count > 0 && texts[at].len() < VERSION_BYTES;
+        }
+    }
+    let [out, err] = texts;
+    Ok((out, err))
 }

@@ -19,6 +19,9 @@ const MAX_LINE: u64 = 1 << 20;
 /// Events that are kept for somebody who waits.
 const MAX_EVENTS: usize = 256;
 
+/// Bytes of such an event.
+const MAX_EVENT: usize = 16 << 10;
+
 /// How long QEMU may take to read a command.
 const WRITE: Duration = Duration::from_secs(5);
 
@@ -138,7 +141,12 @@ impl Qmp {
             }),
             Err(_) => Err(QmpError::Gone),
         };
-        shared.heard().waiting.retain(|id| *id != number);
+        {
+            // It may have come a moment too late.
+            let mut heard = shared.heard();
+            heard.waiting.retain(|id| *id != number);
+            heard.answers.retain(|(id, _)| *id != number);
+        }
         match answer {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(description)) => Err(QmpError::Refused {
@@ -236,10 +244,14 @@ fn read(shared: &Shared, stream: UnixStream, tell: &dyn Fn(&str)) {
         let mut heard = shared.heard();
         let mut told = None;
         if let Some(name) = message.get("event").and_then(Value::as_str) {
-            told = Some(name.to_owned());
+            // Words of our own are not QEMU's to say.
+            told = (!["READY", "GONE"].contains(&name)).then(|| name.to_owned());
             heard.count += 1;
             let number = heard.count;
-            heard.events.push_back((number, message));
+            // What somebody waits for is short.
+            if line.len() <= MAX_EVENT {
+                heard.events.push_back((number, message));
+            }
             if heard.events.len() > MAX_EVENTS {
                 heard.events.pop_front();
             }
@@ -259,7 +271,9 @@ fn read(shared: &Shared, stream: UnixStream, tell: &dyn Fn(&str)) {
                 }
                 heard.is_ready = true;
                 told = Some("READY".to_owned());
-            } else if heard.waiting.contains(&id) {
+            } else if let Some(at) = heard.waiting.iter().position(|other| *other == id) {
+                // One answer for each.
+                heard.waiting.swap_remove(at);
                 heard.answers.push_back((id, answer));
             }
         }

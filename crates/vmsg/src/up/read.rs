@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! From tables to a description: every key read, every reference followed, every mistake found.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use vmsg_bus::keyval;
@@ -189,6 +189,9 @@ fn read_argument<T>(
             Ok(_) => return None,
             Err(message) => message,
         };
+        if mistakes.are_too_many() {
+            return None;
+        }
         let key = key_of(&message).to_owned();
         let Some(at) = entries.iter().position(|entry| entry.key == key) else {
             // That a key is missing that was left out is no news.
@@ -403,10 +406,17 @@ fn read_programs(tables: &Tables, world: &World<'_>, mistakes: &mut Mistakes) ->
 
 /// Finds programs that wait for each other.
 fn check_circles(programs: &[Program], tables: &Tables, mistakes: &mut Mistakes) {
-    let find = |name: &str| programs.iter().find(|program| program.name == name);
+    let by_name: BTreeMap<&str, &Program> = programs
+        .iter()
+        .map(|program| (program.name.as_str(), program))
+        .collect();
+    let find = |name: &str| by_name.get(name).copied();
     // That one waits for itself is told already.
     let is_other = |program: &&Program| !program.after.contains(&program.name);
     for program in programs.iter().filter(is_other) {
+        if mistakes.are_too_many() {
+            return;
+        }
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         let mut next: Vec<&str> = program.after.iter().map(String::as_str).collect();
         while let Some(name) = next.pop() {

@@ -76,11 +76,22 @@ fn own_folder(path: &Path, private: bool) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error.into()),
     }
+    let uid = rustix::process::geteuid().as_raw();
     if !private {
+        // Whoever can change names in it can put another folder in the place of ours. A link counts as what it leads to, and
+        // must be ours as well, or root's.
+        let (link, found) = (fs::symlink_metadata(path)?, fs::metadata(path)?);
+        let owners = [link.uid(), found.uid()];
+        let is_shared = found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0;
+        if !found.is_dir() || owners.iter().any(|owner| ![uid, 0].contains(owner)) || is_shared {
+            bail!(
+                "{} is not a folder in which nobody else can rename what is this user's",
+                path.display()
+            );
+        }
         return Ok(());
     }
     let found = fs::symlink_metadata(path)?;
-    let uid = rustix::process::geteuid().as_raw();
     if !found.is_dir() || found.uid() != uid {
         bail!("{} is not a folder of this user's", path.display());
     }

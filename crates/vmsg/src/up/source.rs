@@ -29,9 +29,19 @@ pub(super) struct Mistake {
     pub(super) is_warning: bool,
 }
 
+/// Characters of a mistake's words.
+const LONGEST: usize = 600;
+
+/// Mistakes that are told; whoever has made more has to begin somewhere.
+const MOST: usize = 100;
+
 /// All that is wrong with a description.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Mistakes(Vec<Mistake>);
+pub(super) struct Mistakes {
+    told: Vec<Mistake>,
+    /// There are more.
+    are_more: bool,
+}
 
 impl Mistakes {
     pub(super) fn error(&mut self, span: impl Into<Option<Span>>, message: impl fmt::Display) {
@@ -43,36 +53,54 @@ impl Mistakes {
     }
 
     fn add(&mut self, span: Option<Span>, message: impl fmt::Display, is_warning: bool) {
+        let mut message = message.to_string();
+        // It may quote what is there, which may be anything.
+        message.retain(|c| !c.is_control());
+        if let Some((end, _)) = message.char_indices().nth(LONGEST) {
+            message.truncate(end);
+            message.push('…');
+        }
         let mistake = Mistake {
             span,
-            message: message.to_string(),
+            message,
             is_warning,
         };
-        if !self.0.contains(&mistake) {
-            self.0.push(mistake);
+        if self.told.contains(&mistake) {
+            return;
         }
+        if self.told.len() < MOST {
+            self.told.push(mistake);
+        } else if !is_warning {
+            self.are_more = true;
+        }
+    }
+
+    /// True if no more will be told: then there is no use in looking for them.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.are_more
     }
 
     /// True if there is something that cannot be lived with.
     pub(super) fn are_fatal(&self) -> bool {
-        self.0.iter().any(|mistake| !mistake.is_warning)
+        self.are_more || self.told.iter().any(|mistake| !mistake.is_warning)
     }
 
     /// True if something in these bytes cannot be lived with.
     pub(super) fn are_fatal_in(&self, span: &Span) -> bool {
-        self.0.iter().any(|mistake| {
-            let start = mistake.span.as_ref().map(|span| span.start);
-            !mistake.is_warning && start.is_some_and(|start| span.contains(&start))
-        })
+        self.are_more
+            || self.told.iter().any(|mistake| {
+                let start = mistake.span.as_ref().map(|span| span.start);
+                !mistake.is_warning && start.is_some_and(|start| span.contains(&start))
+            })
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.told.is_empty()
     }
 
     /// In the order of the text; those without a place come last.
     pub(super) fn sorted(&self) -> Vec<&Mistake> {
-        let mut all: Vec<&Mistake> = self.0.iter().collect();
+        let mut all: Vec<&Mistake> = self.told.iter().collect();
         all.sort_by_key(|mistake| {
             let start = mistake.span.as_ref().map(|span| span.start);
             (start.is_none(), start)
@@ -145,11 +173,14 @@ impl Source {
 
     /// All of them.
     pub(super) fn show_all(&self, mistakes: &Mistakes) -> String {
-        let shown: Vec<String> = mistakes
+        let mut shown: Vec<String> = mistakes
             .sorted()
             .into_iter()
             .map(|mistake| self.show(mistake))
             .collect();
+        if mistakes.are_too_many() {
+            shown.push(format!("{}: error: and more than these {MOST}", self.name));
+        }
         shown.join("\n")
     }
 }

@@ -10,6 +10,12 @@ use vmsg_bus::keyval;
 
 use super::source::{Mistakes, Span};
 
+/// Bytes of a string: an argument of a process may not have more.
+const LONGEST: usize = 128 << 10;
+
+/// Tables of a description: more than a switch has ports, with a device for each.
+const MOST: usize = 8192;
+
 /// What `${KEY}` stands for.
 pub(super) struct Variables<'a> {
     set: HashMap<&'a str, &'a str>,
@@ -51,7 +57,9 @@ impl<'a> Variables<'a> {
                     return Value::Unset;
                 };
                 match self.get(key) {
-                    Some(value) => out.push_str(&value),
+                    // What is too long is told below.
+                    Some(value) if out.len() <= LONGEST => out.push_str(&value),
+                    Some(_) => {}
                     None => {
                         is_whole = false;
                         let message = format!(
@@ -67,6 +75,13 @@ impl<'a> Variables<'a> {
             }
         }
         out.push_str(rest);
+        if out.len() > LONGEST {
+            mistakes.error(
+                span.clone(),
+                format!("a string of {} bytes; {LONGEST} are possible", out.len()),
+            );
+            return Value::Unset;
+        }
         if is_whole {
             Value::Text(out)
         } else {
@@ -227,6 +242,13 @@ impl Tables {
             }
         }
         tables.all.sort_by_key(|table| table.span.start);
+        if let Some(table) = tables.all.get(MOST) {
+            mistakes.error(
+                table.span.clone(),
+                format!("there are {} tables; {MOST} are possible", tables.all.len()),
+            );
+            tables.all.truncate(MOST);
+        }
         tables
     }
 

@@ -77,6 +77,10 @@ impl Guest {
             let tell = {
                 let (shared, part) = (shared.clone(), name.to_owned());
                 move |event: &str| {
+                    // QEMU may say more than anybody wants to know.
+                    if !matches!(event, "READY" | "GONE") {
+                        return;
+                    }
                     shared.note(Note {
                         part: part.clone(),
                         connection,
