@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -293,17 +294,25 @@ impl Fabric {
         let Some(mut port) = self.ports[usize::from(from)].take() else {
             return;
         };
-        for chunk in frames.chunks(CHUNK) {
-            if port.capture.is_some() {
-                for frame in chunk {
-                    port.record(&[], frame.payload);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            for chunk in frames.chunks(CHUNK) {
+                if port.capture.is_some() {
+                    for frame in chunk {
+                        port.record(&[], frame.payload);
+                    }
                 }
+                self.sort(from, &mut port, chunk, now);
+                self.hand_out(chunk, now, others);
             }
-            self.sort(from, &mut port, chunk, now);
-            self.hand_out(chunk, now, others);
-        }
+        }));
         port.flush_capture();
         self.ports[usize::from(from)] = Some(port);
+        if let Err(panic) = result {
+            // Whosever it is: the others go on with a switch that is whole.
+            self.touched.clear();
+            self.wanted.fill(0);
+            resume_unwind(panic);
+        }
     }
 
     /// Does what control has asked for.

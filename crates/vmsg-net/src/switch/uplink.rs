@@ -135,6 +135,10 @@ impl Stage {
                 port.shared.counters.dropped_out.add(Reason::Malformed, 1);
                 continue;
             };
+            let Some(header) = shifted(frame, info.head.checked().len(), len) else {
+                port.shared.counters.dropped_out.add(Reason::Malformed, 1);
+                continue;
+            };
             let Some(place) = fronts.get(index * FRONT, len) else {
                 continue;
             };
@@ -143,7 +147,6 @@ impl Stage {
             pieces.push(place);
             let rest = frame.payload.skip(info.head.checked().len());
             pieces.extend(rest.iter());
-            let header = shifted(&frame.header, info.head.checked().len(), len);
             run.frames.push((index, start..pieces.len(), header));
         }
         run.send(&mut uplink, port, &pieces, chunk, infos, now);
@@ -156,20 +159,26 @@ impl Stage {
     }
 }
 
-/// What the sender says of a frame, when its beginning has become longer or shorter.
-fn shifted(header: &VnetHeader, before: usize, after: usize) -> VnetHeader {
-    let mut header = *header;
+/// What the sender says of a frame, when its beginning has become longer or shorter. `None` if the checksum that it leaves to others
+/// would be written behind the frame's end, or into what was checked here: addresses and tag.
+fn shifted(frame: &TxFrame<'_>, before: usize, after: usize) -> Option<VnetHeader> {
+    let mut header = frame.header;
     let shift = |place: u16| {
         let moved = (usize::from(place) + after).saturating_sub(before);
         u16::try_from(moved).unwrap_or(u16::MAX)
     };
     if header.needs_csum() {
+        let start = usize::from(header.csum_start);
+        let end = start + usize::from(header.csum_offset) + 2;
+        if start < before || end > frame.payload.len() {
+            return None;
+        }
         header.csum_start = shift(header.csum_start);
     }
     if header.gso_type != VnetHeader::GSO_NONE {
         header.hdr_len = shift(header.hdr_len);
     }
-    header
+    Some(header)
 }
 
 /// Frames that are handed to a back end together.
@@ -440,10 +449,11 @@ impl Fabric {
             return false;
         }
         tray.limit = port.rate_in.take().map(|bucket| (bucket, now.ns));
-        uplink.backend.receive(now.instant, &mut tray);
+        let taken = uplink.backend.receive(now.instant, &mut tray);
         port.rate_in = tray.limit.take().map(|(bucket, _)| bucket);
         if tray.ready.is_empty() {
-            return false;
+            // All of them may have been no good.
+            return taken > 0;
         }
         let slices = tray.slices();
         let frames = tray.frames(&slices);

@@ -527,7 +527,9 @@ impl Backend for VhostUser {
             Ok(empty) => up.ready = !empty,
             Err(trouble) => self.end(now, &trouble),
         }
-        usize::try_from(told.frames).unwrap_or(usize::MAX)
+        // Those that were no good, too: it has got on, and there may be others behind them of which it will not be told.
+        let taken = told.frames + told.bad + told.cut_off;
+        usize::try_from(taken).unwrap_or(usize::MAX)
     }
 
     fn has_frames(&self) -> bool {
