@@ -92,7 +92,7 @@ pub struct Hub {
     epoll: OwnedFd,
     shared: Arc<Shared>,
     listener: Option<Address>,
-    /// No descriptor was left for a client that waits; looked at again when one has gone.
+    /// No descriptor was left for a client that waits; looked at again when one has gone, or another one comes.
     resting: bool,
     clients: Vec<Option<Client>>,
     pty: Option<(Pty, Client)>,
@@ -352,12 +352,18 @@ impl Hub {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => break,
                 Err(error) => {
-                    // Out of descriptors, most likely: who waits would wake us again and again.
-                    tracing::warn!(console = self.shared.name, %error, "cannot accept");
-                    self.resting = epoll::delete(&self.epoll, listener.as_fd()).is_ok();
-                    break;
+                    // Out of descriptors, most likely: who waits would wake us again and again. So only who comes after this
+                    // does, and lets in those before as well.
+                    if !std::mem::replace(&mut self.resting, true) {
+                        tracing::warn!(console = self.shared.name, %error, "cannot accept");
+                        watch_listener(&self.epoll, listener, EventFlags::IN | EventFlags::ET);
+                    }
+                    return;
                 }
             }
+        }
+        if std::mem::take(&mut self.resting) {
+            watch_listener(&self.epoll, listener, EventFlags::IN);
         }
     }
 
@@ -396,8 +402,7 @@ impl Hub {
                 if std::mem::take(&mut self.resting)
                     && let Some(listener) = &self.listener
                 {
-                    let data = EventData::new_u64(LISTENER);
-                    let _ = epoll::add(&self.epoll, listener.as_fd(), data, EventFlags::IN);
+                    watch_listener(&self.epoll, listener, EventFlags::IN);
                 }
                 continue;
             }
@@ -417,6 +422,13 @@ impl Hub {
             update(&self.epoll, client, PTY, wanted);
         }
     }
+}
+
+/// Has the listener watched in another way.
+fn watch_listener(epoll: &OwnedFd, listener: &Address, flags: EventFlags) {
+    let data = EventData::new_u64(LISTENER);
+    // It is watched already: nothing is needed for it that could be lacking.
+    let _ = epoll::modify(epoll, listener.as_fd(), data, flags);
 }
 
 /// Has `client` watched for `wanted`, or not at all.

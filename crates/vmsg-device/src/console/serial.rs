@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Hub;
 
-/// Bytes taken from the line in one turn.
+/// Bytes taken from the line in one turn, or given to it.
 const TURN: usize = 64 * 1024;
 
 /// A hub, and the line that it is for while that is there.
@@ -113,9 +113,14 @@ impl Serial {
                 Err(_) => return false,
             }
         }
-        while !hub.input().is_empty() {
+        // Clients may type as fast as the line takes it: others have their turn, too.
+        let mut typed = 0;
+        while !hub.input().is_empty() && typed < TURN {
             match rustix::io::write(&*line, hub.input().as_slices().0) {
-                Ok(count) => hub.consume(count),
+                Ok(count) => {
+                    typed += count;
+                    hub.consume(count);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(_) => return false,
