@@ -37,7 +37,7 @@ fn turn(
     let sender = &mut lan.stations[0];
     sender.reap();
     // So that the receiver always has buffers.
-    if *under_way + shape.batch / 2 <= most {
+    if (*under_way).max(sender.in_flight()) + shape.batch / 2 <= most {
         *under_way += shape.batch / 2;
         for _ in 0..shape.batch / 2 {
             sender.next().write(HEADER, &frame[HEADER..]);

@@ -120,7 +120,11 @@ pub(crate) fn print_one(plan: &Plan, places: &Places, bridge: &mut Option<Bridge
             assert_eq!(lan.dropped(), before, "nobody lacks buffers");
             let part = served.time.as_secs_f64() * 1e9 / served.frames.max(1) as f64;
             let name = format!("{}, {ports} ports", shape.name);
-            let extra = format!("(device side and switch {}) ", span(part));
+            // Beside a single frame, looking at the clock takes too long.
+            let extra = match shape.batch {
+                1 => String::new(),
+                _ => format!("(device side and switch {}) ", span(part)),
+            };
             row(&name, &shape, sampled, bridge.is_some(), &extra);
         }
     }
