@@ -100,11 +100,10 @@ impl Bridge {
         }
         ip("link add br0 type bridge forward_delay 0 mcast_snooping 0");
         ip("link set br0 up");
-        let bridge = Self {
+        Self {
             ends: [End::new("a0"), End::new("b0")],
             room: vec![0; 80 << 10],
-        };
-        bridge
+        }
     }
 
     /// Lets the bridge know who is where, and makes sure that frames come whole.

@@ -71,10 +71,10 @@ fn main() {
     if wanted("one") {
         through::print_one(&plan, &one, &mut bridge);
     }
-    if let Some(two) = &two {
-        if wanted("two") {
-            live::print_rates(&plan, two, &mut bridge);
-        }
+    if let Some(two) = &two
+        && wanted("two")
+    {
+        live::print_rates(&plan, two, &mut bridge);
     }
     if wanted("latency") {
         live::print_latencies(&plan, &one, two.as_ref());
