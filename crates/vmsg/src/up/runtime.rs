@@ -34,7 +34,9 @@ impl Runtime {
     pub(super) fn take(path: &Path, name: &str) -> anyhow::Result<Self> {
         let context = || format!("cannot have the runtime folder {}", path.display());
         if let Some(parent) = path.parent() {
-            own_folder(parent, false).with_context(context)?;
+            // That of a name alone is where this process is.
+            let here = parent.as_os_str().is_empty();
+            own_folder(if here { Path::new(".") } else { parent }, false).with_context(context)?;
         }
         own_folder(path, true).with_context(context)?;
         own_folder(&path.join("logs"), true).with_context(context)?;
