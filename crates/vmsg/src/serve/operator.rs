@@ -349,6 +349,11 @@ impl Operator {
             if let ([only], None) = (state.network.switches.as_slice(), &spec.switch) {
                 spec.switch.clone_from(&only.id);
             }
+            if state.is_device_port(&id, spec.switch.as_deref()) {
+                return Err(refused(format!(
+                    "port `{id}` is that of a device already; give the uplink another id"
+                )));
+            }
             state.network.uplinks.push(spec.clone());
             let place = Place::Uplink(state.network.uplinks.len() - 1);
             if let Err(why) = state.check(place) {
@@ -378,6 +383,14 @@ impl State {
         uplinks.retain(|uplink| {
             uplink.id.as_deref() != Some(id) || uplink.switch.as_deref() != switch
         });
+    }
+
+    /// Whether the port `id` of `switch` is a device's.
+    fn is_device_port(&self, id: &str, switch: Option<&str>) -> bool {
+        self.network.devices.iter().any(|device| {
+            matches!(device, DeviceSpec::Net(net)
+                if net.id.as_deref() == Some(id) && net.switch.is_some() && net.switch.as_deref() == switch)
+        })
     }
 
     /// Whether a device or uplink is at the port that is described at `index`.

@@ -304,6 +304,11 @@ const MISTAKES: &[(&str, usize, &[&str])] = &[
     ),
     ("[device.7]\ntype = \"rng\"", 5, &["taken for a number"]),
     (
+        "[device.vm]\ntype = \"console\"\n[guest.vm]\nserial = true",
+        5,
+        &["the serial line of the guest `vm` by this name"],
+    ),
+    (
         "[device.x]\ntype = \"net\"\nswitch = \"s1\"\n[switch.s0]\nallow = \"* > *\"",
         7,
         &["there is no switch `s1`, known: `s0`"],

@@ -153,7 +153,7 @@ fn a_port_is_changed_while_it_is_in_use() {
 
 #[test]
 fn what_is_wrong_is_said_with_what_to_do() {
-    let (serve, _stations) = three(&[]);
+    let (serve, _stations) = three(&["--port", "id=net2,pin=on"]);
     for (args, words) in [
         (
             &["port", "set", "net9", "rate-in=1M"][..],
@@ -178,11 +178,12 @@ fn what_is_wrong_is_said_with_what_to_do() {
         (&["remove-device", "net9"], "known: `net0`"),
         (&["add-uplink", "id=up0,switch=s0"], "backend="),
         (&["add-uplink", "id=net0,switch=s0,backend=user"], "already"),
+        (&["add-uplink", "id=net2,switch=s0,backend=user"], "already"),
         (&["remove-uplink", "net0"], "remove-device"),
         (&["add-port", "id=net0,vlan=1"], "port set"),
         (&["add-port", "id=x"], "switch="),
         (&["remove-port", "net0"], "as by default"),
-        (&["remove-port", "x"], "there is none"),
+        (&["remove-port", "x"], "known: `net2`"),
     ] {
         let error = serve.refused(args);
         assert!(error.contains(words), "{args:?}: {error}");

@@ -54,6 +54,7 @@ pub(super) fn read_devices(
             );
         }
         check_switch(tables, table, mistakes);
+        check_console_name(tables, table, mistakes);
         let bus = bus_of(tables, table, buses, mistakes);
         let Some((kind, _)) = table.string("type", mistakes) else {
             if table.entry("type").is_none() {
@@ -113,6 +114,23 @@ pub(super) fn read_devices(
         });
     }
     devices
+}
+
+/// Finds a console that is called as a guest whose serial line is one, too.
+fn check_console_name(tables: &Tables, table: &Table, mistakes: &mut Mistakes) {
+    let name = &table.name;
+    let has_serial = |guest: &Table| {
+        let none = &mut Mistakes::default();
+        guest.flag("serial", none).unwrap_or(true)
+    };
+    if table.text("type").as_deref() == Some("console")
+        && tables.find("guest", name).is_some_and(has_serial)
+    {
+        mistakes.error(
+            table.span.clone(),
+            format!("`vmsg console` has the serial line of the guest `{name}` by this name; call the device something else"),
+        );
+    }
 }
 
 fn is_number(name: &str) -> bool {
