@@ -142,7 +142,7 @@ pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<NamedBus>, Usage> {
                 _ if given => "set another id=",
                 BusSpec::LinuxUser(_) => "set another name=",
                 BusSpec::Ivshmem(_) => "set another offset=",
-                _ => "give the sockets different names",
+                _ => "give the sockets different names, or one of the buses an id=",
             };
             // Several buses may lie in one memory.
             if let (BusSpec::Ivshmem(bus), false) = (&spec, given) {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde::de::DeserializeOwned;
 use vmsg_bus::{BusSpec, Listener, keyval, unix};
 use vmsg_device::host::{Host, MAX_WINDOWS};
+use vmsg_net::switch::SwitchConfig;
 
 use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
@@ -250,11 +251,36 @@ fn describe(args: &ServeArgs, buses: &[NamedBus]) -> Result<Described, Usage> {
         let Problem { place, message } = problem;
         return Err(Usage(format!("{}: {message}", texts.of(place))));
     }
+    remark(&network, args.control.is_some());
     Ok(Described {
         network,
         named,
         texts,
     })
+}
+
+/// Says what can be meant so, and is not likely to be.
+fn remark(network: &Network, is_controlled: bool) {
+    for switch in &network.switches {
+        let allows = |config: SwitchConfig| config.rules.iter().any(|rule| rule.allow);
+        if !switch.config().is_ok_and(allows) {
+            let switch = switch.id.as_deref().unwrap_or_default();
+            tracing::warn!(
+                switch,
+                "no rule allows anything, so nobody reaches anybody; allow=* <> * lets all reach all"
+            );
+        }
+    }
+    for port in &network.ports {
+        // With a control socket it may be that of a device to come.
+        if !is_controlled && !network.is_plugged(port) {
+            let port = port.id.as_deref().unwrap_or_default();
+            tracing::warn!(
+                port,
+                "no device with switch= and no uplink has this id: the port is nobody's"
+            );
+        }
+    }
 }
 
 /// Listens on a bus; also returns its message size in bytes.

@@ -299,7 +299,8 @@ impl Operator {
         state.network.ports.push(spec);
         let place = Place::Port(state.network.ports.len() - 1);
         let mut result = state.check(place).map_err(bad);
-        if result.is_ok() && state.is_plugged(state.network.ports.len() - 1) {
+        let described = state.network.ports.last();
+        if result.is_ok() && described.is_some_and(|port| state.network.is_plugged(port)) {
             result = Err(refused(format!(
                 "port `{id}` is in use already; `port set` changes it"
             )));
@@ -328,7 +329,7 @@ impl Operator {
             };
             return Err(Failure::new(FailureKind::NotFound, message));
         };
-        if state.is_plugged(index) {
+        if state.network.is_plugged(&state.network.ports[index]) {
             return Err(refused(format!(
                 "port `{port}` is in use; remove its device or uplink first"
             )));
@@ -391,19 +392,6 @@ impl State {
             matches!(device, DeviceSpec::Net(net)
                 if net.id.as_deref() == Some(id) && net.switch.is_some() && net.switch.as_deref() == switch)
         })
-    }
-
-    /// Whether a device or uplink is at the port that is described at `index`.
-    fn is_plugged(&self, index: usize) -> bool {
-        let port = &self.network.ports[index];
-        let said = |switch: &Option<String>| port.switch.is_none() || *switch == port.switch;
-        let mut uplinks = self.network.uplinks.iter();
-        let mut devices = self.network.devices.iter();
-        uplinks.any(|uplink| uplink.id == port.id && said(&uplink.switch))
-            || devices.any(|device| {
-                matches!(device, DeviceSpec::Net(net)
-                    if net.id == port.id && net.switch.is_some() && said(&net.switch))
-            })
     }
 }
 

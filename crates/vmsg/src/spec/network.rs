@@ -77,6 +77,18 @@ impl Network {
         })
     }
 
+    /// Whether a device or uplink is at this port.
+    pub(crate) fn is_plugged(&self, port: &PortSpec) -> bool {
+        let said = |switch: &Option<String>| port.switch.is_none() || *switch == port.switch;
+        let mut uplinks = self.uplinks.iter();
+        let mut devices = self.devices.iter();
+        uplinks.any(|uplink| uplink.id == port.id && said(&uplink.switch))
+            || devices.any(|device| {
+                matches!(device, DeviceSpec::Net(net)
+                    if net.id == port.id && net.switch.is_some() && said(&net.switch))
+            })
+    }
+
     /// Everything that is wrong.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -241,7 +253,11 @@ impl Network {
     }
 
     fn check_port(&self, index: usize, port: &PortSpec) -> Result<(), Usage> {
-        let id = port.id.as_deref().unwrap_or_default();
+        let Some(id) = port.id.as_deref() else {
+            return Err(Usage(
+                "id= is missing: the name of the device or uplink whose port it is".to_owned(),
+            ));
+        };
         check_name(id)?;
         port.check()?;
         if let Some(switch) = &port.switch {

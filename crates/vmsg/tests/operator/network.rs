@@ -219,6 +219,10 @@ fn a_description_that_contradicts_itself_is_wrong_usage() {
             "--uplink id=x,backend=tap: ",
         ),
         (&["--switch", "id=s0,allow=x", "--device", "rng"], "allow="),
+        (
+            &["--port", "vlan=5", "--device", "rng"],
+            "--port vlan=5: id= is missing",
+        ),
         (&[], "--device"),
     ] {
         let mut all = vec!["serve", "--bus", "unix,path=/nonexistent/b0.sock"];
@@ -228,4 +232,24 @@ fn a_description_that_contradicts_itself_is_wrong_usage() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
         assert!(error.contains(words), "{args:?}: {error}");
     }
+}
+
+#[test]
+fn a_switch_that_lets_nothing_pass_and_a_port_of_nobody_are_remarked() {
+    let serve = |rule: &str, port: &str| {
+        let switch = format!("id=s0{rule}");
+        let all = [
+            ["--bus", "unix,path=/nonexistent/b0.sock"],
+            ["--switch", &switch],
+            ["--device", "net,id=a,switch=s0"],
+            ["--port", port],
+        ];
+        let all: Vec<&str> = ["serve"].into_iter().chain(all.concat()).collect();
+        String::from_utf8_lossy(&vmsg(&all).stderr).into_owned()
+    };
+    let (mute, nobody) = ("nobody reaches anybody", "the port is nobody's");
+    let said = serve(",deny=a > *", "id=b,switch=s0");
+    assert!(said.contains(mute) && said.contains(nobody), "{said}");
+    let said = serve(",allow=* <> *", "id=a,switch=s0");
+    assert!(!said.contains(mute) && !said.contains(nobody), "{said}");
 }
