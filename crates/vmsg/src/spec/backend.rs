@@ -215,7 +215,8 @@ impl BackendKeys {
             (Some(path), None, None) => StreamAddress::Unix(path.clone()),
             (None, Some(host), Some(port)) => StreamAddress::Tcp(host.clone(), port),
             _ => {
-                let why = "mode=stream needs either path= for a Unix socket, or host= and port= for TCP";
+                let why =
+                    "mode=stream needs either path= for a Unix socket, or host= and port= for TCP";
                 return Err(Usage(why.to_owned()));
             }
         };
