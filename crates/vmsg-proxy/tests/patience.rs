@@ -243,6 +243,46 @@ fn a_guest_that_ends_before_a_silent_host_leaves_nothing_to_replay() {
     assert_eq!(world.host.status, DeviceStatus::RESET);
 }
 
+/// What is to be taken back waits until a host that was lost knows that it was; a guest that ends meanwhile stands behind that.
+#[test]
+fn a_guest_that_ends_behind_what_is_held_back_leaves_nothing_to_replay() {
+    let mut world = World::live(Host::net());
+    world.mood = Mood::Silent;
+    let unmap = Op::ChangeWindows {
+        remove: vec![0],
+        add: Vec::new(),
+    };
+    let unmapped = world.session.submit(world.now, unmap);
+    // Its time is up in the middle of that.
+    world.now = world.now + Duration::from_millis(20);
+    let (result, took) = world.op(Op::Release);
+    assert_eq!(result, Ok(Outcome::Done));
+    assert!(took <= BOUND + Duration::from_millis(100), "{took:?}");
+    assert_eq!(world.result(unmapped), Some(Ok(Outcome::Done)));
+    world.mood = Mood::Prompt;
+    world.connect();
+    world.op(Op::Describe).0.unwrap();
+    assert!(world.host.windows.is_empty() && !world.host.claimed);
+    assert_eq!(world.host.status, DeviceStatus::RESET);
+}
+
+#[test]
+fn a_guest_that_ends_before_its_device_was_seen_leaves_nothing_either() {
+    let mut world = World::new(Host::net());
+    world
+        .op(Op::ChangeWindows {
+            remove: Vec::new(),
+            add: vec![window(0)],
+        })
+        .0
+        .unwrap();
+    let (result, _) = world.op(Op::Release);
+    assert_eq!(result, Err(OpError::TimedOut));
+    world.connect();
+    world.op(Op::Describe).0.unwrap();
+    assert!(world.host.windows.is_empty());
+}
+
 #[test]
 fn a_write_of_configuration_fails_in_time() {
     let mut world = World::live(Host::net());

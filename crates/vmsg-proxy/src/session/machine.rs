@@ -460,10 +460,12 @@ impl Session {
         }
         let until = self.now + LETTING_GO;
         self.letting_go = Some(until);
-        let changes = |op: &Op| matches!(op, Op::ChangeWindows { .. });
-        for waiting in self.waiting.iter_mut().filter(|w| changes(&w.op)) {
+        // Whatever stands behind what is held back waits as long, and is answered from the record then.
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for waiting in waiting.iter_mut().filter(|w| self.recordable(&w.op)) {
             waiting.deadline = waiting.deadline.max(until + LETTING_GO);
         }
+        self.waiting = waiting;
     }
 
     /// Time has passed.
@@ -497,10 +499,10 @@ impl Session {
             self.pause = None;
         }
         // Whoever answers each request in time, but has many asked, must not hold a front up either. And what a guest has unmapped is unmapped,
-        // whatever is in front of it.
+        // and a guest that is gone is gone, whatever is in front of that.
         let patient = matches!(self.job, Some(Job::Op { .. }) | None);
         let is_overdue = |w: &Waiting| {
-            let must_be = matches!(w.op, Op::ChangeWindows { .. });
+            let must_be = matches!(w.op, Op::ChangeWindows { .. } | Op::Release);
             w.deadline <= now && self.recordable(&w.op) && (must_be || !patient)
         };
         if self.waiting.iter().any(is_overdue) {
@@ -520,6 +522,10 @@ impl Session {
         let expired: VecDeque<Waiting> = expired;
         for waiting in expired {
             self.waited_in_vain |= self.facts.is_none();
+            if matches!(waiting.op, Op::Release) {
+                // Of a device that was never seen: there is nobody to tell.
+                self.record.release();
+            }
             self.finish(waiting.id, Err(error.clone()));
         }
         self.pump(now);

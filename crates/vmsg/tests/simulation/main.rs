@@ -230,6 +230,23 @@ fn windows_that_come_and_go_with_each_request_survive_killed_hosts_and_reboots()
     }
 }
 
+/// The guest ends while memory is still to be taken back from a host that is gone.
+#[test]
+fn a_guest_that_ends_behind_what_is_held_back_leaves_nothing_of_itself() {
+    let setting = Setting {
+        iommu: true,
+        ..DISK
+    };
+    let faults = Faults {
+        reboots: true,
+        ..KILLS
+    };
+    let memory = Memory::of(Bus::Unix);
+    let outcome = World::new(184, faults, setting, &memory).run(STEPS);
+    assert!(outcome.reboots > 0);
+    assert_eq!(outcome.refused, 0, "the next one has its own queues");
+}
+
 const VIEWS: Setting = Setting {
     bus: Bus::Common,
     kind: Kind::Echo,

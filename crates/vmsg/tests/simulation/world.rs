@@ -13,7 +13,7 @@ use vmsg_device::device::Device;
 use vmsg_device::host::{ConnId, Core as Host, Peer};
 use vmsg_device::net::{Mac, Net, Settings};
 use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
-use vmsg_proxy::session::{Event, Op, OpId, Options, ResetReason, Session, Target};
+use vmsg_proxy::session::{Event, Op, OpError, OpId, Options, ResetReason, Session, Target};
 
 #[path = "iommu.rs"]
 mod iommu;
@@ -611,6 +611,10 @@ impl<'m> World<'m> {
                 Event::Done { id, result } if self.waiting_for == Some(id) => {
                     self.waiting_for = None;
                     if std::mem::take(&mut self.releasing) {
+                        let seen = self.session.device().is_some();
+                        // A host that refuses is given up; of one that takes its time nothing may be left in the record.
+                        let kept = seen && matches!(result, Err(OpError::TimedOut));
+                        assert!(!kept, "not released: {result:?}");
                         self.changes.clear();
                         self.guest.boot();
                         continue;
