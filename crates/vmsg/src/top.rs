@@ -39,7 +39,15 @@ pub(crate) fn run(args: TopArgs) -> anyhow::Result<()> {
     if args.once || args.json || !Raw::is_possible() {
         return print(&args, interval);
     }
-    live::run(&args.path, interval)
+    live::run(&args.path, interval, view(&args))
+}
+
+/// What is to be seen at first.
+fn view(args: &TopArgs) -> View {
+    View {
+        queues: args.queues,
+        ..View::default()
+    }
 }
 
 /// Where samples come from.
@@ -86,7 +94,7 @@ fn print(args: &TopArgs, interval: Duration) -> anyhow::Result<()> {
             let line = serde_json::to_string(&rates)?;
             writeln!(out, "{}", clean_json(&line))?;
         } else {
-            for line in View::default().lines(&rates) {
+            for line in view(args).lines(&rates) {
                 writeln!(out, "{}", line.text)?;
             }
             if !args.once {

@@ -238,6 +238,9 @@ pub struct TopArgs {
     /// Print JSON, one object an interval
     #[arg(long)]
     pub json: bool,
+    /// Show each queue of each device, too
+    #[arg(short, long)]
+    pub queues: bool,
     /// Seconds over which rates are measured
     #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0)]
     pub interval: f64,

@@ -86,7 +86,12 @@ fn device_row(device: &Device) -> [String; 10] {
 /// Frames of either direction that went nowhere.
 pub(crate) fn dropped(device: &Device) -> u64 {
     let maps = device.pairs.iter().chain([&device.counters]);
-    maps.flatten()
+    dropped_of(maps.flatten())
+}
+
+/// The same of some counters of a device.
+pub(crate) fn dropped_of<'a>(counters: impl Iterator<Item = (&'a String, &'a u64)>) -> u64 {
+    counters
         .filter(|(name, _)| {
             matches!(
                 name.as_str(),

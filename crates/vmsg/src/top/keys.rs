@@ -8,6 +8,8 @@ pub(super) enum Key {
     Quit,
     /// The other way round.
     Reverse,
+    /// With or without a line for each queue.
+    Queues,
     /// Sort by the column to the left, or to the right.
     Sort(isize),
     /// Lines up or down.
@@ -71,6 +73,7 @@ fn plain(byte: u8) -> Option<Key> {
         // ^C, ^D.
         b'q' | b'Q' | 0x03 | 0x04 => Some(Key::Quit),
         b'r' | b'R' => Some(Key::Reverse),
+        b't' | b'T' => Some(Key::Queues),
         b'<' | b'h' => Some(Key::Sort(-1)),
         b'>' | b'l' | b's' => Some(Key::Sort(1)),
         b'k' => Some(Key::Scroll(-1)),

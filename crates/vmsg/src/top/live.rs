@@ -25,7 +25,7 @@ const BEGIN: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[?7l";
 const END: &[u8] = b"\x1b[?7h";
 
 /// Shows it until the user has seen enough.
-pub(super) fn run(path: &Path, interval: Duration) -> anyhow::Result<()> {
+pub(super) fn run(path: &Path, interval: Duration, view: View) -> anyhow::Result<()> {
     // That nobody is there is said where it can be read afterwards.
     let mut source = Source::connect(path)?;
     let first = source.sample()?;
@@ -39,7 +39,7 @@ pub(super) fn run(path: &Path, interval: Duration) -> anyhow::Result<()> {
         path: clean(&path.display().to_string()),
         rates: Rates::between(None, &first),
         trouble: None,
-        view: View::default(),
+        view,
         top: 0,
     };
     screen.show(&mut out, first, &samples, &mut news, &signals)
@@ -196,6 +196,7 @@ impl Screen {
         match key {
             Key::Quit => {}
             Key::Reverse => self.view.reversed = !self.view.reversed,
+            Key::Queues => self.view.queues = !self.view.queues,
             Key::Sort(steps) => self.view.sort = self.view.sort.step(steps),
             Key::Scroll(lines) => self.top = self.top.saturating_add_signed(lines),
             Key::Page(pages) => self.top = self.top.saturating_add_signed(pages * page),
@@ -242,7 +243,7 @@ impl Screen {
         }
         let order = if self.view.reversed { ", reversed" } else { "" };
         let help = format!(
-            "q ends  ←→ sorts by: {}{order}  r reverses  ↑↓ scrolls",
+            "q ends  ←→ sorts by: {}{order}  r reverses  t queues  ↑↓ scrolls",
             self.view.sort.name()
         );
         let help: String = help.chars().take(columns).collect();

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::control::{Count, Device, Port, Switch, dropped, port_state};
+use crate::control::{Count, Device, Port, Switch, dropped, dropped_of, port_state};
 
 /// What a server said at one moment.
 #[derive(Debug)]
@@ -46,6 +46,26 @@ pub(super) struct PortRates {
     pub(super) reason: Option<String>,
 }
 
+/// A queue of a network device.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct QueueRates {
+    /// Its number: receive queues are even, transmit queues odd.
+    pub(super) queue: usize,
+    pub(super) kind: QueueKind,
+    #[serde(flatten)]
+    pub(super) rate: Option<Rate>,
+    pub(super) drops: Option<f64>,
+}
+
+/// Which way a queue is for, as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum QueueKind {
+    Receive,
+    Transmit,
+}
+
 /// A device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -62,6 +82,8 @@ pub(super) struct DeviceRates {
     pub(super) to_guest: Option<Rate>,
     pub(super) from_guest: Option<Rate>,
     pub(super) drops: Option<f64>,
+    /// Each of its queues; of network devices only.
+    pub(super) queues: Vec<QueueRates>,
 }
 
 /// All of it.
@@ -210,6 +232,37 @@ fn passed(device: &Device, frames: &str, bytes: &str) -> Count {
     }
 }
 
+/// The rates of a device's queues.
+fn queues(device: &Device, old: Option<(&Device, f64)>) -> Vec<QueueRates> {
+    let mut queues = Vec::new();
+    for (pair, counters) in device.pairs.iter().enumerate() {
+        let old = old.and_then(|(old, seconds)| Some((old.pairs.get(pair)?, seconds)));
+        for (index, kind, prefix) in [
+            (2 * pair, QueueKind::Receive, "rx_"),
+            (2 * pair + 1, QueueKind::Transmit, "tx_"),
+        ] {
+            let passed = |counters: &BTreeMap<String, u64>| {
+                let count = |what: &str| counters.get(&format!("{prefix}{what}")).copied();
+                Count {
+                    frames: count("frames").unwrap_or(0),
+                    bytes: count("bytes").unwrap_or(0),
+                }
+            };
+            let lost = |counters: &BTreeMap<String, u64>| {
+                dropped_of(counters.iter().filter(|(name, _)| name.starts_with(prefix)))
+            };
+            queues.push(QueueRates {
+                queue: index,
+                kind,
+                rate: old
+                    .map(|(old, seconds)| Rate::between(passed(old), passed(counters), seconds)),
+                drops: old.map(|(old, seconds)| each_second(lost(old), lost(counters), seconds)),
+            });
+        }
+    }
+    queues
+}
+
 impl DeviceRates {
     fn new(device: &Device, old: Option<(&Device, f64)>) -> Self {
         let old = old.filter(|_| !device.pairs.is_empty());
@@ -234,6 +287,7 @@ impl DeviceRates {
             to_guest: rate("rx_frames", "rx_bytes"),
             from_guest: rate("tx_frames", "tx_bytes"),
             drops: old.map(|(old, seconds)| each_second(dropped(old), dropped(device), seconds)),
+            queues: queues(device, old),
         }
     }
 }

@@ -118,6 +118,23 @@ fn rates_are_differences_by_the_time_between() {
     assert_eq!(device.to_guest, Some(received));
     assert_eq!(device.drops, Some(10.0));
     assert_eq!(device.from_guest, Some(Rate::default()));
+    let [receive, transmit] = device.queues.as_slice() else {
+        panic!("{:?}", device.queues);
+    };
+    let idle = QueueRates {
+        queue: 1,
+        kind: QueueKind::Transmit,
+        rate: Some(Rate::default()),
+        drops: Some(0.0),
+    };
+    assert_eq!(*transmit, idle);
+    let busy = QueueRates {
+        queue: 0,
+        kind: QueueKind::Receive,
+        rate: Some(received),
+        drops: Some(10.0),
+    };
+    assert_eq!(*receive, busy);
 }
 
 #[test]
@@ -127,6 +144,7 @@ fn one_look_and_one_after_a_restart_are_no_rates_below_zero() {
     let rates = Rates::between(None, &first);
     assert_eq!((rates.seconds, rates.ports[0].input), (None, None));
     assert_eq!(rates.devices[0].to_guest, None);
+    assert_eq!(rates.devices[0].queues[0].rate, None);
     // It was started again, in no time.
     let again = sample(begin, port("net0", count(7, 70), &[]), 0);
     let rates = Rates::between(Some(&first), &again);

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::rates::{DeviceRates, PortRates, Rate, Rates};
+use super::rates::{DeviceRates, PortRates, QueueKind, QueueRates, Rate, Rates};
 use crate::control::Table;
 
 /// One line.
@@ -71,6 +71,8 @@ impl Sort {
 pub(super) struct View {
     pub(super) sort: Sort,
     pub(super) reversed: bool,
+    /// Each queue has a line, too.
+    pub(super) queues: bool,
 }
 
 /// What a row can be sorted by.
@@ -97,6 +99,25 @@ impl Row for DeviceRates {
     fn rates(&self) -> (Option<Rate>, Option<Rate>, Option<f64>) {
         // Into the device is out of the guest.
         (self.from_guest, self.to_guest, self.drops)
+    }
+}
+
+/// A queue and its device.
+struct QueueRow<'a>(&'a DeviceRates, QueueRates);
+
+impl Row for QueueRow<'_> {
+    fn name(&self) -> (&str, &str) {
+        (&self.0.bus, &self.0.id)
+    }
+
+    fn rates(&self) -> (Option<Rate>, Option<Rate>, Option<f64>) {
+        let QueueRates {
+            kind, rate, drops, ..
+        } = self.1;
+        match kind {
+            QueueKind::Transmit => (rate, None, drops),
+            QueueKind::Receive => (None, rate, drops),
+        }
     }
 }
 
@@ -138,6 +159,9 @@ impl View {
             tables.push(self.ports(&rates.ports));
         }
         tables.push(self.devices(&rates.devices));
+        if self.queues {
+            tables.push(self.queues(&rates.devices));
+        }
         let mut lines = Vec::new();
         for table in tables {
             if !lines.is_empty() {
@@ -215,6 +239,30 @@ impl View {
                 short(device.to_guest.map(|rate| rate.frames)),
                 short(device.to_guest.map(|rate| rate.bits)),
                 short(device.drops),
+            ]);
+        }
+        table
+    }
+
+    fn queues(self, devices: &[DeviceRates]) -> Table {
+        let rows = devices.iter().flat_map(|device| {
+            let queues = device.queues.iter();
+            queues.map(move |queue| QueueRow(device, *queue))
+        });
+        let rows: Vec<QueueRow<'_>> = rows.collect();
+        let mut table = Table::new(&["BUS", "DEVICE", "QUEUE", "FOR", "f/s", "bit/s", "DROPS/s"]);
+        for QueueRow(device, queue) in self.sorted(&rows) {
+            table.row([
+                device.bus.clone(),
+                device.id.clone(),
+                queue.queue.to_string(),
+                match queue.kind {
+                    QueueKind::Receive => "receive".to_owned(),
+                    QueueKind::Transmit => "transmit".to_owned(),
+                },
+                short(queue.rate.map(|rate| rate.frames)),
+                short(queue.rate.map(|rate| rate.bits)),
+                short(queue.drops),
             ]);
         }
         table

@@ -46,7 +46,11 @@ fn order(view: View) -> Vec<String> {
 
 #[test]
 fn rows_are_sorted_by_what_was_chosen() {
-    let view = |sort, reversed| View { sort, reversed };
+    let view = |sort, reversed| View {
+        sort,
+        reversed,
+        queues: false,
+    };
     let hostile = r"\u{1b}[2J\u{202e}c\u{a}";
     assert_eq!(order(view(Sort::Order, false)), ["b", "a", hostile]);
     assert_eq!(order(view(Sort::Name, false))[2], "b");

@@ -24,7 +24,7 @@ fn top_tells_rates_of_ports_and_devices() {
     let control = control.to_str().expect("text");
     let (text, json) = std::thread::scope(|scope| {
         let looks = scope.spawn(|| {
-            let text = vmsg(&["top", control, "--once", "--interval", "0.5"]);
+            let text = vmsg(&["top", control, "--once", "--queues", "--interval", "0.5"]);
             let json = vmsg(&["top", control, "--once", "--json", "--interval", "0.5"]);
             (text, json)
         });
@@ -36,7 +36,16 @@ fn top_tells_rates_of_ports_and_devices() {
         looks.join().expect("no panic")
     });
     let text = String::from_utf8(text.stdout).expect("text");
-    for words in ["SWITCH", "s0", "net1", "station (", "rng0", "acl"] {
+    for words in [
+        "SWITCH",
+        "s0",
+        "net1",
+        "station (",
+        "rng0",
+        "acl",
+        "QUEUE",
+        "transmit",
+    ] {
         assert!(text.contains(words), "{words}: {text}");
     }
     let json: Value = serde_json::from_slice(&json.stdout).expect("JSON");
@@ -60,6 +69,9 @@ fn top_tells_rates_of_ports_and_devices() {
         (&"net0".into(), &"net".into())
     );
     assert!(rate(&device["from-guest"]["frames"]) > 1.0, "{device}");
+    let queue = &device["queues"][1];
+    assert_eq!(queue["kind"], "transmit");
+    assert_eq!(queue["frames"], device["from-guest"]["frames"]);
     // Its end is the end, where nobody can be told to wait.
     let gone = vmsg(&["top", "/nowhere/ctl", "--once"]);
     assert_eq!(gone.status.code(), Some(1));
