@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,11 @@ pub(crate) struct Up {
     _short: tempfile::TempDir,
 }
 
+/// The description `name` of `demos/`.
+pub(crate) fn demo(name: &str) -> PathBuf {
+    dirs::workspace().join(format!("demos/{name}/{name}.toml"))
+}
+
 impl Up {
     /// Runs the description `name` of `demos/` as the process `process` of the run, and waits until it is ready.
     pub(crate) fn start(
@@ -48,7 +54,17 @@ impl Up {
         name: &str,
         variables: &Variables,
     ) -> Result<Self> {
-        let file = dirs::workspace().join(format!("demos/{name}/{name}.toml"));
+        Self::start_file(scene, process, vmsg, &demo(name), variables)
+    }
+
+    /// The same for any description.
+    pub(crate) fn start_file(
+        scene: &mut Scene,
+        process: &str,
+        vmsg: &Vmsg,
+        file: &Path,
+        variables: &Variables,
+    ) -> Result<Self> {
         let runtimes = scene.dir().join(RUNTIMES);
         fs::create_dir_all(&runtimes)?;
         fs::set_permissions(&runtimes, fs::Permissions::from_mode(0o700))?;
@@ -56,10 +72,10 @@ impl Up {
         let link = short.path().join("r");
         symlink(&runtimes, &link)?;
         let mut command = vmsg.words(["up"]);
-        command.arg(&file);
+        command.arg(file);
         // What the description does not ask for would be refused.
         let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         for (key, value) in variables {
             if text.contains(&format!("${{{key}}}")) {
                 command.arg("--set").arg(format!("{key}={value}"));

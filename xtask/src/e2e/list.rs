@@ -38,7 +38,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 48] = [
+pub(super) const TESTS: [Test; 49] = [
     Test {
         name: "checks",
         reference: true,
@@ -260,6 +260,12 @@ pub(super) const TESTS: [Test; 48] = [
         reference: false,
         short: Short::X86,
         play: up::hotplug,
+    },
+    Test {
+        name: "switch-buses",
+        reference: false,
+        short: Short::X86,
+        play: up::buses,
     },
     Test {
         name: "switch-offloads",

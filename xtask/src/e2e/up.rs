@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{STEP, Stage};
 use crate::cross;
-use crate::described::Up;
+use crate::described::{self, Up};
 use crate::guest_files;
 use crate::lan::{self, Host};
 use crate::machine::Machine;
@@ -30,6 +30,56 @@ pub(super) fn vswitch(stage: &mut Stage, _: &mut Report) -> Result<()> {
     let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
     let measured = vswitch::act(&mut stage.scene, &vmsg, &variables, PINGS)?;
     println!("      {measured:?}");
+    Ok(())
+}
+
+/// The switch of the demo with each guest on another kind of bus: each reaches each, also when the device host was killed.
+pub(super) fn buses(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let machine = stage.kit.machine;
+    let dir = stage.scene.dir().display().to_string();
+    let variables = guest_files::guests(stage.kit, stage.scene.dir(), true)?;
+    let mut text = std::fs::read_to_string(described::demo("vswitch"))?;
+    // Where the guest's memory begins for itself.
+    let begin = match machine {
+        Machine::X86 => "0",
+        Machine::Arm64 => "0x40000000",
+    };
+    let socket = format!("{dir}/iv.sock");
+    for (bus, keys) in [
+        (
+            "b2",
+            format!("type = \"linux-user\"\nram = \"{dir}/ram\"\nmem-offset = {begin}"),
+        ),
+        (
+            "b3",
+            format!(
+                "type = \"ivshmem\"\nsocket = \"{socket}\"\nmemory = \"bounce\"\nram = \"bar\""
+            ),
+        ),
+    ] {
+        let plain = format!("[bus.{bus}]\ntype = \"unix\"");
+        ensure!(text.contains(&plain), "the demo has no {plain}");
+        text = text.replace(&plain, &format!("[bus.{bus}]\n{keys}"));
+    }
+    text.push_str(&format!(
+        "\n[program.ivshmem]\ncommand = [\"vmsg\", \"ivshmem\", \"server\", \"--socket\", \"{socket}\", \"--size\", \"32M\"]\nready = \"ready \"\n"
+    ));
+    let file = stage.scene.dir().join("buses.toml");
+    std::fs::write(&file, text)?;
+    let up = Up::start_file(&mut stage.scene, "up", &vmsg, &file, &variables)?;
+    let mut hosts = vswitch::hosts(&mut stage.scene, &up)?;
+    let reach = lan::reach(&mut stage.scene, &mut hosts, |_, _| true);
+    report.result(&format!("{}/each-reaches-each", machine.name()), reach);
+    let third = hosts[2].address.to_string();
+    let killed = kill_part(stage, &up, "serve", &mut hosts[1].shell, &third)
+        .and_then(|()| lan::reach(&mut stage.scene, &mut hosts, |_, _| true));
+    report.result(&format!("{}/serve-killed", machine.name()), killed);
+    for host in &hosts {
+        stage.scene.may_end(host.shell.id);
+    }
+    let end = up.end(&mut stage.scene);
+    report.result(&format!("{}/nothing-left", machine.name()), end);
     Ok(())
 }
 
