@@ -60,6 +60,24 @@ pub(crate) struct PcapWriter<W> {
     pending: Vec<u8>,
 }
 
+impl PcapWriter<File> {
+    /// Goes on behind what a file that was opened to read and append has; begins it if that is nothing.
+    pub(crate) fn resume(mut file: File, config: CaptureConfig) -> io::Result<Self> {
+        if file.metadata()?.len() == 0 {
+            return Self::new(file, config);
+        }
+        let mut header = [0; 24];
+        file.read_exact(&mut header)?;
+        if header != file_header(config.snaplen) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file is there and is not a capture of this kind; move it away",
+            ));
+        }
+        Ok(Self::after_header(file, config))
+    }
+}
+
 impl<W: Write> PcapWriter<W> {
     /// Begins a file.
     pub(crate) fn new(mut file: W, config: CaptureConfig) -> io::Result<Self> {
@@ -154,23 +172,12 @@ impl<B: Backend> Capture<B, File> {
     /// If the file cannot be read or written; `InvalidData` if it is something
     /// else than a capture with the same settings.
     pub fn resume(inner: B, path: impl AsRef<Path>, config: CaptureConfig) -> io::Result<Self> {
-        let mut file = File::options()
+        let file = File::options()
             .read(true)
             .append(true)
             .create(true)
             .open(path)?;
-        if file.metadata()?.len() == 0 {
-            return Self::new(inner, file, config);
-        }
-        let mut header = [0; 24];
-        file.read_exact(&mut header)?;
-        if header != file_header(config.snaplen) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the file is there and is not a capture of this kind; move it away",
-            ));
-        }
-        Ok(Self::around(inner, PcapWriter::after_header(file, config)))
+        Ok(Self::around(inner, PcapWriter::resume(file, config)?))
     }
 }
 

@@ -129,10 +129,13 @@ impl fmt::Display for Vlans {
 /// Where the frames of a port are recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror {
-    /// A pcap file; what is there is overwritten.
+    /// A pcap file; what is there is overwritten, unless `append` says otherwise.
     pub path: PathBuf,
     /// Bytes recorded of each frame at most; 65536.
     pub snaplen: u32,
+    /// Goes on with the capture that is there, if it is one with the same settings. If it is something else it stays as it is: a port
+    /// that comes with such a mirror has none, [`Control::capture`](super::Control::capture) refuses it.
+    pub append: bool,
 }
 
 impl Mirror {
@@ -141,6 +144,7 @@ impl Mirror {
         Self {
             path: path.into(),
             snaplen: 65536,
+            append: false,
         }
     }
 }

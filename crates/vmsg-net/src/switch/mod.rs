@@ -223,7 +223,7 @@ impl Switch {
 
     fn add(
         &self,
-        config: PortConfig,
+        mut config: PortConfig,
         backend: Option<Box<dyn Backend>>,
     ) -> Result<(u16, u32, Arc<PortShared>), SwitchError> {
         let mut registry = self.hub.registry();
@@ -233,7 +233,15 @@ impl Switch {
         registry.generation = registry.generation.wrapping_add(1);
         let generation = registry.generation;
         let mut port = Box::new(FabricPort::new(Arc::clone(&shared), generation));
-        port.capture = config.capture.as_ref().map(open_capture).transpose()?;
+        port.capture = match config.capture.as_ref().map(open_capture).transpose() {
+            // Everything else is as it was, and worth more than what was recorded.
+            Err(error) if config.capture.as_ref().is_some_and(|mirror| mirror.append) => {
+                tracing::warn!(port = config.name, %error, "the capture does not go on");
+                config.capture = None;
+                None
+            }
+            capture => capture?,
+        };
         let capturing = port.capture.is_some();
         shared.capturing.store(capturing, Ordering::Relaxed);
         port.set_limits(Limits {

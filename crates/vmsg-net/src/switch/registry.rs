@@ -280,7 +280,7 @@ fn addresses(index: usize, config: &PortConfig) -> Change {
     Change::Addresses(number(index), tagging, !config.pin.is_empty(), keys)
 }
 
-/// Begins a capture file.
+/// Begins a capture file, or goes on with one.
 pub(super) fn open_capture(mirror: &Mirror) -> Result<Box<PcapWriter<File>>, SwitchError> {
     let failed = |source| SwitchError::Capture {
         path: mirror.path.clone(),
@@ -288,16 +288,21 @@ pub(super) fn open_capture(mirror: &Mirror) -> Result<Box<PcapWriter<File>>, Swi
     };
     // What is no file, such as a pipe, must not make the worker wait: when it is full the capture ends.
     let flags = i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes());
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(flags)
-        .open(&mirror.path)
-        .map_err(failed)?;
     let config = CaptureConfig {
         snaplen: mirror.snaplen,
         ..CaptureConfig::default()
     };
-    PcapWriter::new(file, config).map(Box::new).map_err(failed)
+    let mut options = OpenOptions::new();
+    options.custom_flags(flags);
+    // Who reads from a pipe wants a beginning.
+    let is_file = std::fs::metadata(&mirror.path).is_ok_and(|found| found.is_file());
+    let opened = if mirror.append && is_file {
+        let file = options.read(true).append(true).open(&mirror.path);
+        file.and_then(|file| PcapWriter::resume(file, config))
+    } else {
+        let file = options.write(true).create(true).truncate(true);
+        let file = file.open(&mirror.path);
+        file.and_then(|file| PcapWriter::new(file, config))
+    };
+    opened.map(Box::new).map_err(failed)
 }

@@ -131,6 +131,7 @@ A switch:
   allow=RULE, deny=RULE        who may send to whom, by the names of ports: 'net0 > net1', 'net0 <> net1' for
                                both directions, 'web* > *' for any; each may be repeated; a deny counts
                                whatever is allowed; without any allow nobody reaches anybody
+  rule=+RULE|-RULE             behind all of these, in this order, the last one counts: + allows, - denies
   unknown=flood|drop|UPLINK    where frames to unknown addresses go; flood by default
   age=SECONDS, table=N         when an address is forgotten, and how many are known: 300 and 8192 by default
   worker=N                     which thread serves all its ports
@@ -146,6 +147,7 @@ A port (of the device, or uplink, that has its name):
                                waits, or is dropped
   storm=N                      frames a second to many receivers that it may send
   capture=FILE                 record its frames, for Wireshark
+  capture-append=on            go on with the file that is there; one that cannot be gone on with is left alone
   link=up|down
 
 An uplink:

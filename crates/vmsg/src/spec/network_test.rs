@@ -170,3 +170,36 @@ fn all_that_is_wrong_is_said_at_once() {
     ]);
     assert_eq!(bad.problems().len(), 4);
 }
+
+#[test]
+fn rules_in_their_order_come_behind_what_is_allowed_and_denied() {
+    let read = |text: &str| vmsg_bus::keyval::from_str::<SwitchSpec>(text).expect("a switch");
+    let spec = read("id=s0,rule=+a > b,deny=a > b,rule=-c <> d,allow=* <> *");
+    let rules = spec.config().expect("rules").rules;
+    let texts: Vec<String> = rules.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "allow * > *",
+            "deny a > b",
+            "allow a > b",
+            "deny c > d",
+            "deny d > c"
+        ]
+    );
+    let text = vmsg_bus::keyval::to_string(&spec).expect("it has a text");
+    assert_eq!(read(&text), spec);
+    for (rule, words) in [("a > b", "begins neither"), ("+a", "is not a rule")] {
+        let error = read(&format!("id=s0,rule={rule}"))
+            .config()
+            .expect_err("it is none");
+        let error = error.to_string();
+        assert!(
+            error.starts_with("rule=: ") && error.contains(words),
+            "{error}"
+        );
+    }
+    let port: crate::spec::PortSpec =
+        vmsg_bus::keyval::from_str("id=a,switch=s0,capture-append=on").expect("a port");
+    assert!(port.check().is_err());
+}

@@ -71,6 +71,9 @@ pub struct PortSpec {
     /// Write its frames to this file, for Wireshark.
     #[serde(skip_serializing_if = "is_default")]
     pub capture: Option<PathBuf>,
+    /// With `capture`: go on with the file that a process before has begun.
+    #[serde(skip_serializing_if = "is_default")]
+    pub capture_append: bool,
     /// Whether it is connected at first; `up` by default.
     #[serde(skip_serializing_if = "is_default")]
     pub link: LinkState,
@@ -200,7 +203,36 @@ fn vlans(
 impl PortSpec {
     /// Looks for keys that contradict each other, or that say nothing.
     pub(crate) fn check(&self) -> Result<(), Usage> {
+        if self.capture_append && self.capture.is_none() {
+            return Err(Usage("capture-append= needs capture=".to_owned()));
+        }
         vlans(self.vlan, self.trunk.as_ref(), self.native).map(|_| ())
+    }
+
+    /// Is as `set` has it from now on. What cannot be, such as a number that is none of a VLAN, is for [`PortSetSpec::change`] to find.
+    pub(crate) fn set(&mut self, set: &PortSetSpec) {
+        fn put<T: Clone>(to: &mut Option<T>, setting: Option<&Setting<T>>) {
+            if let Some(setting) = setting {
+                *to = setting.to().cloned();
+            }
+        }
+        fn list<T: Clone>(to: &mut Vec<T>, settings: &[Setting<T>]) {
+            if !settings.is_empty() {
+                *to = settings.iter().filter_map(Setting::to).cloned().collect();
+            }
+        }
+        if set.vlan.is_some() || set.trunk.is_some() || set.native.is_some() {
+            self.vlan = set.vlan.as_ref().and_then(Setting::to).copied();
+            self.trunk = set.trunk.as_ref().and_then(Setting::to).cloned();
+            self.native = set.native;
+        }
+        list(&mut self.pin, &set.pin);
+        list(&mut self.mac, &set.mac);
+        self.macs = set.macs.or(self.macs);
+        put(&mut self.rate_in, set.rate_in.as_ref());
+        put(&mut self.rate_out, set.rate_out.as_ref());
+        put(&mut self.storm, set.storm.as_ref());
+        self.link = set.link.unwrap_or(self.link);
     }
 
     /// The settings of the port called `name`, whose device has the address `own`.
@@ -215,7 +247,10 @@ impl PortSpec {
             storm: self.storm,
             rate_in: self.rate_in,
             rate_out: self.rate_out,
-            capture: self.capture.as_ref().map(Mirror::new),
+            capture: self.capture.as_ref().map(|path| Mirror {
+                append: self.capture_append,
+                ..Mirror::new(path)
+            }),
             link: self.link == LinkState::Up,
             ..plain
         })

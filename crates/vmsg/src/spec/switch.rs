@@ -34,6 +34,9 @@ pub struct SwitchSpec {
     /// Exceptions to all `allow`, likewise.
     #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
     pub deny: Vec<String>,
+    /// Rules behind all of these, in their order, of which the last one counts: `+net0 > net1` allows, `-net0 <> net1` denies.
+    #[serde(deserialize_with = "text::many", skip_serializing_if = "is_default")]
+    pub rule: Vec<String>,
 }
 
 /// The longest that an address may be remembered, in seconds: twenty days.
@@ -73,6 +76,21 @@ impl SwitchSpec {
                     Rule::parse(allow, text).map_err(|error| Usage(format!("{key}=: {error}")))?;
                 config.rules.extend(rules);
             }
+        }
+        for text in &self.rule {
+            let refuse = |error: &dyn std::fmt::Display| Usage(format!("rule=: {error}"));
+            let (allow, rule) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
+                (Some(rule), _) => (true, rule),
+                (_, Some(rule)) => (false, rule),
+                _ => {
+                    return Err(refuse(&format_args!(
+                        "`{text}` begins neither with `+` (it allows) nor with `-` (it denies)"
+                    )));
+                }
+            };
+            config
+                .rules
+                .extend(Rule::parse(allow, rule).map_err(|error| refuse(&error))?);
         }
         Ok(config)
     }

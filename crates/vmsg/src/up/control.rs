@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::desired::{Desired, GuestState};
+use super::host::Host;
 use super::plan::{Kind, Plan, SERVE, serve_control};
 use super::status::{Ask, PartStatus, Shared, State};
 use crate::console;
@@ -55,7 +56,11 @@ impl Operator {
             name: plan.name.clone(),
             runtime: plan.runtime.clone(),
             program: program.to_owned(),
-            desired: Mutex::new(Desired::new(argv, plan.buses.clone(), guests)),
+            desired: Mutex::new(Desired {
+                host: Host::new(argv),
+                buses: plan.buses.clone(),
+                guests,
+            }),
         })
     }
 
@@ -64,43 +69,59 @@ impl Operator {
         self.desired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells a device host that was started again what was changed since the description was started. Ends with the
-    /// supervisor.
-    pub(super) fn repeat_changes(&self) {
-        let mut told = None;
-        loop {
-            let ready = |parts: &[PartStatus]| {
-                let serve = parts.iter().find(|part| part.name == SERVE)?;
-                let start = (serve.restarts, serve.pid);
-                (serve.state == State::Ready && told != Some(start)).then_some(start)
-            };
-            let Some(start) = self.shared.wait_change(ready) else {
-                return;
-            };
-            let is_first = told.is_none() && start.0 == 0;
-            told = Some(start);
-            if is_first {
-                continue;
-            }
-            // Nothing is changed meanwhile.
-            let desired = self.desired();
-            let changes = desired.changes();
-            if changes.is_empty() {
-                continue;
-            }
-            tracing::info!(
-                changes = changes.len(),
-                "what was changed is told the device host again"
-            );
-            for request in changes {
-                match self.relay(&request) {
-                    Response::Error(failure) => {
-                        tracing::warn!(?request, why = failure.message, "a change is lost");
-                    }
-                    _ => tracing::debug!(?request, "told again"),
-                }
-            }
+    /// Once the device host runs, it is to go on with its captures when it is started again. Ends with the supervisor.
+    pub(super) fn begin(&self) {
+        let ready = |parts: &[PartStatus]| {
+            let serve = parts.iter().find(|part| part.name == SERVE)?;
+            (serve.state == State::Ready).then_some(())
+        };
+        if self.shared.wait_change(ready).is_some() {
+            // What was changed meanwhile is in it.
+            self.tell_argv(&self.desired().host);
         }
+    }
+
+    /// Has the device host started as it is meant to be, from now on.
+    fn tell_argv(&self, host: &Host) {
+        if let Some(argv) = host.argv() {
+            // It is there as long as the description runs.
+            let _ = self.shared.ask(Ask::SetArgv(SERVE.to_owned(), argv));
+        }
+    }
+
+    /// Has the device host carry out what lasts.
+    fn change(&self, mut request: Request) -> Response {
+        // Held, so that changes are made one after another.
+        let mut desired = self.desired();
+        if let Request::AddUplink { spec } = &mut request {
+            let name = || desired.host.uplink_name();
+            spec.0.id.get_or_insert_with(name);
+        }
+        let next = match desired.host.after(&request) {
+            Ok(Some(next)) => next,
+            Ok(None) => return self.relay(&request),
+            Err(why) => {
+                let response = self.relay(&request);
+                if !matches!(response, Response::Error(_)) {
+                    tracing::warn!(?request, why, "this will not be so again");
+                }
+                return response;
+            }
+        };
+        if !next.argv().is_none_or(|argv| Host::fits(&argv)) {
+            let message =
+                "the device host could not be started again so: its command line would be too long";
+            return Response::error(FailureKind::Refused, message);
+        }
+        // Before it is carried out: a device host that ends after it has answered comes back with it.
+        self.tell_argv(&next);
+        let response = self.relay(&request);
+        if matches!(response, Response::Error(_)) {
+            self.tell_argv(&desired.host);
+        } else {
+            desired.host = next;
+        }
+        response
     }
 
     /// Has the device host answer.
@@ -243,15 +264,7 @@ impl Service for Operator {
             }
             Request::ConsoleLog { .. } | Request::ConsoleSize { .. } => self.relay(&request),
             Request::List {} | Request::Switches {} | Request::Macs { .. } => self.relay(&request),
-            _ => {
-                // Held, so that changes are repeated in the order in which they were made.
-                let mut desired = self.desired();
-                let response = self.relay(&request);
-                if !matches!(response, Response::Error(_)) && desired.changed(&request) {
-                    self.tell_argv(&desired);
-                }
-                response
-            }
+            _ => self.change(request),
         }
     }
 }

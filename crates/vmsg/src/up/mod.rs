@@ -9,6 +9,7 @@ mod control;
 mod description;
 mod desired;
 mod guard;
+mod host;
 mod log;
 mod part;
 mod plan;
@@ -107,9 +108,9 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
     let supervisor = Supervisor::new(&plan, shared.clone(), inbox, args.quiet)?;
     let operator = Operator::new(&plan, &program.to_string_lossy(), shared.clone());
     let server = Server::start(&plan.control, Arc::clone(&operator) as Arc<dyn Service>)?;
-    let repeating = std::thread::Builder::new()
-        .name("repeat".to_owned())
-        .spawn(move || operator.repeat_changes())?;
+    let beginning = std::thread::Builder::new()
+        .name("begin".to_owned())
+        .spawn(move || operator.begin())?;
     let control = std::path::absolute(&plan.control)?;
     let outcome = supervisor.run(|| {
         // A reader that has gone away is no reason to stop.
@@ -117,7 +118,7 @@ pub(crate) fn run(args: UpArgs) -> anyhow::Result<()> {
         let _ = std::io::stdout().flush();
     });
     shared.end();
-    repeating.join().expect("it does not panic");
+    beginning.join().expect("it does not panic");
     drop(server);
     let outcome = outcome?;
     drop(runtime);

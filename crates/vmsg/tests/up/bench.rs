@@ -2,7 +2,7 @@
 //! A running `vmsg up`.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -55,6 +55,18 @@ impl Lab {
 
     pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.folder.path().join(name), text).expect("a file");
+    }
+
+    pub(crate) fn append(&self, name: &str, bytes: &[u8]) {
+        let file = fs::File::options()
+            .append(true)
+            .open(self.folder.path().join(name));
+        file.expect("it is there").write_all(bytes).expect("a file");
+    }
+
+    pub(crate) fn len(&self, name: &str) -> u64 {
+        let found = fs::metadata(self.folder.path().join(name));
+        found.expect("it is there").len()
     }
 
     pub(crate) fn read(&self, name: &str) -> String {

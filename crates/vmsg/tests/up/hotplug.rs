@@ -97,6 +97,10 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
             add("rng,id=net1", "vm1"),
             "there is a device `net1` already",
         ),
+        (
+            up.refused(&["add-device", "console,id=vm1"]),
+            "serial line",
+        ),
         (add("rng,id=r,bus=b9", "vm1"), "there is no bus `b9`"),
         (add("rng,id=a b", "vm1"), "1 to 32 letters"),
         (add("rng,id=r,num=0", "vm1"), "numbers are not used again"),
@@ -158,20 +162,25 @@ fn a_step_that_fails_takes_back_those_before_it() {
 #[test]
 fn what_was_changed_is_so_after_a_restart() {
     let lab = Lab::new(LAB);
-    let mut up = lab.up();
+    let up = lab.up();
     up.done(&["add-device", "net,id=extra,switch=s0", "--guest", "vm1"]);
     up.done(&["rule", "deny", "net1 <> extra"]);
+    up.done(&["rule", "allow", "net1 > extra"]);
+    up.done(&["capture", "net1", "net1.pcap"]);
+    lab.append("net1.pcap", &[0; 16]);
     up.done(&["port", "set", "net1", "rate-in=10M"]);
     up.done(&["link", "net1", "down"]);
     let before = up.done(&["list"]);
     kill_and_await(&up, "serve");
-    up.expect(&["is told the device host again"]);
     up.until("serve", |_| up.done(&["list"]) == before);
     let switches = up.done(&["switches"]);
     assert!(
-        switches.contains("deny net1 > extra") && switches.contains("deny extra > net1"),
+        switches.contains("deny extra > net1") && switches.contains("allow net1 > extra"),
         "{switches}"
     );
+    assert!(switches.contains("net1.pcap"), "{switches}");
+    // The header and the record of before.
+    assert_eq!(lab.len("net1.pcap"), 24 + 16);
 
     kill_and_await(&up, "vm1");
     let log = lab.read("vm1.qmp");

@@ -3,6 +3,7 @@
 
 mod bench;
 mod hotplug;
+mod isolation;
 mod life;
 mod qemu;
 mod words;

@@ -8,6 +8,7 @@ use vmsg_bus::keyval;
 use vmsg_proxy::FrontKind;
 
 use super::super::description::Restart;
+use super::super::host::Host;
 use super::super::plan::qemu::qdev_id;
 use super::super::plan::{self, BusPlan, Kind, Part, Plugged, Ready};
 use super::super::qmp::{Qmp, QmpError};
@@ -27,14 +28,6 @@ const LET_GO: Duration = Duration::from_secs(30);
 const NO_VFIO_USER: &str = "its devices are vfio-user, and QEMU aborts when such a device is taken out of a running guest: front = \"vhost-user\" can do that";
 
 impl Operator {
-    /// Has the device host started as it is meant to be, from now on.
-    pub(super) fn tell_argv(&self, desired: &Desired) {
-        if let Some(argv) = desired.serve_argv() {
-            // It is there as long as the description runs.
-            let _ = self.shared.ask(Ask::SetArgv(plan::SERVE.to_owned(), argv));
-        }
-    }
-
     fn tell_guest(&self, desired: &Desired, guest: &str) {
         if let Some(state) = desired.guests.get(guest) {
             let argv = state.machine.argv(&state.plugged, plan::Sockets::Connect);
@@ -65,10 +58,22 @@ impl Operator {
         let mut spec = spec.clone();
         complete_device(&mut spec, &self.name, &desired.buses[bus].id, number).map_err(refused)?;
         let id = spec.common().id.unwrap_or_default().to_owned();
-        if desired.has_device(&id) {
+        if desired.host.has_device(&id) {
             return Err(refused(format!("there is a device `{id}` already")));
         }
+        if matches!(spec, DeviceSpec::Console(_)) && self.shared.consoles.find(&id).is_some() {
+            return Err(refused(format!(
+                "`vmsg console` has a guest's serial line by the name `{id}`; call the device something else"
+            )));
+        }
         let text = keyval::to_string(&spec).map_err(refused)?;
+        let mut next = desired.host.clone();
+        next.add("--device", text);
+        if !next.argv().is_none_or(|argv| Host::fits(&argv)) {
+            return Err(refused(
+                "the device host could not be started again so: its command line would be too long",
+            ));
+        }
         let plugged = match guest {
             Some(guest) => Some(self.may_plug(&desired, guest, &spec, &id, bus)?),
             None => None,
@@ -82,8 +87,12 @@ impl Operator {
             _ => return Err(refused("the device host answers something else")),
         };
         desired.buses[bus].numbers.insert(added.number);
+        desired.host = next;
+        self.tell_argv(&desired.host);
         if let (Some(guest), Some((plugged, qmp))) = (guest, plugged) {
             if let Err(failure) = self.plug_in(&desired, guest, &plugged, &qmp, bus) {
+                desired.host.remove_device(&id);
+                self.tell_argv(&desired.host);
                 self.take_back(&id, &desired.buses[bus]);
                 return Err(failure);
             }
@@ -92,8 +101,6 @@ impl Operator {
             }
             self.tell_guest(&desired, guest);
         }
-        desired.add("--device", text);
-        self.tell_argv(&desired);
         tracing::info!(device = id, guest, "added");
         Ok(added)
     }
@@ -265,10 +272,9 @@ impl Operator {
         };
         match self.relay(&request) {
             Response::Error(failure) => return Err(failure),
-            _ => desired.remove("--device", device),
+            _ => desired.host.remove_device(device),
         }
-        desired.forget(device);
-        self.tell_argv(&desired);
+        self.tell_argv(&desired.host);
         tracing::info!(device, guest = holder.map(|(guest, _)| guest), "removed");
         Ok(())
     }

@@ -174,7 +174,7 @@ fn check_rules(tables: &Tables, table: &Table, mistakes: &mut Mistakes) {
             table.span.clone(),
             format!("nothing is on the switch `{}`", table.name),
         );
-    } else if table.entry("allow").is_none() {
+    } else if table.entry("allow").is_none() && table.entry("rule").is_none() {
         mistakes.warning(
             table.span.clone(),
             format!(
@@ -183,7 +183,7 @@ fn check_rules(tables: &Tables, table: &Table, mistakes: &mut Mistakes) {
             ),
         );
     }
-    for key in ["allow", "deny"] {
+    for key in ["allow", "deny", "rule"] {
         let Some(entry) = table.entry(key) else {
             continue;
         };
@@ -194,6 +194,10 @@ fn check_rules(tables: &Tables, table: &Table, mistakes: &mut Mistakes) {
         };
         for (rule, span) in rules {
             let Value::Text(text) = rule else { continue };
+            let text = match key {
+                "rule" => text.trim_start_matches(['+', '-']),
+                _ => text,
+            };
             for side in text
                 .split("<>")
                 .flat_map(|part| part.split('>'))
