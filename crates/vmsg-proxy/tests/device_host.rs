@@ -203,6 +203,10 @@ struct Guest<'m> {
     used: u16,
     /// Where its part of the memory begins.
     at: u64,
+    /// Times the device had to be kicked: who looks at the queue anyhow does not ask for that.
+    kicks: u64,
+    /// Times it slept until the device called.
+    sleeps: u64,
 }
 
 impl<'m> Guest<'m> {
@@ -248,6 +252,8 @@ impl<'m> Guest<'m> {
             called,
             used: 0,
             at,
+            kicks: 0,
+            sleeps: 0,
         };
         guest.set_up(0);
         guest
@@ -295,6 +301,7 @@ impl<'m> Guest<'m> {
         self.queue.add(&[], &[(BusAddr(GUEST + at), 64)]).unwrap();
         if self.queue.publish().unwrap() {
             self.kick.write(1).unwrap();
+            self.kicks += 1;
         }
     }
 
@@ -311,6 +318,7 @@ impl<'m> Guest<'m> {
             }
             let left = end.saturating_duration_since(Instant::now());
             assert!(self.called.recv_timeout(left).is_ok(), "no answer");
+            self.sleeps += 1;
         };
         self.used = self.used.wrapping_add(1);
         assert_eq!(used.written, 64);
@@ -381,14 +389,23 @@ fn kicks_and_calls_between_machines_are_no_messages_where_there_are_doorbells() 
         guest.read(0);
         let (_, handle, _) = proxy.fronts().next().unwrap();
         let before = handle.stats().unwrap();
-        for i in 0..100 {
+        let (kicks, sleeps) = (guest.kicks, guest.sleeps);
+        // How often either side has to wake the other is up to who is faster.
+        let end = Instant::now() + Duration::from_secs(20);
+        for i in 0.. {
+            let woken = (guest.kicks - kicks).min(guest.sleeps - sleeps);
+            if i >= 100 && woken >= 20 {
+                break;
+            }
+            assert!(Instant::now() < end, "woken {woken} times");
             guest.read(i % 32);
         }
         let after = handle.stats().unwrap();
         let sent = after.sent - before.sent;
         let received = after.received - before.received;
-        assert_eq!((sent >= 100, received >= 100), (by_message, by_message));
-        if !by_message {
+        if by_message {
+            assert!(sent > 0 && received > 0, "{sent}, {received}");
+        } else {
             assert_eq!((sent, received), (0, 0));
         }
     }

@@ -159,9 +159,9 @@ class Driver:
         return True
 
     def is_absent(self, dev):
-        """No answer counts as "absent", too: the older generation does not say."""
+        """No answer counts as "absent", too: the older generation does not say. Who is only slow has all the time of an answer."""
         self.start(DEVICE_INFO, dev)
-        while (message := self.receive(0.2)) is not None:
+        while (message := self.receive()) is not None:
             if (message.response, message.id, message.dev) == (True, DEVICE_INFO, dev):
                 return message.u32(4) == 0
             self.event(message)
