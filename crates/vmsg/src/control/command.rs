@@ -8,7 +8,7 @@ use serde::Serialize;
 use vmsg_bus::keyval;
 
 use super::client::Client;
-use super::protocol::{Given, Request, Response};
+use super::protocol::{Given, Request, Response, Switch};
 use super::{show, table::Table};
 use crate::Usage;
 use crate::cli::{CtlAction, CtlArgs, PortAction, RuleAction};
@@ -33,12 +33,34 @@ pub(crate) fn run(args: CtlArgs) -> anyhow::Result<()> {
         client.set_patience(SLOW)?;
     }
     let response = client.have(&request)?;
+    if let Request::Rule { switch, rule, .. } = &request
+        && let Ok(Response::Switches(switches)) = client.ask(&Request::Switches {})
+    {
+        for name in nobodys(rule, switch.as_deref(), &switches) {
+            tracing::warn!("the rule holds, and no port is called `{name}` so far");
+        }
+    }
     // A second answer that belongs to the first, for people.
     let ports = match (&request, json) {
         (Request::List {}, false) => client.ask(&Request::Switches {}).ok(),
         _ => None,
     };
     print(&response, ports.as_ref(), json)
+}
+
+/// Names in a rule that no port has: allowed, as the port may come, and more often a slip.
+fn nobodys<'r>(rule: &'r str, switch: Option<&str>, switches: &[Switch]) -> Vec<&'r str> {
+    let here = |found: &&Switch| switch.is_none_or(|id| id == found.id);
+    let ports: Vec<&str> = switches
+        .iter()
+        .filter(here)
+        .flat_map(|switch| &switch.ports)
+        .map(|port| port.id.as_str())
+        .collect();
+    rule.split(['<', '>'])
+        .map(str::trim)
+        .filter(|name| !name.is_empty() && !name.contains('*') && !ports.contains(name))
+        .collect()
 }
 
 /// How long what waits for guests and the host's system may take.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Answers for people.
 
+use std::collections::BTreeMap;
+
 use super::protocol::{Device, MacEntry, Part, Port, Switch};
 use super::table::Table;
 
@@ -118,7 +120,7 @@ pub(super) fn ports(switches: &[Switch]) -> Table {
         "GOT",
         "ITS DROPPED",
         "OTHERS' DROPPED",
-        "MOSTLY FOR",
+        "FOR",
         "LIMITS",
     ]);
     for switch in switches {
@@ -133,7 +135,7 @@ pub(super) fn ports(switches: &[Switch]) -> Table {
                 port.output.total().frames.to_string(),
                 total(port.dropped_in.values()).to_string(),
                 total(port.dropped_out.values()).to_string(),
-                main_reason(port).unwrap_or("-").to_owned(),
+                reasons(port),
                 limits(port),
             ]);
         }
@@ -155,13 +157,31 @@ fn total<'a>(counts: impl Iterator<Item = &'a u64>) -> u64 {
     counts.fold(0, |sum: u64, count| sum.saturating_add(*count))
 }
 
-/// The reason for which most frames were dropped.
-fn main_reason(port: &Port) -> Option<&str> {
-    let drops = port.dropped_in.iter().chain(&port.dropped_out);
-    let most = drops.filter(|(_, frames)| **frames > 0);
-    most.max_by_key(|(_, frames)| **frames)
-        .map(|(reason, _)| reason.as_str())
+/// The reasons for which frames were dropped since the beginning, the most frequent first. Each with its number, as an old reason that
+/// is over must not hide a new one.
+fn reasons(port: &Port) -> String {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, frames) in port.dropped_in.iter().chain(&port.dropped_out) {
+        let sum = sums.entry(reason).or_default();
+        *sum = sum.saturating_add(*frames);
+    }
+    let mut sums: Vec<(&str, u64)> = sums.into_iter().filter(|(_, sum)| *sum > 0).collect();
+    sums.sort_by_key(|(_, sum)| std::cmp::Reverse(*sum));
+    match sums.len() {
+        0 => "-".to_owned(),
+        count => {
+            let first = sums.iter().take(REASONS);
+            let mut texts: Vec<String> = first.map(|(name, sum)| format!("{name} {sum}")).collect();
+            if count > REASONS {
+                texts.push("…".to_owned());
+            }
+            texts.join(", ")
+        }
+    }
 }
+
+/// Reasons that are shown of a port.
+const REASONS: usize = 4;
 
 /// What a port may not do, as `port set` has it.
 fn limits(port: &Port) -> String {
@@ -215,6 +235,10 @@ pub(super) fn rules(switches: &[Switch]) -> Table {
         for rule in &switch.rules {
             table.row([switch.id.clone(), rule.clone()]);
         }
+        if !switch.rules.iter().any(|rule| rule.starts_with("allow ")) {
+            let text = "- (none allows anything: nobody reaches anybody)";
+            table.row([switch.id.clone(), text.to_owned()]);
+        }
     }
     table
 }
@@ -244,8 +268,6 @@ pub(super) fn macs(entries: &[MacEntry]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[test]
@@ -287,7 +309,7 @@ mod tests {
             age: u64::MAX,
             table: 0,
             macs: 0,
-            rules: vec!["\u{1b}c".to_owned()],
+            rules: vec!["allow \u{1b}c".to_owned()],
             ports: vec![port],
         };
         let switches_list = [switch];
@@ -300,5 +322,43 @@ mod tests {
             assert_eq!(lines.len(), 2);
             assert!(!lines.concat().contains(char::is_control), "{lines:?}");
         }
+    }
+
+    #[test]
+    fn an_old_reason_does_not_hide_a_new_one() {
+        let counts = |of: &[(&str, u64)]| {
+            of.iter()
+                .map(|(name, n)| ((*name).to_owned(), *n))
+                .collect()
+        };
+        let port = Port {
+            dropped_in: counts(&[
+                ("acl", 29),
+                ("vlan", 0),
+                ("link-down", 1),
+                ("no-receiver", 5),
+            ]),
+            dropped_out: counts(&[("link-down", 2)]),
+            ..Port::default()
+        };
+        assert_eq!(reasons(&port), "acl 29, no-receiver 5, link-down 3");
+        assert_eq!(reasons(&Port::default()), "-");
+    }
+
+    #[test]
+    fn a_switch_without_a_rule_that_allows_says_what_that_means() {
+        let mut switch = Switch {
+            id: "s0".to_owned(),
+            worker: 0,
+            unknown: "flood".to_owned(),
+            age: 300,
+            table: 0,
+            macs: 0,
+            rules: vec!["deny a > b".to_owned()],
+            ports: Vec::new(),
+        };
+        assert!(rules(&[switch.clone()]).lines()[2].contains("nobody reaches anybody"));
+        switch.rules.push("allow a > b".to_owned());
+        assert_eq!(rules(&[switch]).lines().len(), 3);
     }
 }
