@@ -261,7 +261,7 @@ impl Known<'_> {
         let usage = |error: String| Usage(format!("--bus {}: {error}", self.bus));
         let Some(ram) = bus.ram else {
             return Err(usage(
-                "--print-qemu needs ram=FILE, the file that is to be the guest's memory".into(),
+                "QEMU needs ram=FILE, the file that is to be the guest's memory".into(),
             ));
         };
         let whole = bus.mem_hole == 0 || bus.mem_low_size >= size;

@@ -304,6 +304,11 @@ const MISTAKES: &[(&str, usize, &[&str])] = &[
     ),
     ("[device.7]\ntype = \"rng\"", 5, &["taken for a number"]),
     (
+        "[bus.lu]\ntype = \"linux-user\"\n[device.x]\ntype = \"rng\"\nbus = \"lu\"\n[guest.vm]\nbus = \"lu\"",
+        5,
+        &["[bus.lu]: QEMU needs ram=FILE"],
+    ),
+    (
         "[device.vm]\ntype = \"console\"\n[guest.vm]\nserial = true",
         5,
         &["the serial line of the guest `vm` by this name"],

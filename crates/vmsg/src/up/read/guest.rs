@@ -6,20 +6,19 @@ use std::time::Duration;
 
 use vmsg_bus::BusSpec;
 use vmsg_proxy::FrontKind;
-use vmsg_proxy::front::qemu::{Arch, MemoryBackend, VFIO_USER_SINCE};
+use vmsg_proxy::front::qemu::{
+    Arch, GENERIC_SINCE, MemoryBackend, VFIO_USER_SINCE, has_own_device,
+};
 
 use super::super::description::{Bus, Device, Guest, Restart, StopBy, World};
 use super::super::source::Mistakes;
 use super::super::tables::{Table, Tables, nearest};
-use super::check_part_name;
 use super::device::find_bus;
+use super::{after, check_part_name};
 use crate::proxy::print::{memory_for, parse_size};
 
 /// The oldest QEMU that is known to work.
 const OLDEST: (u32, u32) = (7, 2);
-
-/// QEMU's device for any vhost-user back end, which is told what it is.
-const GENERIC_SINCE: (u32, u32) = (11, 1);
 
 const KEYS: [&str; 20] = [
     "machine",
@@ -261,7 +260,11 @@ fn memory_of(
                 }
                 found = Some(backend);
             }
-            Err(error) => mistakes.error(table.place("memory"), error),
+            Err(error) => {
+                let bus = &buses[bus];
+                let why = after(&error.to_string(), &bus.spec.to_string());
+                mistakes.error(bus.span.clone(), format!("[bus.{}]: {why}", bus.id));
+            }
         }
     }
     found.unwrap_or_default()
@@ -407,5 +410,5 @@ fn check_front(
 
 /// Whether a QEMU can have a device of this kind behind vhost-user.
 pub(in super::super) fn has_vhost_user(device_id: u32, version: (u32, u32)) -> bool {
-    matches!(device_id, 1 | 2 | 4 | 8 | 18 | 19 | 25 | 26 | 34 | 41) || version >= GENERIC_SINCE
+    has_own_device(device_id) || version >= GENERIC_SINCE
 }
