@@ -29,6 +29,9 @@ pub use spec::{
     RngSpec, Setting, SizeOrder, SocketMode, SwitchSpec, UplinkSpec,
 };
 
+#[cfg(fuzzing)]
+pub use up::exercise as description_exercise;
+
 use std::io::Write;
 use std::process::ExitCode;
 

@@ -8,6 +8,9 @@ mod args;
 mod control;
 mod description;
 mod desired;
+#[cfg(any(test, fuzzing))]
+#[allow(unreachable_pub, reason = "for fuzzing")]
+pub mod exercise;
 mod guard;
 mod host;
 mod log;

@@ -16,6 +16,12 @@ const LONGEST: usize = 128 << 10;
 /// Tables of a description: more than a switch has ports, with a device for each.
 const MOST: usize = 8192;
 
+/// Keys of a table.
+const MOST_KEYS: usize = 128;
+
+/// Items of a list: the rules of a switch are the most of anything.
+const MOST_ITEMS: usize = 4096;
+
 /// What `${KEY}` stands for.
 pub(super) struct Variables<'a> {
     set: HashMap<&'a str, &'a str>,
@@ -75,6 +81,13 @@ impl<'a> Variables<'a> {
             }
         }
         out.push_str(rest);
+        if out.contains('\0') {
+            mistakes.error(
+                span.clone(),
+                "neither a path nor an argument can have a NUL",
+            );
+            return Value::Unset;
+        }
         if out.len() > LONGEST {
             mistakes.error(
                 span.clone(),
@@ -277,6 +290,16 @@ fn table(
         .map(|(key, value)| entry(key, value, variables, mistakes))
         .collect();
     entries.sort_by_key(|entry| entry.key_span.start);
+    if let Some(entry) = entries.get(MOST_KEYS) {
+        mistakes.error(
+            entry.key_span.clone(),
+            format!(
+                "there are {} keys in one table; {MOST_KEYS} are possible",
+                entries.len()
+            ),
+        );
+        entries.truncate(MOST_KEYS);
+    }
     Table {
         kind: kind.to_owned(),
         name: name.to_owned(),
@@ -317,6 +340,16 @@ fn convert(
         DeValue::Float(number) => Value::Number(number.to_string()),
         DeValue::Boolean(flag) => Value::Flag(*flag),
         DeValue::Datetime(_) => Value::Other,
+        DeValue::Array(list) if list.len() > MOST_ITEMS => {
+            mistakes.error(
+                value.span(),
+                format!(
+                    "there are {} items in one list; {MOST_ITEMS} are possible",
+                    list.len()
+                ),
+            );
+            Value::Unset
+        }
         DeValue::Array(list) => Value::List(
             list.iter()
                 .map(|item| (convert(item, variables, mistakes), item.span()))
