@@ -14,17 +14,18 @@ use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
 use crate::console::Registry;
 use crate::control;
-use crate::keeper::Keeper;
 use crate::signals::Interrupt;
-use crate::spec::{DeviceSpec, NetBackend, Network, Place, Problem};
+use crate::spec::{Network, Place, Problem};
 use crate::{Usage, descriptors};
 
 mod fabric;
+mod kept;
 mod make;
 mod operator;
 
 use fabric::Fabric;
-use make::{Consoles, KeptFlows};
+use kept::Keeping;
+use make::Consoles;
 use operator::{Names, Operator};
 
 /// What drivers see as the name of this program.
@@ -48,33 +49,24 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         host.add_bus(max_message, Some(listener))?;
     }
     // Asked for only when this process has the bus to itself: whoever held it before is gone.
-    let mut keeper = keeper_for(&args, &buses, &network);
-    let idle = keeper.as_ref().is_some_and(|kept| kept.flows.is_empty());
+    let mut keeping = keeping_for(&args, &buses, &network);
+    let idle = keeping.is_idle();
     let consoles = Consoles {
         registry: Registry::default(),
         control: args.control.clone(),
     };
-    let built = build(
-        &mut host,
-        &buses,
-        &network,
-        &texts,
-        keeper.as_mut(),
-        &consoles,
-    );
+    let built = build(&mut host, &buses, &network, &texts, &mut keeping, &consoles);
     let fabric = match built {
         Ok(fabric) => fabric,
         Err(error) => {
             // A keeper that holds something may be wanted by a `serve` that is started rightly.
-            if let Some(kept) = keeper.filter(|_| idle) {
-                kept.keeper.dismiss();
+            if idle {
+                keeping.dismiss();
             }
             return Err(error);
         }
     };
-    if let Some(kept) = &mut keeper {
-        kept.forget_rest();
-    }
+    keeping.forget_rest();
 
     let operator = Arc::new(Operator::new(
         host.handle(),
@@ -82,7 +74,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         fabric,
         network,
         named,
-        keeper,
+        keeping,
         consoles,
     ));
     let control = match &args.control {
@@ -128,13 +120,13 @@ fn build(
     buses: &[NamedBus],
     network: &Network,
     texts: &Texts,
-    mut keeper: Option<&mut KeptFlows>,
+    keeping: &mut Keeping,
     consoles: &Consoles,
 ) -> anyhow::Result<Fabric> {
     let fabric = Fabric::start(host, network)?;
     for (index, uplink) in network.uplinks.iter().enumerate() {
         let id = uplink.id.as_deref().unwrap_or_default();
-        let flows = keeper.as_deref_mut().map(|kept| kept.take(id));
+        let flows = keeping.take(id);
         fabric
             .add_uplink(uplink, network, flows)
             .with_context(|| texts.of(Place::Uplink(index)))?;
@@ -145,7 +137,7 @@ fn build(
         let id = common.id.unwrap_or_default();
         let bus = buses::find(buses, common.bus)?;
         let (worker, port) = fabric.place(device, network).with_context(context)?;
-        let flows = keeper.as_deref_mut().map(|kept| kept.take(id));
+        let flows = keeping.take(id);
         let made = make::make(device, id, port, flows, consoles).with_context(context)?;
         host.add_device(bus, id, common.num, worker, made)
             .map_err(|error| Usage(format!("{}: {error}", context())))?;
@@ -304,27 +296,17 @@ fn listen(bus: &NamedBus) -> anyhow::Result<(Listener, usize)> {
     Ok((listener, vmsg_bus::linux_user::MESSAGE_SIZE))
 }
 
-/// Finds or starts the keeper, if a device has something to keep.
-fn keeper_for(args: &ServeArgs, buses: &[NamedBus], network: &Network) -> Option<KeptFlows> {
-    let devices = network.devices.iter().any(|device| {
-        matches!(device, DeviceSpec::Net(net)
-            if net.switch.is_none() && net.backend.unwrap_or_default() == NetBackend::User)
-    });
-    let mut uplinks = network.uplinks.iter();
-    let wanted = devices || uplinks.any(|uplink| uplink.backend == Some(NetBackend::User));
-    if !wanted || args.keep == 0 {
-        return None;
+/// The keeper's place, and the keeper if a device or uplink has something to keep.
+fn keeping_for(args: &ServeArgs, buses: &[NamedBus], network: &Network) -> Keeping {
+    let Some(bus) = buses.first() else {
+        return Keeping::default();
+    };
+    let mut keeping = Keeping::new(buses::keep(&bus.spec), args.keep);
+    if network.devices.iter().any(kept::is_kept) || network.uplinks.iter().any(kept::is_uplink_kept)
+    {
+        keeping.start();
     }
-    match Keeper::find_or_start(&buses::keep(&buses.first()?.spec), args.keep) {
-        Ok((keeper, flows)) => Some(KeptFlows { keeper, flows }),
-        Err(error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "connections will not survive this process"
-            );
-            None
-        }
-    }
+    keeping
 }
 
 /// What the control socket of a host without switches is served with.
@@ -352,7 +334,7 @@ pub(crate) fn service_of(
         Fabric::default(),
         network,
         Names::default(),
-        None,
+        Keeping::default(),
         consoles,
     ))
 }

@@ -13,7 +13,8 @@ use vmsg_net::switch::{
 };
 use vmsg_net::{Backend, Mac};
 
-use super::make::{self, DeviceFlows};
+use super::kept::DeviceFlows;
+use super::make;
 use crate::control::{self, Failure, FailureKind, MacEntry, Port, Response};
 use crate::spec::{DeviceSpec, Network, PortSpec, UplinkSpec, known};
 

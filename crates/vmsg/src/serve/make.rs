@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Devices and what they plug into, as their specifications say.
 
-use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
@@ -17,44 +16,12 @@ use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::vhost_user::VhostUser;
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
+use super::kept::DeviceFlows;
 use crate::Usage;
 use crate::console::Registry;
 use crate::control::LinkState;
-use crate::keeper::{Keeper, Kept};
+use crate::keeper::Keeper;
 use crate::spec::{BackendKeys, ConsoleSpec, DeviceSpec, Duplex, NetBackend, SocketConfig};
-
-/// The keeper and what it holds for each device.
-pub(super) struct KeptFlows {
-    pub(super) keeper: Keeper,
-    pub(super) flows: HashMap<String, Vec<Kept>>,
-}
-
-/// What is kept for one device, and where more goes.
-pub(super) struct DeviceFlows {
-    keeper: Keeper,
-    flows: Vec<Kept>,
-}
-
-impl KeptFlows {
-    /// What is kept for the device called `id`, which takes it over.
-    pub(super) fn take(&mut self, id: &str) -> DeviceFlows {
-        DeviceFlows {
-            keeper: self.keeper.clone(),
-            flows: self.flows.remove(id).unwrap_or_default(),
-        }
-    }
-
-    /// Lets go of the connections of devices that are no more.
-    pub(super) fn forget_rest(&mut self) {
-        for (device, kept) in self.flows.drain() {
-            let connections = kept.len();
-            tracing::warn!(device, connections, "closed, as the device is gone");
-            for flow in kept {
-                self.keeper.remove(&device, flow.key);
-            }
-        }
-    }
-}
 
 /// Consoles are made known here.
 pub(super) struct Consoles {

@@ -10,7 +10,8 @@ use vmsg_device::host::{Handle, HandleError, LogLimit, Report};
 use vmsg_net::Mac;
 
 use super::fabric::{self, Fabric};
-use super::make::{self, Consoles, KeptFlows};
+use super::kept::{self, Keeping};
+use super::make::{self, Consoles};
 use crate::Usage;
 use crate::buses::{self, NamedBus};
 use crate::control::{
@@ -25,7 +26,7 @@ pub(super) struct Operator {
     buses: Vec<NamedBus>,
     fabric: Fabric,
     state: Mutex<State>,
-    keeper: Mutex<Option<KeptFlows>>,
+    keeping: Mutex<Keeping>,
     consoles: Consoles,
     began: Instant,
     log: Mutex<LogLimit>,
@@ -70,7 +71,7 @@ impl Operator {
         fabric: Fabric,
         network: Network,
         named: Names,
-        keeper: Option<KeptFlows>,
+        keeping: Keeping,
         consoles: Consoles,
     ) -> Self {
         Self {
@@ -78,7 +79,7 @@ impl Operator {
             buses,
             fabric,
             state: Mutex::new(State { network, named }),
-            keeper: Mutex::new(keeper),
+            keeping: Mutex::new(keeping),
             consoles,
             began: Instant::now(),
             log: Mutex::default(),
@@ -87,9 +88,7 @@ impl Operator {
 
     /// What is kept for the next `serve` is not needed any more.
     pub(super) fn dismiss_keeper(&self) {
-        if let Some(kept) = lock(&self.keeper).take() {
-            kept.keeper.dismiss();
-        }
+        lock(&self.keeping).dismiss();
     }
 
     /// Whether what an operator did is logged: not thousands of times.
@@ -212,7 +211,7 @@ impl Operator {
         let network = lock(&self.state).network.clone();
         let place = self.fabric.place(spec, &network);
         let (worker, port) = place.map_err(|error| refused(out::chain(&error)))?;
-        let flows = lock(&self.keeper).as_mut().map(|kept| kept.take(id));
+        let flows = lock(&self.keeping).take_late(id, kept::is_kept(spec));
         let device = make::make(spec, id, port, flows, &self.consoles);
         let device = device.map_err(|error| refused(out::chain(&error)))?;
         let num = spec.common().num;
@@ -363,7 +362,7 @@ impl Operator {
             }
             (id, state.network.clone())
         };
-        let flows = lock(&self.keeper).as_mut().map(|kept| kept.take(&id));
+        let flows = lock(&self.keeping).take_late(&id, kept::is_uplink_kept(&spec));
         if let Err(error) = self.fabric.add_uplink(&spec, &network, flows) {
             lock(&self.state).forget_uplink(&id, spec.switch.as_deref());
             return Err(refused(out::chain(&error)));

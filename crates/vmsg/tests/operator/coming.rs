@@ -156,3 +156,24 @@ fn an_uplink_leads_out_and_can_be_taken_away() {
     serve.ctl(&["add-uplink", "id=up0,backend=user"]);
     assert_eq!(serve.port("up0")["macs-limit"], 3);
 }
+
+#[test]
+fn the_first_device_with_connections_brings_their_keeper() {
+    for (request, spec) in [
+        ("add-device", "net,id=net7,bus=b1"),
+        ("add-uplink", "id=up0,switch=s0,backend=user"),
+    ] {
+        let serve = Serve::start(&["--device", "rng", "--switch", "id=s0"]);
+        let keeper = serve.file("b0.sock.keep");
+        let mut client = serve.ask();
+        let mut add = |command: &str, spec: &str| {
+            let answer = client.ask(&json!({"command": command, "spec": spec}));
+            assert!(answer.get("error").is_none(), "{answer}");
+        };
+        add("add-device", "rng,id=rng7,bus=b1");
+        add("add-device", "net,id=net8,bus=b1,switch=s0");
+        assert!(!keeper.exists(), "it has nothing to keep");
+        add(request, spec);
+        assert!(keeper.exists(), "{request}");
+    }
+}
