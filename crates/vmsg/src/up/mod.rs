@@ -237,7 +237,7 @@ fn read_both(
     let streams = [out.as_fd(), err.as_fd()];
     let mut texts = [Vec::new(), Vec::new()];
     let mut open = [true; 2];
-    while open.contains(&true) {
+    while open.contains(&true) && texts.iter().all(|text| text.len() < VERSION_BYTES) {
         let left = due.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or_default();
         let wanted = |open: bool| {
@@ -261,7 +261,7 @@ fn read_both(
             let mut chunk = [0; 4096];
             let count = rustix::io::read(streams[at], &mut chunk)?;
             texts[at].extend_from_slice(&chunk[..count]);
-            open[at] = count > 0 && texts[at].len() < VERSION_BYTES;
+            open[at] = count > 0;
         }
     }
     let [out, err] = texts;

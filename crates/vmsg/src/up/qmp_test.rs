@@ -107,3 +107,30 @@ fn events_that_nobody_waits_for_are_not_kept_for_ever() {
     }
     assert_eq!(qmp.shared.heard().events.len(), MAX_EVENTS);
 }
+
+#[test]
+fn answers_that_nobody_waits_for_and_events_of_any_length_are_not_kept() {
+    let (qmp, mut fake, told) = Fake::start();
+    let asking = std::thread::spawn({
+        let qmp = qmp.clone();
+        move || qmp.execute("x", Value::Null, SOON)
+    });
+    let asked = fake.hear();
+    for n in 0..1000 {
+        fake.say(&json!({ "return": { "n": n }, "id": asked["id"] }));
+        fake.say(&json!({ "return": {}, "id": 77 }));
+    }
+    assert_eq!(asking.join().expect("no panic").expect("an answer")["n"], 0);
+    // Words that are ours are not told as if they were.
+    fake.say(&json!({ "event": "GONE" }));
+    fake.say(&json!({ "event": "READY" }));
+    for _ in 0..4 {
+        fake.say(&json!({ "event": "LONG", "data": "x".repeat(100_000) }));
+    }
+    for _ in 0..4 {
+        assert_eq!(told.recv_timeout(SOON).as_deref(), Ok("LONG"));
+    }
+    let heard = qmp.shared.heard();
+    assert!(heard.answers.is_empty() && heard.waiting.is_empty());
+    assert_eq!(heard.events.len(), 2);
+}

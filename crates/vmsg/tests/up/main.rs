@@ -2,6 +2,7 @@
 //! `vmsg up` with processes: the device host and proxies are the real ones, QEMU is played by this program itself.
 
 mod bench;
+mod hostile;
 mod hotplug;
 mod isolation;
 mod life;
