@@ -2,13 +2,14 @@
 //! What the descriptions in `demos/` boot: a kernel, file systems, and the variables that name them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::cross;
 use crate::inner::{self, Hardware, Inside};
-use crate::kit::{self, Kit};
+use crate::kit::{self, Kit, Qemu};
 use crate::lan;
 use crate::machine::Machine;
 use crate::outer::{self, MESSAGES};
@@ -56,10 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut text =
         String::from("# Of `cargo xtask guest-files`, for the descriptions in demos/.\n");
     for (name, value) in &variables {
-        text.push_str(&format!(
-            "export {name}='{}'\n",
-            value.replace('\'', "'\\''")
-        ));
+        text.push_str(&format!("export {name}={}\n", quoted(value)));
     }
     let file = dir.join("vars");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
@@ -78,7 +76,7 @@ pub(crate) fn guests(kit: &Kit, dir: &Path, obeys: bool) -> Result<Variables> {
     let initrd = write(dir, INITRD, &lan::initrd(kit, obeys)?)?;
     Ok(vec![
         ("MACHINE", kit.machine.name().to_owned()),
-        ("QEMU", kit.qemu.to_string()),
+        ("QEMU", qemu(&kit.qemu, dir)?),
         ("ACCEL", "tcg".to_owned()),
         ("KERNEL", kernel.display().to_string()),
         ("INITRD", initrd),
@@ -135,6 +133,26 @@ pub(crate) fn machines(kit: &Kit, dir: &Path, vmsg: &Path, obeys: bool) -> Resul
         ("INITRD_A", write(dir, "a.initrd", &a)?),
         ("INITRD_B", write(dir, "b.initrd", &b)?),
     ])
+}
+
+/// A program that runs the QEMU, whatever it takes: one that was only unpacked needs its own loader and libraries.
+fn qemu(qemu: &Qemu, dir: &Path) -> Result<String> {
+    if let Qemu::Program(path) = qemu {
+        return Ok(path.display().to_string());
+    }
+    let command = qemu.command()?;
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    let script = format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" "));
+    let path = write(dir, "qemu", script.as_bytes())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {path} a program"))?;
+    Ok(path)
+}
+
+/// A word as the shell has it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Writes a file and gives its path.
