@@ -55,7 +55,7 @@ struct ServeOption {
 enum What {
     Switch(SwitchSpec),
     Port(PortSpec),
-    Uplink(UplinkSpec),
+    Uplink(Box<UplinkSpec>),
     Device(Box<DeviceSpec>),
     /// Nothing that can change.
     Other,
@@ -70,7 +70,7 @@ impl ServeOption {
         let what = match name {
             "--switch" => read(&value, What::Switch),
             "--port" => read(&value, What::Port),
-            "--uplink" => read(&value, What::Uplink),
+            "--uplink" => read(&value, |spec| What::Uplink(Box::new(spec))),
             "--device" => read(&value, |spec| What::Device(Box::new(spec))),
             _ => What::Other,
         };
@@ -234,7 +234,7 @@ impl Host {
     /// Ways out, with their switches.
     fn uplinks(&self) -> impl Iterator<Item = (&UplinkSpec, Option<&str>)> {
         self.options.iter().filter_map(|option| match &option.what {
-            What::Uplink(spec) => Some((spec, spec.switch.as_deref().or(self.only_switch()))),
+            What::Uplink(spec) => Some((&**spec, spec.switch.as_deref().or(self.only_switch()))),
             _ => None,
         })
     }
