@@ -74,6 +74,8 @@ pub use pieces::Pieces;
 pub use pieces_io::discard;
 pub use queue_memory::QueueMemory;
 pub use ram::RamSlice;
+#[cfg(all(feature = "std", debug_assertions))]
+pub use ram::copied;
 #[cfg(feature = "std")]
 pub use table::{TableEntry, WindowTable};
 pub use window::{Access, AddressSpace, Window};

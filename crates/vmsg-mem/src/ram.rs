@@ -6,6 +6,27 @@ use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
+/// Notes a copy of `n` bytes, in debug builds.
+#[inline]
+fn note(n: usize) {
+    #[cfg(all(feature = "std", debug_assertions))]
+    COPIED.with(|copied| copied.set(copied.get() + n as u64));
+    #[cfg(not(all(feature = "std", debug_assertions)))]
+    let _ = n;
+}
+
+#[cfg(all(feature = "std", debug_assertions))]
+std::thread_local! {
+    static COPIED: core::cell::Cell<u64> = const { core::cell::Cell::new(0) };
+}
+
+/// Bytes that this thread has copied from and to [`RamSlice`]s so far, in debug builds: for tests that a path copies no more
+/// than it must. A copy from one slice to another counts once.
+#[cfg(all(feature = "std", debug_assertions))]
+pub fn copied() -> u64 {
+    COPIED.with(core::cell::Cell::get)
+}
+
 /// A piece of ordinary (cacheable, not device) shared memory, of known length.
 ///
 /// `'m` is how long the memory stays mapped. The contents are never reachable
@@ -106,6 +127,7 @@ impl<'m> RamSlice<'m> {
             return 0;
         };
         let n = left.min(into.len());
+        note(n);
         // SAFETY: offset + n ≤ len; `into` is ours alone, so the ranges cannot overlap. The peer
         // may write meanwhile: then the copy holds a mix, which callers must check as any input.
         unsafe { ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), into.as_mut_ptr(), n) };
@@ -120,6 +142,7 @@ impl<'m> RamSlice<'m> {
             return None;
         }
         let mut bytes = [0; N];
+        note(N);
         // SAFETY: as in `read`, with offset + N ≤ len.
         unsafe {
             ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), bytes.as_mut_ptr(), N);
@@ -133,6 +156,7 @@ impl<'m> RamSlice<'m> {
         if self.len.checked_sub(offset).is_none_or(|left| left < N) {
             return false;
         }
+        note(N);
         // SAFETY: as in `write`, with offset + N ≤ len.
         unsafe {
             ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr().add(offset), N);
@@ -147,6 +171,7 @@ impl<'m> RamSlice<'m> {
             return 0;
         };
         let n = left.min(from.len());
+        note(n);
         // SAFETY: offset + n ≤ len, the memory is writable by the constructor's promise, and a
         // `&[u8]` never lies in shared memory.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.ptr.as_ptr().add(offset), n) };
@@ -158,6 +183,7 @@ impl<'m> RamSlice<'m> {
     #[inline]
     pub fn copy_to(&self, to: RamSlice<'_>) -> usize {
         let n = self.len.min(to.len);
+        note(n);
         // SAFETY: n bytes are inside both slices; `copy` allows overlap.
         unsafe { ptr::copy(self.ptr.as_ptr(), to.ptr.as_ptr(), n) };
         n
