@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::bench::{Lab, PATIENCE, has_ended, watch};
 
@@ -260,6 +260,61 @@ fn a_guest_that_does_not_want_to_end_is_killed() {
         up.said
             .iter()
             .any(|line| line.contains("does not end and is killed"))
+    );
+}
+
+/// Processor time that a process has used.
+fn ticks(pid: Pid) -> u64 {
+    let text =
+        std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).expect("it runs");
+    let (_, fields) = text.rsplit_once(") ").expect("its name is in brackets");
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let number = |at: usize| fields[at].parse::<u64>().expect("a number");
+    number(11) + number(12)
+}
+
+#[test]
+fn somebody_who_cannot_be_let_in_waits_and_keeps_nobody_busy() {
+    let lab = Lab::new("[guest.vm1]\nqemu = \"./qemu\"\n");
+    let mut up = lab.up();
+    let folder = lab.folder.path();
+    let mut console = UnixStream::connect(folder.join("run/vm1.console")).expect("it listens");
+    console.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut lines = BufReader::new(console.try_clone().expect("a descriptor")).lines();
+    lines.next().expect("a line").expect("text");
+    console.write_all(b"hello\n").expect("it is read");
+    lines.next().expect("a line").expect("text");
+
+    // No number is left for another descriptor.
+    let pid = up.pid();
+    let open = |number: &u64| {
+        folder
+            .join(format!("/proc/{}/fd/{number}", pid.as_raw_pid()))
+            .is_symlink()
+    };
+    let free = (0..).find(|number| !open(number));
+    let limit = |current| {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum }).expect("it is ours")
+    };
+    let before = limit(free);
+    let mut line = UnixStream::connect(folder.join("run/vm1.serial")).expect("it listens");
+    up.expect(&["cannot let QEMU in"]);
+    let (used, begun) = (ticks(pid), Instant::now());
+    for _ in 0..2 {
+        up.expect(&["cannot let QEMU in"]);
+    }
+    let (used, elapsed) = (ticks(pid) - used, begun.elapsed());
+    assert!(
+        elapsed > Duration::from_secs(1) && used < 40,
+        "{used} in {elapsed:?}"
+    );
+
+    limit(before.current);
+    line.write_all(b"here I am\n").expect("it is read");
+    assert_eq!(
+        lines.next().expect("a line").expect("text").trim(),
+        "here I am"
     );
 }
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a guest has besides its process: the sockets that its QEMU comes to, and a console.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use vmsg_device::console::{Hub, HubConfig, Serial};
@@ -20,7 +22,12 @@ pub(super) struct Guest {
     pub(super) qmp: Option<(u64, Qmp)>,
     connections: u64,
     serial: Option<(UnixListener, Serial)>,
+    /// Nobody is let in until then.
+    pause: Option<Instant>,
 }
+
+/// How long nobody is let in after that was not possible.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Listens at `path`, where one that is gone may have left a socket: nobody else can be here, as the folder is locked.
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -59,19 +66,52 @@ impl Guest {
             qmp: None,
             connections: 0,
             serial,
+            pause: None,
         }))
     }
 
     pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        let mut fds = vec![self.qmp_listener.as_fd()];
-        if let Some((listener, serial)) = &self.serial {
-            fds.extend([listener.as_fd(), serial.event_fd()]);
+        let mut fds = Vec::new();
+        if self.pause.is_none() {
+            fds.push(self.qmp_listener.as_fd());
+            fds.extend(self.serial.iter().map(|(listener, _)| listener.as_fd()));
         }
+        fds.extend(self.serial.iter().map(|(_, serial)| serial.event_fd()));
         fds
     }
 
+    /// When somebody may be let in again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pause
+    }
+
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.pause.take_if(|until| *until <= now);
+    }
+
+    /// Lets somebody in; none if nobody is there, or that is not possible at present.
+    fn accept(
+        listener: &UnixListener,
+        name: &str,
+        pause: &mut Option<Instant>,
+    ) -> Option<UnixStream> {
+        if pause.is_some() {
+            return None;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => Some(stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => {
+                // Out of descriptors, most likely: who waits there would wake us at once.
+                tracing::warn!(part = name, %error, "cannot let QEMU in");
+                *pause = Some(Instant::now() + PAUSE);
+                None
+            }
+        }
+    }
+
     pub(super) fn take_in(&mut self, name: &str, shared: &Shared) {
-        while let Ok((stream, _)) = self.qmp_listener.accept() {
+        while let Some(stream) = Self::accept(&self.qmp_listener, name, &mut self.pause) {
             self.connections += 1;
             let connection = self.connections;
             let tell = {
@@ -94,7 +134,7 @@ impl Guest {
             }
         }
         if let Some((listener, serial)) = &mut self.serial {
-            while let Ok((stream, _)) = listener.accept() {
+            while let Some(stream) = Self::accept(listener, name, &mut self.pause) {
                 if let Err(error) = serial.attach(stream) {
                     tracing::warn!(part = name, %error, "no serial line");
                 }

@@ -162,7 +162,11 @@ impl Supervised {
             _ => None,
         };
         let stage = self.stage.map(|(_, until)| until);
-        [ready, stage, self.resume].into_iter().flatten().min()
+        let guest = self.guest.as_ref().and_then(Guest::due);
+        [ready, stage, self.resume, guest]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether it should run and does not.
@@ -374,6 +378,9 @@ impl Supervised {
 
     /// Does what is due.
     pub(super) fn tick(&mut self, now: Instant) {
+        if let Some(guest) = &mut self.guest {
+            guest.tick(now);
+        }
         if let (State::Starting, Some(process)) = (self.state, &self.process)
             && process.began + READY <= now
         {
