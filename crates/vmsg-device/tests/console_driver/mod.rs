@@ -161,7 +161,7 @@ impl Story<'_> {
 }
 
 /// Any story.
-pub fn one(bytes: &[u8]) {
+pub(crate) fn one(bytes: &[u8]) {
     let folder = TempDir::new().expect("a folder");
     let setup = bytes.first().copied().unwrap_or(0);
     let ports = if setup & 1 == 0 {
