@@ -298,16 +298,18 @@ impl World {
         busy
     }
 
-    /// Goes on until `done`, at most for [`PATIENCE`].
+    /// Goes on until `done`, at most for [`PATIENCE`]; longer where frames are lost: what is lost five times in a row, or its
+    /// acknowledgement, is sent again after a minute.
     pub fn run(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
+        let patience = PATIENCE * if self.loss > 0 { 5 } else { 1 };
         loop {
             let busy = self.step();
             if done(self) {
                 return;
             }
             assert!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < patience,
                 "{what}: {:?}",
                 self.user.counters()
             );
