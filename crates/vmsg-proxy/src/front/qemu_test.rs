@@ -104,9 +104,15 @@ fn devices_that_can_wait_for_their_back_end_connect_again() {
 
 #[test]
 fn types_qemu_has_no_name_for_are_told_by_number() {
-    let known = |id: &u32| !device_args(&device(*id, 3), &Machine::default())[3].contains("virtio-id");
+    let known =
+        |id: &u32| !device_args(&device(*id, 3), &Machine::default())[3].contains("virtio-id");
     let own: Vec<u32> = (0..100).filter(known).collect();
-    assert_eq!(own, (0..100).filter(|id| has_own_device(*id)).collect::<Vec<_>>());
+    assert_eq!(
+        own,
+        (0..100)
+            .filter(|id| has_own_device(*id))
+            .collect::<Vec<_>>()
+    );
     let args = device_args(&device(99, 3), &Machine::default());
     assert_eq!(
         args[3],
