@@ -508,7 +508,7 @@ fn interfaces_that_cannot_be_had_are_errors_with_their_remedy() {
             "fd=77: was not handed to this process",
         ),
         ("net,backend=tap,path=/x", "path= needs backend=socket"),
-        ("net,backend=socket", "needs path="),
+        ("net,backend=socket", "needs either path="),
         (
             "net,backend=socket,path=/nowhere/s,reconnect=0",
             "reconnect=",
