@@ -14,6 +14,7 @@ mod guest;
 mod line;
 mod matrix;
 mod random;
+mod setting;
 mod staged;
 mod wire;
 mod world;
@@ -22,7 +23,8 @@ use std::time::Instant;
 
 use guest::Memory;
 use line::Bus;
-use world::{Faults, Kind, Outcome, Setting, World};
+use setting::{Faults, Kind, Outcome, Setting};
+use world::World;
 
 const STEPS: usize = 1000;
 

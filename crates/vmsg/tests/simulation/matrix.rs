@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use crate::guest::Memory;
 use crate::line::Bus;
+use crate::setting::{Kind, Setting};
 use crate::staged::{Ending, When, Who, lengths, play};
-use crate::world::{Kind, Setting};
 
 /// Turns under traffic at which somebody is killed.
 const TRAFFIC: std::ops::Range<usize> = 0..40;

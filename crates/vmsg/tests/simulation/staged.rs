@@ -4,7 +4,8 @@
 
 use crate::echo::QUEUES;
 use crate::guest::Memory;
-use crate::world::{Faults, Setting, World};
+use crate::setting::{Faults, Setting};
+use crate::world::World;
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
