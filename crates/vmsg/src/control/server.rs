@@ -9,8 +9,8 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -84,8 +84,8 @@ fn listen(path: &Path) -> anyhow::Result<(Address, UnixListener)> {
 /// A client as the thread that takes them in knows it.
 #[derive(Debug)]
 struct Client {
-    /// To end it by.
-    stream: UnixStream,
+    /// To end it by. Its own thread has the descriptor, which is closed when that ends.
+    stream: Weak<UnixStream>,
     ended: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
@@ -93,16 +93,18 @@ struct Client {
 impl Client {
     /// Whether nobody is at the other end, and its thread has only not seen it yet.
     fn has_hung_up(&self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(
-            self.stream.as_fd(),
-            PollFlags::empty(),
-        )];
+        let Some(stream) = self.stream.upgrade() else {
+            return true;
+        };
+        let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
         let now = Timespec::default();
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     fn end(self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(stream) = self.stream.upgrade() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         let _ = self.thread.join();
     }
 }
@@ -181,8 +183,10 @@ fn accept(listener: &UnixListener, clients: &mut Vec<Client>, service: &Arc<dyn 
 fn start(stream: UnixStream, service: Arc<dyn Service>) -> io::Result<Client> {
     stream.set_nonblocking(false)?;
     let ended = Arc::new(AtomicBool::new(false));
+    let stream = Arc::new(stream);
+    let to_end = Arc::downgrade(&stream);
     let mut conversation = Conversation {
-        stream: stream.try_clone()?,
+        stream,
         input: Vec::new(),
         skipping: false,
         ended: Arc::clone(&ended),
@@ -194,7 +198,7 @@ fn start(stream: UnixStream, service: Arc<dyn Service>) -> io::Result<Client> {
             let _ = conversation.hold(&*service);
         })?;
     Ok(Client {
-        stream,
+        stream: to_end,
         ended,
         thread,
     })
@@ -203,7 +207,7 @@ fn start(stream: UnixStream, service: Arc<dyn Service>) -> io::Result<Client> {
 /// What is said with one client.
 #[derive(Debug)]
 struct Conversation {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     input: Vec<u8>,
     /// The rest of a line that was too long is still to come.
     skipping: bool,
@@ -225,9 +229,9 @@ impl Conversation {
         let mut bytes = [0; CHUNK];
         loop {
             while let Some(line) = self.line() {
-                self.stream.write_all(&answer(&line, service).line())?;
+                (&*self.stream).write_all(&answer(&line, service).line())?;
             }
-            match self.stream.read(&mut bytes) {
+            match (&*self.stream).read(&mut bytes) {
                 Ok(0) => return Ok(()),
                 Ok(count) => self.input.extend_from_slice(&bytes[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
