@@ -230,6 +230,24 @@ fn options(features: &[u32]) -> NetOptions {
     }
 }
 
+/// All bytes go from the guest to the host over one connection, and from the host to the guest over another.
+fn there_and_back(wire: &mut Driver<'_>) {
+    let mut guest = Guest::new(wire);
+    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let up = std::thread::spawn(move || {
+        check_all(listener.accept().unwrap().0);
+        listener
+    });
+    guest.upload(port, TOTAL as u64);
+    let listener = up.join().unwrap();
+    guest.hang_up(port);
+    let down = std::thread::spawn(move || write_all(listener.accept().unwrap().0));
+    guest.download(port, TOTAL as u64);
+    guest.hang_up(port);
+    down.join().unwrap();
+}
+
 fn driver<'p>(serve: &Serve, pool: &'p DmaPool, features: &[u32]) -> Driver<'p> {
     let mut client = serve.connect();
     pool.lend(&mut client, 1).expect("lent");
@@ -288,20 +306,7 @@ fn sixteen_mebibytes_each_way_in_large_segments() {
     let serve = Serve::start("net,backend=tap,ifname=t0");
     let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 64 << 20).expect("memory");
     let mut wire = driver(&serve, &pool, &LARGE);
-    let mut guest = Guest::new(&mut wire);
-    let listener = TcpListener::bind((HOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let up = std::thread::spawn(move || {
-        check_all(listener.accept().unwrap().0);
-        listener
-    });
-    guest.upload(port, TOTAL as u64);
-    let listener = up.join().unwrap();
-    guest.hang_up(port);
-    let down = std::thread::spawn(move || write_all(listener.accept().unwrap().0));
-    guest.download(port, TOTAL as u64);
-    guest.hang_up(port);
-    down.join().unwrap();
+    there_and_back(&mut wire);
     assert!(
         wire.sent_large > 200,
         "{} large frames sent",
@@ -381,20 +386,7 @@ fn sixteen_mebibytes_each_way_through_a_vhost_user_back_end() {
     let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 64 << 20).expect("memory");
     let mut wire = driver(&near, &pool, &LARGE);
     until_frames_arrive(&mut wire);
-    let mut guest = Guest::new(&mut wire);
-    let listener = TcpListener::bind((HOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let up = std::thread::spawn(move || {
-        check_all(listener.accept().unwrap().0);
-        listener
-    });
-    guest.upload(port, TOTAL as u64);
-    let listener = up.join().unwrap();
-    guest.hang_up(port);
-    let down = std::thread::spawn(move || write_all(listener.accept().unwrap().0));
-    guest.download(port, TOTAL as u64);
-    guest.hang_up(port);
-    down.join().unwrap();
+    there_and_back(&mut wire);
     let large = (wire.sent_large, wire.received_large);
     assert!(large.0 > 200 && large.1 > 200, "large frames: {large:?}");
     assert_eq!(wire.net.counters().bad, 0);
