@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use vmsg_mem::{Access, AddressSpace, BusAddr, Mapping, RamSlice, Window};
 use vmsg_net::VnetHeader;
 use vmsg_queue::{ChainStorage, DeviceQueue, QueueConfig, QueueFeatures};
@@ -120,8 +120,8 @@ impl BackEnd {
 
     /// Writes any bytes to the front end.
     pub fn say(&self, bytes: &[u8]) {
-        // It may have had enough.
-        let _ = rustix::io::write(&self.socket, bytes);
+        // It may have had enough. A fuzzer's process would be ended by the signal for that.
+        let _ = send(&self.socket, bytes, SendFlags::NOSIGNAL);
     }
 
     fn request(&mut self, message: &[u8]) {
