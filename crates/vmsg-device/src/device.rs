@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_msg::{FeatureSet, feature};
-use vmsg_mem::{AddressSpace, Mapping};
+use vmsg_mem::{AddressSpace, Doorbell, Mapping, WindowTable};
 use vmsg_net::{Closed, Outlets, RxSink, Wanted};
 use vmsg_queue::{Batch, ChainHead, ChainStorage, DeviceQueue, QueueError, RecordedQueue};
 
-use crate::worker::Notice;
+use crate::worker::{Notice, QueueStart};
 
 /// A virtio device, polled by a worker. It never blocks and owns no thread.
 ///
@@ -119,6 +119,20 @@ pub trait Device: Send {
     /// The device was taken away, after a last reset: lets go of what it has outside this process. Not called when the process ends.
     fn removed(&mut self) {}
 
+    /// Something is about to change that requests under way may stand in the way of. True: it may be done now. False: the device was
+    /// asked to end them; it is asked again, with the same `upcoming`, after each [`poll`](Self::poll), and meanwhile its queues are not
+    /// processed. What it completes and publishes is still seen by the driver. Also asked of a device that is out of order: what was
+    /// begun for it may still be under way. Must become true by itself, whatever the driver or anybody else does.
+    fn prepare(&mut self, upcoming: Upcoming<'_>, io: &mut Io<'_>) -> bool {
+        let _ = (upcoming, io);
+        true
+    }
+
+    /// For a device whose queues another process works on: then the worker makes no rings of them, and tells this instead.
+    fn passthrough(&mut self) -> Option<&mut dyn Passthrough> {
+        None
+    }
+
     /// Another device of the worker has frames for this one: calls `fill` once with the driver's buffers, publishes what it has put into
     /// them, and tells the driver. `fill` works for that other device, which may just be at work in what both are plugged into: the
     /// device must not call its own back end here. [`Io::others`] is empty.
@@ -156,6 +170,41 @@ pub trait Device: Send {
         let _ = io;
         Ok(())
     }
+}
+
+/// What a device is asked to [prepare](Device::prepare) for.
+#[derive(Clone, Copy, Debug)]
+pub enum Upcoming<'a> {
+    /// All queues are taken away and the device is reset, or goes for good.
+    Reset,
+    /// This queue is taken away.
+    QueueReset(usize),
+    /// This is the driver's memory from now on; what is not in it will be unmapped, or belong to somebody else.
+    Memory(&'a Arc<WindowTable>),
+}
+
+/// A device whose queues another process works on. Comes beside the calls of [`Device`]: `activate`, `reset`, `poll` and so on come too,
+/// `process` and `queues_changed` do not.
+pub trait Passthrough {
+    /// The driver's memory from now on, after [`Device::prepare`] has said that it can be.
+    fn set_memory(&mut self, table: &Arc<WindowTable>);
+
+    /// The driver has set a queue up; it may be used after [`Device::activate`].
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be; the driver's request fails.
+    fn start_queue(&mut self, start: &QueueStart) -> Result<(), String>;
+
+    /// What the queue is kicked by and the driver interrupted with. `None` for `kick`: kicks come by [`kick`](Self::kick). `None` for
+    /// `call`: the device says by [`Io::used`] that something was used.
+    fn set_notify(&mut self, queue: usize, kick: Option<&Doorbell>, call: Option<&Doorbell>);
+
+    /// The driver has kicked a queue by a message.
+    fn kick(&mut self, queue: usize);
+
+    /// The queue is taken away, after [`Device::prepare`] has said that it can be.
+    fn stop_queue(&mut self, queue: usize);
 }
 
 /// A shared-memory region of a device. Whoever drives the device gets the file whole, and keeps it as long as it likes: what the next driver
@@ -424,6 +473,8 @@ pub struct Io<'a> {
     pub queues: &'a mut [Option<ActiveQueue>],
     /// The memory that the driver has lent.
     pub space: AddressSpace<'a>,
+    /// What holds that memory, for requests that are under way when the call is over.
+    pub table: &'a Arc<WindowTable>,
     /// Room for the pieces of a batch, shared by all devices of the worker.
     pub storage: &'a mut ChainStorage,
     /// The present time.
@@ -443,6 +494,7 @@ impl fmt::Debug for Io<'_> {
         let Self {
             queues,
             space,
+            table: _,
             storage: _,
             wanted: _,
             now,
@@ -469,6 +521,11 @@ impl Io<'_> {
     /// [`DeviceError::Queue`] if the ring is not in the driver's memory any more.
     pub fn publish(&mut self, queue: usize) -> Result<(), DeviceError> {
         publish(self.queues, queue, self.space, self.notices)
+    }
+
+    /// Tells the driver by a message that something was used in `queue`: for a queue that another process works on.
+    pub fn used(&mut self, queue: usize) {
+        self.notices.push(Notice::Used { queue });
     }
 
     /// Has `queue` processed again, after others had their turn.

@@ -430,6 +430,7 @@ impl Core {
         let mut io = Io {
             queues: &mut entry.active,
             space: memory.space(),
+            table: &memory,
             storage: &mut self.storage,
             now,
             others: &mut others,

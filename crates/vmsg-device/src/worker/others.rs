@@ -83,6 +83,7 @@ impl Others<'_> {
         let mut io = Io {
             queues: &mut entry.active,
             space: memory.space(),
+            table: &memory,
             storage: self.storage,
             now: self.now,
             others: &mut NoOutlets,

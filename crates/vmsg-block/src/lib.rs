@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a virtio block device reads from and writes to.
+//!
+//! A [`Disk`] takes requests whose data lies in somebody else's memory, never blocks, and tells later which are done. It knows
+//! nothing of queues or of virtio.
+
+#![forbid(unsafe_code)]
+
+mod disk;
+
+pub use disk::{Completion, Disk, Facts, Failure, Request, Submitted};
