@@ -35,10 +35,11 @@ def wild(bus, word, value):
     bus.halves[bus._heads()[0] // 2 + word] = value
 
 
-def works(setting):
-    """An entropy device from the beginning on, and nothing that was not asked for."""
+def works(setting, before=()):
+    """An entropy device from the beginning on, and nothing that was not asked for, or only by one of the drivers `before`."""
     check_random(Entropy(setting).fetch(4096))
-    check(not setting.driver.strays, setting.driver.strays[:3])
+    strays = [m for m in setting.driver.strays if not any(driver.has_asked(m) for driver in before)]
+    check(not strays, strays[:3])
 
 
 def amp_layout(setting):
@@ -207,8 +208,14 @@ def doorbells_for_nothing(setting):
 
 
 def left(setting):
-    """The driver's machine leaves the server, in the middle of everything, and another one comes."""
+    """The driver's machine leaves the server, in the middle of everything, and another one comes.
+
+    The device side may have been ringing for the one that left, and its state and slots stand there until it has seen
+    that: whoever is rung so reads the answers of another once more, and knows them by their tokens.
+    """
+    before = []
     for _ in range(3):
+        before.append(setting.driver)
         entropy = Entropy(setting)
         check_random(entropy.fetch(4096))
         entropy.offer(0)
@@ -217,7 +224,7 @@ def left(setting):
         setting.bus.client.close()
         setting.bus = plain.open_bus(setting.args, "driver")
         setting.connect()
-    works(setting)
+    works(setting, before)
     say("left")
 
 

@@ -86,6 +86,7 @@ class Driver:
         self.timeout = timeout
         # A peer that lived before may still answer somebody who used other tokens.
         self.token = int.from_bytes(os.urandom(2), "little") or 1
+        self.asked = set()
         self.events = []
         self.strays = []
 
@@ -94,7 +95,12 @@ class Driver:
     def new_token(self):
         """A token that is not 0, which events have."""
         self.token = self.token % 0xFFFF + 1
+        self.asked.add(self.token)
         return self.token
+
+    def has_asked(self, message):
+        """Whether this is an answer to a request of this driver."""
+        return message.response and message.token in self.asked
 
     def start(self, id, dev=0, payload=b"", bus=False):
         """Sends a request without waiting; gives its token."""
