@@ -7,5 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod disk;
+mod nbd;
+mod qcow2;
 
 pub use disk::{Completion, Disk, Facts, Failure, Request, Submitted};
+pub use nbd::{NbdAddress, NbdConfig, NbdOpenError, NbdUri, NbdUriError, ProtocolError};
+pub use qcow2::{Qcow2Config, Qcow2OpenError};
