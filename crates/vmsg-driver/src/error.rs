@@ -121,6 +121,13 @@ pub enum Error {
         /// What was wrong.
         source: QueueError,
     },
+    /// No driver may make such a request of this device; the text says why.
+    #[error("the request is not one for this device: {0}")]
+    BadRequest(&'static str),
+    /// A disk has not done what it was asked to.
+    #[cfg(feature = "queue")]
+    #[error("the disk says: {0}")]
+    Disk(crate::blk::Failure),
     /// The operating system failed.
     #[cfg(feature = "std")]
     #[error(transparent)]

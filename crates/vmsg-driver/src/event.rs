@@ -127,7 +127,7 @@ impl EventQueue {
         self.lost
     }
 
-    fn iter(&self) -> impl Iterator<Item = Event> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         (0..self.len).map(|i| self.events[(self.first + i) % MAX_EVENTS])
     }
 }

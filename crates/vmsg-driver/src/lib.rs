@@ -5,7 +5,8 @@
 //! * [`Wait`]: how to pass the time until an answer comes.
 //! * [`Device`]: one device, brought up in the order in which Linux does it.
 //! * With `std`: `BusClient`, a client that sleeps while it waits; `DmaPool`, memory that is lent to devices; `Queue`;
-//!   `net::NetDriver` and `rng::RngDriver` for tests and measurements.
+//!   `net::NetDriver`, `blk::BlkDriver` and `rng::RngDriver` for tests and measurements.
+//! * With `queue`: `blk::Requests`, the requests of a disk's queue, without operating system and allocator.
 //! * With `virtio-drivers`: `virtio_drivers::MsgTransport`, for the drivers of that crate.
 //!
 //! The device side is not trusted: what it sends is checked, counted and dropped if it is wrong; a request that gets no proper
@@ -14,6 +15,7 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![deny(unsafe_code)]
 
+pub mod blk;
 mod client;
 mod device;
 #[cfg(feature = "std")]
@@ -41,7 +43,7 @@ pub use dma::{DmaBuffer, DmaPool, PAGE_SIZE};
 pub use error::{Error, Fault};
 pub use event::{Event, MAX_EVENTS};
 #[cfg(feature = "std")]
-pub use queue::{Queue, QueueOptions};
+pub use queue::{Queue, QueueOptions, Records};
 #[cfg(feature = "std")]
 pub use sleep::{DEFAULT_SPIN, Sleep};
 pub use wait::{Interest, Spin, Wait};

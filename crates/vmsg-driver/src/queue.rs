@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
-use virtio_msg::{DevNum, DeviceStatus, QueueIndex};
+use virtio_msg::{DevNum, DeviceStatus, QueueIndex, QueueSize, VqueueConfig};
 use vmsg_bus::Bus;
-use vmsg_mem::Doorbell;
-use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueError};
+use vmsg_bus::control::{QueueInflight, Resume};
+use vmsg_mem::{Doorbell, Mapping};
+use vmsg_queue::{DriverQueue, DriverSlot, Inflight, Layout, QueueError};
 
 use crate::client::Client;
 use crate::device::Device;
@@ -68,6 +69,26 @@ impl<'p> Queue<'p> {
         W: Wait<C>,
         B: AsRef<[u8]> + AsMut<[u8]>,
     {
+        Self::create_with(client, device, pool, index, options, None)
+    }
+
+    /// As [`create`](Self::create), with memory for the record of what is in flight.
+    ///
+    /// # Errors
+    /// As there, and [`Client::queue_inflight`].
+    pub fn create_with<C, W, B>(
+        client: &mut Client<C, W, B>,
+        device: &mut Device,
+        pool: &'p DmaPool,
+        index: QueueIndex,
+        options: &QueueOptions,
+        records: Option<&Records>,
+    ) -> Result<Self, Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
         let max = device.queue(client, index)?.max_size;
         let size = u16::try_from(max.0)
             .unwrap_or(u16::MAX)
@@ -82,6 +103,9 @@ impl<'p> Queue<'p> {
         let layout = Layout::new(size, options.indirect).map_err(failed)?;
         let memory = pool.alloc(layout.total_len())?;
         let slots = vec![DriverSlot::default(); usize::from(size)];
+        if let Some(records) = records {
+            records.lend(client, device.number(), index, size, false)?;
+        }
         let ring =
             device.create_queue(client, index, layout, (memory.ram(), memory.addr()), slots)?;
         let (mut kick, mut call) = (None, None);
@@ -98,6 +122,45 @@ impl<'p> Queue<'p> {
             call,
             _memory: memory,
         })
+    }
+
+    /// Sets the queue up in the same memory, for a device that was not there when it was used before: it goes on at the used index that
+    /// stands in the ring, and with what the record says is in flight.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and [`Client::queue_resume`].
+    pub fn resume<C, W, B>(
+        &mut self,
+        client: &mut Client<C, W, B>,
+        device: &mut Device,
+        records: Option<&Records>,
+    ) -> Result<(), Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        let (number, index) = (device.number(), self.index);
+        let config = self.ring.config();
+        // The state machine of the device wants to have seen it.
+        device.queue(client, index)?;
+        if let (Some(kick), Some(call)) = (&self.kick, &self.call) {
+            client.queue_notify(number, index, Some(kick.as_fd()), Some(call.as_fd()))?;
+        }
+        client.queue_resume(number, index, Resume::UsedInRing)?;
+        if let Some(records) = records {
+            records.lend(client, number, index, config.size, true)?;
+        }
+        device.set_queue(
+            client,
+            VqueueConfig {
+                index,
+                size: QueueSize(config.size.into()),
+                descriptor: config.desc.0,
+                driver: config.driver.0,
+                device: config.device.0,
+            },
+        )
     }
 
     /// The ring.
@@ -134,6 +197,19 @@ impl<'p> Queue<'p> {
         if !wanted {
             return Ok(());
         }
+        self.kick_anyway(client)
+    }
+
+    /// Kicks the device, whether it wants that or not.
+    ///
+    /// # Errors
+    /// [`Error::Channel`], [`Error::Timeout`]; [`Error::Io`] if the kick is of no use any more.
+    pub fn kick_anyway<C, W, B>(&self, client: &mut Client<C, W, B>) -> Result<(), Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
         match &self.kick {
             Some(kick) => kick
                 .ring()
@@ -150,6 +226,55 @@ impl<'p> Queue<'p> {
     }
 }
 
+/// Memory in which a device keeps what is in flight in its queues, for the one that comes after it (`vmsg_queue::Inflight`).
+#[derive(Debug)]
+pub struct Records {
+    fd: OwnedFd,
+    queues: u16,
+}
+
+impl Records {
+    /// Bytes from the record of one queue to that of the next: room for the largest queue. What is not used takes no memory.
+    const STRIDE: u64 = (Inflight::bytes_for(1 << 15) as u64).next_multiple_of(4096);
+
+    /// For `queues` queues.
+    ///
+    /// # Errors
+    /// [`Error::Mem`] if there is no memory.
+    pub fn new(queues: u16) -> Result<Self, Error> {
+        let len = Self::STRIDE * u64::from(queues.max(1));
+        let (_, fd) = Mapping::memfd("vmsg-inflight", len, true)?;
+        Ok(Self { fd, queues })
+    }
+
+    /// Lends the record of one queue; `resume`: the queue goes on with what is in it.
+    fn lend<C, W, B>(
+        &self,
+        client: &mut Client<C, W, B>,
+        dev: DevNum,
+        queue: QueueIndex,
+        size: u16,
+        resume: bool,
+    ) -> Result<(), Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        if queue.0 >= u32::from(self.queues) {
+            return Err(Error::NoQueue(queue));
+        }
+        let record = QueueInflight {
+            dev,
+            queue,
+            resume,
+            offset: Self::STRIDE * u64::from(queue.0),
+            len: Inflight::bytes_for(size) as u64,
+        };
+        client.queue_inflight(record, self.fd.as_fd())
+    }
+}
+
 /// Looks, before anything is changed, whether `device` is of the type that a driver is for.
 pub(crate) fn check_type<C, W, B>(
     client: &mut Client<C, W, B>,
@@ -161,11 +286,13 @@ where
     W: Wait<C>,
     B: AsRef<[u8]> + AsMut<[u8]>,
 {
-    if client.device_info(device)?.device_id == device_id {
-        Ok(())
-    } else {
-        Err(Error::NoDevice(device))
+    if client.device_info(device)?.device_id != device_id {
+        return Err(Error::NoDevice(device));
     }
+    // What it said before it is set up anew is of no interest any more.
+    let stale = |event: &Event| matches!(event, Event::Config { device: of, .. } if *of == device);
+    while client.take_event(stale)?.is_some() {}
+    Ok(())
 }
 
 /// Makes a device let go of the memory of its queues, before the pool gives it to others.
@@ -215,6 +342,9 @@ impl CallWait {
             client.poll()?;
             if let Some(gone) = queues.iter().find(|queue| client.is_removed(queue.device)) {
                 return Err(Error::NoDevice(gone.device));
+            }
+            if queues.iter().any(|queue| client.needs_reset(queue.device)) {
+                return Err(Error::NeedsReset);
             }
             if queues.iter().all(|queue| queue.call.is_some()) {
                 // Arming is what notices the end of the connection.

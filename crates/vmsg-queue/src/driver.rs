@@ -177,6 +177,15 @@ impl<'m, S: AsRef<[DriverSlot]> + AsMut<[DriverSlot]>> DriverQueue<'m, S> {
         self.free
     }
 
+    /// The token of the next chain that is added; `None` if no descriptor is free.
+    pub const fn next_token(&self) -> Option<Token> {
+        if self.free > 0 {
+            Some(Token(self.free_head))
+        } else {
+            None
+        }
+    }
+
     /// Chains that were published and have not come back.
     pub const fn outstanding(&self) -> u16 {
         self.published.wrapping_sub(self.next_used)

@@ -53,9 +53,11 @@ const fn buffer(n: u64, len: u32) -> Buffer {
 fn a_direct_chain_takes_a_descriptor_for_each_buffer_and_gives_them_back() {
     let words = memory();
     let mut queue = queue(&words, 4, 0, PLAIN);
+    let next = queue.next_token();
     let token = queue
         .add(&[buffer(0, 16)], &[buffer(1, 512), buffer(2, 1)])
         .unwrap();
+    assert_eq!(next, Some(token));
     assert_eq!(queue.free_descriptors(), 1);
     assert!(matches!(
         queue.add(&[buffer(0, 16)], &[buffer(1, 512)]),

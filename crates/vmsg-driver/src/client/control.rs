@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use virtio_msg::{DevNum, Message, QueueIndex};
 use vmsg_bus::Bus;
 use vmsg_bus::control::{
-    self, BackingAdd, MAX_PAYLOAD, QueueNotify, Request, Response, Resume, Status, ViewAdd,
-    WindowAdd,
+    self, BackingAdd, MAX_PAYLOAD, QueueInflight, QueueNotify, Request, Response, Resume, Status,
+    ViewAdd, WindowAdd,
 };
 
 use super::Client;
@@ -118,6 +118,21 @@ impl<C: Bus, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
             true,
             &[],
         )
+    }
+
+    /// Says where the device keeps what is in flight in a queue when it is set up next, in a part of the file `fd`. Devices that use each
+    /// queue in order need none and say nothing to it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unsupported`]; [`Error::Timeout`], [`Error::Channel`].
+    pub fn queue_inflight(
+        &mut self,
+        record: QueueInflight,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        let capabilities = self.channel.capabilities();
+        let able = capabilities.passes_fds && capabilities.runtime_windows;
+        self.done(Request::QueueInflight(record), able, &[fd])
     }
 
     /// Claims a device for this connection.

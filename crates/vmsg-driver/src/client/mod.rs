@@ -8,6 +8,8 @@ mod enumerate;
 
 use core::time::Duration;
 
+#[cfg(feature = "std")]
+use virtio_msg::DeviceStatus;
 use virtio_msg::driver::{Received, RequestError, RequestId, Requester};
 use virtio_msg::{
     Channel, ChannelError, DevNum, DeviceState, Frame, Instant, Message, QueueIndex, Token, decode,
@@ -274,6 +276,15 @@ impl<C: Channel, W: Wait<C>, B: AsRef<[u8]> + AsMut<[u8]>> Client<C, W, B> {
     /// Whether the other side has said that `device` was removed; the last eight of them are remembered.
     pub fn is_removed(&self, device: DevNum) -> bool {
         self.removed.contains(&Some(device))
+    }
+
+    /// Whether an event that nobody has taken yet says that `device` is broken.
+    #[cfg(feature = "std")]
+    pub(crate) fn needs_reset(&self, device: DevNum) -> bool {
+        self.events.iter().any(|event| {
+            matches!(event, Event::Config { device: of, status, .. }
+                if of == device && status.contains(DeviceStatus::NEEDS_RESET))
+        })
     }
 
     /// A device came or went.
