@@ -73,6 +73,13 @@ pub enum Error {
         /// The error of the system.
         source: std::io::Error,
     },
+    /// Memory that is not of the windows it was said to be of: a mistake in this process.
+    #[cfg(feature = "std")]
+    #[error("{len} bytes are not in the memory of these windows")]
+    Foreign {
+        /// Length in bytes.
+        len: usize,
+    },
     /// A file lent by the peer is none whose pages the kernel itself provides.
     #[cfg(feature = "std")]
     #[error(
@@ -102,7 +109,7 @@ impl Error {
             | Self::BadQueue { .. }
             | Self::CorruptQueue { .. } => true,
             #[cfg(feature = "std")]
-            Self::Os { .. } => false,
+            Self::Os { .. } | Self::Foreign { .. } => false,
             #[cfg(feature = "std")]
             Self::FileTooShort { .. } | Self::ForeignFile => true,
         }

@@ -17,7 +17,7 @@
 //!   their mappings.
 //! * `DeviceMapping`, `DeviceSlice`: mapped memory of devices.
 //! * `fault`: survive files that are truncated while mapped.
-//! * Methods of `Pieces` to read and write files and sockets.
+//! * Methods of `Pieces` to read and write files and sockets; `Held`: pieces that outlive a call.
 //! * `Doorbell`: an eventfd that can be rung without being blocked by others, or a
 //!   register of a device.
 //! * `WriteLease`: whether a file is in use by anybody else; `lock`: files of which there is one
@@ -38,6 +38,8 @@ pub mod ending;
 mod error;
 #[cfg(feature = "std")]
 pub mod fault;
+#[cfg(feature = "std")]
+mod held;
 #[cfg(feature = "std")]
 mod lease;
 #[cfg(feature = "std")]
@@ -66,6 +68,8 @@ pub use device_region::DeviceRegion;
 pub use doorbell::{Doorbell, RingError};
 pub use error::Error;
 #[cfg(feature = "std")]
+pub use held::Held;
+#[cfg(feature = "std")]
 pub use lease::{LeaseError, WriteLease};
 #[cfg(feature = "std")]
 pub use mapping::{MappedSlice, Mapping, check_seals};
@@ -77,5 +81,5 @@ pub use ram::RamSlice;
 #[cfg(all(feature = "std", debug_assertions))]
 pub use ram::copied;
 #[cfg(feature = "std")]
-pub use table::{TableEntry, WindowTable};
+pub use table::{Place, TableEntry, WindowTable};
 pub use window::{Access, AddressSpace, Window};

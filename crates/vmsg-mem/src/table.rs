@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::mapping::extend;
-use crate::{Access, AddressSpace, BusAddr, Error, Mapping, Window};
+use crate::{Access, AddressSpace, BusAddr, Error, Mapping, RamSlice, Window};
 
 /// A window to be: bus addresses and the part of a mapping behind them.
 #[derive(Clone, Debug)]
@@ -21,6 +21,21 @@ pub struct TableEntry {
     pub len: usize,
     /// What the window allows; not more than the mapping does.
     pub access: Access,
+}
+
+/// A window of a table, and where its memory is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// First bus address.
+    pub base: BusAddr,
+    /// Its length in bytes.
+    pub len: usize,
+    /// What the window allows.
+    pub access: Access,
+    /// What holds the memory.
+    pub mapping: &'a Arc<Mapping>,
+    /// Where the window begins in the mapping, in bytes.
+    pub offset: usize,
 }
 
 /// Where the memory behind a window is.
@@ -46,6 +61,8 @@ pub struct WindowTable {
     parts: Vec<Part>,
     /// Each once; all that `parts` names, and in the order of the addresses as far as they were there from the start.
     mappings: Vec<Arc<Mapping>>,
+    /// First address and end of each of them in this process, sorted; those that overlap are one. Made when first asked for.
+    extents: OnceLock<Vec<(usize, usize)>>,
 }
 
 impl WindowTable {
@@ -62,6 +79,7 @@ impl WindowTable {
             windows: Vec::with_capacity(entries.len()),
             parts: Vec::with_capacity(entries.len()),
             mappings: Vec::new(),
+            extents: OnceLock::new(),
         };
         let mut known = HashMap::new();
         for entry in entries {
@@ -92,6 +110,7 @@ impl WindowTable {
             windows: Vec::with_capacity(room),
             parts: Vec::with_capacity(room),
             mappings: self.mappings.clone(),
+            extents: OnceLock::new(),
         };
         table.windows.extend_from_slice(&self.windows);
         table.parts.extend_from_slice(&self.parts);
@@ -239,6 +258,59 @@ impl WindowTable {
         &self.mappings
     }
 
+    /// The windows in the order of their addresses, neighbours in one mapping put together.
+    pub fn places(&self) -> impl ExactSizeIterator<Item = Place<'_>> {
+        let windows = self.windows.iter().zip(&self.parts);
+        windows.map(|(window, part)| Place {
+            base: window.base(),
+            len: window.ram().len(),
+            access: window.access(),
+            mapping: &self.mappings[part.mapping as usize],
+            offset: part.offset,
+        })
+    }
+
+    /// True if everything that `other` has is here too: at the same addresses, in the same memory, and allowed as much. Then whatever
+    /// `other` was used for can go on. Looks at each window of `other` once.
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        other.places().all(|place| {
+            let Some(at) = self.after(place.base).checked_sub(1) else {
+                return false;
+            };
+            let (window, part) = (self.windows[at], self.parts[at]);
+            let into = place.base.0 - window.base().0;
+            let fits = |into: usize| {
+                into.checked_add(place.len)
+                    .is_some_and(|end| end <= window.ram().len())
+                    && part.offset + into == place.offset
+            };
+            usize::try_from(into).is_ok_and(fits)
+                && (window.access() == place.access || window.access() == Access::ReadWrite)
+                && Arc::ptr_eq(&self.mappings[part.mapping as usize], place.mapping)
+        })
+    }
+
+    /// Where the mapping ends that has all of `piece`, as an address in this process; `None` if there is none.
+    pub(crate) fn end_of_mapping(&self, piece: RamSlice<'_>) -> Option<usize> {
+        let extents = self.extents.get_or_init(|| {
+            let mut extents: Vec<(usize, usize)> = self.mappings.iter().map(extent).collect();
+            extents.sort_unstable();
+            // Parts of one mapping may overlap.
+            extents.dedup_by(|next, before| {
+                let overlaps = next.0 < before.1;
+                if overlaps {
+                    before.1 = before.1.max(next.1);
+                }
+                overlaps
+            });
+            extents
+        });
+        let start = piece.as_ptr().addr();
+        let at = extents.partition_point(|extent| extent.0 <= start);
+        let end = extents[at.checked_sub(1)?].1;
+        (piece.len() <= end.checked_sub(start)?).then_some(end)
+    }
+
     /// True if some memory is gone ([`Mapping::is_lost`]).
     pub fn is_lost(&self) -> bool {
         self.mappings.iter().any(|mapping| mapping.is_lost())
@@ -260,6 +332,12 @@ fn check(entry: &TableEntry) -> Result<(Window<'static>, usize), Error> {
             len: len as u64,
         })?;
     Ok((Window::new(addr, ram, entry.access)?, entry.offset))
+}
+
+/// Where a mapping lies in this process.
+fn extent(mapping: &Arc<Mapping>) -> (usize, usize) {
+    let start = mapping.ram().as_ptr().addr();
+    (start, start + mapping.len())
 }
 
 /// There are no more mappings in a process than fit.
