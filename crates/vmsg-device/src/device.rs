@@ -122,13 +122,23 @@ pub trait Device: Send {
     /// Something is about to change that requests under way may stand in the way of. True: it may be done now. False: the device was
     /// asked to end them; it is asked again, with the same `upcoming`, after each [`poll`](Self::poll), and meanwhile its queues are not
     /// processed. What it completes and publishes is still seen by the driver. Also asked of a device that is out of order: what was
-    /// begun for it may still be under way. Must become true by itself, whatever the driver or anybody else does.
+    /// begun for it may still be under way; it is polled too while it is waited for, and what goes wrong in that is no news. One that
+    /// panics here is waited for no longer. Must become true by itself, whatever the driver or anybody else does. Not asked for memory
+    /// that only grows, unless there is a [`passthrough`](Self::passthrough).
     fn prepare(&mut self, upcoming: Upcoming<'_>, io: &mut Io<'_>) -> bool {
         let _ = (upcoming, io);
         true
     }
 
-    /// For a device whose queues another process works on: then the worker makes no rings of them, and tells this instead.
+    /// Whether requests that are under way may touch the driver's memory when this call is over; asked after each call. While it says
+    /// false, windows come and go without [`prepare`](Self::prepare) and, while the device sleeps, without its worker. Requests begin in
+    /// calls of the device only. A device with a [`passthrough`](Self::passthrough) is always taken to say true.
+    fn is_touching_memory(&self) -> bool {
+        false
+    }
+
+    /// For a device whose queues another process works on: then the worker makes no rings of them, and tells this instead. Whether there
+    /// is one never changes.
     fn passthrough(&mut self) -> Option<&mut dyn Passthrough> {
         None
     }

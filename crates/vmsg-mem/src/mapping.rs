@@ -34,6 +34,8 @@ pub struct Mapping {
     guard: Option<Guard>,
     /// What this is a part of, which has the pages.
     whole: Option<Arc<Mapping>>,
+    /// The file, and where in it the range begins.
+    file: Option<(Arc<OwnedFd>, u64)>,
     /// Dropped last.
     keeper: Option<Keeper>,
 }
@@ -127,6 +129,7 @@ impl Mapping {
             access,
             guard: Some(guard),
             whole: None,
+            file: None,
             keeper: None,
         })
     }
@@ -140,6 +143,20 @@ impl Mapping {
     {
         self.keeper = Some(keeper);
         self
+    }
+
+    /// The same mapping, which keeps the file it is of, so that [`file`](Self::file) can give it to others; `offset` is where in `file` the
+    /// mapping begins, in bytes.
+    #[must_use]
+    pub fn with_file(mut self, file: Arc<OwnedFd>, offset: u64) -> Self {
+        self.file = Some((file, offset));
+        self
+    }
+
+    /// The file behind the memory, and where in it the first byte of the mapping is, in bytes: for somebody else who is to map the same
+    /// memory. `None` where nobody has [kept it](Self::with_file).
+    pub fn file(&self) -> Option<(&Arc<OwnedFd>, u64)> {
+        self.file.as_ref().map(|(file, offset)| (file, *offset))
     }
 
     /// New zeroed memory of `len` bytes, and the file to lend it by. `name` is
@@ -196,6 +213,10 @@ impl Mapping {
             access: self.access,
             guard: None,
             whole: Some(Arc::clone(self)),
+            // Cannot overflow: the file is that long.
+            file: self
+                .file()
+                .map(|(file, begin)| (Arc::clone(file), begin + offset as u64)),
             keeper: None,
         })
     }

@@ -106,3 +106,22 @@ fn a_part_that_is_a_mapping_keeps_the_whole_mapped() {
     assert_eq!((part.len(), &bytes), (8, b"a string"));
     assert!(!part.is_lost());
 }
+
+#[test]
+fn a_mapping_gives_its_file_to_others_if_it_was_kept() {
+    let (mapping, fd) = Mapping::memfd("test", 8192, true).unwrap();
+    assert!(mapping.file().is_none());
+    let fd = Arc::new(fd);
+    let mapping = Mapping::of_fd(fd.as_fd(), 100, 8000, Access::ReadWrite).unwrap();
+    let mapping = Arc::new(mapping.with_file(Arc::clone(&fd), 100));
+    let part = mapping.part(4096, 10).unwrap();
+    mapping.ram().write(4096, b"here");
+    for (of, begin) in [(&*mapping, 100), (&part, 4196)] {
+        let (file, offset) = of.file().unwrap();
+        assert!(Arc::ptr_eq(file, &fd));
+        assert_eq!(offset, begin);
+    }
+    let (file, offset) = part.file().unwrap();
+    let other = Mapping::of_fd(file.as_fd(), offset, 4, Access::Read).unwrap();
+    assert_eq!(&bytes(other.ram(), 0), b"here");
+}

@@ -246,3 +246,60 @@ fn any_changes_lead_to_the_table_made_at_once() {
         }
     });
 }
+
+#[test]
+fn places_say_where_each_window_is() {
+    let (one, other) = (mapping(3 * 4096), mapping(4096));
+    let entries = vec![
+        entry(0x9000, &one, 8192, 4096),
+        entry(0x1000, &one, 0, 4096),
+        entry(0x2000, &one, 4096, 4096),
+        entry(0x3000, &other, 0, 4096),
+    ];
+    let table = WindowTable::new(entries).unwrap();
+    let places: Vec<_> = table
+        .places()
+        .map(|place| {
+            let first = Arc::ptr_eq(place.mapping, &one);
+            (place.base.0, place.len, first, place.offset)
+        })
+        .collect();
+    let expected = [
+        (0x1000, 8192, true, 0),
+        (0x3000, 4096, false, 0),
+        (0x9000, 4096, true, 8192),
+    ];
+    assert_eq!(places, expected);
+}
+
+#[test]
+fn a_table_has_all_of_another_if_nothing_is_elsewhere_or_gone() {
+    let (one, other) = (mapping(4 * 4096), mapping(4 * 4096));
+    let read_only = |mut entry: TableEntry| {
+        entry.access = Access::Read;
+        entry
+    };
+    let table = |entries| WindowTable::new(entries).unwrap();
+    let old = table(vec![entry(0x2000, &one, 4096, 4096)]);
+    let has = |entries| table(entries).has_all_of(&old);
+    assert!(has(vec![entry(0x2000, &one, 4096, 4096)]));
+    assert!(has(vec![entry(0x1000, &one, 0, 4 * 4096)]));
+    assert!(has(vec![
+        entry(0x1000, &one, 0, 4096),
+        entry(0x2000, &one, 4096, 4096),
+        entry(0x9000, &other, 0, 4096),
+    ]));
+    assert!(!has(vec![]));
+    assert!(!has(vec![entry(0x9000, &one, 4096, 4096)]), "elsewhere");
+    assert!(!has(vec![entry(0x2000, &one, 8192, 4096)]), "other bytes");
+    assert!(
+        !has(vec![entry(0x2000, &other, 4096, 4096)]),
+        "other memory"
+    );
+    assert!(!has(vec![entry(0x2000, &one, 4096, 4095)]), "shorter");
+    assert!(!has(vec![entry(0x2001, &one, 4097, 4095)]), "begins later");
+    assert!(!has(vec![read_only(entry(0x2000, &one, 4096, 4096))]));
+    let old = table(vec![read_only(entry(0x2000, &one, 4096, 4096))]);
+    assert!(table(vec![entry(0x2000, &one, 4096, 4096)]).has_all_of(&old));
+    assert!(table(vec![]).has_all_of(&table(vec![])));
+}
