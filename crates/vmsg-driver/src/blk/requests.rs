@@ -23,6 +23,9 @@ const ID: usize = 36;
 /// Bytes of a header.
 const HEADER_LEN: u32 = 16;
 const SEGMENT_LEN: u32 = 16;
+/// Bytes of a name, as descriptors count them.
+const NAME_LEN: u32 = 20;
+const _: () = assert!(NAME_LEN as usize == ID_LEN);
 
 /// The flag of a segment that lets the device give the space up.
 const UNMAP: u32 = 1;
@@ -107,7 +110,7 @@ impl<'m, P: AsRef<[Pending]> + AsMut<[Pending]>> Requests<'m, P> {
             .expect("as many cells as entries");
         let at = |offset: usize| BusAddr(self.base.0 + (token.index() * CELL + offset) as u64);
         let segment = [(at(SEGMENT), SEGMENT_LEN)];
-        let name = [(at(ID), ID_LEN as u32)];
+        let name = [(at(ID), NAME_LEN)];
         let (sector, readable, writable): (u64, &[Buffer], &[Buffer]) = match request {
             Request::Read { sector, to } => (sector, &[], to),
             Request::Write { sector, from } => (sector, from, &[]),
