@@ -22,12 +22,17 @@
 //!   register of a device.
 //! * `WriteLease`: whether a file is in use by anybody else; `lock`: files of which there is one
 //!   holder at a time; `ending`: processes that are about to give back what they hold.
+//! * `byte_lock`, `block_device`: what else files and block devices are asked by system calls that take addresses.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
 pub mod amp;
 #[cfg(feature = "std")]
 mod backing;
+#[cfg(feature = "std")]
+pub mod block_device;
+#[cfg(feature = "std")]
+pub mod byte_lock;
 #[cfg(feature = "std")]
 mod device_mapping;
 mod device_region;

@@ -271,20 +271,23 @@ impl WindowTable {
     }
 
     /// True if everything that `other` has is here too: at the same addresses, in the same memory, and allowed as much. Then whatever
-    /// `other` was used for can go on. Looks at each window of `other` once.
+    /// `other` was used for can go on. Looks at each window of both once.
     pub fn has_all_of(&self, other: &Self) -> bool {
+        // The first window that begins behind the place that is looked at.
+        let mut behind = 0;
         other.places().all(|place| {
-            let Some(at) = self.after(place.base).checked_sub(1) else {
+            let later = |window: &&Window<'_>| window.base() <= place.base;
+            behind += self.windows[behind..].iter().take_while(later).count();
+            let Some(at) = behind.checked_sub(1) else {
                 return false;
             };
             let (window, part) = (self.windows[at], self.parts[at]);
-            let into = place.base.0 - window.base().0;
             let fits = |into: usize| {
-                into.checked_add(place.len)
-                    .is_some_and(|end| end <= window.ram().len())
+                let end = into.checked_add(place.len);
+                end.is_some_and(|end| end <= window.ram().len())
                     && part.offset + into == place.offset
             };
-            usize::try_from(into).is_ok_and(fits)
+            usize::try_from(place.base.0 - window.base().0).is_ok_and(fits)
                 && (window.access() == place.access || window.access() == Access::ReadWrite)
                 && Arc::ptr_eq(&self.mappings[part.mapping as usize], place.mapping)
         })
