@@ -4,8 +4,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmsg_bus::Bus;
-use vmsg_bus::control::WindowAdd;
+use virtio_msg::DevNum;
+use vmsg_bus::control::{COMMON_BACKING, ViewAdd, WindowAdd, window_of_device};
+use vmsg_bus::{Bus, CommonRam};
 use vmsg_mem::{Access, BusAddr, Mapping, RamSlice, TableEntry};
 
 use crate::client::Client;
@@ -15,15 +16,27 @@ use crate::wait::Wait;
 /// Memory is given out in units of so many bytes: the page size of virtio drivers.
 pub const PAGE_SIZE: usize = 4096;
 
-/// A memfd that is mapped here and lent to device sides as a window, with an allocator of whole pages.
+/// Memory that is mapped here and that device sides find on the bus, with an allocator of whole pages: a memfd that is lent as a window, or a
+/// part of what both sides know anyway.
 ///
 /// What is lent once is lent for good: a device side may keep its descriptor. So one pool is for devices of one owner.
 #[derive(Debug)]
 pub struct DmaPool {
     mapping: Arc<Mapping>,
-    fd: OwnedFd,
+    source: Source,
     base: BusAddr,
     pages: Mutex<Pages>,
+}
+
+/// How device sides come to the memory.
+#[derive(Debug)]
+enum Source {
+    /// It is lent to them.
+    Lent(OwnedFd),
+    /// They know it from the start, at the same bus addresses.
+    Known,
+    /// They have it, and are told where it is on the bus: it begins so many bytes into the memory in common.
+    Common(u64),
 }
 
 impl DmaPool {
@@ -33,25 +46,57 @@ impl DmaPool {
     /// # Errors
     /// [`Error::Mem`] if there is no memory, or no such bus addresses.
     pub fn new(name: &str, base: BusAddr, len: usize) -> Result<Self, Error> {
-        let bad = Error::Mem(vmsg_mem::Error::BadWindow {
-            addr: base,
-            len: len as u64,
-        });
-        let len = match len.checked_next_multiple_of(PAGE_SIZE) {
-            Some(len) if len > 0 => len,
-            _ => return Err(bad),
-        };
-        if base.0 == 0 || base.0 % PAGE_SIZE as u64 != 0 || base.checked_add(len as u64).is_none() {
-            return Err(bad);
-        }
+        let whole = len.checked_next_multiple_of(PAGE_SIZE);
+        let len = whole.ok_or_else(|| bad(base, len))?;
+        check(base, len)?;
         let (mapping, fd) = Mapping::memfd(name, len as u64, true)?;
-        let pages = Mutex::new(Pages::new(len / PAGE_SIZE));
-        Ok(Self {
-            mapping: Arc::new(mapping),
-            fd,
+        Ok(Self::of(Arc::new(mapping), Source::Lent(fd), base))
+    }
+
+    /// `len` bytes of the file `fd` from `offset` on, a multiple of [`PAGE_SIZE`] each, which the device side finds at `base` without being
+    /// told: on `linux-user`, and on `ivshmem` with `memory=known` (`vmsg_bus::StaticRam`).
+    ///
+    /// # Errors
+    /// [`Error::Mem`] if the file is shorter, or there are no such bus addresses.
+    pub fn in_known(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        base: BusAddr,
+        len: usize,
+    ) -> Result<Self, Error> {
+        check(base, len)?;
+        let mapping = Mapping::of_fd(fd, offset, len as u64, Access::ReadWrite)?;
+        Ok(Self::of(Arc::new(mapping), Source::Known, base))
+    }
+
+    /// `len` bytes from `offset` on of the memory that both ends of a bus have in common, a multiple of [`PAGE_SIZE`] each, to be found
+    /// at `base`.
+    ///
+    /// # Errors
+    /// [`Error::Mem`] if it is not that long or not mapped here, or there are no such bus addresses.
+    pub fn in_common(
+        common: &CommonRam,
+        offset: u64,
+        base: BusAddr,
+        len: usize,
+    ) -> Result<Self, Error> {
+        check(base, len)?;
+        let start = usize::try_from(offset).ok();
+        let mapping = start
+            .zip(common.mapping.as_ref())
+            .and_then(|(start, all)| all.part(start, len))
+            .ok_or_else(|| bad(base, len))?;
+        Ok(Self::of(Arc::new(mapping), Source::Common(offset), base))
+    }
+
+    fn of(mapping: Arc<Mapping>, source: Source, base: BusAddr) -> Self {
+        let pages = Mutex::new(Pages::new(mapping.len() / PAGE_SIZE));
+        Self {
+            mapping,
+            source,
             base,
             pages,
-        })
+        }
     }
 
     /// Bus address of the first byte.
@@ -74,7 +119,15 @@ impl DmaPool {
         self.mapping.ram()
     }
 
-    /// The window that this pool is, by the name `id`.
+    /// The file that is lent; `None` for memory that both sides have anyway.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.source {
+            Source::Lent(fd) => Some(fd.as_fd()),
+            Source::Known | Source::Common(_) => None,
+        }
+    }
+
+    /// The window that this pool is, by the name `id`, in a file of its own.
     pub fn window(&self, id: u32) -> WindowAdd {
         WindowAdd {
             id,
@@ -97,17 +150,53 @@ impl DmaPool {
         }
     }
 
-    /// Lends the pool to the other side of `client`, as window `id`.
+    /// Lets `devices` of the other side of `client` reach the pool, in whichever way its memory is shared: once for each connection.
     ///
     /// # Errors
-    /// As [`Client::add_window`].
+    /// As [`Client::add_window`] and [`Client::add_view`].
+    pub fn lend_to<C, W, B>(
+        &self,
+        client: &mut Client<C, W, B>,
+        devices: &[DevNum],
+    ) -> Result<(), Error>
+    where
+        C: Bus,
+        W: Wait<C>,
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
+        if !matches!(self.source, Source::Common(_)) {
+            return self.lend(client, 1);
+        }
+        // There each device has windows of its own.
+        for device in devices {
+            self.lend(client, window_of_device(*device, 1))?;
+        }
+        Ok(())
+    }
+
+    /// Lends the pool to the other side of `client`, as window `id`; where the other side knows the memory anyway there is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Client::add_window`] and [`Client::add_view`].
     pub fn lend<C, W, B>(&self, client: &mut Client<C, W, B>, id: u32) -> Result<(), Error>
     where
         C: Bus,
         W: Wait<C>,
         B: AsRef<[u8]> + AsMut<[u8]>,
     {
-        client.add_window(self.window(id), self.fd.as_fd())
+        match &self.source {
+            Source::Lent(fd) => client.add_window(self.window(id), fd.as_fd()),
+            Source::Known => Ok(()),
+            Source::Common(offset) => client.add_view(ViewAdd {
+                id,
+                writable: true,
+                backing: COMMON_BACKING,
+                base: self.base,
+                len: self.len() as u64,
+                offset: *offset,
+                more: false,
+            }),
+        }
     }
 
     /// Takes at least `len` bytes, zeroed and aligned to [`PAGE_SIZE`], until the buffer is dropped.
@@ -149,9 +238,20 @@ impl DmaPool {
     }
 }
 
-impl AsFd for DmaPool {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+/// An error about bus addresses.
+fn bad(addr: BusAddr, len: usize) -> Error {
+    Error::Mem(vmsg_mem::Error::BadWindow {
+        addr,
+        len: len as u64,
+    })
+}
+
+fn check(base: BusAddr, len: usize) -> Result<(), Error> {
+    let whole = len > 0 && len % PAGE_SIZE == 0 && base.0 % PAGE_SIZE as u64 == 0;
+    if whole && base.0 != 0 && base.checked_add(len as u64).is_some() {
+        Ok(())
+    } else {
+        Err(bad(base, len))
     }
 }
 

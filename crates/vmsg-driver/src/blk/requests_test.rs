@@ -154,14 +154,14 @@ fn each_kind_of_request_is_what_the_specification_says() {
 fn a_status_is_told_by_its_name_and_none_is_none() {
     let memory = Memory::new();
     let (mut ring, mut requests) = memory.set_up(0);
-    let mut index = 0;
-    for (status, expected) in [
+    let cases = [
         (Some(0), Ok(())),
         (Some(1), Err(Failure::IoErr)),
         (Some(2), Err(Failure::Unsupp)),
         (Some(3), Err(Failure::BadStatus(3))),
         (None, Err(Failure::BadStatus(0xff))),
-    ] {
+    ];
+    for (index, (status, expected)) in (0..).zip(cases) {
         requests.add(&mut ring, 5, Request::Flush).unwrap();
         let head = u16::try_from(ring_head(&memory, &ring, index)).unwrap();
         ring.publish().unwrap();
@@ -171,7 +171,6 @@ fn a_status_is_told_by_its_name_and_none_is_none() {
         memory.use_chain(&ring, index, head.into(), 1);
         let done = requests.pop(&mut ring).unwrap().unwrap();
         assert_eq!(done.result, expected);
-        index += 1;
     }
 }
 

@@ -8,7 +8,6 @@
 
 use crate::host::{PATIENCE, Running, over_unix_at};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 use virtio_msg::{DevNum, QueueIndex};
@@ -55,7 +54,7 @@ impl Seat {
             len: pool.len() as u64,
             file_offset: 0,
             writable: true,
-            fd: Arc::new(pool.as_fd().try_clone_to_owned().unwrap()),
+            fd: Arc::new(pool.fd().unwrap().try_clone_to_owned().unwrap()),
             file: FileId {
                 device: stat.st_dev,
                 inode: stat.st_ino,
