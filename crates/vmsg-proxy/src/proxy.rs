@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A proxy: several fronts on one bus, built from plain configuration.
 
-use crate::front::qemu::{self, QemuDevice, mac_of, mtu_of, pairs_of};
+use crate::front::qemu::{self, QemuDevice};
 use crate::front::vfio_user::{VfioUserFront, VfioUserOptions};
 use crate::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use crate::front::{BindError, FrontStats};
@@ -149,7 +149,8 @@ pub struct FrontSpec {
     /// Which of the proxy's buses the device is on; otherwise the first one.
     #[serde(default)]
     pub bus: BusRef,
-    /// vhost-user: whether configuration space is offered; otherwise yes, except for network devices, whose configuration QEMU keeps itself.
+    /// vhost-user: whether configuration space is offered; otherwise yes, except for network devices, SCSI and file systems, whose configuration
+    /// QEMU keeps itself.
     #[serde(default)]
     pub config: Option<bool>,
     /// Whether the guest's memory is kept from the device host, which gets copies instead; otherwise no, but for buses with `memory=bounce`.
@@ -563,8 +564,8 @@ fn place_of(path: &Path) -> PathBuf {
 }
 
 /// The QEMU arguments for one front, options and their values in turn, without those of the machine
-/// ([`machine_args`](crate::front::qemu::machine_args)). `facts` and the first bytes of `config`, 12 of a network device, are what the
-/// device host says of the device.
+/// ([`machine_args`](crate::front::qemu::machine_args)). `facts` and `config`, the first [`CONFIG_BYTES`](crate::front::qemu::CONFIG_BYTES) of
+/// it, are what the device host says of the device.
 pub fn print_qemu(
     spec: &FrontSpec,
     facts: &DeviceFacts,
@@ -572,28 +573,10 @@ pub fn print_qemu(
     machine: &qemu::Machine,
 ) -> Vec<String> {
     if spec.kind == FrontKind::VfioUser {
-        return qemu::vfio_user_args(&spec.socket);
+        return qemu::vfio_user_args(&spec.socket, None);
     }
-    let config = if facts.info.device_id == 1 {
-        config
-    } else {
-        &[]
-    };
     let name = spec.name();
-    let device = QemuDevice {
-        id: &name,
-        socket: &spec.socket,
-        device_id: facts.info.device_id,
-        queues: facts.queue_sizes.len(),
-        config_size: facts.info.config_size,
-        mac: mac_of(&facts.offered, config),
-        pairs: if facts.is_ours() {
-            pairs_of(&facts.offered, config)
-        } else {
-            1
-        },
-        mtu: mtu_of(&facts.offered, config),
-    };
+    let device = QemuDevice::of(&name, &spec.socket, facts, config);
     qemu::device_args(&device, machine)
 }
 

@@ -38,7 +38,7 @@ vhost-user and vfio-user:
 
 vhost-user, the queues of a virtio device that QEMU has:
   config=on|off  whether QEMU is to read the device's configuration from here; on by default,
-                 except for network devices
+                 except for network devices, SCSI and file systems, where QEMU has its own
 
 vfio-user, a whole virtio-pci device (QEMU 10.1 and later, cloud-hypervisor): nothing more
 

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The QEMU arguments that fit a front.
 
-use crate::session::OtherMemory;
+mod kinds;
+
+pub use kinds::{GENERIC_SINCE, has_vhost_user, vhost_user_since};
+
+use crate::session::{DeviceFacts, OtherMemory};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use virtio_msg::feature;
@@ -98,6 +103,8 @@ pub struct QemuDevice<'a> {
     pub device_id: u32,
     /// Queues of the device.
     pub queues: usize,
+    /// Entries that its queues can have, the one with the least; 0: not known.
+    pub queue_size: u16,
     /// Bytes of configuration space.
     pub config_size: u32,
     /// For network devices.
@@ -106,6 +113,71 @@ pub struct QemuDevice<'a> {
     pub pairs: u16,
     /// For network devices: the MTU that the guest is told.
     pub mtu: Option<u16>,
+    /// For file systems: the name by which the guest mounts it; otherwise `id`.
+    pub tag: Option<Cow<'a, str>>,
+    /// For file systems: queues for requests; otherwise all but one.
+    pub request_queues: Option<u16>,
+    /// Its place among those that the machine's firmware boots from, from 0 on.
+    pub boot_index: Option<u32>,
+}
+
+/// Bytes of configuration that [`QemuDevice::of`] looks at.
+pub const CONFIG_BYTES: u32 = 40;
+
+impl<'a> QemuDevice<'a> {
+    /// A device of which nothing is known but its type.
+    pub fn new(id: &'a str, socket: &'a Path, device_id: u32) -> QemuDevice<'a> {
+        QemuDevice {
+            id,
+            socket,
+            device_id,
+            queues: 1,
+            queue_size: 0,
+            config_size: 0,
+            mac: None,
+            pairs: 1,
+            mtu: None,
+            tag: None,
+            request_queues: None,
+            boot_index: None,
+        }
+    }
+
+    /// A device as its host describes it, with the first [`CONFIG_BYTES`] of its configuration, as far as there are so many.
+    pub fn of(id: &'a str, socket: &'a Path, facts: &DeviceFacts, config: &[u8]) -> QemuDevice<'a> {
+        let mut device = QemuDevice::new(id, socket, facts.info.device_id);
+        device.queues = facts.queue_sizes.len();
+        let sizes = facts.queue_sizes.iter().copied().filter(|size| *size != 0);
+        // A power of two, as QEMU wants it.
+        device.queue_size = sizes.min().map_or(0, |size| 1 << size.ilog2());
+        device.config_size = facts.info.config_size;
+        match device.device_id {
+            1 => {
+                device.mac = mac_of(&facts.offered, config);
+                device.mtu = mtu_of(&facts.offered, config);
+                if facts.is_ours() {
+                    device.pairs = pairs_of(&facts.offered, config);
+                }
+            }
+            26 => {
+                device.tag = tag_of(config).map(Cow::Owned);
+                let queues = config.get(36..40).and_then(|bytes| bytes.try_into().ok());
+                let queues = queues.map(u32::from_le_bytes).filter(|queues| *queues != 0);
+                device.request_queues =
+                    queues.map(|queues| u16::try_from(queues).unwrap_or(u16::MAX));
+            }
+            _ => {}
+        }
+        device
+    }
+}
+
+/// The tag of a file system (virtio 1.3 §5.11.4): UTF-8, 36 bytes of configuration, filled with NUL. `None`: QEMU could not be told it.
+fn tag_of(config: &[u8]) -> Option<String> {
+    let tag = config.get(..36)?;
+    let end = tag.iter().position(|byte| *byte == 0);
+    let tag = std::str::from_utf8(tag.get(..end.unwrap_or(tag.len()))?).ok()?;
+    (!tag.is_empty() && !tag.contains(char::is_control)).then(|| tag.to_owned())
 }
 
 /// The arguments for the machine itself: once, whatever the number of devices.
@@ -147,24 +219,14 @@ pub fn machine_args(machine: &Machine) -> Vec<String> {
 /// The arguments for one device.
 pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
     let id = device.id;
-    // Only these two wait for a back end when they start. The others take the connection for granted: with `reconnect`, which
-    // connects later, QEMU 7.2 ends with an assertion (seen with vhost-user-rng).
-    let reconnect = match device.device_id {
-        1 | 2 if machine.version >= (9, 2) => ",reconnect-ms=1000",
-        1 | 2 => ",reconnect=1",
-        _ => "",
-    };
+    let reconnect = kinds::reconnect(device.device_id, machine);
     let socket = device.socket.to_string_lossy();
     let mut args = vec![
         "-chardev".into(),
         format!("socket,id=vmsg-{id},path={}{reconnect}", escape(&socket)),
     ];
-    let on = |name: &str| match machine.arch {
-        Arch::X86 => format!("{name}-pci"),
-        Arch::Arm64 => name.to_owned(),
-    };
     let chardev = format!("chardev=vmsg-{id}");
-    let spec = match device.device_id {
+    let mut spec = match device.device_id {
         1 => {
             let pairs = device.pairs.max(1);
             let queues = if pairs > 1 {
@@ -200,40 +262,21 @@ pub fn device_args(device: &QemuDevice<'_>, machine: &Machine) -> Vec<String> {
             }
             spec
         }
-        2 => format!("{},{chardev}", on("vhost-user-blk")),
-        4 => format!("{},{chardev}", on("vhost-user-rng")),
-        8 => format!("{},{chardev}", on("vhost-user-scsi")),
-        18 => format!("{},{chardev}", on("vhost-user-input")),
-        19 => format!("{},{chardev}", on("vhost-user-vsock")),
-        25 => format!("{},{chardev}", on("vhost-user-snd")),
-        26 => format!("{},{chardev},tag={id}", on("vhost-user-fs")),
-        34 => format!("{},{chardev}", on("vhost-user-i2c")),
-        41 => format!("{},{chardev}", on("vhost-user-gpio")),
-        // QEMU 11.1 and later: any device, told what it is.
-        other => format!(
-            "{},{chardev},virtio-id={other},num_vqs={},config_size={}",
-            on("vhost-user-test-device"),
-            device.queues,
-            device.config_size
-        ),
+        _ => kinds::spec(device, machine),
     };
+    if let Some(index) = device.boot_index {
+        let _ = write!(spec, ",bootindex={index}");
+    }
     args.extend(["-device".into(), spec]);
     args
-}
-
-/// The oldest QEMU with a vhost-user device for any type.
-pub const GENERIC_SINCE: (u32, u32) = (11, 1);
-
-/// Whether QEMU has a vhost-user device of its own for this type; otherwise it needs the one for all types, since [`GENERIC_SINCE`].
-pub fn has_own_device(device_id: u32) -> bool {
-    matches!(device_id, 1 | 2 | 4 | 8 | 18 | 19 | 25 | 26 | 34 | 41)
 }
 
 /// The oldest QEMU with `vfio-user-pci`.
 pub const VFIO_USER_SINCE: (u32, u32) = (10, 1);
 
-/// The arguments for a device behind a vfio-user front: QEMU need not be told what it is.
-pub fn vfio_user_args(socket: &Path) -> Vec<String> {
+/// The arguments for a device behind a vfio-user front: QEMU need not be told what it is. `boot_index`: its place among those that the machine's
+/// firmware boots from.
+pub fn vfio_user_args(socket: &Path, boot_index: Option<u32>) -> Vec<String> {
     let mut path = String::new();
     for c in socket.to_string_lossy().chars() {
         match c {
@@ -244,8 +287,10 @@ pub fn vfio_user_args(socket: &Path) -> Vec<String> {
             c => path.push(c),
         }
     }
+    let boot = boot_index.map(|index| format!(r#","bootindex":{index}"#));
+    let boot = boot.unwrap_or_default();
     let spec =
-        format!(r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{path}"}}}}"#);
+        format!(r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{path}"}}{boot}}}"#);
     vec!["-device".into(), spec]
 }
 

@@ -4,14 +4,9 @@ use super::*;
 
 fn device(device_id: u32, queues: usize) -> QemuDevice<'static> {
     QemuDevice {
-        id: "dev0",
-        socket: Path::new("a,b.sock"),
-        device_id,
         queues,
         config_size: 12,
-        mac: None,
-        pairs: 1,
-        mtu: None,
+        ..QemuDevice::new("dev0", Path::new("a,b.sock"), device_id)
     }
 }
 
@@ -91,6 +86,15 @@ fn devices_that_can_wait_for_their_back_end_connect_again() {
     for (id, machine, wanted) in [
         (1, &Machine::default(), Some("reconnect=1")),
         (2, &new, Some("reconnect-ms=1000")),
+        (8, &Machine::default(), None),
+        (
+            8,
+            &Machine {
+                version: (11, 1),
+                ..Machine::default()
+            },
+            Some("reconnect-ms=1000"),
+        ),
         (4, &Machine::default(), None),
         (26, &new, None),
     ] {
@@ -103,21 +107,109 @@ fn devices_that_can_wait_for_their_back_end_connect_again() {
 }
 
 #[test]
-fn types_qemu_has_no_name_for_are_told_by_number() {
-    let known =
-        |id: &u32| !device_args(&device(*id, 3), &Machine::default())[3].contains("virtio-id");
-    let own: Vec<u32> = (0..100).filter(known).collect();
+fn types_qemu_has_no_device_for_get_the_one_for_all_types() {
+    let machine = |arch, version| Machine {
+        arch,
+        version,
+        ..Machine::default()
+    };
+    let spec = |id, machine: &Machine| device_args(&device(id, 3), machine).swap_remove(3);
+    for (id, arch, version, wanted) in [
+        (99, Arch::X86, (11, 1), None),
+        (3, Arch::Arm64, (11, 1), None),
+        (25, Arch::X86, (10, 0), Some("vhost-user-snd-pci")),
+        (32, Arch::X86, (11, 1), None),
+        (32, Arch::Arm64, (11, 1), Some("vhost-user-scmi")),
+        (45, Arch::Arm64, (11, 1), Some("vhost-user-spi-device")),
+        (19, Arch::Arm64, (7, 2), Some("vhost-user-vsock-device")),
+        (34, Arch::Arm64, (7, 2), Some("vhost-user-i2c-device")),
+        (41, Arch::X86, (7, 2), Some("vhost-user-gpio-pci")),
+        (18, Arch::Arm64, (7, 2), Some("vhost-user-input")),
+    ] {
+        let spec = spec(id, &machine(arch, version));
+        assert!(has_vhost_user(id, arch, version), "{id}");
+        match wanted {
+            Some(name) => assert_eq!(spec, format!("{name},chardev=vmsg-dev0")),
+            None => assert!(spec.contains(&format!("virtio-id={id},")), "{spec}"),
+        }
+    }
     assert_eq!(
-        own,
-        (0..100)
-            .filter(|id| has_own_device(*id))
-            .collect::<Vec<_>>()
-    );
-    let args = device_args(&device(99, 3), &Machine::default());
-    assert_eq!(
-        args[3],
+        spec(99, &machine(Arch::X86, (11, 1))),
         "vhost-user-test-device-pci,chardev=vmsg-dev0,virtio-id=99,num_vqs=3,config_size=12"
     );
+    for (id, arch, version, since) in [
+        (25, Arch::X86, (9, 2), (10, 0)),
+        (3, Arch::X86, (11, 0), (11, 1)),
+        (32, Arch::X86, (10, 0), (11, 1)),
+        (17, Arch::X86, (10, 0), (11, 1)),
+    ] {
+        assert!(!has_vhost_user(id, arch, version), "{id}");
+        assert_eq!(vhost_user_since(id, arch), since, "{id}");
+    }
+}
+
+#[test]
+fn a_disk_has_all_its_queues_whatever_the_processors() {
+    let mut disk = device(2, 4);
+    disk.queue_size = 256;
+    disk.boot_index = Some(1);
+    let args = device_args(&disk, &Machine::default());
+    assert_eq!(
+        args[3],
+        "vhost-user-blk-pci,chardev=vmsg-dev0,num-queues=4,queue-size=256,bootindex=1"
+    );
+    disk.queue_size = 4096;
+    disk.boot_index = None;
+    let arm = Machine {
+        arch: Arch::Arm64,
+        ..Machine::default()
+    };
+    let args = device_args(&disk, &arm);
+    assert_eq!(
+        args[3],
+        "vhost-user-blk,chardev=vmsg-dev0,num-queues=4,queue-size=1024"
+    );
+}
+
+#[test]
+fn what_qemu_keeps_itself_is_what_the_device_says() {
+    let facts = |device_id, sizes: &[u16], config_size| DeviceFacts {
+        number: virtio_msg::DevNum(0),
+        info: virtio_msg::DeviceInfo {
+            device_id,
+            config_size,
+            ..virtio_msg::DeviceInfo::ABSENT
+        },
+        offered: virtio_msg::FeatureSet::EMPTY,
+        queue_sizes: sizes.to_vec(),
+    };
+    let spec = |facts: &DeviceFacts, config: &[u8]| {
+        let device = QemuDevice::of("d", Path::new("s"), facts, config);
+        device_args(&device, &Machine::default()).swap_remove(3)
+    };
+    let mut config = b"my,share".to_vec();
+    config.resize(36, 0);
+    config.extend(2u32.to_le_bytes());
+    let fs = facts(26, &[128, 100, 1024], 40);
+    assert_eq!(
+        spec(&fs, &config),
+        "vhost-user-fs-pci,chardev=vmsg-d,tag=my,,share,num-request-queues=2,queue-size=64"
+    );
+    // More than it has, and no tag that could be told.
+    config[..36].copy_from_slice(&[0xff; 36]);
+    config[36..].copy_from_slice(&u32::MAX.to_le_bytes());
+    let wanted = "vhost-user-fs-pci,chardev=vmsg-d,tag=d,num-request-queues=2,queue-size=64";
+    assert_eq!(spec(&fs, &config), wanted);
+    assert_eq!(spec(&fs, &[]), wanted);
+    config[..36].copy_from_slice(&[b'\n'; 36]);
+    assert_eq!(spec(&fs, &config), wanted);
+    let scsi = facts(8, &[128; 6], 36);
+    assert_eq!(
+        spec(&scsi, &[]),
+        "vhost-user-scsi-pci,chardev=vmsg-d,num_queues=4,virtqueue_size=128"
+    );
+    let nothing = facts(26, &[], 0);
+    assert!(spec(&nothing, &[]).ends_with("tag=d,num-request-queues=1"));
 }
 
 #[test]
@@ -178,12 +270,14 @@ fn the_remedy_is_a_line_to_use() {
 
 #[test]
 fn a_vfio_user_device_is_described_in_json_whatever_its_path() {
-    let args = vfio_user_args(Path::new("/run/net.sock"));
+    let args = vfio_user_args(Path::new("/run/net.sock"), None);
     assert_eq!(
         to_shell(&args),
         r#"-device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/run/net.sock"}}'"#
     );
-    let args = vfio_user_args(Path::new("a\"b\\c\n'd"));
+    let args = vfio_user_args(Path::new("d"), Some(2));
+    assert!(args[1].ends_with(r#"},"bootindex":2}"#), "{}", args[1]);
+    let args = vfio_user_args(Path::new("a\"b\\c\n'd"), None);
     assert_eq!(
         args[1],
         r#"{"driver":"vfio-user-pci","socket":{"type":"unix","path":"a\"b\\c\u000a'd"}}"#

@@ -11,8 +11,8 @@ use vmsg_bus::linux_user::LinuxUserSpec;
 use vmsg_bus::{BusSpec, ConnectError, IvshmemSpec};
 use vmsg_driver::Error;
 use vmsg_proxy::front::qemu::{
-    Arch, GENERIC_SINCE, Machine, MemoryBackend, VFIO_USER_SINCE, has_own_device, machine_args,
-    to_shell, vfio_user_args,
+    Arch, CONFIG_BYTES, Machine, MemoryBackend, VFIO_USER_SINCE, has_vhost_user, machine_args,
+    to_shell, vfio_user_args, vhost_user_since,
 };
 use vmsg_proxy::session::{DeviceFacts, Target};
 use vmsg_proxy::{BusRef, FrontKind, FrontSpec, print_qemu};
@@ -24,9 +24,6 @@ use crate::out::Out;
 
 /// Queues that are asked about; a device may claim more.
 const MAX_QUEUES: u32 = 256;
-
-/// Bytes of a network device's configuration up to its MTU.
-const NET_CONFIG: u32 = 12;
 
 const GIB: u64 = 1 << 30;
 
@@ -78,12 +75,12 @@ pub(super) fn print(
     for (front, bus) in asked {
         if front.kind == FrontKind::VfioUser {
             // QEMU asks the front what it is.
-            words.extend(vfio_user_args(&front.socket));
+            words.extend(vfio_user_args(&front.socket, None));
             continue;
         }
         let (facts, config) =
             describe(bus, &front.dev.0).with_context(|| front.dev.0.to_string())?;
-        check_type(facts.info.device_id, version).with_context(|| front.dev.0.to_string())?;
+        check_type(facts.info.device_id, arch, version).with_context(|| front.dev.0.to_string())?;
         words.extend(print_qemu(front, &facts, &config, &machine));
     }
     // For a person to paste; a script's `$(…)` would take quotes and backslashes for parts of the arguments.
@@ -98,8 +95,8 @@ pub(super) fn print(
 }
 
 /// Refuses types that this QEMU has no vhost-user device for.
-fn check_type(device_id: u32, version: (u32, u32)) -> Result<(), Usage> {
-    if has_own_device(device_id) || version >= GENERIC_SINCE {
+fn check_type(device_id: u32, arch: Arch, version: (u32, u32)) -> Result<(), Usage> {
+    if has_vhost_user(device_id, arch, version) {
         return Ok(());
     }
     let (major, minor) = version;
@@ -107,13 +104,14 @@ fn check_type(device_id: u32, version: (u32, u32)) -> Result<(), Usage> {
         Some(kind) => format!("{kind} devices"),
         None => format!("devices of type {device_id}"),
     };
+    let since = vhost_user_since(device_id, arch);
     Err(Usage(format!(
         "QEMU {major}.{minor} has nothing for {kind} over vhost-user: use a vfio-user front, which QEMU has since {}.{}, or --qemu-version {}.{}",
-        VFIO_USER_SINCE.0, VFIO_USER_SINCE.1, GENERIC_SINCE.0, GENERIC_SINCE.1
+        VFIO_USER_SINCE.0, VFIO_USER_SINCE.1, since.0, since.1
     )))
 }
 
-/// What the device host says of a device, and the first bytes of the configuration of a network device.
+/// What the device host says of a device, and the first bytes of its configuration.
 fn describe(bus: &BusSpec, target: &Target) -> anyhow::Result<(DeviceFacts, Vec<u8>)> {
     let mut client = look::connect(bus, None).map_err(|error| match error.downcast_ref() {
         Some(ConnectError::Held { .. }) => {
@@ -141,9 +139,8 @@ fn ask(client: &mut BusClient, number: DevNum) -> Result<(DeviceFacts, Vec<u8>),
         let size = client.queue(number, QueueIndex(index))?.max_size.0;
         queue_sizes.push(u16::try_from(size).unwrap_or(u16::MAX));
     }
-    let mut config = Vec::new();
-    if info.device_id == 1 && info.config_size > 0 {
-        config.resize(info.config_size.min(NET_CONFIG) as usize, 0);
+    let mut config = vec![0; info.config_size.min(CONFIG_BYTES) as usize];
+    if !config.is_empty() {
         client.read_config(number, 0, &mut config)?;
     }
     let facts = DeviceFacts {

@@ -92,14 +92,29 @@ fn a_size_has_a_unit() {
 
 #[test]
 fn types_that_qemu_has_no_device_for_are_refused() {
-    for (id, version, fine) in [
-        (1, (7, 2), true),
-        (4, (7, 2), true),
-        (3, (7, 2), false),
-        (3, (11, 0), false),
-        (3, (11, 1), true),
-        (99, (12, 0), true),
+    for (id, arch, version, fine) in [
+        (1, Arch::X86, (7, 2), true),
+        (2, Arch::Arm64, (7, 2), true),
+        (4, Arch::X86, (7, 2), true),
+        (26, Arch::X86, (7, 2), true),
+        (3, Arch::X86, (7, 2), false),
+        (3, Arch::X86, (11, 0), false),
+        (3, Arch::X86, (11, 1), true),
+        (25, Arch::X86, (7, 2), false),
+        (32, Arch::Arm64, (10, 0), true),
+        (99, Arch::X86, (12, 0), true),
     ] {
-        assert_eq!(check_type(id, version).is_ok(), fine, "{id} {version:?}");
+        let checked = check_type(id, arch, version);
+        assert_eq!(checked.is_ok(), fine, "{id} {version:?}");
+        if let Err(Usage(error)) = checked {
+            assert!(error.contains("vfio-user front"), "{error}");
+        }
     }
+    let Err(Usage(error)) = check_type(25, Arch::X86, (7, 2)) else {
+        panic!("QEMU 7.2 has no sound device");
+    };
+    assert!(
+        error.contains("sound devices") && error.ends_with("--qemu-version 10.0"),
+        "{error}"
+    );
 }

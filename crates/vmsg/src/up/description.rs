@@ -76,10 +76,37 @@ pub(super) struct Shape {
     /// Virtio device id.
     pub(super) device_id: u32,
     pub(super) queues: usize,
+    /// Entries of the smallest queue; 0: not known.
+    pub(super) queue_size: u16,
     pub(super) config_size: u32,
     pub(super) mac: Option<Mac>,
     pub(super) pairs: u16,
     pub(super) mtu: Option<u16>,
+    /// Of a file system.
+    pub(super) tag: Option<String>,
+}
+
+impl Shape {
+    /// Virtio id of block devices.
+    pub(super) const BLOCK: u32 = 2;
+
+    /// A device whose type needs no more to be said.
+    pub(super) fn new(device_id: u32, queues: usize, config_size: u32) -> Self {
+        Self {
+            device_id,
+            queues,
+            queue_size: 0,
+            config_size,
+            mac: None,
+            pairs: 1,
+            mtu: None,
+            tag: None,
+        }
+    }
+
+    pub(super) fn is_disk(&self) -> bool {
+        self.device_id == Self::BLOCK
+    }
 }
 
 /// `[guest.X]`.

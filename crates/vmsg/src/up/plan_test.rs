@@ -128,12 +128,10 @@ fn a_device_that_is_plugged_in_is_told_qemu_with_its_types() {
     let plugged = Plugged {
         id: "extra".to_owned(),
         shape: super::super::description::Shape {
-            device_id: 1,
-            queues: 3,
-            config_size: 24,
             mac: Some(vmsg_device::net::Mac([0x52, 0x54, 0, 0, 0, 9])),
             pairs: 2,
             mtu: Some(9000),
+            ..super::super::description::Shape::new(1, 3, 24)
         },
         port: 0,
     };
@@ -162,4 +160,54 @@ fn a_device_that_is_plugged_in_is_told_qemu_with_its_types() {
         "{argv}"
     );
     assert!(!argv.contains("server=on"), "{argv}");
+}
+
+/// A guest with devices of these shapes, as QEMU gets them.
+fn devices_of(text: &str, shapes: &[(&str, u32)]) -> Vec<String> {
+    let plan = make(text);
+    let Some(Kind::Guest(machine)) = plan.parts.last().map(|part| &part.kind) else {
+        panic!("the guest is last");
+    };
+    let mut machine = machine.clone();
+    machine.devices = shapes
+        .iter()
+        .map(|(id, device_id)| {
+            let shape = super::super::description::Shape::new(*device_id, 2, 60);
+            ((*id).to_owned(), shape)
+        })
+        .collect();
+    let argv = machine.argv(&[], Sockets::Connect);
+    let pairs = argv.windows(2).filter(|pair| pair[0] == "-device");
+    pairs.map(|pair| pair[1].clone()).collect()
+}
+
+#[test]
+fn the_first_disk_is_the_one_that_a_guest_boots_from() {
+    const SHAPES: [(&str, u32); 4] = [("a", 2), ("r", 4), ("b", 2), ("c", 2)];
+    let order = |devices: &[String]| -> String {
+        let id = |spec: &String| spec.split_once("dev-").map(|(_, id)| id.to_owned());
+        devices.iter().filter_map(id).collect()
+    };
+    let kernel = devices_of("version = 1\n[guest.vm]\nkernel = \"k\"\n", &SHAPES);
+    assert_eq!(order(&kernel), "arbc");
+    assert!(
+        kernel[0].starts_with("vhost-user-blk-pci,chardev=vmsg-a,num-queues=2"),
+        "{kernel:?}"
+    );
+    assert!(!kernel.concat().contains("bootindex"), "{kernel:?}");
+    // Its firmware finds it by its place.
+    let firmware = devices_of("version = 1\n[guest.vm]\n", &SHAPES);
+    for (at, index) in [(0, 0), (2, 1), (3, 2)] {
+        let wanted = format!("bootindex={index}");
+        assert!(firmware[at].contains(&wanted), "{firmware:?}");
+    }
+    let new = "version = 1\n[guest.vm]\nqemu = \"qemu-new\"\nfront = \"vfio-user\"\n";
+    let vfio = devices_of(new, &SHAPES);
+    assert!(
+        vfio[0].ends_with(r#"vm.a.sock"},"bootindex":0}"#),
+        "{vfio:?}"
+    );
+    // Linux finds those on virtio-mmio from the last one on.
+    let arm = "version = 1\n[guest.vm]\nmachine = \"arm64\"\nkernel = \"k\"\n";
+    assert_eq!(order(&devices_of(arm, &SHAPES)), "crba");
 }

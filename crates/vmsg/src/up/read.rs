@@ -16,7 +16,6 @@ mod fabric;
 mod guest;
 
 pub(super) use device::{complete_device, shape_of};
-pub(super) use guest::has_vhost_user;
 
 /// The version of the descriptions that are understood.
 const VERSION: &str = "1";

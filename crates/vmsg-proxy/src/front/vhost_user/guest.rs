@@ -37,6 +37,9 @@ const PASSED: [u32; 7] = [
     feature::ORDER_PLATFORM,
 ];
 
+/// Types whose configuration VMMs keep themselves, with warnings about back ends that offer theirs: network, SCSI, file system.
+const KEPT_BY_VMM: [u32; 3] = [1, 8, 26];
+
 /// Bits of all device types.
 const RESERVED: std::ops::Range<u32> = 24..50;
 
@@ -158,8 +161,8 @@ impl Guest {
             limit,
             facts,
         };
-        // QEMU keeps the configuration of network devices itself and warns about back ends that offer theirs.
-        guest.config = config.unwrap_or(!guest.is_net()) && guest.facts.info.config_size != 0;
+        let kept = KEPT_BY_VMM.contains(&guest.facts.info.device_id);
+        guest.config = config.unwrap_or(!kept) && guest.facts.info.config_size != 0;
         Ok(guest)
     }
 

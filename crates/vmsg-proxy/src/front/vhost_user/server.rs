@@ -41,7 +41,8 @@ pub struct VhostUserOptions {
     pub socket: PathBuf,
     /// Permissions of the socket.
     pub mode: u32,
-    /// Whether configuration space is offered; `None`: except for network devices, whose configuration QEMU keeps itself.
+    /// Whether configuration space is offered; `None`: except for network devices, SCSI and file systems, whose configuration QEMU keeps
+    /// itself.
     pub config: Option<bool>,
     /// Whether the device host gets copies, and nothing else of the guest's memory.
     pub isolate: bool,

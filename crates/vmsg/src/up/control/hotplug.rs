@@ -6,13 +6,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmsg_bus::keyval;
 use vmsg_proxy::FrontKind;
+use vmsg_proxy::front::qemu::{Arch, VFIO_USER_SINCE, has_vhost_user, vhost_user_since};
 
 use super::super::description::Restart;
 use super::super::host::Host;
 use super::super::plan::qemu::qdev_id;
 use super::super::plan::{self, BusPlan, Kind, Part, Plugged, Ready};
 use super::super::qmp::{Qmp, QmpError};
-use super::super::read::{complete_device, front_socket, has_vhost_user, shape_of};
+use super::super::read::{complete_device, front_socket, shape_of};
 use super::super::status::{Ask, State};
 use super::{Desired, Operator, refused};
 use crate::control::{Added, Failure, FailureKind, Given, Request, Response};
@@ -127,9 +128,12 @@ impl Operator {
         }
         let shape = shape_of(spec, id);
         let (major, minor) = machine.version();
-        if !has_vhost_user(shape.device_id, (major, minor)) {
+        // In a root port it is on PCI, whatever the machine.
+        if !has_vhost_user(shape.device_id, Arch::X86, (major, minor)) {
+            let (since, of) = vhost_user_since(shape.device_id, Arch::X86);
             return Err(refused(format!(
-                "QEMU {major}.{minor} has no vhost-user device of this type"
+                "QEMU {major}.{minor} has no vhost-user device of this type; version {since}.{of} has. Behind vfio-user (QEMU {}.{}) it can be one that the guest is started with",
+                VFIO_USER_SINCE.0, VFIO_USER_SINCE.1
             )));
         }
         let taken = |port: &u16| state.plugged.iter().any(|plugged| plugged.port == *port);

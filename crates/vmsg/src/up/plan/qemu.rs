@@ -176,8 +176,8 @@ impl Machine {
                 ),
             ]);
         }
-        for (id, shape) in &self.devices {
-            argv.extend(self.device(id, shape));
+        for (id, shape, boot_index) in self.in_order() {
+            argv.extend(self.device(id, shape, boot_index));
         }
         for plugged in plugged {
             let mut args = self.plugged_args(plugged);
@@ -199,12 +199,42 @@ impl Machine {
         }
     }
 
-    fn device(&self, id: &str, shape: &Shape) -> Vec<String> {
+    /// Its devices as QEMU is to have them, each with its place among those that it boots from: disks, where there is no kernel. A guest's
+    /// kernel is to find the first disk first: on virtio-mmio Linux takes them from the last one that QEMU was told of.
+    fn in_order(&self) -> Vec<(&str, &Shape, Option<u32>)> {
+        let mut disks: Vec<(&str, &Shape)> = (self.devices.iter())
+            .filter(|(_, shape)| shape.is_disk())
+            .map(|(id, shape)| (id.as_str(), shape))
+            .collect();
+        let boots = self.guest.kernel.is_none();
+        let index_of = |wanted: &str| {
+            let mut disks = self.devices.iter().filter(|(_, shape)| shape.is_disk());
+            let at = disks.position(|(id, _)| id == wanted);
+            at.filter(|_| boots).and_then(|at| u32::try_from(at).ok())
+        };
+        let on_mmio = self.guest.machine == Arch::Arm64 && self.guest.front == FrontKind::VhostUser;
+        if !on_mmio {
+            disks.reverse();
+        }
+        let devices = self.devices.iter().map(|(id, shape)| {
+            let is_disk = shape.is_disk();
+            let mut next = || disks.pop().unwrap_or((id, shape));
+            let (id, shape) = if is_disk {
+                next()
+            } else {
+                (id.as_str(), shape)
+            };
+            (id, shape, index_of(id))
+        });
+        devices.collect()
+    }
+
+    fn device(&self, id: &str, shape: &Shape, boot_index: Option<u32>) -> Vec<String> {
         let socket = front_socket(&self.runtime, &self.guest.name, id);
         if self.guest.front == FrontKind::VfioUser {
-            return vfio_user_args(&socket);
+            return vfio_user_args(&socket, boot_index);
         }
-        self.vhost_user(id, shape, &socket, &self.qemu_machine())
+        self.vhost_user(id, shape, &socket, boot_index, &self.qemu_machine())
     }
 
     fn vhost_user(
@@ -212,18 +242,20 @@ impl Machine {
         id: &str,
         shape: &Shape,
         socket: &Path,
+        boot_index: Option<u32>,
         machine: &qemu::Machine,
     ) -> Vec<String> {
         let mut args = device_args(
             &QemuDevice {
-                id,
-                socket,
-                device_id: shape.device_id,
                 queues: shape.queues,
+                queue_size: shape.queue_size,
                 config_size: shape.config_size,
                 mac: shape.mac.map(|mac| mac.0),
                 pairs: shape.pairs,
                 mtu: shape.mtu,
+                tag: shape.tag.as_deref().map(Into::into),
+                boot_index,
+                ..QemuDevice::new(id, socket, shape.device_id)
             },
             machine,
         );
@@ -244,7 +276,7 @@ impl Machine {
             ..self.qemu_machine()
         };
         let socket = front_socket(&self.runtime, &self.guest.name, &plugged.id);
-        self.vhost_user(&plugged.id, &plugged.shape, &socket, &machine)
+        self.vhost_user(&plugged.id, &plugged.shape, &socket, None, &machine)
     }
 
     /// What QMP is told to plug a device in.

@@ -237,6 +237,7 @@ fn check(spec: &DeviceSpec) -> Result<(), Usage> {
         DeviceSpec::Console(console) => {
             return console.check(console.id.as_deref().unwrap_or("console0"));
         }
+        DeviceSpec::Blk(blk) => return blk.check(),
     };
     net.mac(net.id.as_deref().unwrap_or_default())?;
     net.line()?;
@@ -269,30 +270,15 @@ pub(in super::super) fn shape_of(spec: &DeviceSpec, id: &str) -> Shape {
         DeviceSpec::Net(net) => {
             let pairs = pairs_of(net);
             Shape {
-                device_id: 1,
-                queues: usize::from(pairs) * 2 + 1,
-                config_size: 24,
                 mac: net.mac(id).ok(),
                 pairs,
                 mtu: net.mtu,
+                ..Shape::new(1, usize::from(pairs) * 2 + 1, 24)
             }
         }
-        DeviceSpec::Console(console) => Shape {
-            device_id: 3,
-            queues: console.queues(),
-            config_size: 12,
-            mac: None,
-            pairs: 1,
-            mtu: None,
-        },
-        DeviceSpec::Rng(_) => Shape {
-            device_id: 4,
-            queues: 1,
-            config_size: 0,
-            mac: None,
-            pairs: 1,
-            mtu: None,
-        },
+        DeviceSpec::Console(console) => Shape::new(3, console.queues(), 12),
+        DeviceSpec::Rng(_) => Shape::new(4, 1, 0),
+        DeviceSpec::Blk(blk) => Shape::new(Shape::BLOCK, blk.queues(), 60),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmsg_bus::BusSpec;
 use vmsg_proxy::FrontKind;
 use vmsg_proxy::front::qemu::{
-    Arch, GENERIC_SINCE, MemoryBackend, VFIO_USER_SINCE, has_own_device,
+    Arch, MemoryBackend, VFIO_USER_SINCE, has_vhost_user, vhost_user_since,
 };
 
 use super::super::description::{Bus, Device, Guest, Restart, StopBy, World};
@@ -158,7 +158,8 @@ fn read_guest(
         .choice("front", &fronts, mistakes)
         .unwrap_or(FrontKind::VhostUser);
     let devices_of = guest_devices(tables, table, buses, devices, alone, mistakes);
-    check_front(table, front, version, devices, &devices_of, mistakes);
+    let qemu_is = (machine, version);
+    check_front(table, front, qemu_is, devices, &devices_of, mistakes);
     let backend = memory_of(
         table,
         machine,
@@ -376,7 +377,7 @@ fn qemu_version(
 fn check_front(
     table: &Table,
     front: FrontKind,
-    version: (u32, u32),
+    (machine, version): (Arch, (u32, u32)),
     devices: &[Device],
     of_guest: &[usize],
     mistakes: &mut Mistakes,
@@ -395,8 +396,9 @@ fn check_front(
         return;
     }
     for device in of_guest.iter().filter_map(|at| devices.get(*at)) {
-        if !has_vhost_user(device.shape.device_id, version) {
-            let (since, of) = GENERIC_SINCE;
+        let device_id = device.shape.device_id;
+        if !has_vhost_user(device_id, machine, version) {
+            let (since, of) = vhost_user_since(device_id, machine);
             mistakes.error(
                 table.place("front"),
                 format!(
@@ -406,9 +408,4 @@ fn check_front(
             );
         }
     }
-}
-
-/// Whether a QEMU can have a device of this kind behind vhost-user.
-pub(in super::super) fn has_vhost_user(device_id: u32, version: (u32, u32)) -> bool {
-    has_own_device(device_id) || version >= GENERIC_SINCE
 }
