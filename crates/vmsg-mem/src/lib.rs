@@ -23,6 +23,8 @@
 //! * `WriteLease`: whether a file is in use by anybody else; `lock`: files of which there is one
 //!   holder at a time; `ending`: processes that are about to give back what they hold.
 //! * `byte_lock`, `block_device`: what else files and block devices are asked by system calls that take addresses.
+//!
+//! With the feature `uring`: `uring`, files read and written by the kernel in such memory.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod addr;
@@ -61,6 +63,8 @@ mod ram;
 pub mod spsc;
 #[cfg(feature = "std")]
 mod table;
+#[cfg(feature = "uring")]
+pub mod uring;
 mod window;
 
 pub use addr::BusAddr;
