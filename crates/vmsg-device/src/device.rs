@@ -85,6 +85,7 @@ pub trait Device: Send {
         Err(match operation {
             Operation::SetLink(_) => "the device has no link".to_owned(),
             Operation::Announce => "the device has no addresses".to_owned(),
+            Operation::Rescan => "the device has no disk".to_owned(),
         })
     }
 
@@ -238,6 +239,8 @@ pub enum Operation {
     SetLink(bool),
     /// Have the driver announce its addresses to the network.
     Announce,
+    /// Look at once whether what is behind the device has another size.
+    Rescan,
 }
 
 /// How a device does, for other threads; never blocks and costs the device nothing.
@@ -321,6 +324,14 @@ pub enum DeviceError {
         queue: usize,
         /// What was wrong.
         source: QueueError,
+    },
+    /// The driver put something into a queue that cannot be answered.
+    #[error("queue {queue}: {what}")]
+    Malformed {
+        /// Which queue.
+        queue: usize,
+        /// What it is.
+        what: &'static str,
     },
     /// The device itself cannot go on.
     #[error("{0}")]

@@ -8,6 +8,7 @@
 //! guest that floods its queues cannot delay anybody's configuration.
 #![forbid(unsafe_code)]
 
+pub mod blk;
 pub mod console;
 pub mod device;
 pub mod host;

@@ -327,6 +327,7 @@ impl Device for Net {
                 Ok(())
             }
             Operation::Announce => self.announce(io),
+            Operation::Rescan => Err("the device has no disk".to_owned()),
         }
     }
 
