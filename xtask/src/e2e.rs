@@ -3,6 +3,8 @@
 
 mod console;
 mod demo2b;
+mod disk;
+mod drives;
 mod endure;
 mod ivshmem;
 mod ivshmem_server;
@@ -131,6 +133,15 @@ impl Options {
             if any("nic-") || any("socket-") || any("switch-") {
                 more.trees.push(tree::net_tools);
                 more.trees.push(|_| tree::host_net_tools());
+            }
+            if any("disk") || any("share") {
+                more.trees.push(tree::disk_root);
+            }
+            if any("disk-whole") {
+                more.trees.push(tree::whole_root);
+            }
+            if any("share") {
+                more.trees.push(|_| tree::virtiofsd());
             }
             if any("vfio-user") {
                 more.trees.push(tree::pci_tools);

@@ -10,6 +10,7 @@ mod demo;
 mod demo2b;
 mod described;
 mod dirs;
+mod disk;
 mod e2e;
 mod gate;
 mod guest;

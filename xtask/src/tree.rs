@@ -66,6 +66,67 @@ pub(crate) fn pci_tools(machine: Machine) -> Spec {
     }
 }
 
+/// The root file system of guests of `machine` that boot from a disk: what looks at disks and makes file systems, with
+/// all that it needs.
+pub(crate) fn disk_root(machine: Machine) -> Spec {
+    Spec {
+        name: "disk-root",
+        release: Release::Own,
+        packages: &["dash", "e2fsprogs", "mount", "util-linux"],
+        arch: machine.debian_arch(),
+        alone: false,
+        megabytes: 40,
+    }
+}
+
+/// The root file system of guests of `machine` that boot from a disk as people's machines do.
+pub(crate) fn whole_root(machine: Machine) -> Spec {
+    Spec {
+        name: "whole-root",
+        release: Release::Own,
+        packages: &[
+            "base-files",
+            "base-passwd",
+            "bash",
+            "coreutils",
+            "dbus",
+            "e2fsprogs",
+            "findutils",
+            "gawk",
+            "grep",
+            "iproute2",
+            "iputils-ping",
+            "kmod",
+            "libpam-runtime",
+            "libpam-modules",
+            "login",
+            "mount",
+            "passwd",
+            "procps",
+            "sed",
+            "systemd-sysv",
+            "udev",
+            "util-linux",
+            "wget",
+        ],
+        arch: machine.debian_arch(),
+        alone: false,
+        megabytes: 200,
+    }
+}
+
+/// A daemon that shares folders over vhost-user: the one in Rust, for this machine.
+pub(crate) fn virtiofsd() -> Spec {
+    Spec {
+        name: "virtiofsd",
+        release: Release::TrixieBackports,
+        packages: &["virtiofsd"],
+        arch: host_arch(),
+        alone: false,
+        megabytes: 30,
+    }
+}
+
 /// QEMU for guests inside of guests of `machine`.
 pub(crate) fn inner_qemu(machine: Machine) -> Spec {
     Spec {
@@ -194,7 +255,7 @@ impl Tree {
 
     /// The path of `program` in the tree.
     pub(crate) fn program(&self, program: &str) -> Result<PathBuf> {
-        ["usr/bin", "usr/sbin", "bin", "sbin"]
+        ["usr/bin", "usr/sbin", "bin", "sbin", "usr/libexec"]
             .iter()
             .map(|dir| self.root.join(dir).join(program))
             .find(|path| path.is_file())

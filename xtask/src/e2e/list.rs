@@ -4,7 +4,8 @@
 use anyhow::Result;
 
 use super::{
-    Stage, console, demo2b, ivshmem, ivshmem_server, linux_user, nic, socket, switch, up, vfio_user,
+    Stage, console, demo2b, disk, ivshmem, ivshmem_server, linux_user, nic, socket, switch, up,
+    vfio_user,
 };
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
@@ -38,7 +39,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 49] = [
+pub(super) const TESTS: [Test; 53] = [
     Test {
         name: "checks",
         reference: true,
@@ -332,5 +333,29 @@ pub(super) const TESTS: [Test; 49] = [
         reference: false,
         short: Short::No,
         play: demo2b::power_segment,
+    },
+    Test {
+        name: "disk",
+        reference: true,
+        short: Short::X86,
+        play: disk::vhost_user,
+    },
+    Test {
+        name: "disk-vfio-user",
+        reference: true,
+        short: Short::Arm64,
+        play: disk::vfio_user,
+    },
+    Test {
+        name: "disk-whole",
+        reference: true,
+        short: Short::No,
+        play: disk::whole_vhost_user,
+    },
+    Test {
+        name: "disk-whole-vfio-user",
+        reference: true,
+        short: Short::No,
+        play: disk::whole_vfio_user,
     },
 ];

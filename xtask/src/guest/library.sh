@@ -32,6 +32,14 @@ await() {
     done
 }
 
+# disk_of SERIAL: prints the name of the disk with this serial number.
+disk_of() {
+    for serial in /sys/block/*/serial; do
+        [ "$(cat $serial 2> /dev/null)" != "$1" ] || { serial=${serial%/serial}; echo "${serial##*/}"; return 0; }
+    done
+    return 1
+}
+
 # nic_of MAC: prints the name of the network device with this address.
 nic_of() {
     for nic in /sys/class/net/*; do
