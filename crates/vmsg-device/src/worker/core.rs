@@ -15,6 +15,7 @@ use super::fault::Fault;
 use super::others::{Others, new_key};
 use super::ready::Ready;
 use super::seat::Seats;
+use super::waiting::Waiting;
 use crate::device::{Device, DeviceError, Io, Progress};
 
 /// Chains of one queue that are worked on before another queue has its turn.
@@ -36,7 +37,7 @@ pub trait Fds {
 
 /// The devices of one worker.
 pub struct Core {
-    entries: Vec<Option<Entry>>,
+    pub(super) entries: Vec<Option<Entry>>,
     ready: Ready,
     storage: ChainStorage,
     /// As `storage`, for a device that gets something from the one whose turn it is.
@@ -48,15 +49,17 @@ pub struct Core {
     /// Empty, with the room that they need.
     notices_of_others: Vec<Notice>,
     again_of_others: Vec<usize>,
-    replies: Vec<Reply>,
+    pub(super) replies: Vec<Reply>,
     /// When which device wants to be polled: at most one entry for each.
     timers: BTreeSet<(Instant, u32)>,
     /// Those without queues.
     residents: Vec<Slot>,
     /// The devices' memory.
     seats: Arc<Seats>,
-    /// Devices whose descriptors are to be watched no more, or again.
-    unwatched: Vec<(Slot, bool)>,
+    /// Devices whose descriptors are perhaps to be watched no more, or again.
+    pub(super) rewatch: Vec<Slot>,
+    /// Devices that were polled since commands for them wait.
+    pub(super) polled: Vec<Slot>,
 }
 
 impl std::fmt::Debug for Core {
@@ -93,11 +96,13 @@ impl Core {
             timers: BTreeSet::new(),
             residents: Vec::new(),
             seats: Arc::default(),
-            unwatched: Vec::new(),
+            rewatch: Vec::new(),
+            polled: Vec::new(),
         }
     }
 
-    /// Carries out `command` for the device at `slot`. Answers and notices are
+    /// Carries out `command` for the device at `slot`, now or when the device is ready for it
+    /// ([`carry_on`](Self::carry_on)). Answers and notices are
     /// collected by [`take_replies`](Self::take_replies).
     pub fn command(&mut self, slot: Slot, ticket: u64, command: Command, fds: &mut dyn Fds) {
         match command {
@@ -107,29 +112,39 @@ impl Core {
                 pending.take();
                 self.kick(slot, queue);
             }
-            command => {
-                let before = self.replies.len();
-                let result = match self.entries.get(slot.0 as usize) {
-                    // What a device leaves behind that panics here is only ever reset.
-                    Some(Some(_)) => {
-                        catch_unwind(AssertUnwindSafe(|| self.change(slot, command, fds)))
-                            .unwrap_or_else(|panic| {
-                                let fault = Fault::of_panic(&*panic);
-                                let why = fault.why.clone();
-                                self.break_device(slot, fault);
-                                Err(why)
-                            })
-                    }
-                    _ => Err(format!("the worker has no device at slot {}", slot.0)),
-                };
-                // First: a device whose driver is not ready yet has nothing to tell it.
-                self.replies.insert(before, Reply::Done { ticket, result });
-                self.replies.extend(
-                    self.notices
-                        .drain(..)
-                        .map(|notice| Reply::Notice(slot, notice)),
-                );
-            }
+            command => self.take(slot, ticket, command, fds),
+        }
+    }
+
+    /// Carries out a command that the device is ready for, and answers it.
+    pub(super) fn carry_out(
+        &mut self,
+        slot: Slot,
+        ticket: u64,
+        command: Command,
+        fds: &mut dyn Fds,
+    ) {
+        let before = self.replies.len();
+        let result = match self.entries.get(slot.0 as usize) {
+            // What a device leaves behind that panics here is only ever reset.
+            Some(Some(_)) => catch_unwind(AssertUnwindSafe(|| self.change(slot, command, fds)))
+                .unwrap_or_else(|panic| {
+                    let fault = Fault::of_panic(&*panic);
+                    let why = fault.why.clone();
+                    self.break_device(slot, fault);
+                    Err(why)
+                }),
+            _ => Err(format!("the worker has no device at slot {}", slot.0)),
+        };
+        // First: a device whose driver is not ready yet has nothing to tell it.
+        self.replies.insert(before, Reply::Done { ticket, result });
+        self.replies.extend(
+            self.notices
+                .drain(..)
+                .map(|notice| Reply::Notice(slot, notice)),
+        );
+        if let Some(Some(entry)) = self.entries.get(slot.0 as usize) {
+            entry.note_in_seat();
         }
     }
 
@@ -138,7 +153,7 @@ impl Core {
         let Fault { why, unmapped } = fault;
         if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
             entry.broken = true;
-            self.unwatched.push((slot, false));
+            self.rewatch.push(slot);
             self.notices.push(Notice::Broken { why, unmapped });
         }
     }
@@ -166,6 +181,9 @@ impl Core {
 
     /// The device's own descriptor is readable, or its time has come.
     pub fn poll_device(&mut self, slot: Slot, now: Instant) {
+        if self.waits(slot) {
+            return self.poll_while_waiting(slot, now);
+        }
         self.with_device(slot, now, |device, io| device.poll(io).map(|()| None));
     }
 
@@ -191,14 +209,18 @@ impl Core {
     /// Brings the watching of devices' own descriptors up to date: a broken
     /// device must not keep its worker awake.
     pub fn update_watched(&mut self, fds: &mut dyn Fds) {
-        for (slot, watched) in self.unwatched.drain(..) {
-            let Some(Some(entry)) = self.entries.get(slot.0 as usize) else {
+        for slot in self.rewatch.drain(..) {
+            let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else {
                 continue;
             };
+            let wanted = entry.is_polled();
+            if std::mem::replace(&mut entry.watched, wanted) == wanted {
+                continue;
+            }
             let Some(fd) = entry.device.event_fd() else {
                 continue;
             };
-            if watched {
+            if wanted {
                 fds.add_device(slot, fd);
             } else {
                 fds.remove(fd);
@@ -214,14 +236,14 @@ impl Core {
     }
 
     /// Notes when the device at `slot` wants to be polled.
-    fn set_timer(&mut self, slot: Slot) {
+    pub(super) fn set_timer(&mut self, slot: Slot) {
         let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) else {
             return;
         };
-        let due = if entry.broken {
-            None
-        } else {
+        let due = if entry.is_polled() {
             entry.device.next_timeout()
+        } else {
+            None
         };
         if due == entry.timer {
             return;
@@ -266,17 +288,22 @@ impl Core {
         }
         let key = new_key(slot);
         device.placed(key);
-        self.entries[index] = Some(Entry {
+        let passthrough = device.passthrough().is_some();
+        let entry = self.entries[index].insert(Entry {
             device,
             key,
+            passthrough,
             memory: self.seats.at(slot),
             slots: sizes.iter().map(|_| QueueSlot::default()).collect(),
             active: sizes.iter().map(|_| None).collect(),
             running: false,
             broken: false,
+            watched: true,
+            waiting: Waiting::default(),
             timer: None,
             next_mapping: 0,
         });
+        entry.note_in_seat();
         self.set_timer(slot);
     }
 
@@ -286,7 +313,8 @@ impl Core {
             return;
         };
         self.ready.remove(slot.0);
-        self.unwatched.retain(|(other, _)| *other != slot);
+        self.rewatch.retain(|other| *other != slot);
+        self.polled.retain(|other| *other != slot);
         self.residents.retain(|other| *other != slot);
         if let Some(due) = entry.timer.take() {
             self.timers.remove(&(due, slot.0));
@@ -294,7 +322,12 @@ impl Core {
         if let Some(fd) = entry.device.event_fd() {
             fds.remove(fd);
         }
-        entry.memory.set(Arc::default());
+        entry.leave_seat();
+        // Nothing is sent behind the end of a device; if it were, it would be answered.
+        for ticket in entry.waiting.tickets() {
+            let result = Err("the device is gone".to_owned());
+            self.replies.push(Reply::Done { ticket, result });
+        }
         entry.reset(fds);
         entry.device.removed();
     }
@@ -305,7 +338,7 @@ impl Core {
         match command {
             Command::Add(_) | Command::Kick { .. } => unreachable!("handled by the caller"),
             Command::Remove => self.remove(slot, fds),
-            Command::SetMemory(table) => entry.memory.set(table),
+            Command::SetMemory(table) => entry.set_memory(table),
             Command::StartQueue(start) => {
                 entry.start_queue(&start)?;
                 let started = entry.start_waiting(&mut self.notices);
@@ -334,7 +367,7 @@ impl Core {
             }
             Command::Reset => {
                 if entry.reset(fds) {
-                    self.unwatched.push((slot, true));
+                    self.rewatch.push(slot);
                 }
                 // What the driver had changed is undone; the machine has a copy of it.
                 let data = entry.device.config();
@@ -372,6 +405,22 @@ impl Core {
     }
 
     fn process(&mut self, slot: Slot, queue: usize, now: Instant) {
+        match self.entries.get(slot.0 as usize) {
+            // All queues are looked at when that is over.
+            Some(Some(entry)) if entry.waits() => return,
+            Some(Some(entry)) if entry.passthrough => {
+                if entry.is_passed_on(queue) {
+                    self.with_device(slot, now, |device, _| {
+                        if let Some(passthrough) = device.passthrough() {
+                            passthrough.kick(queue);
+                        }
+                        Ok(None)
+                    });
+                }
+                return;
+            }
+            _ => {}
+        }
         self.with_device(slot, now, |device, io| {
             let Some(Some(active)) = io.queues.get_mut(queue) else {
                 return Ok(None);
@@ -399,8 +448,22 @@ impl Core {
         });
     }
 
-    /// Calls a device and keeps whatever it does wrong away from the others.
+    /// Calls a device, unless it is out of order, and keeps whatever it does wrong away from the others.
     fn with_device(
+        &mut self,
+        slot: Slot,
+        now: Instant,
+        work: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> Result<Option<usize>, DeviceError>,
+    ) {
+        if let Some(Some(entry)) = self.entries.get(slot.0 as usize)
+            && !entry.broken
+        {
+            self.call(slot, now, work);
+        }
+    }
+
+    /// As [`Self::with_device`], also of a device that is out of order, which then stays so without a word.
+    pub(super) fn call(
         &mut self,
         slot: Slot,
         now: Instant,
@@ -411,7 +474,7 @@ impl Core {
         else {
             return;
         };
-        let Some(entry) = place.as_mut().filter(|entry| !entry.broken) else {
+        let Some(entry) = place.as_mut() else {
             return;
         };
         let mut others = Others {
@@ -423,14 +486,14 @@ impl Core {
             replies: &mut self.replies,
             ready: &mut self.ready,
             timers: &mut self.timers,
-            unwatched: &mut self.unwatched,
+            rewatch: &mut self.rewatch,
             now,
         };
-        let memory = entry.memory.lock();
+        let mut memory = entry.memory.lock();
         let mut io = Io {
             queues: &mut entry.active,
-            space: memory.space(),
-            table: &memory,
+            space: memory.table.space(),
+            table: &memory.table,
             storage: &mut self.storage,
             now,
             others: &mut others,
@@ -441,17 +504,22 @@ impl Core {
         let device = entry.device.as_mut();
         // A panic leaves a device that nothing but `reset` is called on again, and a batch
         // that is cleared before its next use: no broken state is ever looked at.
-        let result = catch_unwind(AssertUnwindSafe(|| work(device, &mut io)));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let result = work(device, &mut io);
+            (result, device.is_touching_memory())
+        }));
+        memory.touched = result.as_ref().map_or(true, |(_, touching)| *touching);
         let fault = match result {
-            Ok(Ok(again)) => {
+            Ok((Ok(again), _)) => {
                 self.again.extend(again);
-                Fault::of_memory(&entry.active, &memory, &mut entry.next_mapping)
+                Fault::of_memory(&entry.active, &memory.table, &mut entry.next_mapping)
             }
-            Ok(Err(error)) => Some(Fault::of_device(&error)),
+            Ok((Err(error), _)) => Some(Fault::of_device(&error)),
             Err(panic) => Some(Fault::of_panic(&*panic)),
         };
         drop(memory);
-        if let Some(fault) = fault {
+        let broken = entry.broken;
+        if let Some(fault) = fault.filter(|_| !broken) {
             self.break_device(slot, fault);
         }
         for queue in self.again.drain(..) {

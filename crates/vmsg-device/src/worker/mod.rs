@@ -11,9 +11,11 @@ mod entry;
 mod fault;
 mod others;
 mod outbox;
+mod passthrough;
 mod ready;
 mod seat;
 pub mod thread;
+mod waiting;
 
 pub use self::command::{Command, Notice, Pending, QueueStart, Record, Reply, Resume, Slot};
 pub use self::core::{Core, Fds};

@@ -38,7 +38,7 @@ pub(super) struct Others<'a> {
     pub(super) replies: &'a mut Vec<Reply>,
     pub(super) ready: &'a mut Ready,
     pub(super) timers: &'a mut BTreeSet<(Instant, u32)>,
-    pub(super) unwatched: &'a mut Vec<(Slot, bool)>,
+    pub(super) rewatch: &'a mut Vec<Slot>,
     pub(super) now: Instant,
 }
 
@@ -79,11 +79,14 @@ impl Others<'_> {
         if entry.broken {
             return Err(Closed::Broken);
         }
-        let memory = entry.memory.lock();
+        if entry.waits() {
+            return Err(Closed::NoDriver);
+        }
+        let mut memory = entry.memory.lock();
         let mut io = Io {
             queues: &mut entry.active,
-            space: memory.space(),
-            table: &memory,
+            space: memory.table.space(),
+            table: &memory.table,
             storage: self.storage,
             now: self.now,
             others: &mut NoOutlets,
@@ -95,14 +98,16 @@ impl Others<'_> {
         let mut panic = None;
         // As for the device whose turn it is: after a panic nothing but `reset` is called.
         let result = catch_unwind(AssertUnwindSafe(|| {
-            device.accept(&mut io, &mut |sink| guard(sink, fill, &mut panic))
+            let result = device.accept(&mut io, &mut |sink| guard(sink, fill, &mut panic));
+            (result, device.is_touching_memory())
         }));
+        memory.touched = result.as_ref().map_or(true, |(_, touching)| *touching);
         let (result, fault) = match result {
-            Ok(Ok(result)) => {
-                let lost = Fault::of_memory(&entry.active, &memory, &mut entry.next_mapping);
+            Ok((Ok(result), _)) => {
+                let lost = Fault::of_memory(&entry.active, &memory.table, &mut entry.next_mapping);
                 (result, lost)
             }
-            Ok(Err(error)) => (Ok(()), Some(Fault::of_device(&error))),
+            Ok((Err(error), _)) => (Ok(()), Some(Fault::of_device(&error))),
             Err(panic) => (Ok(()), Some(Fault::of_panic(&*panic))),
         };
         drop(memory);
@@ -113,7 +118,7 @@ impl Others<'_> {
                 if let Some(due) = entry.timer.take() {
                     self.timers.remove(&(due, slot.0));
                 }
-                self.unwatched.push((slot, false));
+                self.rewatch.push(slot);
                 self.notices.push(Notice::Broken { why, unmapped });
                 Err(Closed::Broken)
             }

@@ -4,6 +4,11 @@
 //! A worker that has to be woken for each change of the windows costs four context switches where a vIOMMU changes them for each request. So
 //! control puts a new table in place itself while the device sleeps and no command is on its way to it, and only otherwise sends it as a
 //! command. Whoever works on the device's queues holds the lock meanwhile: a table that was replaced is in nobody's hands.
+//!
+//! Requests that go on when their device sleeps are an exception. What they touch must not go before the device says so, and only its worker
+//! may ask it ([`Device::prepare`](crate::device::Device::prepare)). So with each turn of the device its worker notes in the seat, before it
+//! lets go of the lock, whether there are such requests, and whether commands wait for them. Then control leaves it to the worker, unless
+//! all that was there is there in the new table too. A device that never has requests under way is never looked at twice.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -12,40 +17,61 @@ use vmsg_mem::WindowTable;
 
 use super::command::Slot;
 
+/// The memory of one device, and who may change it.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pub(crate) table: Arc<WindowTable>,
+    /// Requests are under way that may touch it, though the device sleeps.
+    pub(crate) touched: bool,
+    /// The device hears of each change, or commands for it wait: only its worker may change it.
+    pub(crate) by_command: bool,
+}
+
+impl Memory {
+    /// Whether `table` can come without a word to the device.
+    fn admits(&self, table: &WindowTable) -> bool {
+        !self.by_command && (!self.touched || table.has_all_of(&self.table))
+    }
+}
+
 /// Where the memory of one device is.
 #[derive(Debug, Default)]
 pub(crate) struct Seat {
-    table: Mutex<Arc<WindowTable>>,
+    memory: Mutex<Memory>,
     /// Commands for the device that are on their way or being carried out.
     commands: AtomicUsize,
 }
 
 impl Seat {
     /// The table, for as long as it is looked through.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Arc<WindowTable>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Memory> {
         // A device that panics is caught before it gets here, and a table is never half done.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts `table` in place of the one that is there, which is let go.
     pub(crate) fn set(&self, table: Arc<WindowTable>) {
-        let old = std::mem::replace(&mut *self.lock(), table);
+        let old = std::mem::replace(&mut self.lock().table, table);
         // With the lock held, a worker would wait for `munmap`.
         drop(old);
     }
 
-    /// As [`Self::set`], unless a worker holds the table or has commands to carry out first: then the table comes back.
+    /// As [`Self::set`], unless a worker holds the table, has commands to carry out first, or has to ask the device: then the
+    /// table comes back.
     pub(crate) fn try_set(&self, table: Arc<WindowTable>) -> Result<(), Arc<WindowTable>> {
         // Only control adds commands, and it is the one that asks.
         if self.commands.load(Ordering::Acquire) != 0 {
             return Err(table);
         }
-        let mut place = match self.table.try_lock() {
+        let mut place = match self.memory.try_lock() {
             Ok(place) => place,
             Err(TryLockError::Poisoned(error)) => error.into_inner(),
             Err(TryLockError::WouldBlock) => return Err(table),
         };
-        let old = std::mem::replace(&mut *place, table);
+        if !place.admits(&table) {
+            return Err(table);
+        }
+        let old = std::mem::replace(&mut place.table, table);
         drop(place);
         drop(old);
         Ok(())

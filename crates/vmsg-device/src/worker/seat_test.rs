@@ -12,7 +12,7 @@ fn a_table_in_use_is_not_replaced() {
     let (one, two) = (table(), table());
     seat.try_set(Arc::clone(&one)).expect("nobody is there");
     let held = seat.lock();
-    assert!(Arc::ptr_eq(&held, &one));
+    assert!(Arc::ptr_eq(&held.table, &one));
     let back = seat.try_set(Arc::clone(&two)).expect_err("it is held");
     assert!(Arc::ptr_eq(&back, &two));
     drop(held);

@@ -192,6 +192,7 @@ impl Thread {
                 return;
             }
             self.core.handle_timeouts(now);
+            self.core.carry_on(&mut self.poll);
             for _ in 0..STEPS {
                 if !self.core.step(now) || now.elapsed() > SLICE {
                     break;

@@ -443,6 +443,7 @@ impl<'m> World<'m> {
             }
             None => {
                 worker.handle_timeouts(self.clock);
+                worker.carry_on(watched);
                 worker.step(self.clock);
             }
         }
