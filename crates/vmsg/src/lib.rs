@@ -25,8 +25,9 @@ mod up;
 pub use cli::{Cli, Command};
 pub use console::{ConsoleAction, ConsoleArgs};
 pub use spec::{
-    BackendKeys, ConsoleSpec, DeviceSpec, Duplex, NetBackend, NetSpec, Pin, PortSetSpec, PortSpec,
-    RngSpec, Setting, SizeOrder, SocketMode, SwitchSpec, UplinkSpec,
+    BackendKeys, BlkSpec, ConsoleSpec, DeviceSpec, DiskCache, DiskEngine, DiskFormat, Duplex,
+    NetBackend, NetSpec, Pin, PortSetSpec, PortSpec, RngSpec, Setting, SizeOrder, SocketMode,
+    SwitchSpec, UplinkSpec,
 };
 
 #[cfg(fuzzing)]

@@ -18,6 +18,7 @@ use crate::signals::Interrupt;
 use crate::spec::{Network, Place, Problem};
 use crate::{Usage, descriptors};
 
+mod disk;
 mod fabric;
 mod kept;
 mod make;

@@ -6,6 +6,7 @@
 //! writes it as the command line has it.
 
 mod backend;
+mod blk;
 mod console;
 mod net;
 mod network;
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use backend::SocketConfig;
 pub use backend::{NetBackend, SocketMode};
+pub(crate) use blk::Store;
+pub use blk::{BlkSpec, DiskCache, DiskEngine, DiskFormat};
 pub use console::{ConsoleSpec, SizeOrder};
 pub use net::{BackendKeys, Duplex, NetSpec, UplinkSpec};
 pub(crate) use network::{Network, Place, Problem, known};
@@ -27,7 +30,7 @@ pub use switch::SwitchSpec;
 pub use text::Setting;
 pub(crate) use typed::typed;
 
-/// A device: `net,…`, `rng,…` or `console,…`.
+/// A device: `net,…`, `rng,…`, `console,…` or `blk,…`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceSpec {
@@ -37,6 +40,8 @@ pub enum DeviceSpec {
     Rng(RngSpec),
     /// A console.
     Console(Box<ConsoleSpec>),
+    /// A disk.
+    Blk(Box<BlkSpec>),
 }
 
 /// `rng,…`.
@@ -108,6 +113,7 @@ impl DeviceSpec {
             Self::Net(net) => common!("net", net),
             Self::Rng(rng) => common!("rng", rng),
             Self::Console(console) => common!("console", console),
+            Self::Blk(blk) => common!("blk", blk),
         }
     }
 
@@ -116,6 +122,7 @@ impl DeviceSpec {
             Self::Net(net) => common_mut!(net),
             Self::Rng(rng) => common_mut!(rng),
             Self::Console(console) => common_mut!(console),
+            Self::Blk(blk) => common_mut!(blk),
         }
     }
 }

@@ -116,6 +116,7 @@ impl Network {
                         console.check(console.id.as_deref().unwrap_or("console0")),
                     );
                 }
+                DeviceSpec::Blk(blk) => look(place, blk.check()),
                 DeviceSpec::Rng(_) => {}
             }
         }
