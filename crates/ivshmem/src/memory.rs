@@ -2,12 +2,20 @@
 //! The memory.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use vmsg_mem::{Access, DeviceMapping, DeviceRegion, DeviceSlice, Mapping};
 
 use crate::pci::Opened;
+
+/// The same mapping, with its file for others that are to map it; without, if there is no descriptor left.
+fn keep(mapping: Mapping, file: BorrowedFd<'_>, offset: u64) -> Mapping {
+    match file.try_clone_to_owned().map(Arc::<OwnedFd>::new) {
+        Ok(file) => mapping.with_file(file, offset),
+        Err(_) => mapping,
+    }
+}
 
 /// The memory that peers share, mapped until this is dropped.
 ///
@@ -30,7 +38,7 @@ impl Memory {
     /// Those of [`Mapping::of_fd`].
     pub fn of_file(file: BorrowedFd<'_>, len: u64) -> Result<Self, vmsg_mem::Error> {
         let mapping = Mapping::of_fd(file, 0, len, Access::ReadWrite)?;
-        let kind = Kind::Ram(Arc::new(mapping));
+        let kind = Kind::Ram(Arc::new(keep(mapping, file, 0)));
         Ok(Self { kind })
     }
 
@@ -47,6 +55,8 @@ impl Memory {
             let mut mapping = Mapping::of_fd(file, offset, len, Access::ReadWrite)?;
             if let Some(function) = function {
                 mapping = mapping.keeping(function);
+            } else {
+                mapping = keep(mapping, file, offset);
             }
             Kind::Ram(Arc::new(mapping))
         } else {

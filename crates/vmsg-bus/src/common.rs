@@ -146,7 +146,7 @@ impl CommonRam {
         Ok(CommonRam {
             mode,
             len,
-            mapping: Some(Arc::new(mapping)),
+            mapping: Some(Arc::new(mapping.with_file(Arc::new(file.into()), offset))),
             file: Some(CommonFile {
                 device: metadata.dev(),
                 inode: metadata.ino(),

@@ -53,7 +53,8 @@ impl Core {
                 .windows()
                 .map_err(|error| error.to_string())
                 .and_then(|windows| {
-                    let mapped = connection.windows.set_static(&windows);
+                    let keep = self.passthroughs > 0;
+                    let mapped = connection.windows.set_static(&windows, keep);
                     mapped.map_err(|error| format!("{}: {error}", ram.path().display()))
                 }),
         };

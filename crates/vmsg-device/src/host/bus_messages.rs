@@ -340,14 +340,17 @@ impl Core {
     /// What all connections have lent.
     fn shares(&self) -> Shares {
         let mut all = Shares::default();
+        let mut files = 0;
         for connection in self.connections.values() {
             let windows = connection.windows_of.values();
             for windows in windows.chain([&connection.windows]) {
                 let shares = windows.shares();
                 all.mappings += shares.mappings;
                 all.views += shares.views;
+                files += shares.files.unwrap_or(0);
             }
         }
+        all.files = (self.passthroughs > 0).then_some(files);
         all
     }
 

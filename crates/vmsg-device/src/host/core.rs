@@ -97,6 +97,8 @@ pub struct Core {
     pub(super) by_slot: HashMap<(usize, Slot), u16>,
     /// Numbers of devices that were removed.
     pub(super) gone: BTreeSet<u16>,
+    /// How many of the devices have queues that other processes work on, and need the files of the memory for them.
+    pub(super) passthroughs: usize,
     /// Places of workers that are free again.
     pub(super) freed: VecDeque<(usize, Slot)>,
     pub(super) connections: BTreeMap<ConnId, Connection>,
@@ -126,6 +128,7 @@ impl Core {
             by_slot: HashMap::new(),
             gone: BTreeSet::new(),
             freed: VecDeque::new(),
+            passthroughs: 0,
             connections: BTreeMap::new(),
             orders: VecDeque::new(),
             waiters: HashMap::new(),
@@ -143,6 +146,10 @@ impl Core {
     /// its own there. Without `num` it gets the lowest number that no device has had.
     /// Drivers that are there hear of it.
     ///
+    /// The descriptors of lent files are kept while there is a device whose queues another process works on
+    /// ([`Device::passthrough`]). What a connection lent before there was one has no file: such a device finds
+    /// that out and refuses the queues of a driver that does not lend its memory anew.
+    ///
     /// # Errors
     ///
     /// [`AddError`] if the number or the name is taken.
@@ -152,7 +159,7 @@ impl Core {
         num: Option<u16>,
         worker: usize,
         slot: Slot,
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
     ) -> Result<DevNum, AddError> {
         if self.entries.values().any(|entry| entry.name == name) {
             return Err(AddError::NameTaken(name.to_owned()));
@@ -204,6 +211,8 @@ impl Core {
             unordered,
         );
         entry.monitor = device.monitor();
+        entry.passthrough = device.passthrough().is_some();
+        self.passthroughs += usize::from(entry.passthrough);
         for region in device.shared_memory() {
             // GET_SHM has 32 bits for the length; SHARED_MEMORY says the whole of it.
             let info = ShmInfo {

@@ -70,6 +70,8 @@ pub(super) struct Entry {
     pub(super) regions: Vec<SharedRegion>,
     /// How the device does.
     pub(super) monitor: Option<Arc<dyn Monitor>>,
+    /// Another process works on its queues.
+    pub(super) passthrough: bool,
     pub(super) log: LogLimit,
     /// An action that the machine has asked for is under way.
     acting: bool,
@@ -105,6 +107,7 @@ impl Entry {
             kicks,
             regions: Vec::new(),
             monitor: None,
+            passthrough: false,
             log: LogLimit::new(),
             acting: false,
             leave_when_idle: false,

@@ -52,6 +52,7 @@ impl Core {
             return;
         };
         self.by_slot.remove(&(entry.worker, entry.slot));
+        self.passthroughs -= usize::from(entry.passthrough);
         self.gone.insert(num);
         for (conn, bytes) in entry.waiting {
             if let Some(connection) = self.connections.get_mut(&conn) {

@@ -31,6 +31,16 @@ pub const MAX_VIEWS: usize = 16 * 1024;
 const FAIR_VIEWS: usize = 1024;
 const ALL_VIEWS: usize = 8 * MAX_VIEWS;
 
+/// Descriptors of lent files that are kept for devices whose queues other processes work on: such a process maps 8 to 509 of them. One
+/// connection may have so many,
+const MAX_FILES: usize = 64;
+
+/// so many in any case,
+const FAIR_FILES: usize = 8;
+
+/// and that, if all of them have less than so many.
+const ALL_FILES: usize = 1024;
+
 /// Changes that may wait to be applied: as many as replace all there can be.
 const MAX_STAGED: usize = 2 * (MAX_WINDOWS + MAX_VIEWS);
 
@@ -54,6 +64,8 @@ pub(super) struct Shares {
     pub(super) mappings: usize,
     /// Views.
     pub(super) views: usize,
+    /// Files whose descriptors are kept; `None` where no device has use for any.
+    pub(super) files: Option<usize>,
 }
 
 /// Why a window cannot be had.
@@ -132,6 +144,8 @@ enum Change {
 struct Sum {
     mappings: usize,
     views: usize,
+    /// Mappings whose files are kept.
+    files: usize,
     /// Bytes of the mappings.
     bytes: u64,
 }
@@ -142,6 +156,7 @@ impl Sum {
             Some(_) => self.views += 1,
             None => {
                 self.mappings += 1;
+                self.files += usize::from(lent.entry.mapping.file().is_some());
                 self.bytes += lent.entry.mapping.len() as u64;
             }
         }
@@ -152,6 +167,7 @@ impl Sum {
             Some(_) => self.views -= 1,
             None => {
                 self.mappings -= 1;
+                self.files -= usize::from(lent.entry.mapping.file().is_some());
                 self.bytes -= lent.entry.mapping.len() as u64;
             }
         }
@@ -168,6 +184,7 @@ pub(super) struct Windows {
     sum: Sum,
     staged_sum: Sum,
     backing_bytes: u64,
+    backing_files: usize,
     table: Arc<WindowTable>,
 }
 
@@ -191,7 +208,30 @@ impl Windows {
         Shares {
             mappings: self.sum.mappings + self.staged_sum.mappings + self.backings.len(),
             views: self.sum.views + self.staged_sum.views,
+            files: Some(self.sum.files + self.staged_sum.files + self.backing_files),
         }
+    }
+
+    /// Maps a part of a file that a driver has lent, and keeps the file if it may be of use.
+    fn map(
+        &self,
+        fd: &OwnedFd,
+        offset: u64,
+        len: u64,
+        access: Access,
+        all: Shares,
+    ) -> Result<Arc<Mapping>, Refusal> {
+        let mapping = map(fd, offset, len, access)?;
+        let own = self.shares().files.unwrap_or(0);
+        let keep = all
+            .files
+            .is_some_and(|all| own < FAIR_FILES || own < MAX_FILES && all < ALL_FILES);
+        // Without a descriptor left the memory is as good as ever for all that work on it here.
+        let file = keep.then(|| fd.try_clone().ok()).flatten();
+        Ok(Arc::new(match file {
+            Some(file) => mapping.with_file(Arc::new(file), offset),
+            None => mapping,
+        }))
     }
 
     /// Whether one more mapping of `len` bytes may be made. All connections have `all` now.
@@ -219,7 +259,7 @@ impl Windows {
         let access = access(window.writable);
         let mapping = self
             .admit(window.len, all)
-            .and_then(|()| map(fd, window.file_offset, window.len, access))
+            .and_then(|()| self.map(fd, window.file_offset, window.len, access, all))
             .map_err(|refusal| self.give_up(refusal))?;
         let entry = TableEntry {
             base: BusAddr(window.base),
@@ -259,7 +299,8 @@ impl Windows {
         }
         self.admit(backing.len, all)?;
         let access = access(backing.writable);
-        let mapping = map(fd, backing.file_offset, backing.len, access)?;
+        let mapping = self.map(fd, backing.file_offset, backing.len, access, all)?;
+        self.backing_files += usize::from(mapping.file().is_some());
         self.backing_bytes += mapping.len() as u64;
         self.backings
             .insert(backing.id, Backing { mapping, views: 0 });
@@ -276,6 +317,7 @@ impl Windows {
             return Err(Refusal::InUse(id));
         }
         self.backing_bytes -= backing.mapping.len() as u64;
+        self.backing_files -= usize::from(backing.mapping.file().is_some());
         self.backings.remove(&id);
         Ok(())
     }
@@ -352,13 +394,22 @@ impl Windows {
         }
     }
 
-    /// Puts memory in place that was not lent by message: `windows` are all there are.
-    pub(super) fn set_static(&mut self, windows: &[StaticWindow]) -> Result<(), Refusal> {
+    /// Puts memory in place that was not lent by message: `windows` are all there are. Their files are kept if `keep`.
+    pub(super) fn set_static(
+        &mut self,
+        windows: &[StaticWindow],
+        keep: bool,
+    ) -> Result<(), Refusal> {
         let mut new = Self::new();
         for (id, window) in (0..).zip(windows) {
             let file = window.file.as_fd();
             let mapping = Mapping::of_fd(file, window.file_offset, window.len, Access::ReadWrite)
                 .map_err(|error| Refusal::Descriptor(error.to_string()))?;
+            let mapping = if keep {
+                mapping.with_file(Arc::clone(&window.file), window.file_offset)
+            } else {
+                mapping
+            };
             let entry = TableEntry {
                 base: BusAddr(window.base),
                 offset: 0,
@@ -480,10 +531,9 @@ fn access(writable: bool) -> Access {
 }
 
 /// Maps a part of a file that a driver has lent.
-fn map(fd: &OwnedFd, offset: u64, len: u64, access: Access) -> Result<Arc<Mapping>, Refusal> {
+fn map(fd: &OwnedFd, offset: u64, len: u64, access: Access) -> Result<Mapping, Refusal> {
     vmsg_mem::check_backing(fd.as_fd())
         .and_then(|()| Mapping::of_fd(fd.as_fd(), offset, len, access))
-        .map(Arc::new)
         .map_err(|error| Refusal::Descriptor(error.to_string()))
 }
 

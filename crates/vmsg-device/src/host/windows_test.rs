@@ -8,7 +8,7 @@ fn file(len: u64) -> OwnedFd {
 }
 
 fn mappings(mappings: usize) -> Shares {
-    Shares { mappings, views: 0 }
+    Shares { mappings, ..NOBODY }
 }
 
 fn window(id: u32, len: u64) -> Description {
@@ -31,6 +31,7 @@ fn whoever_has_many_windows_takes_half_of_what_is_left() {
             let all = Shares {
                 mappings: others + windows.count(),
                 views: 0,
+                files: None,
             };
             let mut small = window(id, 4096);
             small.base = u64::from(id) << 12;
@@ -100,6 +101,7 @@ const PAGE: u64 = 4096;
 const NOBODY: Shares = Shares {
     mappings: 0,
     views: 0,
+    files: None,
 };
 
 fn backing(id: u32, len: u64) -> BackingAdd {
@@ -354,6 +356,7 @@ fn there_are_no_more_views_than_admitted() {
     let many = Shares {
         mappings: 0,
         views: ALL_VIEWS,
+        files: None,
     };
     windows.remove(1, false, many).expect("it is there");
     assert!(matches!(
@@ -379,4 +382,62 @@ fn a_file_that_shrinks_breaks_its_views_and_takes_no_new_ones() {
     assert!(matches!(more, Err(Refusal::Descriptor(_))));
     windows.remove(1, false, NOBODY).expect("it can go");
     windows.remove_backing(1).expect("and so can the file");
+}
+
+#[test]
+fn files_are_kept_where_they_are_of_use_and_not_more_than_a_share_of_all() {
+    let fd = file(1 << 20);
+    let users = |files| Shares {
+        files: Some(files),
+        ..NOBODY
+    };
+    let lend = |windows: &mut Windows, id: u32, all| {
+        let mut small = window(id, 4096);
+        small.file_offset = u64::from(id) << 12;
+        windows.add(small, &fd, false, all).expect("a window");
+        let places = windows.table().places().collect::<Vec<_>>();
+        let place = places.iter().find(|place| place.base.0 == small.base);
+        let mapping = place.expect("it was added").mapping;
+        mapping.file().map(|(_, offset)| offset)
+    };
+    let mut windows = Windows::new();
+    assert_eq!(lend(&mut windows, 1, NOBODY), None);
+    assert_eq!(lend(&mut windows, 2, users(0)), Some(2 << 12));
+    assert_eq!(windows.shares().files, Some(1));
+    for id in 3..100 {
+        let kept = windows.shares().files.expect("they are counted");
+        let offset = lend(&mut windows, id, users(kept));
+        assert_eq!(offset.is_some(), kept < MAX_FILES, "{id}");
+    }
+    assert_eq!(windows.shares().files, Some(MAX_FILES));
+    windows.remove(1, false, NOBODY).expect("it is there");
+    assert_eq!(windows.shares().files, Some(MAX_FILES));
+    for id in 2..100 {
+        windows.remove(id, false, NOBODY).expect("it is there");
+    }
+    assert_eq!(windows.shares().files, Some(0));
+
+    // Others have taken all there are: a few are had in any case.
+    for id in 0..20 {
+        lend(&mut windows, id, users(ALL_FILES));
+    }
+    assert_eq!(windows.shares().files, Some(FAIR_FILES));
+
+    let mut windows = Windows::new();
+    windows
+        .add_backing(backing(1, 4096), &fd, users(0))
+        .expect("a backing");
+    windows
+        .add_view(view(7, 1, 0x1000, 0, PAGE), users(1))
+        .expect("a view");
+    assert_eq!(windows.shares().files, Some(1));
+    let file = windows
+        .table()
+        .places()
+        .next()
+        .map(|place| place.mapping.file().is_some());
+    assert_eq!(file, Some(true), "a view has the file of its backing");
+    windows.remove(7, false, NOBODY).expect("it is there");
+    windows.remove_backing(1).expect("no view is left");
+    assert_eq!(windows.shares().files, Some(0));
 }
