@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blk;
+pub mod bridge;
 pub mod console;
 pub mod device;
 pub mod host;

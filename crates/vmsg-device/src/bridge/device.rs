@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A bridge as its worker sees it.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{Timespec, epoll};
+use virtio_msg::FeatureSet;
+use vmsg_mem::{Doorbell, WindowTable};
+use vmsg_vhost_user::{Protocol, Request};
+
+use super::{BROKEN, Bridge, CALLS, CHANNEL, Counters, LINK, State, Told, WAKE, memory};
+use crate::device::{
+    Device, DeviceError, Identity, Io, Monitor, Passthrough, Progress, ReadOnly, Upcoming,
+    VENDOR_ID,
+};
+use crate::worker::{Notice, QueueStart};
+
+/// Events that are looked at in one turn.
+const EVENTS: usize = 16;
+
+impl Device for Bridge {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_id: self.kind.id,
+            vendor_id: VENDOR_ID,
+        }
+    }
+
+    fn features(&self) -> FeatureSet {
+        self.offered
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![self.queue_size; self.rings.len()]
+    }
+
+    fn in_order(&self, _: usize) -> bool {
+        // Then a record is lent, if there is one.
+        self.resume != super::Resume::Record
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.config.clone()
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), ReadOnly> {
+        let can = self.offer.protocol.contains(Protocol::CONFIG) && self.settings.config.is_none();
+        let place = offset
+            .checked_add(data.len())
+            .and_then(|end| self.config.get_mut(offset..end));
+        let (State::Up(link), Some(place), Ok(offset)) = (
+            &mut self.state,
+            place.filter(|_| can),
+            u32::try_from(offset),
+        ) else {
+            return Err(ReadOnly);
+        };
+        place.copy_from_slice(data);
+        link.ask(Request::SetConfig {
+            offset,
+            data: data.to_vec(),
+        });
+        self.wake();
+        Ok(())
+    }
+
+    fn check_features(&self, features: &FeatureSet) -> Result<(), String> {
+        let lacking = self.forwarded_features(features) & !self.offer.features;
+        if lacking != 0 {
+            return Err(format!(
+                "the daemon that is there now lacks the features {lacking:#x}, which it had before"
+            ));
+        }
+        memory::regions(&self.table, self.offer.regions).map(|_| ())
+    }
+
+    fn activate(&mut self, features: &FeatureSet) {
+        self.running = Some(*features);
+        self.wake();
+    }
+
+    fn reset(&mut self) {
+        self.running = None;
+        self.halted = false;
+        self.trouble = None;
+        self.preparing = None;
+        self.told.kept = None;
+        for ring in &mut self.rings {
+            if let Some(own) = ring.own_call.take() {
+                // Daemons have it, too, so the system would go on watching it.
+                let _ = epoll::delete(&self.epoll, &own);
+            }
+            let live = ring.live;
+            *ring = super::Ring::default();
+            // Should nobody have waited for its end.
+            ring.live = live;
+        }
+        self.config_due = true;
+        self.wake();
+    }
+
+    fn monitor(&self) -> Option<Arc<dyn Monitor>> {
+        Some(Arc::<Counters>::clone(&self.counters))
+    }
+
+    fn process(&mut self, _: usize, _: usize, _: &mut Io<'_>) -> Result<Progress, DeviceError> {
+        // The daemon does.
+        Ok(Progress::Idle)
+    }
+
+    fn prepare(&mut self, upcoming: Upcoming<'_>, io: &mut Io<'_>) -> bool {
+        if self.preparing.is_none() {
+            match upcoming {
+                Upcoming::Reset => self.begin_reset(),
+                Upcoming::QueueReset(queue) => self.begin_stop(queue..queue + 1),
+                Upcoming::Memory(table) => self.begin_memory(table),
+            }
+            self.preparing = Some(super::Preparing {
+                drained_by: io.now + super::work::DRAIN,
+            });
+        }
+        self.turn(io.now, io.space);
+        if !self.is_prepared(io.now, io.space) {
+            return false;
+        }
+        self.preparing = None;
+        for ring in &mut self.rings {
+            ring.stopped_at = None;
+        }
+        self.wake();
+        true
+    }
+
+    fn is_touching_memory(&self) -> bool {
+        true
+    }
+
+    fn passthrough(&mut self) -> Option<&mut dyn Passthrough> {
+        Some(self)
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let link = match &self.state {
+            State::Down(until) => Some(*until),
+            State::Greeting(both) => both.0.deadline(),
+            State::Up(link) => link.deadline(),
+        };
+        let drain = self.next_look_at_drain();
+        link.into_iter().chain(drain).min()
+    }
+
+    fn poll(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
+        let mut room = [MaybeUninit::uninit(); EVENTS];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let events = epoll::wait(&self.epoll, &mut room, Some(&at_once));
+        let mut called = false;
+        for event in events.map_or(&[][..], |(events, _)| &*events) {
+            match event.data.u64() {
+                WAKE => {
+                    // Ours alone.
+                    let _ = self.wake.drain();
+                }
+                LINK => {}
+                CHANNEL => called = true,
+                BROKEN => {
+                    if self.rings.iter().any(|ring| ring.live) {
+                        self.fail("the daemon says that a queue is broken".to_owned());
+                    }
+                }
+                queue => {
+                    let queue = usize::try_from(queue - CALLS).unwrap_or(usize::MAX);
+                    if let Some(ring) = self.rings.get(queue) {
+                        match &ring.call {
+                            // A register, which the daemon cannot ring itself.
+                            Some(call) => {
+                                let _ = call.ring();
+                            }
+                            None => io.used(queue),
+                        }
+                    }
+                }
+            }
+        }
+        if called {
+            self.hear(io.now);
+        }
+        self.on_time(io.now);
+        self.turn(io.now, io.space);
+        self.interrupt_after_resume(io);
+        if let Some(why) = self.trouble.take() {
+            // Not as an error: the connection is still to be looked after.
+            let unmapped = false;
+            io.notices.push(Notice::Broken { why, unmapped });
+        }
+        if std::mem::take(&mut self.config_changed) {
+            io.config_changed(0, &self.config);
+        }
+        Ok(())
+    }
+
+    fn removed(&mut self) {
+        self.state = State::Down(Instant::now());
+        self.told = Told::default();
+    }
+}
+
+impl Passthrough for Bridge {
+    fn set_memory(&mut self, table: &Arc<WindowTable>) {
+        self.table = Arc::clone(table);
+        self.wake();
+    }
+
+    fn start_queue(&mut self, start: &QueueStart) -> Result<(), String> {
+        let records = self.offer.protocol.contains(Protocol::INFLIGHT_SHMFD);
+        let (resume, forwarded) = (self.resume, self.forwarded);
+        let ring = self.rings.get_mut(start.queue).ok_or("no such queue")?;
+        if start.queue >= forwarded {
+            // Nothing ever happens in it.
+            return Ok(());
+        }
+        ring.start(start, resume, records, self.table.space())?;
+        self.wake();
+        Ok(())
+    }
+
+    fn set_notify(&mut self, queue: usize, kick: Option<&Doorbell>, call: Option<&Doorbell>) {
+        let Some(ring) = self.rings.get_mut(queue) else {
+            return;
+        };
+        let copy = |bell: Option<&Doorbell>| bell.and_then(|bell| bell.try_clone().ok());
+        (ring.kick, ring.call) = (copy(kick), copy(call));
+        ring.renotify = ring.live;
+        self.wake();
+    }
+
+    fn kick(&mut self, queue: usize) {
+        if let Some(ring) = self.rings.get(queue) {
+            ring.ring_kick();
+        }
+    }
+
+    fn stop_queue(&mut self, queue: usize) {
+        if let Some(ring) = self.rings.get_mut(queue) {
+            ring.wanted = None;
+        }
+    }
+}

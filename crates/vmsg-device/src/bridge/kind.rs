@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What is known of the types of devices, where a daemon does not say it.
+
+use super::Resume;
+
+/// Transport features (virtio 1.3, 6) that are the daemon's and the driver's business alone: indirect descriptors, events by index, the
+/// version, reset of single queues. Packed rings and rings in order could not go on after a restart, as nobody knows where they stand;
+/// addresses are the bus's business; the rest needs a transport that vhost-user is not.
+const TRANSPORT: u64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40;
+/// Features of the types themselves: 0 to 23 and 50 to 63.
+const OF_TYPES: u64 = 0x00ff_ffff | 0xfffc_0000_0000_0000;
+
+/// What is known of a type.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// Virtio id.
+    pub(super) id: u32,
+    /// Queues that a driver expects at least.
+    pub(super) queues: u16,
+    /// There are as many, whatever the daemon says of them.
+    pub(super) queues_fixed: bool,
+    /// Those that the daemon does not have are there, and nothing happens in them.
+    pub(super) may_lack_queues: bool,
+    /// Entries of a queue that the known daemons take.
+    pub(super) queue_size: u16,
+    /// What is to be done after a restart.
+    pub(super) resume: Resume,
+    /// Bytes of the configuration space.
+    pub(super) config_len: fn(u64) -> u32,
+    /// Features that need something vhost-user does not pass on.
+    without: u64,
+}
+
+const fn any(id: u32) -> Kind {
+    Kind {
+        id,
+        queues: 1,
+        queues_fixed: false,
+        may_lack_queues: false,
+        queue_size: 256,
+        resume: Resume::Never,
+        config_len: |_| 0,
+        without: 0,
+    }
+}
+
+/// Types about which something is known.
+const KINDS: &[Kind] = &[
+    // Network. Without a control queue, which is the front end's business, nor several pairs, which need one.
+    Kind {
+        queues: 2,
+        queues_fixed: true,
+        queue_size: 1024,
+        resume: Resume::InOrder,
+        config_len: |_| 12,
+        without: 1 << 2 | 1 << 3 | 0xff << 16 | 1 << 52 | 1 << 53 | 1 << 57 | 1 << 60 | 1 << 63,
+        ..any(1)
+    },
+    // Block: the lengths of the configuration without and with what came later (5.2.4).
+    Kind {
+        queue_size: 1024,
+        resume: Resume::Record,
+        config_len: |features| match features >> 16 & 3 {
+            0 => 60,
+            1 => 72,
+            _ => 96,
+        },
+        ..any(2)
+    },
+    // Console.
+    Kind {
+        queues: 2,
+        resume: Resume::InOrder,
+        config_len: |_| 12,
+        ..any(3)
+    },
+    // Entropy.
+    Kind {
+        resume: Resume::InOrder,
+        ..any(4)
+    },
+    // SCSI host.
+    Kind {
+        queues: 3,
+        queue_size: 128,
+        resume: Resume::Record,
+        config_len: |_| 36,
+        ..any(8)
+    },
+    // GPU.
+    Kind {
+        queues: 2,
+        config_len: |_| 16,
+        ..any(16)
+    },
+    // Input.
+    Kind {
+        queues: 2,
+        resume: Resume::InOrder,
+        config_len: |_| 136,
+        ..any(18)
+    },
+    // Socket: daemons leave the queue of events to the front end.
+    Kind {
+        queues: 3,
+        may_lack_queues: true,
+        resume: Resume::InOrder,
+        config_len: |_| 8,
+        ..any(19)
+    },
+    // Crypto.
+    Kind {
+        queues: 2,
+        config_len: |_| 56,
+        ..any(20)
+    },
+    // Sound.
+    Kind {
+        queues: 4,
+        queue_size: 64,
+        config_len: |_| 12,
+        ..any(25)
+    },
+    // File system: the tag and a number. Without the queue of notifications, which no daemon has.
+    Kind {
+        queues: 2,
+        queue_size: 1024,
+        config_len: |_| 40,
+        without: 1,
+        ..any(26)
+    },
+    // I2C adapter: no state between requests.
+    Kind {
+        resume: Resume::Record,
+        ..any(34)
+    },
+    // SCMI.
+    Kind {
+        queues: 2,
+        ..any(32)
+    },
+    // GPIO.
+    Kind {
+        queues: 2,
+        config_len: |_| 8,
+        ..any(41)
+    },
+];
+
+impl Kind {
+    /// What is known of the type with this virtio id.
+    pub(super) fn of(id: u32) -> Self {
+        let known = KINDS.iter().find(|kind| kind.id == id);
+        match known {
+            Some(&Self {
+                id,
+                queues,
+                queues_fixed,
+                may_lack_queues,
+                queue_size,
+                resume,
+                config_len,
+                without,
+            }) => Self {
+                id,
+                queues,
+                queues_fixed,
+                may_lack_queues,
+                queue_size,
+                resume,
+                config_len,
+                without,
+            },
+            None => any(id),
+        }
+    }
+
+    /// Of a daemon's features, those that its device can have here.
+    pub(super) const fn offered(&self, daemon: u64) -> u64 {
+        daemon & (OF_TYPES | TRANSPORT) & !self.without
+    }
+}

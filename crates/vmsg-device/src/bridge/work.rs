@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What is asked of the daemon, and when.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use virtio_msg::{DeviceStatus, FeatureSet};
+use vmsg_mem::{AddressSpace, WindowTable};
+use vmsg_vhost_user::{
+    Answer, Done, F_PROTOCOL_FEATURES, Fault, Offer, Protocol, Request, RingAddresses,
+};
+
+use super::link::{Link, duplicate};
+use super::{Bridge, CALLS, Counters, Resume, State, memory, record};
+use crate::device::Io;
+
+/// How long requests are waited for that a daemon has taken before it said that it had stopped.
+pub(super) const DRAIN: Duration = Duration::from_secs(2);
+/// Between two looks at them.
+const LOOK: Duration = Duration::from_millis(2);
+
+impl Bridge {
+    /// What of the driver's features the daemon is told.
+    pub(super) fn forwarded_features(&self, features: &FeatureSet) -> u64 {
+        self.kind.offered(features.low_u64()) & !self.settings.features
+    }
+
+    fn has(&self, feature: Protocol) -> bool {
+        self.offer.protocol.contains(feature)
+    }
+
+    fn ask(&mut self, request: Request) {
+        if let State::Up(link) = &mut self.state {
+            link.ask(request);
+        }
+    }
+
+    /// Goes on with whatever can go on now.
+    pub(super) fn turn(&mut self, now: Instant, space: AddressSpace<'_>) {
+        loop {
+            match self.exchange(now) {
+                Ok(()) => {}
+                Err(fault) => {
+                    self.lost(now, &fault);
+                    return;
+                }
+            }
+            let idle = matches!(&self.state, State::Up(link) if link.is_idle());
+            if !idle || !self.advance(now, space) {
+                return;
+            }
+        }
+    }
+
+    /// Sends, receives, and takes what was answered.
+    fn exchange(&mut self, now: Instant) -> Result<(), Fault> {
+        loop {
+            let done = match &mut self.state {
+                State::Down(_) => return Ok(()),
+                State::Greeting(both) => {
+                    let (link, greeting) = &mut **both;
+                    link.transmit(now)?;
+                    let Some(done) = link.receive()? else {
+                        return Ok(());
+                    };
+                    if let Some(offer) = greeting.handle(done, link.front())? {
+                        self.accept(now, offer)?;
+                    }
+                    continue;
+                }
+                State::Up(link) => {
+                    link.transmit(now)?;
+                    link.receive()?
+                }
+            };
+            match done {
+                Some(done) => self.answered(done)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// A daemon has come again.
+    fn accept(&mut self, now: Instant, offer: Offer) -> Result<(), Fault> {
+        let unfit = |why| Fault::Nonsense {
+            request: "the first questions",
+            why,
+        };
+        let has = offer.queues.filter(|_| !self.kind.queues_fixed);
+        if has.is_some_and(|has| has < self.forwarded as u64) {
+            return Err(unfit("it has fewer queues than before"));
+        }
+        if let (Some(config), None) = (&offer.config, &self.settings.config)
+            && config.len() != self.config.len()
+        {
+            return Err(unfit("its configuration is not as long as before"));
+        }
+        let State::Greeting(both) = std::mem::replace(&mut self.state, State::Down(now)) else {
+            return Ok(());
+        };
+        self.state = State::Up(Box::new(both.0));
+        if let (Some(config), None) = (&offer.config, &self.settings.config) {
+            self.take_config(config.clone());
+        }
+        self.offer = offer;
+        self.pause = super::FIRST_PAUSE;
+        self.arrived(now);
+        if let Some(features) = self.running {
+            let lacking = self.forwarded_features(&features) & !self.offer.features;
+            if lacking != 0 {
+                self.fail(format!(
+                    "the daemon has come back without the features {lacking:#x}, which are in use"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration as the daemon has it now.
+    fn take_config(&mut self, config: Vec<u8>) {
+        let before = std::mem::replace(&mut self.config, config);
+        self.fit_config();
+        if before != self.config {
+            Counters::count(&self.counters.config_changes);
+            self.config_changed = true;
+            self.wake();
+        }
+    }
+
+    /// Has the configuration agree with the number of queues.
+    pub(super) fn fit_config(&mut self) {
+        let queues = u16::try_from(self.rings.len()).unwrap_or(u16::MAX);
+        // virtio_blk_config: num_queues.
+        if let (2, Some(place)) = (self.kind.id, self.config.get_mut(34..36)) {
+            place.copy_from_slice(&queues.to_le_bytes());
+        }
+    }
+
+    fn answered(&mut self, done: Done) -> Result<(), Fault> {
+        let name = done.request.name();
+        match (done.request, done.answer) {
+            (Request::SetConfig { .. }, Answer::Refused(_)) => {
+                // The driver reads what it is.
+                self.config_due = true;
+            }
+            (_, Answer::Refused(code)) => {
+                return Err(Fault::Refused {
+                    request: name,
+                    code,
+                });
+            }
+            (Request::GetRingBase { queue }, Answer::Base(base)) => {
+                if let Some(ring) = self.rings.get_mut(usize::from(queue)) {
+                    ring.stopped_at = Some(base);
+                }
+            }
+            (Request::GetInflight { .. }, Answer::Inflight(inflight)) => {
+                self.told.inflight_asked = false;
+                if self.running.is_some() {
+                    self.told.kept = Some(inflight);
+                }
+            }
+            (Request::GetConfig { .. }, Answer::Config(config)) => {
+                self.config_asked = false;
+                if config.len() == self.config.len() {
+                    self.take_config(config);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Hears what the daemon says by itself.
+    pub(super) fn hear(&mut self, now: Instant) {
+        let State::Up(link) = &mut self.state else {
+            return;
+        };
+        let result = link.hear(now);
+        let closed = link.is_channel_closed();
+        if closed {
+            let _ = rustix::event::epoll::delete(&self.epoll, link.channel());
+        }
+        match result {
+            Ok(calls) => {
+                self.config_due |= calls.config_changed;
+                if let Some(id) = calls.refused {
+                    Counters::count(&self.counters.refused_calls);
+                    if self.is_logged(now) {
+                        let path = self.settings.socket.display();
+                        tracing::warn!(%path, id, "the daemon asks for something that is not done here");
+                    }
+                }
+            }
+            Err(fault) => self.lost(now, &fault),
+        }
+    }
+
+    /// What has its time.
+    pub(super) fn on_time(&mut self, now: Instant) {
+        let late = match &self.state {
+            State::Down(until) if *until <= now => {
+                self.call(now);
+                return;
+            }
+            State::Down(_) => Ok(()),
+            State::Greeting(both) => both.0.check_time(now),
+            State::Up(link) => link.check_time(now),
+        };
+        if let Err(fault) = late {
+            self.lost(now, &fault);
+        }
+    }
+
+    /// Tries to reach the daemon.
+    fn call(&mut self, now: Instant) {
+        let opened = Link::open(&self.settings, &self.kind);
+        let watched = opened.and_then(|both| self.watch_link(&both.0).map(|()| both));
+        match watched {
+            Ok(both) => self.state = State::Greeting(Box::new(both)),
+            Err(error) => self.lost(now, &Fault::Os(error)),
+        }
+    }
+
+    /// Asks the daemon, which has nothing else to do, for what it has not done yet; true if there was something.
+    fn advance(&mut self, now: Instant, space: AddressSpace<'_>) -> bool {
+        if self.preparing.is_some() {
+            return false;
+        }
+        if self.config_due && !self.config_asked {
+            self.config_due = false;
+            if self.has(Protocol::CONFIG) && self.settings.config.is_none() {
+                self.config_asked = true;
+                let len = u32::try_from(self.config.len()).unwrap_or(0);
+                if len > 0 {
+                    self.ask(Request::GetConfig { offset: 0, len });
+                    return true;
+                }
+            }
+        }
+        let Some(features) = self.running.filter(|_| !self.halted) else {
+            return false;
+        };
+        match self.bring_up(now, &features, space) {
+            Ok(asked) => asked,
+            Err(why) => {
+                self.fail(why);
+                false
+            }
+        }
+    }
+
+    fn bring_up(
+        &mut self,
+        now: Instant,
+        features: &FeatureSet,
+        space: AddressSpace<'_>,
+    ) -> Result<bool, String> {
+        let status = self.has(Protocol::STATUS);
+        let begun = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        if !self.told.features {
+            self.told.features = true;
+            let protocol = self.offer.features & F_PROTOCOL_FEATURES;
+            let bits = self.forwarded_features(features) | protocol;
+            if status {
+                self.ask_status(begun);
+            }
+            self.ask(Request::SetFeatures(bits));
+            if status {
+                self.ask_status(begun | DeviceStatus::FEATURES_OK);
+            }
+            return Ok(true);
+        }
+        let waiting = |ring: &super::Ring| ring.wanted.is_some() && !ring.live;
+        if self.rings.iter().any(waiting) {
+            if self.give_memory()? || self.give_record()? {
+                return Ok(true);
+            }
+            for queue in 0..self.rings.len() {
+                if waiting(&self.rings[queue]) {
+                    self.give_ring(queue, space)?;
+                }
+            }
+            if status && !self.told.driver_ok {
+                self.told.driver_ok = true;
+                let all = begun | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK;
+                self.ask_status(all);
+            }
+            if self.is_logged(now) {
+                let path = self.settings.socket.display();
+                tracing::debug!(%path, "the daemon has the queues");
+            }
+            return Ok(true);
+        }
+        let mut any = false;
+        for queue in 0..self.rings.len() {
+            if self.rings[queue].live && std::mem::take(&mut self.rings[queue].renotify) {
+                self.give_eventfds(queue)?;
+                self.rings[queue].kick_due = true;
+                any = true;
+            }
+        }
+        if any {
+            return Ok(true);
+        }
+        for ring in &mut self.rings {
+            if ring.live && std::mem::take(&mut ring.kick_due) {
+                // What was there before, nobody kicks for.
+                ring.ring_kick();
+            }
+        }
+        Ok(false)
+    }
+
+    fn ask_status(&mut self, status: DeviceStatus) {
+        let bits = u8::try_from(status.bits() & 0xff).unwrap_or(0);
+        self.ask(Request::SetStatus(bits));
+    }
+
+    /// Gives the daemon the driver's memory; true if it has not all of it yet.
+    fn give_memory(&mut self) -> Result<bool, String> {
+        let wanted = memory::regions(&self.table, self.offer.regions)?;
+        if wanted.is_empty() {
+            return Err("the driver has lent no memory that a daemon could map".to_owned());
+        }
+        Ok(self.replace_memory(wanted))
+    }
+
+    /// Has the daemon's memory be `wanted`; true if there is something to be done for it.
+    fn replace_memory(&mut self, wanted: Vec<vmsg_vhost_user::Region>) -> bool {
+        if wanted == self.told.memory {
+            return false;
+        }
+        if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            let gone = self.told.memory.iter().filter(|old| !wanted.contains(old));
+            let gone: Vec<_> = gone.cloned().collect();
+            let new: Vec<_> = wanted
+                .iter()
+                .filter(|new| !self.told.memory.contains(new))
+                .cloned()
+                .collect();
+            for region in gone {
+                self.ask(Request::RemoveRegion(region));
+            }
+            for region in new {
+                self.ask(Request::AddRegion(region));
+            }
+        } else if !wanted.is_empty() {
+            self.ask(Request::SetMemTable(wanted.clone()));
+        }
+        self.told.memory = wanted;
+        true
+    }
+
+    /// Gives the daemon the memory where it notes what is in flight; true if something is to be done for that.
+    fn give_record(&mut self) -> Result<bool, String> {
+        if self.resume != Resume::Record
+            || !self.has(Protocol::INFLIGHT_SHMFD)
+            || self.told.inflight
+        {
+            return Ok(false);
+        }
+        let records: Vec<_> = self
+            .rings
+            .iter()
+            .zip(0u16..)
+            .filter_map(|(ring, index)| {
+                let start = &ring.wanted.as_ref()?.start;
+                Some((index, start.config.size, start.record.as_ref()?))
+            })
+            .collect();
+        let wanted = self.rings.iter().filter(|ring| ring.wanted.is_some());
+        let all = records.len() == wanted.count();
+        let lent = record::region(&records).filter(|_| all);
+        if lent.is_none() && self.told.kept.is_none() {
+            let lost = |ring: &super::Ring| {
+                let wanted = ring.wanted.as_ref();
+                wanted.is_some_and(|wanted| wanted.recorded && wanted.base == super::Base::InRing)
+            };
+            for ring in &mut self.rings {
+                if lost(ring)
+                    && let Some(wanted) = &mut ring.wanted
+                {
+                    // Nothing may be in flight, then.
+                    wanted.recorded = false;
+                }
+            }
+            self.told.inflight_asked = true;
+            let queues = u16::try_from(self.forwarded).unwrap_or(u16::MAX);
+            self.ask(Request::GetInflight {
+                queues,
+                queue_size: self.queue_size,
+            });
+            return Ok(true);
+        }
+        let Some(inflight) = lent.or_else(|| self.told.kept.clone()) else {
+            return Ok(true);
+        };
+        self.told.inflight = true;
+        self.ask(Request::SetInflight(inflight));
+        Ok(true)
+    }
+
+    /// Gives the daemon a ring.
+    fn give_ring(&mut self, queue: usize, space: AddressSpace<'_>) -> Result<(), String> {
+        let index = u16::try_from(queue).map_err(|_| "too many queues")?;
+        let ring = &mut self.rings[queue];
+        let Some(wanted) = &ring.wanted else {
+            return Ok(());
+        };
+        let config = wanted.start.config;
+        let recorded = wanted.recorded && self.told.inflight;
+        let base = ring.begin_at(self.resume, recorded, space)?;
+        if wanted.base == super::Base::InRing {
+            Counters::count(&self.counters.queues_resumed);
+        }
+        ring.live = true;
+        ring.kick_due = true;
+        ring.renotify = false;
+        self.ask(Request::SetRingSize {
+            queue: index,
+            size: config.size,
+        });
+        self.ask(Request::SetRingBase { queue: index, base });
+        self.ask(Request::SetRingAddresses {
+            queue: index,
+            addresses: RingAddresses {
+                desc: config.desc.0,
+                used: config.device.0,
+                avail: config.driver.0,
+            },
+        });
+        let broken = duplicate(self.broken.as_fd()).map_err(|error| error.to_string())?;
+        self.ask(Request::SetRingError {
+            queue: index,
+            file: Arc::new(broken),
+        });
+        self.give_eventfds(queue)?;
+        if self.offer.features & F_PROTOCOL_FEATURES != 0 {
+            self.ask(Request::EnableRing {
+                queue: index,
+                on: true,
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives the daemon the eventfds of a ring.
+    fn give_eventfds(&mut self, queue: usize) -> Result<(), String> {
+        let words = |error: std::io::Error| format!("eventfds: {error}");
+        let index = u16::try_from(queue).map_err(|_| "too many queues")?;
+        let ring = &mut self.rings[queue];
+        let kick = ring.kick_file().map_err(words)?;
+        let call = match ring.call_file() {
+            Some(call) => call.map_err(words)?,
+            None => {
+                if ring.own_call.is_none() {
+                    let own = vmsg_mem::Doorbell::new().map_err(words)?;
+                    self.watch_edges(own.as_fd(), CALLS + queue as u64)
+                        .map_err(|error| words(error.into()))?;
+                    self.rings[queue].own_call = Some(own);
+                }
+                let own = self.rings[queue].own_call.as_ref().expect("just made");
+                Arc::new(duplicate(own.as_fd()).map_err(|error| words(error.into()))?)
+            }
+        };
+        self.ask(Request::SetRingCall {
+            queue: index,
+            file: call,
+        });
+        self.ask(Request::SetRingKick {
+            queue: index,
+            file: kick,
+        });
+        Ok(())
+    }
+
+    /// Who worked on a queue before may have ended between using a request and saying so.
+    pub(super) fn interrupt_after_resume(&mut self, io: &mut Io<'_>) {
+        for (queue, ring) in self.rings.iter_mut().enumerate() {
+            if ring.live && std::mem::take(&mut ring.call_due) {
+                match &ring.call {
+                    Some(call) => {
+                        let _ = call.ring();
+                    }
+                    None => io.used(queue),
+                }
+            }
+        }
+    }
+}
+
+/// What must end before the worker goes on.
+impl Bridge {
+    /// Has the daemon stop queues.
+    pub(super) fn begin_stop(&mut self, queues: Range<usize>) {
+        let proto = self.offer.features & F_PROTOCOL_FEATURES != 0;
+        for queue in queues {
+            let (Some(ring), Ok(index)) = (self.rings.get_mut(queue), u16::try_from(queue)) else {
+                continue;
+            };
+            ring.kick_due = false;
+            if std::mem::take(&mut ring.live) {
+                if proto {
+                    self.ask(Request::EnableRing {
+                        queue: index,
+                        on: false,
+                    });
+                }
+                self.ask(Request::GetRingBase { queue: index });
+            }
+        }
+    }
+
+    /// Has it stop all of them and forget the driver.
+    pub(super) fn begin_reset(&mut self) {
+        self.begin_stop(0..self.rings.len());
+        if !std::mem::take(&mut self.told.features) {
+            return;
+        }
+        self.told.inflight = false;
+        self.told.driver_ok = false;
+        if self.has(Protocol::STATUS) {
+            self.ask(Request::SetStatus(0));
+        }
+        if self.has(Protocol::RESET_DEVICE) {
+            self.ask(Request::ResetDevice);
+        }
+        if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            self.replace_memory(Vec::new());
+        }
+    }
+
+    /// Has it see other memory.
+    pub(super) fn begin_memory(&mut self, table: &WindowTable) {
+        if self.told.memory.is_empty() {
+            return;
+        }
+        let live = self.rings.iter().any(|ring| ring.live);
+        let wanted = memory::regions(table, self.offer.regions);
+        let space = table.space();
+        let lost = self.rings.iter().position(|ring| {
+            let Some(wanted) = ring.wanted.as_ref().filter(|_| ring.live) else {
+                return false;
+            };
+            vmsg_queue::DeviceQueue::resume(
+                wanted.start.config,
+                vmsg_queue::QueueFeatures::default(),
+                space,
+                0,
+                0,
+            )
+            .is_err()
+        });
+        let wanted = match (wanted, lost) {
+            (Ok(wanted), None) => wanted,
+            (Err(why), _) => {
+                self.fail(why);
+                self.begin_stop(0..self.rings.len());
+                Vec::new()
+            }
+            (Ok(wanted), Some(queue)) => {
+                self.fail(format!(
+                    "queue {queue} is not in the driver's memory any more"
+                ));
+                self.begin_stop(0..self.rings.len());
+                wanted
+            }
+        };
+        if live || self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            self.replace_memory(wanted);
+        }
+    }
+
+    /// Whether all that was begun has ended.
+    pub(super) fn is_prepared(&mut self, now: Instant, space: AddressSpace<'_>) -> bool {
+        let State::Up(link) = &self.state else {
+            return true;
+        };
+        if !link.is_idle() {
+            return false;
+        }
+        if self.resume != Resume::Record || !self.rings.iter().any(|ring| ring.is_draining(space)) {
+            return true;
+        }
+        let late = self
+            .preparing
+            .is_none_or(|preparing| preparing.drained_by <= now);
+        if late {
+            let seconds = DRAIN.as_secs();
+            let request = "the end of the requests that it has taken";
+            self.lost(now, &Fault::Silent { request, seconds });
+        }
+        late
+    }
+
+    /// When the rings that drain are looked at again.
+    pub(super) fn next_look_at_drain(&self) -> Option<Instant> {
+        let draining = self.preparing.is_some()
+            && self.resume == Resume::Record
+            && self.rings.iter().any(|ring| ring.stopped_at.is_some());
+        draining.then(|| Instant::now() + LOOK)
+    }
+}
