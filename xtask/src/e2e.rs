@@ -4,6 +4,7 @@
 mod console;
 mod demo2b;
 mod disk;
+mod disk_killed;
 mod drives;
 mod endure;
 mod ivshmem;

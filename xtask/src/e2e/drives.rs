@@ -226,12 +226,17 @@ impl Drives {
         };
         let mut board = Board::new(net, rng);
         board.cpus = 2;
-        for drive in &self.drives {
-            let own = stage.vmsg.is_none();
-            board
-                .more
-                .extend(drive.arguments(self.via, stage.kit.machine, own));
+        let own = stage.vmsg.is_none();
+        let arguments = self
+            .drives
+            .iter()
+            .map(|drive| drive.arguments(self.via, stage.kit.machine, own));
+        let mut arguments: Vec<_> = arguments.collect();
+        if (stage.kit.machine, self.via) == (Machine::Arm64, Via::VhostUser) {
+            // The kernel finds virtio-mmio devices in the opposite order.
+            arguments.reverse();
         }
+        board.more.extend(arguments.into_iter().flatten());
         board
     }
 

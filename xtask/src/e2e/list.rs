@@ -4,8 +4,8 @@
 use anyhow::Result;
 
 use super::{
-    Stage, console, demo2b, disk, ivshmem, ivshmem_server, linux_user, nic, socket, switch, up,
-    vfio_user,
+    Stage, console, demo2b, disk, disk_killed, ivshmem, ivshmem_server, linux_user, nic, socket,
+    switch, up, vfio_user,
 };
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
@@ -39,7 +39,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 53] = [
+pub(super) const TESTS: [Test; 57] = [
     Test {
         name: "checks",
         reference: true,
@@ -357,5 +357,29 @@ pub(super) const TESTS: [Test; 53] = [
         reference: true,
         short: Short::No,
         play: disk::whole_vfio_user,
+    },
+    Test {
+        name: "disk-killed",
+        reference: true,
+        short: Short::X86,
+        play: disk_killed::vhost_user,
+    },
+    Test {
+        name: "disk-killed-vfio-user",
+        reference: true,
+        short: Short::Arm64,
+        play: disk_killed::vfio_user,
+    },
+    Test {
+        name: "disk-guest-killed",
+        reference: true,
+        short: Short::No,
+        play: disk_killed::guest_killed,
+    },
+    Test {
+        name: "disk-guest-killed-vfio-user",
+        reference: true,
+        short: Short::No,
+        play: disk_killed::guest_killed_vfio_user,
     },
 ];

@@ -4,9 +4,7 @@ root=$(disk_of "$ROOT")
 ro=$(disk_of ro)
 qcow=$(disk_of qcow)
 data=$(disk_of data)
-is "$ro" "" && fail "no disk with the serial number ro"
-is "$qcow" "" && fail "no disk with the serial number qcow"
-is "$data" "" && fail "no disk with the serial number data"
+[ -n "$ro" ] && [ -n "$qcow" ] && [ -n "$data" ] || fail "disks are missing: ro '$ro' qcow '$qcow' data '$data'"
 
 sum() { dd if="/dev/$1" bs=1M iflag=direct 2> /dev/null | sha256sum | cut -c 1-64; }
 fails() { ! "$@"; }
@@ -16,6 +14,7 @@ facts() { lsblk -bdnro SIZE,RO,LOG-SEC,PHY-SEC "/dev/$1"; }
 queues() { ls "/sys/block/$1/mq" | wc -l; }
 
 check root-is-the-disk is "$(mounted_on /)" "$root"
+check root-is-first is "$root" vda
 check root-facts is "$(facts "$root")" "$ROOT_SIZE 0 512 $(cat "/sys/block/$root/queue/physical_block_size")"
 check read-only-facts is "$(facts "$ro" | cut -d ' ' -f 1-3)" "$RO_SIZE 1 512"
 check qcow-facts is "$(facts "$qcow" | cut -d ' ' -f 1-3)" "$QCOW_SIZE 0 512"
