@@ -19,7 +19,11 @@ fn a_part_of_a_file_is_mapped_and_known_again() {
         offset: 0x1000,
     };
     assert_eq!((ram.len, ram.file), (0x3000, Some(known)));
-    ram.mapping.unwrap().ram().write(0, b"here");
+    let mapping = ram.mapping.unwrap();
+    mapping.ram().write(0, b"here");
+    let (same, offset) = mapping.file().expect("for others that are to map it");
+    assert_eq!(rustix::fs::fstat(same).unwrap().st_ino, metadata.ino());
+    assert_eq!(offset, 0x1000);
     let mut found = [0; 4];
     std::os::unix::fs::FileExt::read_exact_at(file.as_file(), &mut found, 0x1000).unwrap();
     assert_eq!(&found, b"here");
