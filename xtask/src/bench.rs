@@ -21,7 +21,7 @@ struct Bench {
 }
 
 /// All benchmarks, from the bottom up.
-const BENCHES: [Bench; 10] = [
+const BENCHES: [Bench; 11] = [
     Bench {
         package: "vmsg-mem",
         name: "spsc",
@@ -51,6 +51,11 @@ const BENCHES: [Bench; 10] = [
         package: "vmsg",
         name: "stack",
         title: "The whole stack",
+    },
+    Bench {
+        package: "vmsg",
+        name: "blk",
+        title: "Disks",
     },
     Bench {
         package: "vmsg",

@@ -4,6 +4,7 @@
 mod console;
 mod demo2b;
 mod disk;
+mod disk_errors;
 mod disk_killed;
 mod drives;
 mod endure;
@@ -12,6 +13,7 @@ mod ivshmem_server;
 pub(crate) mod linux_user;
 mod list;
 mod nic;
+mod share;
 mod socket;
 mod switch;
 mod up;

@@ -152,6 +152,28 @@ impl Vmsg {
         )
     }
 
+    /// The same in a mount namespace of its own, where a shell does `before` first, as root; waits for one line.
+    pub(crate) fn run_after(
+        &self,
+        scene: &mut Scene,
+        name: &str,
+        subcommand: &str,
+        options: &[(&str, &str)],
+        before: &str,
+    ) -> Result<Id> {
+        let inside = self.command(subcommand, options);
+        let mut command = Command::new("unshare");
+        command.arg("--mount");
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command
+            .args(["sh", "-ec", &format!("{before}\nexec \"$@\""), "sh"])
+            .arg(inside.get_program())
+            .args(inside.get_args());
+        self.start(scene, name, command, &[""])
+    }
+
     /// The same for a command of several words.
     pub(crate) fn run_words(
         &self,

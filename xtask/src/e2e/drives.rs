@@ -153,6 +153,8 @@ pub(super) struct Drives {
     /// What it is started with.
     devices: Vec<String>,
     starts: usize,
+    /// What a shell does before, in a mount namespace of its own.
+    before: Option<String>,
 }
 
 /// Where `vmsg ctl` reaches the device host.
@@ -168,7 +170,28 @@ impl Drives {
         more: &[String],
         fronts: &[String],
     ) -> Result<Self> {
+        Self::start_with(stage, via, drives, (more, fronts), None)
+    }
+
+    /// The same without other devices, where a shell does something before, in a mount namespace of the device host.
+    pub(super) fn start_after(
+        stage: &mut Stage,
+        via: Via,
+        drives: Vec<Drive>,
+        before: &str,
+    ) -> Result<Self> {
+        Self::start_with(stage, via, drives, (&[], &[]), Some(before.to_owned()))
+    }
+
+    fn start_with(
+        stage: &mut Stage,
+        via: Via,
+        drives: Vec<Drive>,
+        (more, fronts): (&[String], &[String]),
+        before: Option<String>,
+    ) -> Result<Self> {
         let mut this = Self {
+            before,
             via,
             drives,
             serve: None,
@@ -209,7 +232,10 @@ impl Drives {
         self.starts += 1;
         let mut options = vec![("--bus", BUS), ("--control", CONTROL)];
         options.extend(self.devices.iter().map(|d| ("--device", d.as_str())));
-        self.serve = Some(vmsg.run(&mut stage.scene, &name, "serve", &options, 1)?);
+        self.serve = Some(match &self.before {
+            None => vmsg.run(&mut stage.scene, &name, "serve", &options, 1)?,
+            Some(before) => vmsg.run_after(&mut stage.scene, &name, "serve", &options, before)?,
+        });
         Ok(())
     }
 
@@ -241,7 +267,7 @@ impl Drives {
     }
 
     /// QEMU, kernel and drivers of the guest.
-    fn kit(&self, stage: &Stage) -> Result<Kit> {
+    pub(super) fn kit(&self, stage: &Stage) -> Result<Kit> {
         let kit = match self.via {
             Via::VhostUser => stage.kit.clone(),
             Via::VfioUser => vfio_user::kit(stage.kit, false, false)?,

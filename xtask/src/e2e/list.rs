@@ -4,8 +4,8 @@
 use anyhow::Result;
 
 use super::{
-    Stage, console, demo2b, disk, disk_killed, ivshmem, ivshmem_server, linux_user, nic, socket,
-    switch, up, vfio_user,
+    Stage, console, demo2b, disk, disk_errors, disk_killed, ivshmem, ivshmem_server, linux_user,
+    nic, share, socket, switch, up, vfio_user,
 };
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
@@ -39,7 +39,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 57] = [
+pub(super) const TESTS: [Test; 61] = [
     Test {
         name: "checks",
         reference: true,
@@ -381,5 +381,29 @@ pub(super) const TESTS: [Test; 57] = [
         reference: true,
         short: Short::No,
         play: disk_killed::guest_killed_vfio_user,
+    },
+    Test {
+        name: "disk-errors",
+        reference: false,
+        short: Short::No,
+        play: disk_errors::vhost_user,
+    },
+    Test {
+        name: "disk-errors-vfio-user",
+        reference: false,
+        short: Short::No,
+        play: disk_errors::vfio_user,
+    },
+    Test {
+        name: "share",
+        reference: false,
+        short: Short::X86,
+        play: share::vhost_user,
+    },
+    Test {
+        name: "share-vfio-user",
+        reference: false,
+        short: Short::Arm64,
+        play: share::vfio_user,
     },
 ];

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# A folder that the host shares: what each writes the other reads.
+is() { [ "$1" = "$2" ] || { echo "$1 instead of $2"; return 1; }; }
+sum() { sha256sum < "$1" | cut -c 1-64; }
+mkdir /share
+check mount mount -t virtiofs shared /share
+check read-large is "$(sum /share/large)" "$LARGE_SUM"
+check many is "$(ls /share/many | wc -l)" 500
+check many-contents is "$(cat /share/many/* | sha256sum | cut -c 1-64)" "$MANY_SUM"
+check mode is "$(stat -c %a /share/large)" 640
+head -c 5000001 /dev/urandom > /tmp/up
+write() { cp /tmp/up /share/up && sync && echo 3 > /proc/sys/vm/drop_caches && cmp /tmp/up /share/up; }
+check write write
+check rename mv /share/up /share/renamed
+folder() { mkdir -p /share/folder/deep && echo 1 > /share/folder/deep/one && echo 2 >> /share/folder/deep/one && is "$(cat /share/folder/deep/one | tr '\n' ' ')" "1 2 "; }
+check folder folder
+check link is "$(ln -s large /share/link && readlink /share/link)" large
+mark wrote "$(sum /share/renamed)"
+read -r answer
+check from-host is "$(cat /share/from-host)" "$answer"
+two() {
+    for n in 1 2; do (while :; do cmp /share/large /share/renamed > /dev/null; sha256sum /share/large; [ ! -e /tmp/stop ] || break; done > /tmp/two.$n) & done
+    sleep 1
+    : > /tmp/stop
+    wait
+    is "$(cat /tmp/two.* | cut -c 1-64 | sort -u)" "$LARGE_SUM"
+}
+check two-readers two
