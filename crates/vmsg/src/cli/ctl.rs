@@ -38,6 +38,8 @@ pub enum CtlAction {
     Link(CtlLinkArgs),
     /// Have the guest announce its addresses to the network
     Announce(CtlDeviceArgs),
+    /// Have a disk look at once whether it was resized, and tell its guest
+    Rescan(CtlDeviceArgs),
     /// Show switches with their rules, ports and counters
     Switches(CtlListArgs),
     /// Show the addresses that switches know

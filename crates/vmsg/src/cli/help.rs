@@ -48,10 +48,29 @@ A bus, ivshmem (memory that two machines have in common; one driver at a time):
   trace=FILE                   record all messages
 
 All devices:
-  id=NAME        net0, net1, …, rng0, … or console0, … by default
+  id=NAME        net0, net1, …, rng0, …, blk0, … by default
   num=NUMBER     on the bus; the lowest free one by default
   bus=NAME       the first one by default
   worker=N       which thread serves it, counted from 0
+
+blk (a disk):
+  path=FILE                    an image, or a block device of the host; or
+  path=nbd://HOST[:PORT]/EXPORT, path=nbd+unix:///EXPORT?socket=PATH
+                               what an NBD server has
+  format=raw|qcow2             what is in the file; never guessed: raw by default, and a file that begins as
+                               qcow2 images do is refused without this key
+  ro=on|off                    nothing is written; off by default
+  serial=TEXT                  up to 20 bytes; the id by default
+  cache=writeback|writethrough|none
+                               what is written is in the host's page cache until the guest flushes (default),
+                               on the medium before the guest hears of it, or goes past the page cache
+  queues=N                     1 to 256; 1 by default
+  block-size=BYTES             raw files: 512 to 1M; what the medium has, or 512, by default
+  discard=on|off               whether space that the guest does not need any more is given back; on by default
+  backing=on|off               qcow2: whether the image may name other files to read; off by default
+  engine=auto|uring|inline|threads
+                               raw files: who reads and writes; by default the worker itself for files in
+                               memory, else the kernel by io_uring, or threads where that is not to be had
 
 console:
   path=SOCKET                  where `vmsg console`, socat and the like attach; the control socket's path with

@@ -135,6 +135,10 @@ fn request(action: CtlAction) -> Result<(Request, bool), Usage> {
             let (bus, device) = split(&announce.device);
             Request::Announce { device, bus }
         }
+        CtlAction::Rescan(rescan) => {
+            let (bus, device) = split(&rescan.device);
+            Request::Rescan { device, bus }
+        }
         CtlAction::Switches(list) => {
             json = list.json;
             Request::Switches {}

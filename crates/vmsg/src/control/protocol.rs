@@ -50,6 +50,14 @@ pub(crate) enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bus: Option<String>,
     },
+    /// Has a disk look at once whether it was resized.
+    Rescan {
+        /// The device's id.
+        device: String,
+        /// As for `link`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bus: Option<String>,
+    },
     /// All switches with their ports, rules and counters.
     Switches {},
     /// The addresses that a switch knows.

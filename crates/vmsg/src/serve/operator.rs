@@ -411,6 +411,9 @@ impl Operator {
             Request::Announce { device, bus } => {
                 self.operate(&device, bus.as_deref(), Operation::Announce)
             }
+            Request::Rescan { device, bus } => {
+                self.operate(&device, bus.as_deref(), Operation::Rescan)
+            }
             Request::Switches {} => Ok(Response::Switches(self.fabric.switches())),
             Request::Macs { switch } => self.fabric.macs(switch.as_deref()),
             Request::Rule {
