@@ -26,8 +26,8 @@ pub use cli::{Cli, Command};
 pub use console::{ConsoleAction, ConsoleArgs};
 pub use spec::{
     BackendKeys, BlkSpec, ConsoleSpec, DeviceSpec, DiskCache, DiskEngine, DiskFormat, Duplex,
-    NetBackend, NetSpec, Pin, PortSetSpec, PortSpec, RngSpec, Setting, SizeOrder, SocketMode,
-    SwitchSpec, UplinkSpec,
+    NetBackend, NetSpec, Pin, PortSetSpec, PortSpec, ResumeMode, RngSpec, Setting, SizeOrder,
+    SocketMode, SwitchSpec, UplinkSpec, VhostUserSpec,
 };
 
 #[cfg(fuzzing)]

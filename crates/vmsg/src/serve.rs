@@ -21,11 +21,13 @@ use crate::{Usage, descriptors};
 mod disk;
 mod fabric;
 mod kept;
+mod late;
 mod make;
 mod operator;
 
 use fabric::Fabric;
 use kept::Keeping;
+use late::{Late, Numbers};
 use make::Consoles;
 use operator::{Names, Operator};
 
@@ -57,8 +59,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         control: args.control.clone(),
     };
     let built = build(&mut host, &buses, &network, &texts, &mut keeping, &consoles);
-    let fabric = match built {
-        Ok(fabric) => fabric,
+    let (fabric, late) = match built {
+        Ok(built) => built,
         Err(error) => {
             // A keeper that holds something may be wanted by a `serve` that is started rightly.
             if idle {
@@ -78,6 +80,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         keeping,
         consoles,
     ));
+    late.start(&host.handle());
     let control = match &args.control {
         Some(path) => {
             let service: Arc<dyn control::Service> = Arc::<Operator>::clone(&operator);
@@ -123,8 +126,10 @@ fn build(
     texts: &Texts,
     keeping: &mut Keeping,
     consoles: &Consoles,
-) -> anyhow::Result<Fabric> {
+) -> anyhow::Result<(Fabric, Late)> {
     let fabric = Fabric::start(host, network)?;
+    let mut late = Late::default();
+    let mut numbers = Numbers::new(buses, &network.devices)?;
     for (index, uplink) in network.uplinks.iter().enumerate() {
         let id = uplink.id.as_deref().unwrap_or_default();
         let flows = keeping.take(id);
@@ -139,11 +144,19 @@ fn build(
         let bus = buses::find(buses, common.bus)?;
         let (worker, port) = fabric.place(device, network).with_context(context)?;
         let flows = keeping.take(id);
-        let made = make::make(device, id, port, flows, consoles).with_context(context)?;
-        host.add_device(bus, id, common.num, worker, made)
+        let num = numbers.take(bus, common.num);
+        let made = match make::make(device, id, port, flows, consoles) {
+            Ok(made) => made,
+            Err(error) => {
+                late.take_in(device, (bus, num, worker), error)
+                    .with_context(context)?;
+                continue;
+            }
+        };
+        host.add_device(bus, id, num, worker, made)
             .map_err(|error| Usage(format!("{}: {error}", context())))?;
     }
-    Ok(fabric)
+    Ok((fabric, late))
 }
 
 /// What the command line asks for.

@@ -7,6 +7,7 @@
 
 mod backend;
 mod blk;
+mod bridge;
 mod console;
 mod net;
 mod network;
@@ -22,6 +23,7 @@ pub(crate) use backend::SocketConfig;
 pub use backend::{NetBackend, SocketMode};
 pub(crate) use blk::Store;
 pub use blk::{BlkSpec, DiskCache, DiskEngine, DiskFormat};
+pub use bridge::{ResumeMode, VhostUserSpec};
 pub use console::{ConsoleSpec, SizeOrder};
 pub use net::{BackendKeys, Duplex, NetSpec, UplinkSpec};
 pub(crate) use network::{Network, Place, Problem, known};
@@ -30,7 +32,7 @@ pub use switch::SwitchSpec;
 pub use text::Setting;
 pub(crate) use typed::typed;
 
-/// A device: `net,…`, `rng,…`, `console,…` or `blk,…`.
+/// A device: `net,…`, `rng,…`, `console,…`, `blk,…` or `vhost-user,…`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceSpec {
@@ -42,6 +44,8 @@ pub enum DeviceSpec {
     Console(Box<ConsoleSpec>),
     /// A disk.
     Blk(Box<BlkSpec>),
+    /// The device of a vhost-user daemon.
+    VhostUser(Box<VhostUserSpec>),
 }
 
 /// `rng,…`.
@@ -114,6 +118,7 @@ impl DeviceSpec {
             Self::Rng(rng) => common!("rng", rng),
             Self::Console(console) => common!("console", console),
             Self::Blk(blk) => common!("blk", blk),
+            Self::VhostUser(daemon) => common!("vhost-user", daemon),
         }
     }
 
@@ -123,6 +128,7 @@ impl DeviceSpec {
             Self::Rng(rng) => common_mut!(rng),
             Self::Console(console) => common_mut!(console),
             Self::Blk(blk) => common_mut!(blk),
+            Self::VhostUser(daemon) => common_mut!(daemon),
         }
     }
 }

@@ -26,7 +26,8 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use virtio_msg::{FeatureSet, feature};
 use vmsg_mem::{Doorbell, WindowTable};
-use vmsg_vhost_user::{Fault, Greeting, Inflight, MAX_QUEUES, Offer, Region};
+pub use vmsg_vhost_user::MAX_QUEUES;
+use vmsg_vhost_user::{Fault, Greeting, Inflight, Offer, Region};
 
 use self::kind::Kind;
 use self::link::Link;
@@ -340,6 +341,12 @@ impl Bridge {
         self.pause = (self.pause * 2).min(longest.max(FIRST_PAUSE));
         self.wake();
     }
+}
+
+/// Queues and bytes of configuration of a type, as far as that is known without its daemon.
+pub fn defaults(device_id: u32) -> (u16, u32) {
+    let kind = Kind::of(device_id);
+    (kind.queues, (kind.config_len)(0))
 }
 
 /// How many queues there are, and how many of them are the daemon's.

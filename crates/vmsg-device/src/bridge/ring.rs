@@ -106,7 +106,6 @@ impl Ring {
                 Resume::Record | Resume::InOrder => {}
             }
         }
-        self.call_due = base != Base::At(0);
         self.wanted = Some(Wanted {
             start: start.clone(),
             base,

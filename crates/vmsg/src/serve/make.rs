@@ -16,8 +16,8 @@ use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::vhost_user::VhostUser;
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
-use super::disk;
 use super::kept::DeviceFlows;
+use super::{disk, late};
 use crate::Usage;
 use crate::console::Registry;
 use crate::control::LinkState;
@@ -43,6 +43,7 @@ pub(super) fn make(
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
         DeviceSpec::Console(spec) => Ok(Box::new(make_console(spec, id, consoles)?)),
         DeviceSpec::Blk(spec) => Ok(Box::new(disk::make(spec, id)?)),
+        DeviceSpec::VhostUser(spec) => Ok(Box::new(late::connect(spec, id)?)),
         DeviceSpec::Net(spec) => {
             let goes_on = flows.as_ref().is_some_and(|kept| kept.keeper.was_found());
             // A switch records what passes a port itself.

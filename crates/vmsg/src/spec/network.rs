@@ -117,6 +117,7 @@ impl Network {
                     );
                 }
                 DeviceSpec::Blk(blk) => look(place, blk.check()),
+                DeviceSpec::VhostUser(daemon) => look(place, daemon.check()),
                 DeviceSpec::Rng(_) => {}
             }
         }

@@ -238,6 +238,7 @@ fn check(spec: &DeviceSpec) -> Result<(), Usage> {
             return console.check(console.id.as_deref().unwrap_or("console0"));
         }
         DeviceSpec::Blk(blk) => return blk.check(),
+        DeviceSpec::VhostUser(daemon) => return daemon.check(),
     };
     net.mac(net.id.as_deref().unwrap_or_default())?;
     net.line()?;
@@ -279,6 +280,14 @@ pub(in super::super) fn shape_of(spec: &DeviceSpec, id: &str) -> Shape {
         DeviceSpec::Console(console) => Shape::new(3, console.queues(), 12),
         DeviceSpec::Rng(_) => Shape::new(4, 1, 0),
         DeviceSpec::Blk(blk) => Shape::new(Shape::BLOCK, blk.queues(), 60),
+        DeviceSpec::VhostUser(daemon) => {
+            let (id, queues, config) = daemon.shape().unwrap_or((0, 1, 0));
+            Shape {
+                tag: daemon.tag.clone(),
+                queue_size: daemon.queue_size.unwrap_or(0),
+                ..Shape::new(id, queues.into(), config)
+            }
+        }
     }
 }
 
