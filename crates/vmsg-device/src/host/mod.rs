@@ -26,3 +26,6 @@ pub use self::handle::{Handle, HandleError, Report};
 pub use self::log_limit::LogLimit;
 pub use self::runtime::{Host, HostError, Stop};
 pub use self::windows::{MAX_VIEWS, MAX_WINDOWS};
+
+#[cfg(test)]
+mod late_test;

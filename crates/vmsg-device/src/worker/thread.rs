@@ -249,3 +249,7 @@ impl Thread {
 fn slot_of(data: u64) -> Slot {
     Slot(u32::try_from(data & 0xffff_ffff).expect("masked to 32 bits"))
 }
+
+#[cfg(test)]
+#[path = "thread_test.rs"]
+mod tests;
