@@ -7,9 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod disk;
-mod nbd;
+pub mod nbd;
 mod qcow2;
 
 pub use disk::{Completion, Disk, Facts, Failure, Request, Submitted};
-pub use nbd::{NbdAddress, NbdConfig, NbdOpenError, NbdUri, NbdUriError, ProtocolError};
+pub use nbd::{NbdAddress, NbdConfig, NbdDisk, NbdOpenError, NbdUri, NbdUriError, ProtocolError};
 pub use qcow2::{Qcow2Config, Qcow2OpenError};

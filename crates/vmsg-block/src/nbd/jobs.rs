@@ -1,0 +1,676 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Requests on their way to a server and back, over as many connections as it takes.
+//!
+//! A *job* is what was wanted of the disk; on the wire it is one or more *parts*, each a request of the protocol. A part that is
+//! on the wire when the connection is lost is sent again on the next one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use vmsg_mem::{Held, Pieces};
+
+use super::negotiate::Export;
+use super::replies::{Expected, UnderWay};
+use super::unflushed::{self, Entry, Unflushed, Written};
+use super::wire::{self, RequestHeader};
+use crate::{Completion, Failure};
+
+/// Requests on the wire at the same time.
+const MOST_PARTS: usize = 64;
+/// Jobs at the same time.
+pub(super) const MOST_JOBS: usize = 1024;
+/// The most data of one request, in bytes, whatever the server takes.
+const LARGEST: u32 = 8 << 20;
+/// The most that is zeroed or discarded by one request, in bytes.
+const LARGEST_RANGE: u32 = 1 << 30;
+/// A job that is answered by nothing for so many timeouts fails, even if the server answers others.
+const PATIENCE: u32 = 4;
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Read,
+    Write,
+    Flush,
+    Trim,
+    Zeroes { hole: bool },
+}
+
+impl What {
+    fn changes(self) -> bool {
+        matches!(self, Self::Write | Self::Zeroes { .. } | Self::Trim)
+    }
+}
+
+/// Whose a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// The disk's user's, by its tag.
+    User(u32),
+    /// Nobody's any more.
+    Nobody,
+    /// A write that the server may have lost.
+    Again,
+    /// A flush so that fewer writes need to be kept.
+    Relief,
+}
+
+#[derive(Debug)]
+struct Job {
+    owner: Owner,
+    what: What,
+    offset: u64,
+    len: u64,
+    data: Option<Held>,
+    /// How much of it was made into parts.
+    cut: u64,
+    /// Parts that are not answered.
+    open: usize,
+    failure: Option<Failure>,
+    /// A flush follows the write.
+    then_flush: bool,
+    /// Some of what was written may be in the server's memory alone when it is answered.
+    volatile: bool,
+    /// For a flush: the writes it covers end before this number.
+    covers: u64,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Part {
+    job: usize,
+    header: RequestHeader,
+    /// Where its data is in the job's.
+    skip: u64,
+    expected: Expected,
+    /// It is on the wire, or part of it is.
+    sent: bool,
+}
+
+/// All jobs.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    jobs: Vec<Option<Job>>,
+    count: usize,
+    parts: Vec<Option<Part>>,
+    on_wire: usize,
+    /// Counts parts, so that cookies are not used again.
+    cookies: u32,
+    /// Jobs of which something is still to be cut off.
+    fresh: VecDeque<usize>,
+    /// Parts that were on a connection that is lost.
+    again: VecDeque<usize>,
+    pub(super) unflushed: Unflushed,
+    /// The number of the next unflushed write that is to be written again; `None` if there are none.
+    replay: Option<u64>,
+    /// The server was gone with writes that it had answered, and they could not be written again.
+    lost: Option<String>,
+    relief: bool,
+    /// Jobs of nobody's that change something: nothing overtakes them.
+    ghosts: usize,
+    pub(super) done: Vec<Completion>,
+    pub(super) write_back: bool,
+    /// Counted for operators.
+    pub(super) resent: u64,
+    pub(super) rewritten: u64,
+}
+
+impl Jobs {
+    pub(super) fn new() -> Self {
+        Self {
+            jobs: Vec::new(),
+            count: 0,
+            parts: (0..MOST_PARTS).map(|_| None).collect(),
+            on_wire: 0,
+            cookies: 0,
+            fresh: VecDeque::new(),
+            again: VecDeque::new(),
+            unflushed: Unflushed::default(),
+            replay: None,
+            lost: None,
+            relief: false,
+            ghosts: 0,
+            done: Vec::new(),
+            write_back: true,
+            resent: 0,
+            rewritten: 0,
+        }
+    }
+
+    /// Jobs whose owner waits for them.
+    pub(super) fn waiting(&self) -> usize {
+        let users = |job: &&Job| matches!(job.owner, Owner::User(_));
+        self.jobs.iter().flatten().filter(users).count()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.count >= MOST_JOBS
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Something is on the wire that changes the export.
+    pub(super) fn is_changing(&self) -> bool {
+        let changing = |part: &Part| part.sent && part.header.command != wire::CMD_READ;
+        self.parts.iter().flatten().any(changing)
+    }
+
+    /// Begins a job of the user's.
+    pub(super) fn begin(
+        &mut self,
+        tag: u32,
+        what: What,
+        range: (u64, u64),
+        data: Option<Held>,
+        now: Instant,
+    ) {
+        self.add(Owner::User(tag), what, range, data, now);
+    }
+
+    fn add(
+        &mut self,
+        owner: Owner,
+        what: What,
+        (offset, len): (u64, u64),
+        data: Option<Held>,
+        now: Instant,
+    ) -> usize {
+        let job = Job {
+            owner,
+            what,
+            offset,
+            len,
+            data,
+            cut: 0,
+            open: 0,
+            failure: None,
+            then_flush: false,
+            volatile: false,
+            covers: 0,
+            since: now,
+        };
+        self.count += 1;
+        let free = self.jobs.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.jobs.len());
+        match free {
+            Some(free) => self.jobs[free] = Some(job),
+            None => self.jobs.push(Some(job)),
+        }
+        if owner == Owner::Again {
+            self.fresh.push_front(index);
+        } else {
+            self.fresh.push_back(index);
+        }
+        index
+    }
+
+    /// Cuts the next request that is to be sent: its number here and its header.
+    pub(super) fn next(&mut self, export: &Export, now: Instant) -> Option<(usize, RequestHeader)> {
+        if self.on_wire >= MOST_PARTS || self.ghosts > 0 {
+            return None;
+        }
+        if let Some(number) = self.replay {
+            return self.next_replayed(number, export, now);
+        }
+        if let Some(index) = self.again.pop_front() {
+            let part = self.parts[index].as_mut()?;
+            part.sent = true;
+            self.on_wire += 1;
+            self.resent += 1;
+            if let Some(job) = self.jobs[part.job].as_mut() {
+                job.covers = self.unflushed.end();
+            }
+            return Some((index, part.header));
+        }
+        if self.unflushed.cost() > unflushed::MANY && !self.relief {
+            self.relief = true;
+            let relief = self.add(Owner::Relief, What::Flush, (0, 0), None, now);
+            // First of all.
+            self.fresh.pop_back();
+            self.fresh.push_front(relief);
+        }
+        loop {
+            let index = *self.fresh.front()?;
+            let Some(job) = self.jobs[index].as_mut() else {
+                self.fresh.pop_front();
+                continue;
+            };
+            if job.what.changes() && self.unflushed.cost() > unflushed::TOO_MANY {
+                return None;
+            }
+            let fault = fault(job, export, &mut self.lost);
+            let nothing = job.what == What::Flush && export.flags & wire::FLAG_SEND_FLUSH == 0;
+            if fault.is_some() || nothing {
+                self.fresh.pop_front();
+                job.failure = job.failure.take().or(fault);
+                job.cut = job.len;
+                if job.open == 0 {
+                    self.finish(index, export, now);
+                }
+                continue;
+            }
+            return Some(self.cut(index, export));
+        }
+    }
+
+    fn next_replayed(
+        &mut self,
+        number: u64,
+        export: &Export,
+        now: Instant,
+    ) -> Option<(usize, RequestHeader)> {
+        // What was begun goes on.
+        if let Some(&index) = self.fresh.front() {
+            let unfinished = self.jobs[index].as_ref();
+            if unfinished.is_some_and(|job| job.owner == Owner::Again) {
+                return Some(self.cut(index, export));
+            }
+        }
+        let Some(entry) = self.unflushed.from(number).next().cloned() else {
+            if self
+                .jobs
+                .iter()
+                .flatten()
+                .all(|job| job.owner != Owner::Again)
+            {
+                self.replay = None;
+                return self.next(export, now);
+            }
+            return None;
+        };
+        let rewriting =
+            |job: &Job| job.owner == Owner::Again && entry.overlaps(job.offset, job.len);
+        if self.jobs.iter().flatten().any(rewriting) {
+            return None;
+        }
+        if entry.offset.saturating_add(entry.len) > export.size {
+            self.give_up_replay("it has become smaller");
+            return self.next(export, now);
+        }
+        self.replay = Some(number + 1);
+        self.rewritten += 1;
+        let (what, data) = match entry.what {
+            Written::Data(data) => (What::Write, Some(data)),
+            Written::Zeroes { hole } => (What::Zeroes { hole }, None),
+        };
+        let index = self.add(Owner::Again, what, (entry.offset, entry.len), data, now);
+        Some(self.cut(index, export))
+    }
+
+    fn give_up_replay(&mut self, reason: &str) {
+        let lost = format!(
+            "the server may have lost writes that it had answered, which cannot be written again: {reason}"
+        );
+        tracing::error!("{lost}; the next flush fails");
+        self.lost = Some(lost);
+        self.unflushed.clear();
+        self.replay = Some(self.unflushed.end());
+    }
+
+    /// The next part of a job that has one.
+    fn cut(&mut self, index: usize, export: &Export) -> (usize, RequestHeader) {
+        let job = self.jobs[index].as_mut().expect("a job of the queue");
+        let left = job.len - job.cut;
+        let most = match job.what {
+            What::Read | What::Write => export.maximum.min(LARGEST),
+            What::Flush | What::Trim | What::Zeroes { .. } => LARGEST_RANGE,
+        };
+        // Parts begin where requests may.
+        let most = (most & !(export.minimum.max(512) - 1)).max(512);
+        let len = u32::try_from(left.min(u64::from(most))).unwrap_or(most);
+        let (command, mut flags) = match job.what {
+            What::Read => (wire::CMD_READ, 0),
+            What::Write => (wire::CMD_WRITE, 0),
+            What::Flush => (wire::CMD_FLUSH, 0),
+            What::Trim => (wire::CMD_TRIM, 0),
+            What::Zeroes { hole: true } => (wire::CMD_WRITE_ZEROES, 0),
+            What::Zeroes { hole: false } => (wire::CMD_WRITE_ZEROES, wire::CMD_FLAG_NO_HOLE),
+        };
+        if matches!(job.what, What::Write | What::Zeroes { .. }) {
+            if !self.write_back && export.flags & wire::FLAG_SEND_FUA != 0 {
+                flags |= wire::CMD_FLAG_FUA;
+            } else {
+                job.volatile = true;
+                job.then_flush |= !self.write_back;
+            }
+        }
+        if job.what == What::Flush {
+            job.covers = self.unflushed.end();
+        }
+        let free = self.parts.iter().position(Option::is_none);
+        let part = free.expect("as many as may be on the wire");
+        self.cookies = self.cookies.wrapping_add(1);
+        let offset = if job.what == What::Flush {
+            0
+        } else {
+            job.offset + job.cut
+        };
+        let header = RequestHeader {
+            flags,
+            command,
+            cookie: u64::from(self.cookies) << 32 | part as u64,
+            offset,
+            len,
+        };
+        let wanted = if job.what == What::Read { len } else { 0 };
+        self.parts[part] = Some(Part {
+            job: index,
+            header,
+            skip: job.cut,
+            expected: Expected::new(offset, wanted),
+            sent: true,
+        });
+        self.on_wire += 1;
+        job.cut += u64::from(len);
+        job.open += 1;
+        if job.cut == job.len {
+            let at = self.fresh.iter().position(|&fresh| fresh == index);
+            at.map(|at| self.fresh.remove(at));
+        }
+        (part, header)
+    }
+
+    /// The data of a part, behind its first `at` bytes.
+    pub(super) fn data(&self, part: usize, at: u32) -> Pieces<'_> {
+        let Some(part) = self.parts.get(part).and_then(Option::as_ref) else {
+            return Pieces::EMPTY;
+        };
+        let data = self.jobs[part.job]
+            .as_ref()
+            .and_then(|job| job.data.as_ref());
+        let skip = usize::try_from(part.skip + u64::from(at)).unwrap_or(usize::MAX);
+        let len = usize::try_from(part.header.len - at.min(part.header.len)).unwrap_or(0);
+        data.map_or(Pieces::EMPTY, |data| data.pieces().skip(skip).take(len))
+    }
+
+    /// The part with this cookie, if it is on the wire.
+    pub(super) fn find(&self, cookie: u64) -> Option<usize> {
+        let index = usize::try_from(cookie & 0xffff_ffff).ok()?;
+        let part = self.parts.get(index)?.as_ref()?;
+        (part.header.cookie == cookie && part.sent).then_some(index)
+    }
+
+    /// The server says that a part has failed.
+    pub(super) fn failed(&mut self, part: usize, error: io::Error) {
+        let Some(part) = &self.parts[part] else {
+            return;
+        };
+        if let Some(job) = self.jobs[part.job].as_mut() {
+            job.failure.get_or_insert(Failure::Io(error));
+        }
+    }
+
+    /// The reply to a part is complete.
+    pub(super) fn answered(&mut self, part: usize, export: &Export, now: Instant) {
+        let Some(part) = self.parts[part].take() else {
+            return;
+        };
+        self.on_wire -= 1;
+        let Some(job) = self.jobs[part.job].as_mut() else {
+            return;
+        };
+        job.open -= 1;
+        if job.failure.is_some() {
+            // The rest is not sent.
+            job.cut = job.len;
+        }
+        if job.open == 0 && job.cut == job.len {
+            self.finish(part.job, export, now);
+        }
+    }
+
+    fn finish(&mut self, index: usize, export: &Export, now: Instant) {
+        let Some(job) = self.jobs[index].as_mut() else {
+            return;
+        };
+        let flushes = export.flags & wire::FLAG_SEND_FLUSH != 0;
+        if job.failure.is_none() {
+            let kept = job.volatile && flushes && job.owner != Owner::Again;
+            let what = match job.what {
+                What::Write if kept => job.data.as_ref().map(|data| Written::Data(copy(data))),
+                What::Zeroes { hole } if kept => Some(Written::Zeroes { hole }),
+                _ => None,
+            };
+            if let Some(what) = what {
+                let (offset, len) = (job.offset, job.len);
+                self.unflushed.push(Entry { offset, len, what });
+            }
+            if job.what == What::Flush {
+                self.unflushed.flushed(job.covers);
+            } else if job.then_flush && flushes && matches!(job.owner, Owner::User(_)) {
+                (job.what, job.len, job.cut) = (What::Flush, 0, 0);
+                (job.then_flush, job.data, job.since) = (false, None, now);
+                self.fresh.push_back(index);
+                return;
+            }
+        }
+        let Some(job) = self.jobs[index].take() else {
+            return;
+        };
+        self.count -= 1;
+        self.fresh.retain(|&fresh| fresh != index);
+        match (job.owner, job.failure) {
+            (Owner::User(tag), failure) => {
+                let result = failure.map_or(Ok(()), Err);
+                self.done.push(Completion { tag, result });
+            }
+            (Owner::Nobody, _) => {
+                if job.what.changes() {
+                    self.ghosts -= 1;
+                }
+            }
+            (Owner::Again, Some(failure)) => self.give_up_replay(&failure.to_string()),
+            (Owner::Again, None) => {}
+            (Owner::Relief, failure) => {
+                self.relief = false;
+                // The server cannot flush: what it has is told at the next flush that is wanted.
+                if failure.is_some() {
+                    self.give_up_replay("it cannot flush");
+                    self.replay = None;
+                }
+            }
+        }
+    }
+
+    /// The connection is lost, and nothing of it will be done any more.
+    pub(super) fn lost_connection(&mut self) {
+        self.on_wire = 0;
+        self.again.clear();
+        self.ghosts = 0;
+        let mut again: Vec<(u32, usize)> = Vec::new();
+        for (index, slot) in self.parts.iter_mut().enumerate() {
+            let Some(part) = slot else { continue };
+            let job = self.jobs[part.job].as_mut();
+            let goes_on = job
+                .as_ref()
+                .is_some_and(|job| matches!(job.owner, Owner::User(_)) && job.failure.is_none());
+            if goes_on {
+                part.sent = false;
+                part.expected = Expected::new(part.expected.offset, part.expected.len);
+                again.push(((part.header.cookie >> 32) as u32, index));
+            } else {
+                if let Some(job) = job {
+                    job.open -= 1;
+                }
+                *slot = None;
+            }
+        }
+        // In the order in which they were sent first. Numbers wrap far from each other.
+        let newest = self.cookies;
+        again.sort_by_key(|&(number, _)| std::cmp::Reverse(newest.wrapping_sub(number)));
+        self.again.extend(again.into_iter().map(|(_, index)| index));
+        for index in 0..self.jobs.len() {
+            let Some(job) = &mut self.jobs[index] else {
+                continue;
+            };
+            let failed = job.failure.is_some() && job.open == 0;
+            match job.owner {
+                Owner::User(tag) if failed => {
+                    let result = job.failure.take().map_or(Ok(()), Err);
+                    self.done.push(Completion { tag, result });
+                }
+                Owner::User(_) => continue,
+                Owner::Relief => self.relief = false,
+                Owner::Nobody | Owner::Again => {}
+            }
+            self.jobs[index] = None;
+            self.count -= 1;
+            self.fresh.retain(|&fresh| fresh != index);
+        }
+        self.replay = None;
+    }
+
+    /// A connection is there.
+    pub(super) fn connected(&mut self) {
+        let begin = self.unflushed.begin();
+        self.replay = (!self.unflushed.is_empty()).then_some(begin);
+    }
+
+    /// Jobs that have waited too long, as nothing has gone on since `alive`.
+    pub(super) fn overdue(&self, alive: Instant, timeout: Duration, now: Instant) -> bool {
+        let late = |job: &Job| {
+            let silent = now.saturating_duration_since(job.since.max(alive)) >= timeout;
+            silent || now.saturating_duration_since(job.since) >= timeout * PATIENCE
+        };
+        self.jobs.iter().flatten().any(late)
+    }
+
+    /// Makes jobs fail that have waited too long. Nothing is on the wire.
+    pub(super) fn expire(
+        &mut self,
+        alive: Instant,
+        timeout: Duration,
+        reason: &str,
+        now: Instant,
+    ) -> usize {
+        debug_assert_eq!(self.on_wire, 0, "the connection is given up before");
+        let mut expired = 0;
+        for index in 0..self.jobs.len() {
+            let Some(job) = &self.jobs[index] else {
+                continue;
+            };
+            let silent = now.saturating_duration_since(job.since.max(alive)) >= timeout;
+            if !silent && now.saturating_duration_since(job.since) < timeout * PATIENCE {
+                continue;
+            }
+            if let Owner::User(tag) = job.owner {
+                let result = Err(Failure::Gone(reason.to_owned()));
+                self.done.push(Completion { tag, result });
+            }
+            self.forget(index);
+            expired += 1;
+        }
+        expired
+    }
+
+    /// Takes a job out of which nothing is on the wire.
+    fn forget(&mut self, index: usize) {
+        self.again.retain(|&part| {
+            self.parts[part]
+                .as_ref()
+                .is_some_and(|part| part.job != index)
+        });
+        for slot in &mut self.parts {
+            if slot.as_ref().is_some_and(|part| part.job == index) {
+                *slot = None;
+            }
+        }
+        self.fresh.retain(|&fresh| fresh != index);
+        if self.jobs[index].take().is_some() {
+            self.count -= 1;
+        }
+    }
+
+    /// Tells all jobs as canceled. What is on the wire comes to its end without touching anybody's memory; `sending` is a part
+    /// whose data is not yet all sent.
+    pub(super) fn cancel(&mut self, sending: Option<usize>) {
+        for index in 0..self.jobs.len() {
+            let Some(job) = &mut self.jobs[index] else {
+                continue;
+            };
+            let Owner::User(tag) = job.owner else {
+                continue;
+            };
+            self.done.push(Completion {
+                tag,
+                result: Err(Failure::Canceled),
+            });
+            let sent = |part: &Part| part.job == index && part.sent;
+            if !self.parts.iter().flatten().any(sent) {
+                self.forget(index);
+                continue;
+            }
+            let half = sending.and_then(|part| self.parts[part].as_ref());
+            let half = half.is_some_and(|part| part.job == index);
+            let job = self.jobs[index].as_mut().expect("looked at before");
+            job.owner = Owner::Nobody;
+            job.data = job.data.take().filter(|_| half).map(|data| copy(&data));
+            job.cut = job.len;
+            if job.what.changes() {
+                self.ghosts += 1;
+            }
+            self.fresh.retain(|&fresh| fresh != index);
+            // Parts that wait for being sent again are not; then the others of the job are on the wire.
+            for at in 0..self.parts.len() {
+                let unsent = self.parts[at]
+                    .as_ref()
+                    .is_some_and(|part| part.job == index && !part.sent);
+                if unsent {
+                    self.parts[at] = None;
+                    self.again.retain(|&part| part != at);
+                    let job = self.jobs[index].as_mut().expect("as above");
+                    job.open -= 1;
+                }
+            }
+        }
+    }
+}
+
+impl UnderWay for Jobs {
+    fn get(&mut self, cookie: u64) -> Option<&mut Expected> {
+        let index = self.find(cookie)?;
+        self.parts[index].as_mut().map(|part| &mut part.expected)
+    }
+}
+
+/// Why a job cannot be done on this export, although it could be when it was begun.
+fn fault(job: &Job, export: &Export, lost: &mut Option<String>) -> Option<Failure> {
+    let unsupported = || Some(Failure::Unsupported);
+    match job.what {
+        What::Flush => return lost.take().map(|lost| Failure::Io(io::Error::other(lost))),
+        What::Trim if export.flags & wire::FLAG_SEND_TRIM == 0 => return unsupported(),
+        What::Zeroes { .. } if export.flags & wire::FLAG_SEND_WRITE_ZEROES == 0 => {
+            return unsupported();
+        }
+        _ => {}
+    }
+    if job.what.changes() && export.flags & wire::FLAG_READ_ONLY != 0 {
+        return Some(Failure::ReadOnly);
+    }
+    if job
+        .offset
+        .checked_add(job.len)
+        .is_none_or(|end| end > export.size)
+    {
+        let gone = "the export has become smaller";
+        return Some(Failure::Io(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            gone,
+        )));
+    }
+    None
+}
+
+/// The same bytes in memory of our own.
+fn copy(data: &Held) -> Held {
+    let copy = Held::buffer(data.len(), 1);
+    data.pieces().copy_to(copy.pieces());
+    copy
+}
+
+#[cfg(test)]
+#[path = "jobs_test.rs"]
+mod tests;
