@@ -6,7 +6,8 @@
 //! * [`Device`]: one device, brought up in the order in which Linux does it.
 //! * With `std`: `BusClient`, a client that sleeps while it waits; `DmaPool`, memory that is lent to devices; `Queue`;
 //!   `net::NetDriver`, `blk::BlkDriver` and `rng::RngDriver` for tests and measurements.
-//! * With `queue`: `blk::Requests`, the requests of a disk's queue, without operating system and allocator.
+//! * With `queue`: `blk::Requests`, the requests of a disk's queue, and `amp::Amp`, a bus in a region of memory, both without operating system and
+//!   allocator.
 //! * With `virtio-drivers`: `virtio_drivers::MsgTransport`, for the drivers of that crate.
 //!
 //! The device side is not trusted: what it sends is checked, counted and dropped if it is wrong; a request that gets no proper
@@ -15,6 +16,8 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "queue")]
+pub mod amp;
 pub mod blk;
 mod client;
 mod device;
