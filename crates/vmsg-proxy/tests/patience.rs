@@ -28,6 +28,8 @@ enum Mood {
     Slow(Duration),
     /// Is stopped, or has lost its mind.
     Silent,
+    /// Prompt, but what is to let go of queues is not answered, as long as they have requests under way.
+    Busy,
     /// Prompt, but says before each answer that the configuration has changed.
     Talkative,
 }
@@ -37,6 +39,8 @@ struct World {
     session: Session,
     host: Host,
     mood: Mood,
+    /// Answers that wait until the device is not busy any more.
+    due: Vec<Vec<u8>>,
     events: Vec<Event>,
 }
 
@@ -47,6 +51,7 @@ impl World {
             session: Session::new(Target::Number(host.number), Options::default()),
             host,
             mood: Mood::Prompt,
+            due: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -77,6 +82,16 @@ impl World {
         let Some(answer) = self.host.handle(&out.bytes, fds) else {
             return true;
         };
+        let frame = virtio_msg::decode(&out.bytes, MAX).unwrap();
+        let lets_go = match frame.message {
+            Message::SetDeviceStatus(status) => status.is_empty(),
+            Message::ResetVqueue(_) => true,
+            _ => false,
+        };
+        if self.mood == Mood::Busy && lets_go {
+            self.due.push(answer);
+            return true;
+        }
         if let Mood::Slow(delay) = self.mood {
             let then = self.now + delay;
             while let Some(due) = self.session.poll_timeout().filter(|due| *due < then) {
@@ -281,6 +296,155 @@ fn a_guest_that_ends_before_its_device_was_seen_leaves_nothing_either() {
     world.connect();
     world.op(Op::Describe).0.unwrap();
     assert!(world.host.windows.is_empty());
+}
+
+impl World {
+    /// The requests under way have ended.
+    fn rest(&mut self) {
+        self.mood = Mood::Prompt;
+        for answer in std::mem::take(&mut self.due) {
+            self.session.handle_message(self.now, &answer);
+        }
+    }
+
+    fn is_given_up(&self) -> bool {
+        let fault = |event: &Event| matches!(event, Event::LinkFault(_));
+        self.events.iter().any(fault)
+    }
+}
+
+#[test]
+fn a_reset_is_not_done_before_the_device_has_done_it() {
+    let reset = Op::SetStatus(DeviceStatus::RESET);
+    for op in [Op::StopQueue(virtio_msg::QueueIndex(0)), reset.clone()] {
+        let mut world = World::live(Host::net());
+        world.mood = Mood::Busy;
+        let (result, took) = world.op(op.clone());
+        assert_eq!(result, Err(OpError::Busy), "{op:?}");
+        assert!(took <= BOUND, "{took:?}");
+        // As long as it takes: nothing is asked for twice, and the connection stays.
+        for _ in 0..20 {
+            let (result, took) = world.op(op.clone());
+            assert_eq!(result, Err(OpError::Busy));
+            assert!(took <= BOUND, "{took:?}");
+        }
+        assert_eq!(world.session.counters().overdue, 1);
+        assert_eq!(world.due.len(), 2, "and once more, if the answer was lost");
+        // What needs no device is answered, and nothing else is done.
+        let read = Op::ReadConfig { offset: 0, len: 6 };
+        assert!(matches!(world.op(read).0, Ok(Outcome::Config(_))));
+        assert_eq!(world.op(Op::Claim).0, Ok(Outcome::Done));
+        assert_eq!(
+            world.op(Op::SetWindows(Vec::new())).0,
+            Err(OpError::Busy),
+            "memory may be in use"
+        );
+        assert_eq!(world.op(set_queue()).0, Err(OpError::Busy));
+        world.rest();
+        assert!(!world.is_given_up());
+        let (result, took) = world.op(reset.clone());
+        assert_eq!(result, Ok(Outcome::Status(DeviceStatus::RESET)));
+        assert_eq!(took, Duration::ZERO);
+        for op in bring_up() {
+            world.op(op).0.unwrap();
+        }
+        assert_eq!(world.host.status, LIVE);
+    }
+}
+
+#[test]
+fn a_front_that_asks_again_by_itself_is_told_at_once_that_the_device_is_busy() {
+    let mut world = World::live(Host::net());
+    let options = Options {
+        overdue_timeout: Duration::ZERO,
+        ..Options::default()
+    };
+    world.session = Session::new(Target::Number(DevNum(3)), options);
+    world.connect();
+    for op in bring_up() {
+        world.op(op).0.unwrap();
+    }
+    world.mood = Mood::Busy;
+    let reset = Op::SetStatus(DeviceStatus::RESET);
+    assert_eq!(world.op(reset.clone()).0, Err(OpError::Busy));
+    let begin = world.now;
+    for _ in 0..1000 {
+        assert_eq!(
+            world.op(reset.clone()),
+            (Err(OpError::Busy), Duration::ZERO)
+        );
+    }
+    assert_eq!(world.now, begin);
+    world.rest();
+    assert!(world.op(reset).0.is_ok());
+}
+
+#[test]
+fn a_busy_host_that_falls_silent_is_given_up() {
+    let mut world = World::live(Host::net());
+    world.mood = Mood::Busy;
+    let reset = Op::SetStatus(DeviceStatus::RESET);
+    assert_eq!(world.op(reset.clone()).0, Err(OpError::Busy));
+    world.mood = Mood::Silent;
+    let mut took = Duration::ZERO;
+    while !world.is_given_up() {
+        took += world.op(reset.clone()).1;
+        assert!(took <= 2 * BOUND, "{took:?}");
+    }
+    // What it had is the next one's business.
+    assert_eq!(world.op(reset).0, Ok(Outcome::Status(DeviceStatus::RESET)));
+    world.mood = Mood::Prompt;
+    world.connect();
+    for op in bring_up() {
+        world.op(op).0.unwrap();
+    }
+    assert_eq!(world.host.status, LIVE);
+}
+
+#[test]
+fn a_guest_that_ends_at_a_busy_device_is_gone() {
+    let mut world = World::live(Host::net());
+    world.mood = Mood::Busy;
+    let reset = Op::SetStatus(DeviceStatus::RESET);
+    assert_eq!(world.op(reset).0, Err(OpError::Busy));
+    let (result, took) = world.op(Op::Release);
+    assert_eq!(result, Ok(Outcome::Done));
+    assert!(took <= BOUND, "{took:?}");
+    assert!(
+        world.is_given_up(),
+        "the host learns it from the connection"
+    );
+    world.mood = Mood::Prompt;
+    world.due.clear();
+    world.connect();
+    world.op(Op::Describe).0.unwrap();
+    assert!(world.host.windows.is_empty() && !world.host.claimed);
+}
+
+#[test]
+fn answers_to_pings_that_were_not_asked_for_change_nothing() {
+    let mut world = World::live(Host::net());
+    world.mood = Mood::Silent;
+    let reset = world
+        .session
+        .submit(world.now, Op::SetStatus(DeviceStatus::RESET));
+    let out = world.session.poll_transmit().unwrap();
+    let token = virtio_msg::decode(&out.bytes, MAX).unwrap().token;
+    let mut pong = |token, data| {
+        let mut bytes = [0; 64];
+        let frame = Frame::new(DevNum(0), token, Message::Pong { data });
+        let len = frame.encode(&mut bytes).unwrap();
+        world.session.handle_message(world.now, &bytes[..len]);
+    };
+    // Before it is asked, of another request, with other data.
+    pong(token, 0);
+    pong(Token(token.0 + 1), 0);
+    pong(token, 7);
+    while world.result(reset).is_none() {
+        assert!(world.step());
+    }
+    assert!(world.is_given_up());
+    assert_eq!(world.session.counters().overdue, 0);
 }
 
 #[test]

@@ -140,6 +140,10 @@ impl Session {
             }
             (Some(Job::Tidy), _) => self.link_fault("the device host does not let go of a file"),
             (Some(Job::Refresh), _) => {}
+            (Some(Job::Overdue { planned, .. }), _) => {
+                self.record.windows.abandon(planned);
+                self.link_fault("the device host is in an unknown state");
+            }
             (
                 Some(Job::Op {
                     id,
@@ -223,13 +227,17 @@ impl Session {
         self.kicks.clear();
         self.config_stale = false;
         self.record.forget_vectors();
-        if let Some(Job::Op {
+        let job = self.job.take();
+        if let Some(Job::Overdue { op, planned }) = job {
+            // Whoever was asked in vain is gone, or will be told anew.
+            self.apply(op, planned, DeviceStatus::RESET);
+        } else if let Some(Job::Op {
             id,
             op,
             planned,
             deadline,
             ..
-        }) = self.job.take()
+        }) = job
         {
             if self.is_held_back(&op) {
                 self.record.windows.abandon(planned);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The session machine: operations one after another, each a script of requests; attaching and replay are scripts as well.
 
+use super::overdue::Ping;
 use super::record::{QueueVectors, Record};
 use super::script::Step;
 use super::types::{
@@ -63,6 +64,8 @@ pub(super) enum Job {
         deadline: Instant,
         status: DeviceStatus,
     },
+    /// What the device was asked for in vain until now; whoever wanted it was told so.
+    Overdue { op: Op, planned: Change },
     /// The configuration changed, and the device did not say what to.
     Refresh,
     /// Backings that nobody needs are taken back.
@@ -91,6 +94,7 @@ pub(super) struct Exchange {
     pub(super) kind: (u8, bool),
     pub(super) dev: DevNum,
     pub(super) deadline: Instant,
+    pub(super) ping: Ping,
     /// Requests that were sent together with it, and are answered after it with the same token.
     pub(super) batch: VecDeque<Step>,
 }
@@ -271,6 +275,7 @@ impl Session {
             return id;
         }
         let patience = match op {
+            _ if self.is_overdue() => self.options.overdue_timeout,
             Op::Describe if self.facts.is_some() => self.options.operation_timeout,
             Op::Describe if self.waited_in_vain => self.options.second_contact_timeout,
             Op::Describe => self.options.first_contact_timeout,
@@ -436,7 +441,10 @@ impl Session {
 
     /// The next moment [`handle_timeout`](Self::handle_timeout) has to be called at.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let exchange = self.exchange.as_ref().map(|e| e.deadline);
+        let exchange = self.exchange.as_ref().map(|e| match e.ping {
+            Ping::Due(at) => at.min(e.deadline),
+            _ => e.deadline,
+        });
         let waiting = self.waiting.iter().map(|w| w.deadline);
         let tidy = self.record.windows.next_expiry();
         let tidy = tidy.filter(|_| self.phase == Phase::Ready && self.job.is_none());
@@ -474,6 +482,8 @@ impl Session {
         if self.inflight_unanswered(now) {
             self.pump(now);
         }
+        self.send_ping(now);
+        self.wait_longer(now);
         if self.exchange.as_ref().is_some_and(|e| e.deadline <= now) {
             self.counters.timeouts += 1;
             // Foreign device hosts drop what they do not know without a word.
@@ -500,7 +510,7 @@ impl Session {
         }
         // Whoever answers each request in time, but has many asked, must not hold a front up either. And what a guest has unmapped is unmapped,
         // and a guest that is gone is gone, whatever is in front of that.
-        let patient = matches!(self.job, Some(Job::Op { .. }) | None);
+        let patient = matches!(self.job, Some(Job::Op { .. } | Job::Overdue { .. }) | None);
         let is_overdue = |w: &Waiting| {
             let must_be = matches!(w.op, Op::ChangeWindows { .. } | Op::Release);
             w.deadline <= now && self.recordable(&w.op) && (must_be || !patient)
@@ -512,6 +522,8 @@ impl Session {
         }
         let error = if self.phase == Phase::Absent {
             OpError::NoDevice
+        } else if self.is_overdue() {
+            OpError::Busy
         } else {
             OpError::TimedOut
         };

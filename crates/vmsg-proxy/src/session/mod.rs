@@ -12,6 +12,8 @@
 //!   [`ResetReason`].
 //! * **While the link is down** operations are recorded and answered at once where the record is enough to be right, and wait for a bounded
 //!   time where it is not: before the device was ever seen, and for writes to the configuration.
+//! * **While a device does not let go** of its queues, though its host lives, operations that need it end with [`OpError::Busy`]: a reset is
+//!   never said to be done before the device has done it, or its host is gone.
 //! * **The peer is not trusted.** One request is outstanding at a time, each with a time-out. Late, malformed and unasked-for
 //!   messages are counted and dropped; an answer that does not fit its request, or none, ends the connection
 //!   ([`Event::LinkFault`]) and the replay starts over on the next one.
@@ -22,6 +24,7 @@ mod common_memory;
 mod inflight;
 mod machine;
 mod operations;
+mod overdue;
 mod pump;
 mod record;
 mod script;

@@ -74,7 +74,12 @@ impl Session {
     pub(super) fn pump(&mut self, now: Instant) {
         loop {
             if self.exchange.is_some() || self.pause.is_some() {
-                return;
+                if self.is_overdue() {
+                    self.answer_overdue();
+                }
+                if self.exchange.is_some() || self.pause.is_some() {
+                    return;
+                }
             }
             if let Some(step) = self.script.pop_front() {
                 let batch = self.take_batch(&step);
@@ -112,6 +117,9 @@ impl Session {
                     let result = self.outcome(&op, status);
                     self.apply(op, planned, status);
                     self.finish(id, result);
+                }
+                Some(Job::Overdue { op, planned }) => {
+                    self.apply(op, planned, DeviceStatus::RESET);
                 }
                 Some(Job::Refresh) => self.push_once(Event::ConfigChanged),
                 Some(Job::Tidy) => {}
@@ -187,12 +195,14 @@ impl Session {
                 deadline = deadline.min(end);
             }
             let dev = frame.dev_num;
+            let ping = self.ping_for(now, &step);
             self.exchange = Some(Exchange {
                 step,
                 token,
                 kind,
                 dev,
                 deadline,
+                ping,
                 batch,
             });
         }
@@ -220,6 +230,7 @@ impl Session {
                 && e.kind == (frame.message.id(), frame.message.is_bus())
         };
         match self.exchange.take_if(|e| fits(e)) {
+            None if self.take_pong(frame) => {}
             None => self.counters.late += 1,
             Some(mut exchange) => {
                 let next = exchange.batch.pop_front();

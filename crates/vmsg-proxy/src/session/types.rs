@@ -37,6 +37,8 @@ pub struct Options {
     /// How long an operation may wait for the link or for its turn, and how long all its requests together may take. A VMM stands still
     /// meanwhile, and its guest with it.
     pub operation_timeout: Duration,
+    /// The same for an operation that comes while the device is busy ([`OpError::Busy`]).
+    pub overdue_timeout: Duration,
     /// How long the first [`Op::Describe`] may wait for a device that was never seen.
     pub first_contact_timeout: Duration,
     /// How long those after it may, until the device was seen: a VMM that connects again and again must not stand still all the time.
@@ -58,6 +60,7 @@ impl Default for Options {
         Options {
             request_timeout: Duration::from_secs(2),
             operation_timeout: Duration::from_secs(2),
+            overdue_timeout: Duration::from_secs(2),
             first_contact_timeout: Duration::from_secs(5),
             second_contact_timeout: Duration::from_millis(100),
             claim_patience: Duration::from_secs(5),
@@ -350,6 +353,10 @@ pub enum OpError {
     /// No answer, or no link, in time.
     #[error("no answer in time")]
     TimedOut,
+    /// The device has not let go of its queues yet, though its host lives and has asked it to: it may use the guest's memory still. To be tried
+    /// again.
+    #[error("the device has requests under way that do not end, and cannot be stopped")]
+    Busy,
     /// The link went away before the operation was done, and it could not be recorded.
     #[error("the device host went away")]
     LinkLost,
@@ -553,4 +560,6 @@ pub struct Counters {
     pub replays: u64,
     /// Times the connection had to be given up.
     pub link_faults: u64,
+    /// Times a device did not let go of its queues in time.
+    pub overdue: u64,
 }

@@ -213,6 +213,7 @@ impl Host {
                     payload: &payload[..len],
                 }
             }
+            Message::Ping { data } => Message::Pong { data },
             _ if frame.dev_num != self.number => match frame.message {
                 Message::GetDeviceInfo => Message::DeviceInfo(DeviceInfo::ABSENT),
                 _ => return None,

@@ -37,6 +37,8 @@ pub(crate) fn session_options() -> session::Options {
         first_contact_timeout: FIRST_CONTACT,
         // A client that comes again was started again by somebody.
         second_contact_timeout: FIRST_CONTACT,
+        // The driver asks again, and its processor does not stand still between.
+        overdue_timeout: Duration::ZERO,
         ..session::Options::default()
     }
 }

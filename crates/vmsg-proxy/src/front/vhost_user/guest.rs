@@ -16,7 +16,7 @@ use crate::session::{DeviceFacts, Op, OpError, Outcome, QueueSetup, ResumeAt};
 use crate::shadow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use virtio_msg::{DeviceStatus, FeatureSet, QueueIndex, feature};
 
@@ -105,9 +105,9 @@ pub(super) struct Guest {
     /// What SET_FEATURES said last, with bit 30.
     features: Option<u64>,
     /// Whether the session has these features and FEATURES_OK.
-    negotiated: bool,
+    pub(super) negotiated: bool,
     pub(super) live: bool,
-    memory: GuestMemory,
+    pub(super) memory: GuestMemory,
     /// If the guest's memory is kept from the device host.
     pub(super) copies: Option<Copies>,
     pub(super) rings: Vec<Ring>,
@@ -122,13 +122,15 @@ pub(super) struct Guest {
     pub(super) look_at_link: bool,
     /// When the front end has said something last.
     pub(super) last_request: Instant,
+    /// How long it is waited for a device that does not stop.
+    pub(super) stop_patience: Duration,
     pub(super) limit: Arc<LogLimit>,
 }
 
 impl Guest {
     pub(super) fn new(
         session: SessionHandle,
-        config: Option<bool>,
+        (config, stop_patience): (Option<bool>, Duration),
         copies: Option<Copies>,
         limit: Arc<LogLimit>,
     ) -> Result<Guest, GuestError> {
@@ -158,6 +160,7 @@ impl Guest {
             since: Instant::now(),
             look_at_link: false,
             last_request: Instant::now(),
+            stop_patience,
             limit,
             facts,
         };
@@ -319,7 +322,7 @@ impl Guest {
         Ok(Reply::Done)
     }
 
-    fn ring(&mut self, index: u32) -> Result<&mut Ring, GuestError> {
+    pub(super) fn ring(&mut self, index: u32) -> Result<&mut Ring, GuestError> {
         let index = usize::try_from(index).unwrap_or(usize::MAX);
         let count = self.ring_count();
         self.rings[..count]
@@ -360,7 +363,7 @@ impl Guest {
         self.negotiate()
     }
 
-    fn set_status(&self, status: DeviceStatus) -> Result<DeviceStatus, GuestError> {
+    pub(super) fn set_status(&self, status: DeviceStatus) -> Result<DeviceStatus, GuestError> {
         match self
             .session
             .call(Op::SetStatus(status))
@@ -389,26 +392,6 @@ impl Guest {
         // Changes of before were not told.
         self.look_at_link = self.is_net();
         Ok(())
-    }
-
-    fn reset(&mut self) -> Result<(), GuestError> {
-        for ring in &mut self.rings {
-            ring.running = false;
-            ring.enabled = false;
-            ring.forget();
-        }
-        self.reset_device()
-    }
-
-    fn reset_device(&mut self) -> Result<(), GuestError> {
-        self.live = false;
-        self.negotiated = false;
-        let result = self.set_status(DeviceStatus::RESET);
-        if let Some(copies) = &self.copies {
-            // Whatever the device does now, it does not concern the guest any more.
-            copies.reset();
-        }
-        result.map(drop)
     }
 
     // Memory
@@ -490,50 +473,6 @@ impl Guest {
         }
     }
 
-    /// Stops a ring but keeps what is known of it.
-    fn pause(&mut self, index: u32) -> Result<(), GuestError> {
-        let memory = self.memory.clone();
-        let ring = self.ring(index)?;
-        if !ring.running {
-            return Ok(());
-        }
-        ring.running = false;
-        let used_at = ring.setup(&memory).map(|(_, used_at)| used_at);
-        let last = self.rings.iter().all(|ring| !ring.running);
-        let stopped = if last {
-            // A whole reset, so that features can be negotiated again.
-            self.reset_device()
-        } else {
-            let stopped = self
-                .session
-                .call(Op::StopQueue(QueueIndex(index)))
-                .map(drop)
-                .map_err(op("stopping a ring"));
-            self.stop_copies(index);
-            stopped
-        };
-        // The device does not move any more: all it took was given back up to here, and the rest is processed again. If it was not to be
-        // stopped, this is the best that is known.
-        let used = used_at.and_then(|at| memory.read_u16(at)).unwrap_or(0);
-        self.ring(index)?.base = Some(used);
-        stopped
-    }
-
-    /// GET_VRING_BASE.
-    fn stop(&mut self, index: u32) -> Result<u16, GuestError> {
-        self.ring(index)?;
-        if let Err(error) = self.pause(index) {
-            // The front end needs its answer: where the device was stands in the ring.
-            if let Some(unsaid) = self.limit.admit() {
-                tracing::warn!(ring = index, %error, unsaid, "stopping");
-            }
-        }
-        let ring = self.ring(index)?;
-        let base = ring.base.unwrap_or(0);
-        ring.forget();
-        Ok(base)
-    }
-
     /// Stops the device and takes the memory back, but holds on to the device, as a driver without queues: only who has come to DRIVER_OK
     /// hears of changes of the configuration.
     pub(super) fn suspend(&mut self) -> Result<(), GuestError> {
@@ -551,7 +490,7 @@ impl Guest {
     }
 
     /// From the beginning to FEATURES_OK.
-    fn accept(&self, features: FeatureSet) -> Result<(), GuestError> {
+    pub(super) fn accept(&self, features: FeatureSet) -> Result<(), GuestError> {
         self.set_status(DeviceStatus::RESET)?;
         self.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER)?;
         self.session

@@ -23,6 +23,7 @@ mod pause;
 mod ring;
 mod server;
 mod socket;
+mod stop;
 mod wire;
 
 pub use crate::front::{BindError, FrontStats};

@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// The first pause for a device that another driver holds; each is twice the one before.
+/// The first pause for a device that another driver holds, or that is not ready for one; each is twice the one before.
 const FIRST: Duration = Duration::from_secs(2);
 /// The longest.
 const LONGEST: Duration = Duration::from_secs(32);
@@ -62,7 +62,7 @@ fn own_pid() -> Pid {
     rustix::process::getpid()
 }
 
-/// How often in a row front ends could not be served because another driver holds the device.
+/// How often in a row front ends could not be served because another driver holds the device, or it has requests under way.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     held: u32,
@@ -74,7 +74,7 @@ impl Patience {
         let is_held = matches!(
             error,
             GuestError::Op {
-                error: OpError::Held(_),
+                error: OpError::Held(_) | OpError::Busy,
                 ..
             }
         );

@@ -48,7 +48,13 @@ pub struct VhostUserOptions {
     pub isolate: bool,
     /// Where the memory for copies comes from.
     pub segment: shadow::Source,
+    /// How long a device may have requests under way after its front end has stopped it; the front end, and the guest, stand still
+    /// meanwhile. A VMM with a disk of its own waits for ever.
+    pub stop_patience: Duration,
 }
+
+/// Longer than a medium takes that is about to fail, as a rule.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 impl VhostUserOptions {
     /// A front that listens on `socket`, for this user only, and lends the guest's memory.
@@ -59,6 +65,7 @@ impl VhostUserOptions {
             config: None,
             isolate: false,
             segment: shadow::Source::default(),
+            stop_patience: STOP_PATIENCE,
         }
     }
 }
@@ -273,7 +280,7 @@ impl Server {
     fn link_is_down(&self) -> bool {
         let guest = Guest::new(
             self.desk.session.clone(),
-            self.options.config,
+            (self.options.config, self.options.stop_patience),
             None,
             self.desk.limit.clone(),
         );
@@ -327,7 +334,7 @@ impl Server {
         let copies = || Copies::new(&self.desk.name, self.options.segment.clone());
         let mut guest = Guest::new(
             self.desk.session.clone(),
-            self.options.config,
+            (self.options.config, self.options.stop_patience),
             self.options.isolate.then(copies),
             self.desk.limit.clone(),
         )
