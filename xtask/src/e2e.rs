@@ -137,13 +137,13 @@ impl Options {
                 more.trees.push(tree::net_tools);
                 more.trees.push(|_| tree::host_net_tools());
             }
-            if any("disk") || any("share") {
+            if any("disk") || any("share-folder") {
                 more.trees.push(tree::disk_root);
             }
             if any("disk-whole") {
                 more.trees.push(tree::whole_root);
             }
-            if any("share") {
+            if any("share-folder") {
                 more.trees.push(|_| tree::virtiofsd());
             }
             if any("vfio-user") {

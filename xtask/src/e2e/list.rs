@@ -395,13 +395,13 @@ pub(super) const TESTS: [Test; 61] = [
         play: disk_errors::vfio_user,
     },
     Test {
-        name: "share",
+        name: "share-folder",
         reference: false,
         short: Short::X86,
         play: share::vhost_user,
     },
     Test {
-        name: "share-vfio-user",
+        name: "share-folder-vfio-user",
         reference: false,
         short: Short::Arm64,
         play: share::vfio_user,
