@@ -195,26 +195,35 @@ pub enum Upcoming<'a> {
 }
 
 /// A device whose queues another process works on. Comes beside the calls of [`Device`]: `activate`, `reset`, `poll` and so on come too,
-/// `process` and `queues_changed` do not.
+/// `process`, `queues_changed` and `accept` with queues do not. [`Device::reset`] takes all queues and their descriptors away, without a
+/// call for each; the memory stays.
+///
+/// The files of the memory are in [`WindowTable::places`], by [`Mapping::file`]. Some have none: what was lent before the host had
+/// such a device, and what is too much for one driver.
 pub trait Passthrough {
     /// The driver's memory from now on, after [`Device::prepare`] has said that it can be.
     fn set_memory(&mut self, table: &Arc<WindowTable>);
 
-    /// The driver has set a queue up; it may be used after [`Device::activate`].
+    /// The driver has set a queue up, whose rings are in its memory; it may be used after [`Device::activate`], or at once if that was
+    /// before. `resume` says where it goes on, as found in the ring if need be: `None` or [`At`](crate::worker::Resume::At); with a record
+    /// to go on with, at the used index. `record` comes for queues that are not used [in order](Device::in_order), untouched. The driver
+    /// is interrupted by the worker once if the queue was in use before.
     ///
     /// # Errors
     ///
     /// Why it cannot be; the driver's request fails.
     fn start_queue(&mut self, start: &QueueStart) -> Result<(), String>;
 
-    /// What the queue is kicked by and the driver interrupted with. `None` for `kick`: kicks come by [`kick`](Self::kick). `None` for
-    /// `call`: the device says by [`Io::used`] that something was used.
+    /// What the queue is kicked by and the driver interrupted with, before or after [`start_queue`](Self::start_queue). The worker does
+    /// not look at `kick`. `None` for `kick`: kicks come by [`kick`](Self::kick). `None` for `call`: the device says by [`Io::used`] that
+    /// something was used.
     fn set_notify(&mut self, queue: usize, kick: Option<&Doorbell>, call: Option<&Doorbell>);
 
-    /// The driver has kicked a queue by a message.
+    /// The driver has kicked a queue by a message, or may have kicked it by whatever means when nobody looked: the queue is to be looked
+    /// at once.
     fn kick(&mut self, queue: usize);
 
-    /// The queue is taken away, after [`Device::prepare`] has said that it can be.
+    /// The queue is taken away, after [`Device::prepare`] has said that it can be. Its descriptors stay.
     fn stop_queue(&mut self, queue: usize);
 }
 
