@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! End-to-end tests: stock kernels in stock QEMU, many checks in each boot, one test after another; in the short run two at once.
 
+mod bare_metal;
 mod console;
 mod demo2b;
 mod disk;

@@ -146,8 +146,14 @@ impl Steps {
 
     /// The packages for bare machines do without the standard library.
     fn without_std(&self, report: &mut Report) -> Result<()> {
-        for no_std::Check { target, manifest } in no_std::checks()? {
-            let mut command = cargo(&["check", "--offline", "--manifest-path"]);
+        for no_std::Check {
+            target,
+            manifest,
+            links,
+        } in no_std::checks()?
+        {
+            let what = if links { "build" } else { "check" };
+            let mut command = cargo(&[what, "--offline", "--manifest-path"]);
             command
                 .arg(&manifest)
                 .env("CARGO_TARGET_DIR", dirs::target().join("no-std"));
@@ -156,7 +162,11 @@ impl Steps {
             }
             self.step(
                 report,
-                &format!("no_std on {}", target.unwrap_or("this machine")),
+                &format!(
+                    "no_std {}on {}",
+                    if links { "program " } else { "" },
+                    target.unwrap_or("this machine")
+                ),
                 command,
             )?;
         }

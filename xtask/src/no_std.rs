@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::dirs;
 
@@ -16,11 +16,40 @@ use crate::dirs;
 const PACKAGES: [&str; 4] = ["virtio-msg", "vmsg-mem", "vmsg-queue", "vmsg-driver"];
 
 /// Bare targets that are checked as well where the toolchain has them (`rustup target add …`), and with which packages:
-/// shared memory needs 64-bit atomics, the protocol does not.
+/// shared memory needs 64-bit atomics, protocol and client do not.
 pub(crate) const TARGETS: [(&str, &[&str]); 2] = [
     ("aarch64-unknown-none", &PACKAGES),
-    ("thumbv7em-none-eabi", &["virtio-msg"]),
+    ("thumbv7em-none-eabi", &["virtio-msg", "vmsg-driver"]),
 ];
+
+/// The target of the example that is a whole program for a bare machine.
+pub(crate) const BARE_METAL: &str = TARGETS[0].0;
+
+/// Builds that program: with its own panic handler and first instructions, linked to where its machine has memory. `None` if the
+/// toolchain cannot build for it.
+pub(crate) fn bare_metal() -> Result<Option<PathBuf>> {
+    if !is_installed(BARE_METAL) {
+        return Ok(None);
+    }
+    let target = dirs::target().join("no-std");
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--offline", "--quiet", "--target", BARE_METAL])
+        .arg("--manifest-path")
+        .arg(bare_metal_manifest()?)
+        .env("CARGO_TARGET_DIR", &target)
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the program for a bare machine: {status}");
+    Ok(Some(target.join(BARE_METAL).join("debug/bare-metal")))
+}
+
+/// The manifest of that program, with the same versions of its dependencies as here.
+fn bare_metal_manifest() -> Result<PathBuf> {
+    let dir = dirs::workspace().join("crates/vmsg-driver/examples/bare-metal");
+    fs::copy(dirs::workspace().join("Cargo.lock"), dir.join("Cargo.lock"))?;
+    Ok(dir.join("Cargo.toml"))
+}
 
 /// A check: the target, if not this machine, and the manifest of the crate to compile for it.
 #[derive(Debug)]
@@ -29,6 +58,8 @@ pub(crate) struct Check {
     pub(crate) target: Option<&'static str>,
     /// The path of the crate's `Cargo.toml`.
     pub(crate) manifest: PathBuf,
+    /// It is a program and is linked.
+    pub(crate) links: bool,
 }
 
 /// The checks that this machine's toolchain can do. Their crates are written under `target`.
@@ -36,14 +67,23 @@ pub(crate) fn checks() -> Result<Vec<Check>> {
     let mut checks = vec![Check {
         target: None,
         manifest: generate("here", &PACKAGES)?,
+        links: false,
     }];
     for (target, packages) in TARGETS {
         if is_installed(target) {
             checks.push(Check {
                 target: Some(target),
                 manifest: generate(target, packages)?,
+                links: false,
             });
         }
+    }
+    if is_installed(BARE_METAL) {
+        checks.push(Check {
+            target: Some(BARE_METAL),
+            manifest: bare_metal_manifest()?,
+            links: true,
+        });
     }
     Ok(checks)
 }

@@ -4,8 +4,8 @@
 use anyhow::Result;
 
 use super::{
-    Stage, console, demo2b, disk, disk_errors, disk_killed, ivshmem, ivshmem_server, linux_user,
-    nic, share, socket, switch, up, vfio_user,
+    Stage, bare_metal, console, demo2b, disk, disk_errors, disk_killed, ivshmem, ivshmem_server,
+    linux_user, nic, share, socket, switch, up, vfio_user,
 };
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
@@ -39,7 +39,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 61] = [
+pub(super) const TESTS: [Test; 62] = [
     Test {
         name: "checks",
         reference: true,
@@ -405,5 +405,11 @@ pub(super) const TESTS: [Test; 61] = [
         reference: false,
         short: Short::Arm64,
         play: share::vfio_user,
+    },
+    Test {
+        name: "bare-metal",
+        reference: false,
+        short: Short::Arm64,
+        play: bare_metal::reads_a_disk,
     },
 ];
