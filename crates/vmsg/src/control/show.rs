@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::protocol::{Device, MacEntry, Part, Port, Switch};
+use super::protocol::{Count, Device, MacEntry, Part, Port, Switch};
 use super::table::Table;
 
 /// A table of the processes of `vmsg up`.
@@ -54,16 +54,9 @@ fn device_row(device: &Device) -> [String; 10] {
         Some(link) if !link.carrier => "no carrier",
         Some(_) => "up",
     };
-    let sum = |name: &str| -> u64 {
-        let pairs = device.pairs.iter();
-        let counts = pairs.filter_map(|pair| pair.get(name));
-        counts.fold(0, |sum, count| sum.saturating_add(*count))
-    };
-    // Only network devices have pairs.
-    let of_pairs = |text: String| match device.pairs.len() {
-        0 => "-".to_owned(),
-        _ => text,
-    };
+    let dash = || "-".to_owned();
+    let traffic = traffic(device);
+    let frames = |count: Option<Count>| count.map_or_else(dash, |count| count.frames.to_string());
     let holder = match &device.holder {
         Some(holder) => match holder.pid {
             Some(pid) => format!("{} (pid {pid})", holder.name),
@@ -77,15 +70,44 @@ fn device_row(device: &Device) -> [String; 10] {
         device.number.to_string(),
         device.kind.clone(),
         link.to_owned(),
-        of_pairs(device.pairs.len().to_string()),
-        of_pairs(sum("rx_frames").to_string()),
-        of_pairs(sum("tx_frames").to_string()),
-        of_pairs(dropped(device).to_string()),
+        // Only network devices have pairs.
+        match device.pairs.len() {
+            0 => dash(),
+            pairs => pairs.to_string(),
+        },
+        frames(traffic.map(|(to, _)| to)),
+        frames(traffic.map(|(_, from)| from)),
+        traffic.map_or_else(dash, |_| dropped(device).to_string()),
         holder,
     ]
 }
 
-/// Frames of either direction that went nowhere.
+/// What goes to a device's guest, and what comes from it: frames; of a disk what is read and what is written. Nothing of other
+/// devices.
+pub(crate) fn traffic(device: &Device) -> Option<(Count, Count)> {
+    let (maps, names) = match device.pairs.as_slice() {
+        [] if device.kind == "blk" => (
+            std::slice::from_ref(&device.counters),
+            [("reads", "read_bytes"), ("writes", "write_bytes")],
+        ),
+        [] => return None,
+        pairs => (
+            pairs,
+            [("rx_frames", "rx_bytes"), ("tx_frames", "tx_bytes")],
+        ),
+    };
+    let sum = |name: &str| {
+        let counts = maps.iter().filter_map(|map| map.get(name));
+        counts.fold(0, |sum: u64, count| sum.saturating_add(*count))
+    };
+    let [to, from] = names.map(|(frames, bytes)| Count {
+        frames: sum(frames),
+        bytes: sum(bytes),
+    });
+    Some((to, from))
+}
+
+/// Frames of either direction that went nowhere, or requests of a disk that failed.
 pub(crate) fn dropped(device: &Device) -> u64 {
     let maps = device.pairs.iter().chain([&device.counters]);
     dropped_of(maps.flatten())
@@ -103,6 +125,7 @@ pub(crate) fn dropped_of<'a>(counters: impl Iterator<Item = (&'a String, &'a u64
                     | "rx_no_queue"
                     | "tx_malformed"
                     | "tx_link_down"
+                    | "errors"
             )
         })
         .fold(0, |sum, (_, count)| sum.saturating_add(*count))
@@ -322,6 +345,39 @@ mod tests {
             assert_eq!(lines.len(), 2);
             assert!(!lines.concat().contains(char::is_control), "{lines:?}");
         }
+    }
+
+    #[test]
+    fn a_disk_s_requests_stand_where_frames_do() {
+        let counters = [
+            ("reads", 3),
+            ("read_bytes", 4096),
+            ("writes", 2),
+            ("errors", 1),
+        ];
+        let mut device = Device {
+            bus: "b0".to_owned(),
+            id: "d".to_owned(),
+            number: 1,
+            kind: "blk".to_owned(),
+            worker: 0,
+            status: String::new(),
+            features: Vec::new(),
+            holder: None,
+            link: None,
+            counters: counters.map(|(name, n)| (name.to_owned(), n)).into(),
+            pairs: Vec::new(),
+        };
+        let words = |device: &Device| {
+            let table = devices(std::slice::from_ref(device)).lines();
+            let words: Vec<_> = table[1].split_whitespace().map(str::to_owned).collect();
+            words.join(" ")
+        };
+        assert_eq!(words(&device), "b0 d 1 blk - - 3 2 1 -");
+        let (to, from) = traffic(&device).expect("a disk's");
+        assert_eq!((to.bytes, from.bytes), (4096, 0));
+        device.kind = "rng".to_owned();
+        assert_eq!(words(&device), "b0 d 1 rng - - - - - -");
     }
 
     #[test]

@@ -228,3 +228,7 @@ fn begins_with_magic(path: &Path) -> io::Result<bool> {
     File::open(path)?.read_exact(&mut first)?;
     Ok(first == QCOW2_MAGIC)
 }
+
+#[cfg(test)]
+#[path = "blk_test.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::control::{Count, Device, Port, Switch, dropped, dropped_of, port_state};
+use crate::control::{Count, Device, Port, Switch, dropped, dropped_of, port_state, traffic};
 
 /// What a server said at one moment.
 #[derive(Debug)]
@@ -220,18 +220,6 @@ impl PortRates {
     }
 }
 
-/// Frames and bytes of all pairs in one direction.
-fn passed(device: &Device, frames: &str, bytes: &str) -> Count {
-    let sum = |name: &str| {
-        let counts = device.pairs.iter().filter_map(|pair| pair.get(name));
-        counts.fold(0, |sum: u64, count| sum.saturating_add(*count))
-    };
-    Count {
-        frames: sum(frames),
-        bytes: sum(bytes),
-    }
-}
-
 /// The rates of a device's queues.
 fn queues(device: &Device, old: Option<(&Device, f64)>) -> Vec<QueueRates> {
     let mut queues = Vec::new();
@@ -265,13 +253,12 @@ fn queues(device: &Device, old: Option<(&Device, f64)>) -> Vec<QueueRates> {
 
 impl DeviceRates {
     fn new(device: &Device, old: Option<(&Device, f64)>) -> Self {
-        let old = old.filter(|_| !device.pairs.is_empty());
-        let rate = |frames: &str, bytes: &str| {
-            old.map(|(old, seconds)| {
-                let (before, now) = (passed(old, frames, bytes), passed(device, frames, bytes));
-                Rate::between(before, now, seconds)
-            })
-        };
+        let of_pairs = old.filter(|_| !device.pairs.is_empty());
+        let rates = old.and_then(|(old, seconds)| {
+            let (before, now) = (traffic(old)?, traffic(device)?);
+            let to_guest = Rate::between(before.0, now.0, seconds);
+            Some((to_guest, Rate::between(before.1, now.1, seconds)))
+        });
         let link = device.link.map(|link| match (link.up, link.carrier) {
             (false, _) => "down",
             (true, false) => "no carrier",
@@ -284,10 +271,12 @@ impl DeviceRates {
             link: link.map(str::to_owned),
             driver: driver_of(device),
             pairs: device.pairs.len(),
-            to_guest: rate("rx_frames", "rx_bytes"),
-            from_guest: rate("tx_frames", "tx_bytes"),
-            drops: old.map(|(old, seconds)| each_second(dropped(old), dropped(device), seconds)),
-            queues: queues(device, old),
+            to_guest: rates.map(|(to, _)| to),
+            from_guest: rates.map(|(_, from)| from),
+            drops: old
+                .filter(|_| rates.is_some())
+                .map(|(old, seconds)| each_second(dropped(old), dropped(device), seconds)),
+            queues: queues(device, of_pairs),
         }
     }
 }

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use vmsg_bus::keyval;
+
+use super::*;
+use crate::spec::DeviceSpec;
+
+fn blk(text: &str) -> BlkSpec {
+    match keyval::from_str(text).expect("a valid specification") {
+        DeviceSpec::Blk(blk) => *blk,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn all_keys_are_read_and_written_again() {
+    let text = "blk,id=d,num=3,bus=b,worker=1,path=/a,format=qcow2,ro=on,serial=X,cache=none,queues=4,discard=off,backing=on";
+    let spec = blk(text);
+    spec.check().expect("fine");
+    assert!(spec.ro && spec.backing && spec.is_direct());
+    let settings = spec.settings("d");
+    assert_eq!(
+        (settings.serial.as_str(), settings.queues, settings.discard),
+        ("X", 4, false)
+    );
+    assert!(
+        settings.write_back,
+        "flushes are needed past the page cache, too"
+    );
+    let again = keyval::to_string(&DeviceSpec::Blk(Box::new(spec))).expect("written");
+    assert_eq!(again, text);
+    let spec = blk("blk,path=/a,cache=writethrough,engine=threads,block-size=4K");
+    spec.check().expect("fine");
+    assert!(!spec.settings("blk0").write_back);
+    assert_eq!(spec.settings("blk0").serial, "blk0");
+    assert_eq!(spec.block_size, Some(4096));
+    assert!(matches!(
+        spec.store(),
+        Ok(Store::File {
+            engine: DiskEngine::Threads,
+            ..
+        })
+    ));
+    let spec = blk("blk,path=nbd+unix:///x?socket=/s,ro");
+    assert!(matches!(spec.store(), Ok(Store::Nbd(_))));
+}
+
+#[test]
+fn a_file_that_looks_like_an_image_needs_a_format() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    std::fs::write(&image, b"QFI\xfb\0\0\0\x03").expect("written");
+    let spec = blk("blk,path=x");
+    let error = spec.check_format(&image).expect_err("refused");
+    for word in ["format=qcow2", "format=raw"] {
+        assert!(error.0.contains(word), "{}", error.0);
+    }
+    for given in ["blk,path=x,format=raw", "blk,path=x,format=qcow2"] {
+        blk(given).check_format(&image).expect("said");
+    }
+    let raw = dir.path().join("raw");
+    std::fs::write(&raw, b"QF").expect("written");
+    for path in [raw.as_path(), dir.path(), &dir.path().join("none")] {
+        spec.check_format(path).expect("nothing to be said");
+    }
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `vmsg serve` with disks, driven from this process.
+
+mod formats;
+mod killed;
+mod stand;
+mod trouble;
