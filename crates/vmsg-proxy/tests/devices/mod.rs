@@ -48,7 +48,8 @@ impl Seat {
         let link = Link::start("test", session, source).unwrap();
         let handle = link.handle();
         let pool = Memory::pool();
-        let stat = rustix::fs::fstat(pool).unwrap();
+        let file = pool.fd().expect("memory of its own");
+        let stat = rustix::fs::fstat(file).unwrap();
         let window = Window {
             base: pool.base().0,
             len: pool.len() as u64,
