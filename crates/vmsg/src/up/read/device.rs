@@ -279,13 +279,20 @@ pub(in super::super) fn shape_of(spec: &DeviceSpec, id: &str) -> Shape {
         }
         DeviceSpec::Console(console) => Shape::new(3, console.queues(), 12),
         DeviceSpec::Rng(_) => Shape::new(4, 1, 0),
-        DeviceSpec::Blk(blk) => Shape::new(Shape::BLOCK, blk.queues(), 60),
+        DeviceSpec::Blk(blk) => Shape {
+            queue_size: vmsg_device::device::QUEUE_SIZE,
+            ..Shape::new(Shape::BLOCK, blk.queues(), 60)
+        },
         DeviceSpec::VhostUser(daemon) => {
-            let (id, queues, config) = daemon.shape().unwrap_or((0, 1, 0));
+            let (device_id, queues, config) = daemon.shape().unwrap_or((0, 1, 0));
             Shape {
                 tag: daemon.tag.clone(),
+                mac: (device_id == 1).then(|| {
+                    let said = daemon.mac.as_deref().and_then(|mac| mac.parse().ok());
+                    said.unwrap_or_else(|| Mac::derived(id))
+                }),
                 queue_size: daemon.queue_size.unwrap_or(0),
-                ..Shape::new(id, queues.into(), config)
+                ..Shape::new(device_id, queues.into(), config)
             }
         }
     }
