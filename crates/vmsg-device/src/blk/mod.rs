@@ -86,7 +86,8 @@ pub struct Blk {
     /// What the disk was like when the device was made: what is offered stays the same.
     offered: Facts,
     facts: Facts,
-    agreed: Agreed,
+    /// Nothing before the driver is ready.
+    agreed: Option<Agreed>,
     /// Writes are cached.
     write_back: bool,
     /// The driver has the byte otherwise.
@@ -144,7 +145,7 @@ impl Blk {
             canceling: None,
             look: None,
             done: Vec::new(),
-            agreed: Agreed::default(),
+            agreed: None,
             offered: facts,
             facts,
             counters,
@@ -164,8 +165,8 @@ impl Blk {
     fn limits(&self) -> Limits {
         Limits {
             facts: self.facts,
-            discard: self.agreed.discard,
-            write_zeroes: self.agreed.write_zeroes,
+            discard: self.agreed.is_some_and(|agreed| agreed.discard),
+            write_zeroes: self.agreed.is_some_and(|agreed| agreed.write_zeroes),
         }
     }
 
@@ -260,10 +261,12 @@ impl Device for Blk {
         let end = offset.checked_add(data.len()).ok_or(ReadOnly)?;
         let old = config.get(offset..end).ok_or(ReadOnly)?;
         let mut write_back = self.write_back;
+        // Somebody who goes on for a driver says how its writes are cached before the first of them is done.
+        let may = self.agreed.is_none_or(|agreed| agreed.config_wce);
         for (at, (old, new)) in (offset..end).zip(old.iter().zip(data)) {
             match (at, new) {
-                (config::WRITEBACK, 0) if self.agreed.config_wce => write_back = false,
-                (config::WRITEBACK, 1) if self.agreed.config_wce => write_back = true,
+                (config::WRITEBACK, 0) if may => write_back = false,
+                (config::WRITEBACK, 1) if may => write_back = true,
                 _ if old == new => {}
                 _ => return Err(ReadOnly),
             }
@@ -275,14 +278,20 @@ impl Device for Blk {
     }
 
     fn activate(&mut self, features: &FeatureSet) {
-        self.agreed = Agreed {
+        let agreed = Agreed {
             discard: features.contains(bits::DISCARD),
             write_zeroes: features.contains(bits::WRITE_ZEROES),
             config_wce: features.contains(bits::CONFIG_WCE),
         };
+        self.agreed = Some(agreed);
         // A driver that knows no flushes must not need them (5.2.5.2, 5.2.6.2).
-        if !features.contains(bits::FLUSH) && self.write_back {
-            self.set_write_back(false);
+        let write_back = match (agreed.config_wce, features.contains(bits::FLUSH)) {
+            (_, false) => false,
+            (true, true) => self.write_back,
+            (false, true) => self.settings.write_back,
+        };
+        if write_back != self.write_back {
+            self.set_write_back(write_back);
             self.tell_write_back = true;
         }
     }
@@ -307,7 +316,7 @@ impl Device for Blk {
             counters,
             report: _,
         } = self;
-        *agreed = Agreed::default();
+        *agreed = None;
         *write_back = settings.write_back;
         disk.set_write_back(settings.write_back);
         *tell_write_back = false;

@@ -150,6 +150,9 @@ impl Session {
                     } else {
                         &data
                     };
+                    if let Some(byte) = self.write_cache_in(offset, &data) {
+                        self.record.write_cache = Some(byte);
+                    }
                     self.patch_config(offset, now_there);
                 }
             }
@@ -280,6 +283,18 @@ impl Session {
             self.config_read = None;
         }
         Ok(())
+    }
+
+    /// What a write of configuration says about the write cache, if this is a disk whose guest may choose.
+    fn write_cache_in(&self, offset: u32, data: &[u8]) -> Option<u8> {
+        const BLOCK: u32 = 2;
+        const CONFIG_WCE: u32 = 11;
+        let facts = self.facts.as_ref()?;
+        if facts.info.device_id != BLOCK || !self.record.features.bit(CONFIG_WCE) {
+            return None;
+        }
+        let at = script::WRITE_CACHE.checked_sub(offset)?;
+        data.get(usize::try_from(at).ok()?).copied()
     }
 
     fn patch_config(&mut self, offset: u32, data: &[u8]) {

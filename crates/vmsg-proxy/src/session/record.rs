@@ -43,6 +43,9 @@ pub(super) struct Record {
     /// Configuration space as last seen. Kept over resets: it is the device's.
     pub(super) config: Vec<u8>,
     pub(super) generation: u32,
+    /// The byte of a disk's configuration by which the guest has chosen whether writes are cached, if it has: the one that is of
+    /// consequence for what a flush has to be asked for (virtio 1.3, 5.2.5.2).
+    pub(super) write_cache: Option<u8>,
     /// Records of what is in flight. Kept over resets: a front may stop a queue with a reset and go on with it.
     pub(super) inflight: Inflight,
 }
@@ -67,6 +70,7 @@ impl Record {
     pub(super) fn reset(&mut self) {
         self.features = FeatureSet::EMPTY;
         self.status = DeviceStatus::RESET;
+        self.write_cache = None;
         self.queues.clear();
         self.notify.clear();
         self.vectors.clear();

@@ -17,6 +17,12 @@ use vmsg_bus::control::{
 };
 use vmsg_mem::BusAddr;
 
+/// Where the byte `writeback` of a disk's configuration is (virtio 1.3, 5.2.4).
+pub(super) const WRITE_CACHE: u32 = 32;
+
+/// How often configuration is written again that was written just when the device had changed it.
+const CONFIG_TRIES: u8 = 4;
+
 /// How many device numbers are asked for with one GET_DEVICES.
 pub(super) const DEVICES_AT_ONCE: u16 = 256;
 
@@ -377,6 +383,13 @@ pub(super) fn replay(record: &Record, caps: &Capabilities) -> VecDeque<Step> {
     if status.contains(DeviceStatus::FEATURES_OK) {
         steps.push_back(Step::Status(status & !DeviceStatus::DRIVER_OK));
     }
+    if let Some(byte) = record.write_cache {
+        steps.push_back(Step::WriteConfig {
+            offset: WRITE_CACHE,
+            data: vec![byte],
+            tries: CONFIG_TRIES,
+        });
+    }
     for (&queue, setup) in &record.queues {
         steps.extend(set_queue(queue, setup, record, caps));
     }
@@ -527,7 +540,7 @@ pub(super) fn of_op(
                 // Within configuration space, as was checked.
                 offset: *offset + i * u32::try_from(piece).unwrap_or(u32::MAX),
                 data: data.to_vec(),
-                tries: 4,
+                tries: CONFIG_TRIES,
             }));
         }
         Op::Release => {

@@ -173,9 +173,13 @@ fn the_driver_chooses_how_writes_are_cached() {
     set(&mut bench, 32, &[1, 0]).expect("the byte behind it as it is");
     assert!(bench.disk.state().write_back);
     set(&mut bench, 32, &[0]).expect("a choice");
-    // A reset forgets what was chosen.
+    // A reset forgets what was chosen; who goes on for a driver chooses before it is there.
     bench.tell(Command::Reset).expect("reset");
     assert!(bench.disk.state().write_back);
+    set(&mut bench, 32, &[0]).expect("a choice");
+    bench.start(0, false);
+    bench.driver_ok();
+    assert!(!bench.disk.state().write_back);
 
     // Without the feature there is no choice, and without flushes no cache.
     let settings = Settings::new("disk0");
