@@ -293,7 +293,7 @@ impl Session {
         if facts.info.device_id != BLOCK || !self.record.features.bit(CONFIG_WCE) {
             return None;
         }
-        let at = script::WRITE_CACHE.checked_sub(offset)?;
+        let at = super::script::WRITE_CACHE.checked_sub(offset)?;
         data.get(usize::try_from(at).ok()?).copied()
     }
 
