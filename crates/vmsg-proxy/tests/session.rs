@@ -291,3 +291,47 @@ fn a_host_that_comes_back_with_the_same_epoch_is_known() {
         new_host: false
     }));
 }
+
+#[test]
+fn how_a_disk_s_writes_are_cached_is_told_to_the_next_host_before_it_works() {
+    const CONFIG_WCE: u32 = 11;
+    for (device_id, agreed, told) in [(2, true, true), (2, false, false), (1, true, false)] {
+        let mut config = [0; 60];
+        config[32] = 1;
+        let mut host = Host::new(3, "disk0", device_id, 3, &config);
+        host.offered.insert(CONFIG_WCE);
+        let mut world = World::up(Target::Number(DevNum(3)), host);
+        for op in World::bring_up_ops() {
+            let op = match op {
+                Op::SetFeatures(features) if agreed => Op::SetFeatures(features.with(CONFIG_WCE)),
+                op => op,
+            };
+            world.op(op).unwrap();
+        }
+        let (offset, data) = (30, vec![0, 0, 0, 0]);
+        world.op(Op::WriteConfig { offset, data }).unwrap();
+        let mut next = world.host.restarted();
+        next.config[32] = 1;
+        world.replace(next);
+        assert!(world.session.is_ready());
+        assert_eq!(world.host.config[32], u8::from(!told), "{device_id}");
+        let at = |needle: &str| {
+            world
+                .host
+                .log
+                .iter()
+                .rposition(|line| line.contains(needle))
+        };
+        if told {
+            assert!(at("SET_CONFIG").unwrap() < at("SET_VQUEUE").unwrap());
+            assert!(at("SET_CONFIG").unwrap() < at("SET_DEVICE_STATUS").unwrap());
+            assert!(!world.events.contains(&Event::ConfigChanged), "as it was");
+        }
+        // A reset forgets it.
+        world.op(Op::SetStatus(DeviceStatus::RESET)).unwrap();
+        let mut next = world.host.restarted();
+        next.config[32] = 1;
+        world.replace(next);
+        assert_eq!(world.host.config[32], 1);
+    }
+}
