@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
 use super::drives::{Drives, Via, sum_of, write_random};
@@ -54,7 +55,7 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
         many.update(&text);
     }
     let many_sum: String = many.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    start_daemon(&mut stage.scene, "virtiofsd", &dir)?;
+    let daemon = start_daemon(&mut stage.scene, "virtiofsd", &dir)?;
     let (device, front) = match via {
         Via::VhostUser => (
             vhost_user_device(machine),
@@ -66,11 +67,20 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
         ),
     };
     let bridge = format!("vhost-user,id=fs0,socket={DAEMON},type=fs,tag=shared");
-    let drives = Drives::start(stage, via, Vec::new(), &[bridge], &[front])?;
+    let mut drives = Drives::start(stage, via, Vec::new(), &[bridge], &[front])?;
     let mut board = drives.board(stage);
     board.more.extend(device);
     let kit = drives.kit(stage)?.with_modules(&["virtiofs"]);
-    let settings = [("LARGE_SUM", large_sum), ("MANY_SUM", many_sum)];
+    // QEMU's vhost-user device for folders does not connect again when the proxy gives its connection up.
+    let kills = match via {
+        Via::VhostUser => "daemon",
+        Via::VfioUser => "daemon host",
+    };
+    let settings = [
+        ("LARGE_SUM", large_sum),
+        ("MANY_SUM", many_sum),
+        ("KILLS", kills.to_owned()),
+    ];
     let guest = Guest::start(
         &mut stage.scene,
         "share",
@@ -90,6 +100,27 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
     let token = secret::hex(&secret::random()?[..16]);
     fs::write(shared.join("from-host"), &token)?;
     guest.tell(&mut stage.scene, &token)?;
+
+    guest.mark(&mut stage.scene, "kill-daemon", ALL_CHECKS)?;
+    stage.scene.kill(daemon, Signal::KILL)?;
+    let daemon = start_daemon(&mut stage.scene, "virtiofsd-again", &dir)?;
+    guest.tell(&mut stage.scene, "killed")?;
+    if via == Via::VhostUser {
+        return stage.finish(guest, report);
+    }
+    guest.mark(&mut stage.scene, "kill-host", ALL_CHECKS)?;
+    // It ends with its connection.
+    stage.scene.may_end(daemon);
+    if let Some(serve) = drives.serve.take() {
+        stage.scene.kill(serve, Signal::KILL)?;
+        stage
+            .scene
+            .wait_end(daemon, STEP)
+            .context("virtiofsd outlives its connection")?;
+        start_daemon(&mut stage.scene, "virtiofsd-last", &dir)?;
+        drives.serve_again(stage)?;
+    }
+    guest.tell(&mut stage.scene, "killed")?;
     stage.finish(guest, report)
 }
 

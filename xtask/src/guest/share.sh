@@ -26,3 +26,22 @@ two() {
     is "$(cat /tmp/two.* | cut -c 1-64 | sort -u)" "$LARGE_SUM"
 }
 check two-readers two
+
+# The daemon ends under a mounted folder, and there is another one: what it knew of open files is gone, so the driver has
+# to start over.
+again() {
+    driver=/sys/bus/virtio/drivers/virtiofs
+    for path in $driver/virtio*; do virtio=${path##*/}; done
+    echo "$virtio" > $driver/unbind
+    umount /share
+    echo "$virtio" > $driver/bind
+    mount -t virtiofs shared /share
+}
+for time in $KILLS; do
+    mark "kill-$time"
+    read -r answer
+    check "$time-killed-again" again
+    check "$time-killed-read" is "$(sum /share/large)" "$LARGE_SUM"
+    check "$time-killed-write" write
+    rm -f /share/up
+done
