@@ -8,12 +8,12 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::kit::{Kit, in_path};
+use crate::kit::{Kit, system_program};
 use crate::tree;
 
 /// What the kernel starts in the initial file system: makes the disk the root and hands over.
@@ -261,20 +261,18 @@ pub(crate) fn dump_ext4(image: &Path, to: &Path) -> Result<()> {
     finish(command)
 }
 
-/// A program of the system's own, which may lie where only root looks.
+/// The programs that images are made and looked at with, each with its package.
+pub(crate) const TOOLS: [(&str, &str); 4] = [
+    ("mke2fs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("qemu-img", "qemu-utils"),
+];
+
 fn system_tool(name: &str) -> Result<Command> {
-    let found = in_path(name).or_else(|| {
-        let dirs = ["/usr/sbin", "/sbin"];
-        dirs.iter()
-            .map(|dir| PathBuf::from(dir).join(name))
-            .find(|path| path.is_file())
-    });
-    let path = found.with_context(|| {
-        let package = if name == "qemu-img" {
-            "qemu-utils"
-        } else {
-            "e2fsprogs"
-        };
+    let path = system_program(name).with_context(|| {
+        let package = TOOLS.iter().find(|(tool, _)| *tool == name);
+        let package = package.map_or(name, |(_, package)| package);
         format!("{name} is missing: apt install {package}")
     })?;
     Ok(Command::new(path))

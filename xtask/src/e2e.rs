@@ -33,6 +33,7 @@ use self::endure::endure;
 use self::list::{Short, TESTS, Test};
 use crate::debian::Debian;
 use crate::dirs;
+use crate::disk::TOOLS;
 use crate::guest::Guest;
 use crate::http::{self, Server};
 use crate::kit::{self, Kit};
@@ -138,7 +139,8 @@ impl Options {
                 more.trees.push(tree::net_tools);
                 more.trees.push(|_| tree::host_net_tools());
             }
-            if any("disk") || any("share-folder") {
+            if any("disk") {
+                more.tools.extend(TOOLS);
                 more.trees.push(tree::disk_root);
             }
             if any("disk-whole") {

@@ -63,6 +63,8 @@ pub(crate) struct Options {
 pub(crate) struct More {
     /// Programs that are unpacked, by the machine they are for.
     pub(crate) trees: Vec<fn(Machine) -> Spec>,
+    /// Programs of this machine, each with the package it is of.
+    pub(crate) tools: Vec<(&'static str, &'static str)>,
     /// Programs are built for the machines.
     pub(crate) cross: bool,
     /// QEMU 11.1 or later beside the one that is there.
@@ -210,7 +212,12 @@ impl fmt::Display for Qemu {
 pub(crate) fn gather(machines: &[Machine], options: &Options) -> Result<Vec<Kit>> {
     let debian = Debian::here();
     let cache = dirs::cache()?;
-    let mut packages = Vec::new();
+    let tools = options.more.tools.iter();
+    let mut packages: Vec<&str> = tools
+        .filter(|(program, _)| system_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    packages.dedup();
     let mut trees = Vec::new();
     let mut fetches = Vec::new();
     for &machine in machines {
@@ -351,6 +358,15 @@ pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
         .find(|file| {
             fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
         })
+}
+
+/// The same, also where those programs are that only root has in PATH.
+pub(crate) fn system_program(name: &str) -> Option<PathBuf> {
+    in_path(name).or_else(|| {
+        let dirs = ["/usr/sbin", "/sbin"];
+        let mut files = dirs.iter().map(|dir| Path::new(dir).join(name));
+        files.find(|file| file.is_file())
+    })
 }
 
 /// Whether a test can use the program `name`, of the Debian package of that name.
