@@ -22,7 +22,7 @@ use super::{NbdConfig, NbdOpenError};
 use crate::{Completion, Disk, Facts, Failure, Request, Submitted};
 
 /// Between the first two attempts to connect; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// A connection and its negotiation take no longer, if the timeout is longer.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(10);

@@ -252,6 +252,17 @@ impl Jobs {
                 }
                 continue;
             }
+            if job.what.changes() && job.cut == 0 {
+                let (offset, end) = (job.offset, job.offset + job.len);
+                let in_the_way = |other: &Job| {
+                    let overlaps = other.offset < end && offset < other.offset + other.len;
+                    other.open > 0 && other.what.changes() && overlaps
+                };
+                // Then it is known which came last, also when both must be written again.
+                if self.jobs.iter().flatten().any(in_the_way) {
+                    return None;
+                }
+            }
             return Some(self.cut(index, export));
         }
     }
