@@ -4,6 +4,7 @@
 use vmsg_mem::BusAddr;
 use vmsg_queue::ChainHead;
 
+use super::places::{self, Places};
 use super::request::Range;
 
 /// What kind of request.
@@ -49,6 +50,8 @@ pub(super) struct Flight {
     pub(super) bytes: u64,
     /// What is to be done when this is done, the last one first.
     pub(super) then: Vec<Range>,
+    /// The memory of its chain.
+    pub(super) places: Places,
 }
 
 /// All of them, by tag. A tag is used again when the disk has told the request as completed, whatever has become of the queue
@@ -57,6 +60,8 @@ pub(super) struct Flight {
 pub(super) struct Flights {
     slots: Vec<Option<Flight>>,
     free: Vec<u32>,
+    /// Room for the places of more.
+    spare: Vec<Places>,
     /// Requests of each queue that have an answer to come.
     of_queue: Vec<usize>,
 }
@@ -94,12 +99,35 @@ impl Flights {
     }
 
     pub(super) fn remove(&mut self, tag: u32) -> Option<Flight> {
-        let flight = self.slots.get_mut(tag as usize)?.take()?;
+        let mut flight = self.slots.get_mut(tag as usize)?.take()?;
         self.free.push(tag);
+        self.give_back(std::mem::take(&mut flight.places));
         if let Some(answer) = &flight.answer {
             self.of_queue[answer.queue] -= 1;
         }
         Some(flight)
+    }
+
+    /// Room for the places of a request.
+    pub(super) fn room(&mut self) -> Places {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Room that is not needed any more.
+    pub(super) fn give_back(&mut self, mut room: Places) {
+        const FEW: usize = 32;
+        const MOST: usize = 256;
+        if room.capacity() <= FEW && self.spare.len() < MOST {
+            room.clear();
+            self.spare.push(room);
+        }
+    }
+
+    /// Whether the disk has a request with memory in `gone`, whoever waits for it.
+    pub(super) fn has_memory_in(&self, gone: &Places) -> bool {
+        let flights = self.slots.iter().flatten();
+        let mut all = flights.map(|flight| &flight.places);
+        all.any(|places| places::meet(places, gone))
     }
 
     /// Requests that somebody waits for.

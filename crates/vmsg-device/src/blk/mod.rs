@@ -9,6 +9,7 @@ pub mod bits;
 mod config;
 mod counters;
 mod flights;
+mod places;
 mod report;
 mod request;
 mod work;
@@ -397,9 +398,10 @@ impl Device for Blk {
                 let _ = self.reap(io);
                 self.flights.of_queue(queue) == 0
             }
-            Upcoming::Memory(_) => {
+            Upcoming::Memory(table) => {
                 let _ = self.reap(io);
-                self.flights.waiting() == 0 && self.disk.touching_memory() == 0
+                let gone = places::gone(io.table, table);
+                !self.flights.has_memory_in(&gone)
             }
         }
     }

@@ -10,7 +10,7 @@ use vmsg_queue::Chain;
 use super::bits::Status;
 use super::flights::{Answer, Flight, Kind};
 use super::request::{self, Order, Range, Refusal};
-use super::{Blk, LOOK};
+use super::{Blk, LOOK, places};
 use crate::device::{DeviceError, Io, Progress};
 
 /// Chains that are taken together.
@@ -42,9 +42,9 @@ enum Taken {
 
 /// What became of a request.
 enum Begun {
-    Done(Result<(), Failure>),
+    Done(Flight, Result<(), Failure>),
     Pending(Flight),
-    Full,
+    Full(Flight),
 }
 
 impl Blk {
@@ -161,18 +161,25 @@ impl Blk {
             kind,
             bytes,
             then: Vec::new(),
+            places: self.flights.room(),
         };
         match self.begin(order, flight, table) {
-            Begun::Done(result) => {
+            Begun::Done(flight, result) => {
+                self.flights.give_back(flight.places);
                 let status = self.account(kind, bytes, result, now);
                 place.write(0, &[status as u8]);
                 Ok(Taken::Done { written, bytes })
             }
-            Begun::Pending(flight) => {
+            Begun::Pending(mut flight) => {
+                places::note(&mut flight.places, chain.readable_slices());
+                places::note(&mut flight.places, chain.writable_slices());
                 self.flights.insert(flight);
                 Ok(Taken::Pending { bytes })
             }
-            Begun::Full => Ok(Taken::Full),
+            Begun::Full(flight) => {
+                self.flights.give_back(flight.places);
+                Ok(Taken::Full)
+            }
         }
     }
 
@@ -192,23 +199,23 @@ impl Blk {
                 flight.then = ranges;
                 loop {
                     let Some(range) = flight.then.pop() else {
-                        return Begun::Done(Ok(()));
+                        return Begun::Done(flight, Ok(()));
                     };
                     match self.disk.submit(tag, of_range(flight.kind, range), table) {
                         Submitted::Done(Ok(())) => {}
-                        Submitted::Done(Err(failure)) => return Begun::Done(Err(failure)),
+                        Submitted::Done(Err(failure)) => return Begun::Done(flight, Err(failure)),
                         Submitted::Pending => return Begun::Pending(flight),
                         // What was done of it is done once more.
-                        Submitted::Full => return Begun::Full,
+                        Submitted::Full => return Begun::Full(flight),
                     }
                 }
             }
             Order::Id(_) => unreachable!("needs no disk"),
         };
         match self.disk.submit(tag, request, table) {
-            Submitted::Done(result) => Begun::Done(result),
+            Submitted::Done(result) => Begun::Done(flight, result),
             Submitted::Pending => Begun::Pending(flight),
-            Submitted::Full => Begun::Full,
+            Submitted::Full => Begun::Full(flight),
         }
     }
 

@@ -279,7 +279,16 @@ fn a_queue_goes_when_its_requests_are_answered() {
 fn memory_goes_when_nothing_is_under_way_in_it() {
     let mut bench = Bench::new();
     bench.disk.state().hold = true;
-    let token = bench.add(0, 0, &header(IN, 0), 513);
+    // In the half that stays nothing stands in the way, in the other one something does.
+    let low = bench.add(0, 2, &header(IN, 0), 513);
+    let half = bench.guest.lower_half();
+    bench.tell(Command::SetMemory(half)).expect("at once");
+    let whole = Arc::clone(&bench.guest.table);
+    bench.tell(Command::SetMemory(whole)).expect("at once");
+    bench.disk.finish(0);
+    bench.poll();
+    assert_eq!(bench.guest.used(0), Some((low, 513)));
+    let token = bench.add(0, 40, &header(IN, 0), 513);
     let half = bench.guest.lower_half();
     let change = bench.begin(Command::SetMemory(half));
     assert_eq!(bench.answer(change), None);
