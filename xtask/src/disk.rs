@@ -26,7 +26,7 @@ const SERVICE: &str = include_str!("guest/root.service");
 const PLAY: &str = include_str!("guest/root-play.sh");
 
 /// The serial number of the disk that is the root.
-pub(crate) const ROOT_SERIAL: &str = "vmsg-root";
+pub(crate) const ROOT_SERIAL: &str = "root";
 
 /// What is on a root disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub(crate) fn write_root(kit: &Kit, root: Root, image: &Path) -> Result<()> {
             // Busybox itself, as a shell, prefers its own programs to those on the disk.
             set_link("dash", &to.join("usr/bin/sh"))?;
             write(to, "usr/sbin/init", 0o755, INIT)?;
+            // What the initial file system brings along for guests that obey.
+            symlink("run/obey", to.join("obey"))?;
         }
         Root::Whole => furnish(to)?,
     }

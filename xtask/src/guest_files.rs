@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::cross;
+use crate::disk::{self, Root};
 use crate::inner::{self, Hardware, Inside};
 use crate::kit::{self, Kit, Qemu};
 use crate::lan;
@@ -27,6 +28,9 @@ pub(crate) struct Options {
     /// Also the machines A and B of demos/2b, for which vmsg is built: that takes minutes
     #[arg(long = "2b")]
     machines: bool,
+    /// Also a disk with a small Debian, for demos/disk
+    #[arg(long)]
+    disk: bool,
     #[command(flatten)]
     kit: kit::Options,
 }
@@ -44,6 +48,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         wanted.more.trees.push(tree::inner_qemu);
         wanted.more.cross = true;
     }
+    if options.disk {
+        wanted.more.tools.extend(disk::TOOLS);
+        wanted.more.trees.push(tree::disk_root);
+    }
     let mut kits = kit::gather(&[options.machine], &wanted)?;
     let kit = kits.pop().expect("one kit for one machine");
     fs::create_dir_all(&options.dir)
@@ -53,6 +61,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.machines {
         let program = cross::vmsg(kit.machine)?;
         variables.extend(machines(&kit, &dir, &program, false)?);
+    }
+    if options.disk {
+        variables.extend(disk(&kit, &dir, false)?);
     }
     let mut text =
         String::from("# Of `cargo xtask guest-files`, for the descriptions in demos/.\n");
@@ -82,6 +93,17 @@ pub(crate) fn guests(kit: &Kit, dir: &Path, obeys: bool) -> Result<Variables> {
         ("INITRD", initrd),
         ("APPEND", crate::qemu::words(kit.machine)),
         ("FILES", dir.display().to_string()),
+    ])
+}
+
+/// Writes a disk with a small Debian, and what starts from it.
+pub(crate) fn disk(kit: &Kit, dir: &Path, obeys: bool) -> Result<Variables> {
+    let image = dir.join("root.img");
+    disk::write_root(kit, Root::Small, &image)?;
+    let initrd = write(dir, "disk.initrd", &lan::disk_initrd(kit, obeys)?)?;
+    Ok(vec![
+        ("DISK", image.display().to_string()),
+        ("DISK_INITRD", initrd),
     ])
 }
 

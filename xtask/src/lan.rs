@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::disk;
 use crate::initrd::{self, Content};
 use crate::kit::Kit;
 use crate::pcap::Mac;
@@ -36,9 +37,22 @@ pub(crate) struct Pings {
 
 /// The file system of guests that are told what to do; without `obeys`, of guests with a shell for somebody who looks.
 pub(crate) fn initrd(kit: &Kit, obeys: bool) -> Result<Vec<u8>> {
+    make(kit, SCRIPT, obeys)
+}
+
+/// The same for guests whose root file system is a disk.
+pub(crate) fn disk_initrd(kit: &Kit, obeys: bool) -> Result<Vec<u8>> {
+    let kit = kit.with_modules(&["virtio_blk"]);
+    make(&kit, &disk::script(SCRIPT), obeys)
+}
+
+fn make(kit: &Kit, script: &str, obeys: bool) -> Result<Vec<u8>> {
     let content = Content {
-        script: SCRIPT,
-        settings: &[("OBEYS", if obeys { "1" } else { "" }.to_owned())],
+        script,
+        settings: &[
+            ("OBEYS", if obeys { "1" } else { "" }.to_owned()),
+            ("ROOT", disk::ROOT_SERIAL.to_owned()),
+        ],
         more: Some(&mut |cpio| {
             cpio.file("obey", 0o644, shell::SCRIPT.as_bytes());
             Ok(())

@@ -39,7 +39,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 62] = [
+pub(super) const TESTS: [Test; 63] = [
     Test {
         name: "checks",
         reference: true,
@@ -411,5 +411,11 @@ pub(super) const TESTS: [Test; 62] = [
         reference: false,
         short: Short::Arm64,
         play: bare_metal::reads_a_disk,
+    },
+    Test {
+        name: "up-disk",
+        reference: false,
+        short: Short::No,
+        play: up::disk,
     },
 ];

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{STEP, Stage};
 use crate::cross;
 use crate::described::{self, Up};
+use crate::disk;
 use crate::guest_files;
 use crate::lan::{self, Host};
 use crate::machine::Machine;
@@ -162,6 +163,43 @@ fn pings_again(stage: &mut Stage, shell: &mut Shell, to: &str) -> Result<()> {
     let command = format!("await 20 ping -q -c 3 -i 0.1 -W 1 {to} && ping -q -c 5 -i 0.1 {to}");
     let said = shell.run(&mut stage.scene, &command)?.join("\n");
     ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(())
+}
+
+/// The description of the guest that boots from a disk: the device host is killed, and the disk is whole at the end.
+pub(super) fn disk(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let vmsg = stage.vmsg()?;
+    let machine = stage.kit.machine.name();
+    let dir = stage.scene.dir().to_owned();
+    let mut variables = guest_files::guests(stage.kit, &dir, true)?;
+    variables.extend(guest_files::disk(stage.kit, &dir, true)?);
+    let up = Up::start(&mut stage.scene, "up", &vmsg, "disk", &variables)?;
+    let mut shell = up.console(&mut stage.scene, "vm")?;
+    shell.booted(&mut stage.scene)?;
+    let said = shell
+        .run(&mut stage.scene, "grep ' / ' /proc/mounts")?
+        .concat();
+    report.check(
+        &format!("{machine}/root"),
+        said.contains("/dev/vda / ext4"),
+        || said,
+    );
+    shows(stage, report, &mut shell, "10.0.2.2")?;
+    random(stage, report, &mut shell)?;
+    let write = "head -c 3000000 /dev/urandom > /root/before && sync && sha256sum < /root/before";
+    let before = shell.run(&mut stage.scene, write)?.concat();
+    let killed = kill_part(stage, &up, "serve", &mut shell, "10.0.2.2");
+    report.result(&format!("{machine}/serve-killed"), killed);
+    let read = "echo 3 > /proc/sys/vm/drop_caches; sha256sum < /root/before";
+    let after = shell.run(&mut stage.scene, read)?.concat();
+    report.check(&format!("{machine}/kept"), before == after, || {
+        format!("{after} instead of {before}")
+    });
+    shell.run(&mut stage.scene, "sync; mount -o remount,ro /")?;
+    stage.scene.may_end(shell.id);
+    report.result(&format!("{machine}/nothing-left"), up.end(&mut stage.scene));
+    let clean = disk::check_ext4(&dir.join("root.img"));
+    report.result(&format!("{machine}/root-clean"), clean);
     Ok(())
 }
 

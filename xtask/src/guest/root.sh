@@ -6,6 +6,7 @@ mkdir -p /root
 why=$(mount -t ext4 "/dev/$(disk_of "$ROOT")" /root 2>&1) || fail "the root disk cannot be mounted: $why"
 mount -t tmpfs tmpfs /root/run
 cp /settings /library /lease /root/run
+[ ! -e /obey ] || cp /obey /root/run
 cat > /root/run/script << 'END_OF_SCRIPT'
 @SCRIPT@
 END_OF_SCRIPT
