@@ -150,6 +150,7 @@ fn build(
             Err(error) => {
                 late.take_in(device, (bus, num, worker), error)
                     .with_context(context)?;
+                host.expect_passthrough(bus);
                 continue;
             }
         };

@@ -192,9 +192,9 @@ impl Device for Bridge {
             }
         }
         if called {
-            self.hear(io.now);
+            self.hear(io.now, io.space);
         }
-        self.on_time(io.now);
+        self.on_time(io.now, io.space);
         self.turn(io.now, io.space);
         self.interrupt_after_resume(io);
         if let Some(why) = self.trouble.take() {

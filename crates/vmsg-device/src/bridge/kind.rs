@@ -25,6 +25,8 @@ pub(super) struct Kind {
     pub(super) queue_size: u16,
     /// What is to be done after a restart.
     pub(super) resume: Resume,
+    /// Daemons wait for another connection when one ends.
+    pub(super) reconnects: bool,
     /// Bytes of the configuration space.
     pub(super) config_len: fn(u64) -> u32,
     /// Features that need something vhost-user does not pass on.
@@ -39,6 +41,7 @@ const fn any(id: u32) -> Kind {
         may_lack_queues: false,
         queue_size: 256,
         resume: Resume::Never,
+        reconnects: true,
         config_len: |_| 0,
         without: 0,
     }
@@ -126,6 +129,8 @@ const KINDS: &[Kind] = &[
         queues: 2,
         queue_size: 1024,
         config_len: |_| 40,
+        // virtiofsd ends with its connection.
+        reconnects: false,
         without: 1,
         ..any(26)
     },
@@ -159,6 +164,7 @@ impl Kind {
                 may_lack_queues,
                 queue_size,
                 resume,
+                reconnects,
                 config_len,
                 without,
             }) => Self {
@@ -168,6 +174,7 @@ impl Kind {
                 may_lack_queues,
                 queue_size,
                 resume,
+                reconnects,
                 config_len,
                 without,
             },

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use rustix::fs::fstat;
 use vmsg_mem::{Access, WindowTable};
 use vmsg_vhost_user::Region;
 
@@ -39,10 +38,8 @@ pub(super) fn regions(table: &WindowTable, most: usize) -> Result<Vec<Region>, S
             offset,
             file: Arc::clone(file),
         };
-        match regions.last_mut() {
-            Some(last) if continues(last, &region) => last.len += region.len,
-            _ => regions.push(region),
-        }
+        // Not made one with what it continues: that would have to go, and to come as another, when something comes beside it.
+        regions.push(region);
         if regions.len() > most {
             return Err(format!(
                 "the driver's memory has more windows than the {most} regions that the daemon takes"
@@ -50,16 +47,4 @@ pub(super) fn regions(table: &WindowTable, most: usize) -> Result<Vec<Region>, S
         }
     }
     Ok(regions)
-}
-
-/// Whether `next` is what follows `last`, in the addresses and in the file.
-fn continues(last: &Region, next: &Region) -> bool {
-    let same_file = || {
-        Arc::ptr_eq(&last.file, &next.file)
-            || match (fstat(&last.file), fstat(&next.file)) {
-                (Ok(one), Ok(two)) => (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino),
-                _ => false,
-            }
-    };
-    last.guest + last.len == next.guest && last.offset + last.len == next.offset && same_file()
 }

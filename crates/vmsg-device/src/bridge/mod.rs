@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use virtio_msg::{FeatureSet, feature};
-use vmsg_mem::{Doorbell, WindowTable};
+use vmsg_mem::{AddressSpace, Doorbell, WindowTable};
 pub use vmsg_vhost_user::MAX_QUEUES;
 use vmsg_vhost_user::{Fault, Greeting, Inflight, Offer, Region};
 
@@ -147,6 +147,8 @@ pub struct Bridge {
 struct Told {
     features: bool,
     driver_ok: bool,
+    /// Some ring, be it only before a reset.
+    rings: bool,
     memory: Vec<Region>,
     /// Where it notes what is in flight.
     inflight: bool,
@@ -183,7 +185,11 @@ impl Bridge {
         let unfit = |why| ConnectError::Unfit { path: path(), why };
         let (count, forwarded) = count_queues(settings, &kind, &offer).map_err(unfit)?;
         let config = first_config(settings, &kind, &offer).map_err(unfit)?;
-        let features = kind.offered(offer.features) | settings.features;
+        let mut features = kind.offered(offer.features) | settings.features;
+        if kind.id == 2 && config.get(8..12) == Some(&[0; 4]) {
+            // VIRTIO_BLK_F_SIZE_MAX and no size, as qemu-storage-daemon has it: old drivers take that for a page.
+            features &= !(1 << 1);
+        }
         let offered = FeatureSet::from_u64(features).with(feature::ACCESS_PLATFORM);
         let os = |error: std::io::Error| ConnectError::Os(error);
         let now = Instant::now();
@@ -288,8 +294,20 @@ impl Bridge {
         }
     }
 
+    /// Ends the connection, for another one to the same daemon. No queue is at work.
+    fn hang_up(&mut self) {
+        self.counters.connected.store(false, Ordering::Relaxed);
+        self.told = Told {
+            kept: self.told.kept.take(),
+            ..Told::default()
+        };
+        self.config_asked = false;
+        self.state = State::Down(Instant::now());
+        self.wake();
+    }
+
     /// The connection is no more, or is not to be.
-    fn lost(&mut self, now: Instant, fault: &Fault) {
+    fn lost(&mut self, now: Instant, fault: &Fault, space: AddressSpace<'_>) {
         let was_up = matches!(self.state, State::Up(_));
         let first = !std::mem::replace(&mut self.complained, true);
         if fault.is_peer_fault() {
@@ -311,8 +329,10 @@ impl Bridge {
             if std::mem::take(&mut ring.live) {
                 live = true;
                 ring.call_due = true;
+                // What comes from now on was not begun by anybody.
+                let idle = ring.idle_at(space);
                 if let Some(wanted) = &mut ring.wanted {
-                    wanted.base = Base::InRing;
+                    wanted.base = idle.map_or(Base::InRing, Base::At);
                     wanted.recorded = self.told.inflight;
                 }
             }

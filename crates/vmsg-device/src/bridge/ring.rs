@@ -149,6 +149,15 @@ impl Ring {
         }
     }
 
+    /// Where the queue stands if all that the driver has made available is used.
+    pub(super) fn idle_at(&self, space: AddressSpace<'_>) -> Option<u16> {
+        let start = &self.wanted.as_ref()?.start;
+        let used = DeviceQueue::read_used_index(start.config, space).ok()?;
+        let features = QueueFeatures::from_bits(start.features.low_u64());
+        let ring = DeviceQueue::resume(start.config, features, space, used, used);
+        (ring.ok()?.available(space).ok()? == 0).then_some(used)
+    }
+
     /// Whether what the daemon took before it stopped is not all used.
     pub(super) fn is_draining(&self, space: AddressSpace<'_>) -> bool {
         let (Some(base), Some(wanted)) = (self.stopped_at, &self.wanted) else {

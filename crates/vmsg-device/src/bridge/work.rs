@@ -43,7 +43,7 @@ impl Bridge {
             match self.exchange(now) {
                 Ok(()) => {}
                 Err(fault) => {
-                    self.lost(now, &fault);
+                    self.lost(now, &fault, space);
                     return;
                 }
             }
@@ -174,7 +174,7 @@ impl Bridge {
     }
 
     /// Hears what the daemon says by itself.
-    pub(super) fn hear(&mut self, now: Instant) {
+    pub(super) fn hear(&mut self, now: Instant, space: AddressSpace<'_>) {
         let State::Up(link) = &mut self.state else {
             return;
         };
@@ -194,15 +194,15 @@ impl Bridge {
                     }
                 }
             }
-            Err(fault) => self.lost(now, &fault),
+            Err(fault) => self.lost(now, &fault, space),
         }
     }
 
     /// What has its time.
-    pub(super) fn on_time(&mut self, now: Instant) {
+    pub(super) fn on_time(&mut self, now: Instant, space: AddressSpace<'_>) {
         let late = match &self.state {
             State::Down(until) if *until <= now => {
-                self.call(now);
+                self.call(now, space);
                 return;
             }
             State::Down(_) => Ok(()),
@@ -210,17 +210,17 @@ impl Bridge {
             State::Up(link) => link.check_time(now),
         };
         if let Err(fault) = late {
-            self.lost(now, &fault);
+            self.lost(now, &fault, space);
         }
     }
 
     /// Tries to reach the daemon.
-    fn call(&mut self, now: Instant) {
+    fn call(&mut self, now: Instant, space: AddressSpace<'_>) {
         let opened = Link::open(&self.settings, &self.kind);
         let watched = opened.and_then(|both| self.watch_link(&both.0).map(|()| both));
         match watched {
             Ok(both) => self.state = State::Greeting(Box::new(both)),
-            Err(error) => self.lost(now, &Fault::Os(error)),
+            Err(error) => self.lost(now, &Fault::Os(error), space),
         }
     }
 
@@ -275,7 +275,7 @@ impl Bridge {
         }
         let waiting = |ring: &super::Ring| ring.wanted.is_some() && !ring.live;
         if self.rings.iter().any(waiting) {
-            if self.give_memory()? || self.give_record()? {
+            if self.give_memory()? || self.give_record() {
                 return Ok(true);
             }
             for queue in 0..self.rings.len() {
@@ -325,6 +325,12 @@ impl Bridge {
         if wanted.is_empty() {
             return Err("the driver has lent no memory that a daemon could map".to_owned());
         }
+        let live = self.rings.iter().any(|ring| ring.live);
+        if wanted != self.told.memory && self.told.rings && !live && self.kind.reconnects {
+            // Of rings of a driver before, libvhost-user keeps the addresses, and must find them in whatever memory comes.
+            self.hang_up();
+            return Ok(true);
+        }
         Ok(self.replace_memory(wanted))
     }
 
@@ -355,12 +361,12 @@ impl Bridge {
     }
 
     /// Gives the daemon the memory where it notes what is in flight; true if something is to be done for that.
-    fn give_record(&mut self) -> Result<bool, String> {
+    fn give_record(&mut self) -> bool {
         if self.resume != Resume::Record
             || !self.has(Protocol::INFLIGHT_SHMFD)
             || self.told.inflight
         {
-            return Ok(false);
+            return false;
         }
         let records: Vec<_> = self
             .rings
@@ -393,14 +399,14 @@ impl Bridge {
                 queues,
                 queue_size: self.queue_size,
             });
-            return Ok(true);
+            return true;
         }
         let Some(inflight) = lent.or_else(|| self.told.kept.clone()) else {
-            return Ok(true);
+            return true;
         };
         self.told.inflight = true;
         self.ask(Request::SetInflight(inflight));
-        Ok(true)
+        true
     }
 
     /// Gives the daemon a ring.
@@ -416,6 +422,7 @@ impl Bridge {
         if wanted.base == super::Base::InRing {
             Counters::count(&self.counters.queues_resumed);
         }
+        self.told.rings = true;
         ring.live = true;
         ring.kick_due = true;
         ring.renotify = false;
@@ -528,9 +535,6 @@ impl Bridge {
         if self.has(Protocol::RESET_DEVICE) {
             self.ask(Request::ResetDevice);
         }
-        if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
-            self.replace_memory(Vec::new());
-        }
     }
 
     /// Has it see other memory.
@@ -554,6 +558,10 @@ impl Bridge {
             )
             .is_err()
         });
+        let lost = lost.or_else(|| {
+            let wanted = wanted.as_ref().ok()?;
+            self.ring_that_moves(wanted)
+        });
         let wanted = match (wanted, lost) {
             (Ok(wanted), None) => wanted,
             (Err(why), _) => {
@@ -569,9 +577,39 @@ impl Bridge {
                 wanted
             }
         };
-        if live || self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+        if live {
             self.replace_memory(wanted);
+        } else if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            // What comes is told when it is needed.
+            let told = self.told.memory.iter();
+            let left = told.filter(|old| wanted.contains(old)).cloned().collect();
+            self.replace_memory(left);
         }
+    }
+
+    /// A queue at work that lies in a region which goes, where regions go one by one: for a moment it would be nowhere.
+    fn ring_that_moves(&self, wanted: &[vmsg_vhost_user::Region]) -> Option<usize> {
+        if !self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            return None;
+        }
+        let mut gone = self.told.memory.iter();
+        let gone: Vec<_> = gone.by_ref().filter(|old| !wanted.contains(old)).collect();
+        let lies_there = |addr: u64| {
+            let mut gone = gone.iter();
+            gone.any(|region| {
+                addr.checked_sub(region.guest)
+                    .is_some_and(|at| at < region.len)
+            })
+        };
+        self.rings.iter().position(|ring| {
+            let wanted = ring.wanted.as_ref().filter(|_| ring.live);
+            wanted.is_some_and(|wanted| {
+                let config = wanted.start.config;
+                [config.desc, config.driver, config.device]
+                    .iter()
+                    .any(|addr| lies_there(addr.0))
+            })
+        })
     }
 
     /// Whether all that was begun has ended.
@@ -591,7 +629,7 @@ impl Bridge {
         if late {
             let seconds = DRAIN.as_secs();
             let request = "the end of the requests that it has taken";
-            self.lost(now, &Fault::Silent { request, seconds });
+            self.lost(now, &Fault::Silent { request, seconds }, space);
         }
         late
     }

@@ -231,6 +231,11 @@ impl Core {
         Ok(DevNum(num))
     }
 
+    /// A device may come that passes the driver's memory on: the files of memory that is lent before are kept for it.
+    pub fn expect_passthrough(&mut self) {
+        self.passthroughs += 1;
+    }
+
     /// The devices: number, name, and who holds it.
     pub fn devices(&self) -> impl Iterator<Item = (DevNum, &str, Option<&Peer>)> {
         self.entries.iter().map(|(num, entry)| {

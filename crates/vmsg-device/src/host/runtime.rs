@@ -201,6 +201,16 @@ impl Host {
         Ok(num)
     }
 
+    /// A device may come to the bus with index `bus` that passes the driver's memory on: the files of memory that is lent before are kept
+    /// for it.
+    ///
+    /// # Panics
+    ///
+    /// If there is no bus with this index.
+    pub fn expect_passthrough(&mut self, bus: usize) {
+        self.buses[bus].core.expect_passthrough();
+    }
+
     /// Has a worker poll something that is on no bus: a device without queues.
     ///
     /// # Errors
