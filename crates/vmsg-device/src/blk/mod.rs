@@ -94,6 +94,8 @@ pub struct Blk {
     /// The driver has the byte otherwise.
     tell_write_back: bool,
     flights: Flights,
+    /// Which of the windows the last status was in.
+    near: usize,
     /// Requests whose next part the disk had no room for.
     stalled: Vec<u32>,
     /// Queues with chains that the disk had no room for.
@@ -139,6 +141,7 @@ impl Blk {
             tell_write_back: false,
             report: Report::new(&settings.name),
             flights: Flights::new(queues),
+            near: 0,
             stalled: Vec::new(),
             blocked: vec![false; queues],
             dirty: vec![false; queues],
@@ -168,6 +171,7 @@ impl Blk {
             facts: self.facts,
             discard: self.agreed.is_some_and(|agreed| agreed.discard),
             write_zeroes: self.agreed.is_some_and(|agreed| agreed.write_zeroes),
+            may_unmap: self.offers_discard(),
         }
     }
 
@@ -307,6 +311,7 @@ impl Device for Blk {
             write_back,
             tell_write_back,
             flights,
+            near: _,
             stalled,
             blocked,
             dirty,

@@ -22,6 +22,8 @@ pub(super) struct Limits {
     pub(super) discard: bool,
     /// Likewise.
     pub(super) write_zeroes: bool,
+    /// Writing zeroes may give space up.
+    pub(super) may_unmap: bool,
 }
 
 /// A part of the disk, in bytes; not empty.
@@ -162,7 +164,7 @@ fn ranges(data: Pieces<'_>, flags: u32, limits: &Limits) -> Result<Vec<Range>, R
         let len = u64::from(sectors) * SECTOR;
         let offset = inside(u64::from_le_bytes(sector), len, &limits.facts)?;
         if len > 0 {
-            let unmap = set & UNMAP != 0;
+            let unmap = set & UNMAP != 0 && limits.may_unmap;
             ranges.push(Range { offset, len, unmap });
         }
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use vmsg_block::{Failure, Request, Submitted};
-use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, WindowTable};
+use vmsg_mem::{Access, AddressSpace, BusAddr, RamSlice, Window, WindowTable};
 use vmsg_queue::Chain;
 
 use super::bits::Status;
@@ -359,18 +359,31 @@ impl Blk {
 
     /// The bus address of a byte of a chain: where it is looked for when the request is done, in the memory that there is then.
     fn address_of(
-        &self,
+        &mut self,
         space: AddressSpace<'_>,
         byte: RamSlice<'_>,
     ) -> Result<BusAddr, DeviceError> {
         let at = byte.as_ptr().addr();
-        let found = space.windows().iter().find_map(|window| {
+        let look = |window: &Window<'_>| {
             let ram = window.ram();
             let offset = at.checked_sub(ram.as_ptr().addr())?;
             let inside = offset < ram.len() && window.access() == Access::ReadWrite;
             inside.then(|| window.base().checked_add(offset as u64))?
-        });
-        found.ok_or_else(|| DeviceError::Local("a status outside of all windows".to_owned()))
+        };
+        let windows = space.windows();
+        // Mostly in the same one as the last.
+        if let Some(found) = windows.get(self.near).and_then(look) {
+            return Ok(found);
+        }
+        for (index, window) in windows.iter().enumerate() {
+            if let Some(found) = look(window) {
+                self.near = index;
+                return Ok(found);
+            }
+        }
+        Err(DeviceError::Local(
+            "a status outside of all windows".to_owned(),
+        ))
     }
 }
 

@@ -220,6 +220,17 @@ fn segments_are_discarded_and_zeroed_one_after_another() {
 }
 
 #[test]
+fn space_is_kept_where_the_operator_wants_that() {
+    let settings = Settings {
+        discard: false,
+        ..Settings::new("disk0")
+    };
+    let mut bench = Bench::with(&settings, facts(DISK), &[bits::WRITE_ZEROES]);
+    assert_eq!(bench.ask(&segments(WRITE_ZEROES, &[(0, 1, 1)]), 1), [OK]);
+    assert_eq!(bench.disk.state().seen, [Op::WriteZeroes(0, 512, false)]);
+}
+
+#[test]
 fn features_that_were_not_agreed_on_cannot_be_used() {
     let mut bench = Bench::with(&Settings::new("disk0"), facts(DISK), &[bits::FLUSH]);
     assert_eq!(bench.ask(&segments(DISCARD, &[(0, 1, 0)]), 1), [UNSUPP]);
