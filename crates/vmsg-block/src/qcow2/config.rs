@@ -3,6 +3,9 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::LockError;
 
 /// How an image is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,16 +19,19 @@ pub struct Qcow2Config {
     pub backing: bool,
     /// Past the page cache of this host (O_DIRECT).
     pub direct: bool,
+    /// How long an image that somebody else has in use is waited for: who used it before may be ending.
+    pub patience: Duration,
 }
 
 impl Qcow2Config {
-    /// The image at `path`, for reading and writing, without backing files.
+    /// The image at `path`, for reading and writing, without backing files, with five seconds of patience.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             read_only: false,
             backing: false,
             direct: false,
+            patience: Duration::from_secs(5),
         }
     }
 }
@@ -43,24 +49,27 @@ pub enum Qcow2OpenError {
         source: io::Error,
     },
     /// Somebody else has the image, or a file behind it, in use.
-    #[error("{} is in use: {reason}", path.display())]
+    #[error("{} is in use: {source}", path.display())]
     InUse {
         /// Which.
         path: PathBuf,
         /// By whom, as far as known.
-        reason: String,
+        source: LockError,
     },
     /// The file does not begin as qcow2 images do. What it is instead is not guessed.
     #[error("{} is not a qcow2 image", .0.display())]
     NotQcow2(PathBuf),
     /// The header or the tables are wrong.
-    #[error("{} is a damaged qcow2 image: {reason}", path.display())]
+    #[error("{} is a damaged qcow2 image: {reason} (qemu-img check tells more)", path.display())]
     Damaged {
         /// Which.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
+    /// Who last wrote the image was killed. That is put in order when it is opened for writing.
+    #[error("{} was not closed by who last wrote it: open it for writing once, or use qemu-img check -r all", .0.display())]
+    NotClosed(PathBuf),
     /// The image needs something that is not supported.
     #[error("{}: {reason} is not supported", path.display())]
     Unsupported {

@@ -2,5 +2,11 @@
 //! Images in QEMU's qcow2 format.
 
 mod config;
+mod disk;
+mod header;
+mod open;
+mod repair;
+mod work;
 
 pub use config::{Qcow2Config, Qcow2OpenError};
+pub use disk::Qcow2Disk;
