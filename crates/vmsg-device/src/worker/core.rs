@@ -12,6 +12,7 @@ use vmsg_queue::ChainStorage;
 use super::command::{Command, Notice, Reply, Slot};
 use super::entry::{Entry, QueueSlot};
 use super::fault::Fault;
+use super::linger::Linger;
 use super::others::{Others, new_key};
 use super::ready::Ready;
 use super::seat::Seats;
@@ -39,6 +40,7 @@ pub trait Fds {
 pub struct Core {
     pub(super) entries: Vec<Option<Entry>>,
     ready: Ready,
+    pub(super) linger: Linger,
     storage: ChainStorage,
     /// As `storage`, for a device that gets something from the one whose turn it is.
     storage_of_others: ChainStorage,
@@ -85,6 +87,7 @@ impl Core {
         Self {
             entries: Vec::new(),
             ready: Ready::default(),
+            linger: Linger::default(),
             storage: ChainStorage::with_capacity(MIN_PIECES),
             storage_of_others: ChainStorage::with_capacity(MIN_PIECES),
             pieces: MIN_PIECES,
@@ -313,6 +316,7 @@ impl Core {
             return;
         };
         self.ready.remove(slot.0);
+        self.linger.remove(slot);
         self.rewatch.retain(|other| *other != slot);
         self.polled.retain(|other| *other != slot);
         self.residents.retain(|other| *other != slot);
@@ -421,6 +425,7 @@ impl Core {
             }
             _ => {}
         }
+        let mut linger = std::mem::take(&mut self.linger);
         self.with_device(slot, now, |device, io| {
             let Some(Some(active)) = io.queues.get_mut(queue) else {
                 return Ok(None);
@@ -434,6 +439,9 @@ impl Core {
                 Progress::More => true,
                 Progress::Blocked => false,
                 Progress::Idle => match io.queues.get_mut(queue) {
+                    Some(Some(active)) if active.recovered() == 0 && linger.take(slot, queue) => {
+                        false
+                    }
                     Some(Some(active)) => {
                         active
                             .ring()
@@ -446,10 +454,11 @@ impl Core {
             };
             Ok(again.then_some(queue))
         });
+        self.linger = linger;
     }
 
     /// Calls a device, unless it is out of order, and keeps whatever it does wrong away from the others.
-    fn with_device(
+    pub(super) fn with_device(
         &mut self,
         slot: Slot,
         now: Instant,
@@ -536,7 +545,7 @@ impl Core {
     }
 }
 
-fn queue_error(queue: usize, source: vmsg_queue::QueueError) -> DeviceError {
+pub(super) fn queue_error(queue: usize, source: vmsg_queue::QueueError) -> DeviceError {
     DeviceError::Queue { queue, source }
 }
 

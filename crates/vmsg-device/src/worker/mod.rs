@@ -9,6 +9,7 @@ mod command;
 mod core;
 mod entry;
 mod fault;
+mod linger;
 mod others;
 mod outbox;
 mod passthrough;

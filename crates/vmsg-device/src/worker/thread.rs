@@ -22,6 +22,15 @@ const STEPS: usize = 32;
 const SLICE: Duration = Duration::from_millis(1);
 const EVENTS: usize = 64;
 
+/// How long queues that have become empty are looked at before the worker sleeps: about what waking it takes.
+const LINGER: Duration = Duration::from_micros(25);
+/// Only if the last pause was no longer than this: who pauses for long once does so again.
+const SHORT: Duration = Duration::from_micros(60);
+/// Lingering that was in vain is not tried again for so many short pauses at most: on one processor it always is.
+const MOST_SKIPPED: u32 = 256;
+/// Looks at queues between two at the file descriptors, which take a system call.
+const LOOKS: usize = 32;
+
 /// Failure to start a worker.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start a worker: {what}: {source}")]
@@ -74,6 +83,7 @@ impl Worker {
                     replies,
                     bell,
                     index,
+                    pause: Pause::default(),
                 };
                 thread.run();
             })
@@ -168,14 +178,57 @@ struct Thread {
     replies: Arc<Outbox>,
     bell: Arc<Doorbell>,
     index: usize,
+    pause: Pause,
+}
+
+/// How long the worker has nothing to do, and whether lingering pays the next time.
+#[derive(Debug, Default)]
+struct Pause {
+    /// Since when nothing was to be done.
+    since: Option<Instant>,
+    /// Short pauses that are let pass without lingering, as it was in vain.
+    skip: u32,
+    /// How many that were the last time; doubled each time.
+    skipped: u32,
+}
+
+impl Pause {
+    /// There is work again, found without lingering; true if lingering pays the next time.
+    fn over(&mut self, now: Instant) -> bool {
+        let Some(since) = self.since.take() else {
+            return self.skip == 0;
+        };
+        if now.saturating_duration_since(since) > SHORT {
+            return false;
+        }
+        let skips = self.skip > 0;
+        self.skip = self.skip.saturating_sub(1);
+        !skips
+    }
+
+    /// Lingering has found work.
+    fn found(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Lingering has found nothing. If the next work comes soon all the same, somebody needs this processor to make it.
+    fn in_vain(&mut self) {
+        self.skipped = (2 * self.skipped).clamp(1, MOST_SKIPPED);
+        self.skip = self.skipped;
+    }
 }
 
 impl Thread {
     fn run(&mut self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
         loop {
+            self.settle();
             self.wait(&mut events);
             let now = Instant::now();
+            if !events.is_empty() || self.core.has_work() {
+                let pays = self.pause.over(now);
+                self.core.set_linger(pays);
+            }
             for event in events.drain(..) {
                 let data = event.data.u64();
                 if data == ORDERS {
@@ -194,7 +247,7 @@ impl Thread {
             self.core.handle_timeouts(now);
             self.core.carry_on(&mut self.poll);
             for _ in 0..STEPS {
-                if !self.core.step(now) || now.elapsed() > SLICE {
+                if !(self.core.step(now) || self.look()) || now.elapsed() > SLICE {
                     break;
                 }
             }
@@ -204,8 +257,37 @@ impl Thread {
         }
     }
 
+    /// Looks at queues that have just become empty, for a moment. True if one has work.
+    fn look(&mut self) -> bool {
+        if !self.core.lingers() {
+            return false;
+        }
+        for _ in 0..LOOKS {
+            if self.core.look() {
+                self.pause.found();
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Looks at them no more if that has taken as long as it may; once if there is other work.
+    fn settle(&mut self) {
+        if self.core.has_work() {
+            self.core.look();
+            return;
+        }
+        let now = Instant::now();
+        let since = *self.pause.since.get_or_insert(now);
+        if self.core.lingers() && now.saturating_duration_since(since) >= LINGER {
+            self.core.settle(now);
+            self.pause.in_vain();
+        }
+    }
+
     fn wait(&self, events: &mut Vec<epoll::Event>) {
-        let timeout = if self.core.has_work() {
+        let timeout = if self.core.has_work() || self.core.lingers() {
             Some(Duration::ZERO)
         } else {
             self.core
