@@ -2,6 +2,7 @@
 //! `vmsg serve` with disks, driven from this process.
 
 mod formats;
+mod hostile;
 mod killed;
 mod stand;
 mod trouble;

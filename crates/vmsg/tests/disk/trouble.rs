@@ -24,7 +24,8 @@ fn an_image_is_opened_for_writing_once() {
         assert_eq!(code, 1, "{what}: {why}");
         assert!(why.contains("in use"), "{what}: {why}");
     }
-    if let Some(output) = tool("qemu-img", &["info", "-f", "raw", text(&image)]) {
+    let write = ["-f", "raw", "-c", "write 0 512", text(&image)];
+    if let Some(output) = tool("qemu-io", &write) {
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(why.contains("lock"), "QEMU sees it, too: {why}");
     }
