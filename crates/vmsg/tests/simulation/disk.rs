@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use virtio_msg::FeatureSet;
 use vmsg_device::device::{
-    Device, DeviceError, Identity, Io, Progress, VENDOR_ID, transport_features,
+    Device, DeviceError, Identity, Io, Progress, Upcoming, VENDOR_ID, transport_features,
 };
 use vmsg_queue::ChainHead;
 
@@ -23,6 +24,8 @@ struct Account {
     requests: HashMap<u64, bool>,
     /// One that was done after that.
     again: Option<u64>,
+    /// The device was reset with something in flight.
+    early: bool,
 }
 
 impl Platter {
@@ -42,8 +45,12 @@ impl Platter {
     }
 
     /// # Panics
-    /// If a request was done after the driver had been told that it is done. (A panic of the device itself would be caught.)
+    /// If a request was done after the driver had been told that it is done, or the device was reset with one in flight. (A panic of the device itself would be caught.)
     pub(crate) fn check(&self) {
+        assert!(
+            !self.get().early,
+            "a reset has not waited for what was in flight"
+        );
         if let Some(sequence) = self.get().again {
             panic!("request {sequence} was done once more after the driver was told of it");
         }
@@ -70,15 +77,51 @@ pub(crate) struct Disk {
     platter: Platter,
     random: Random,
     queues: [Queue; QUEUES],
+    /// The time, which stands still.
+    now: Instant,
+    /// Somebody waits until nothing is in flight.
+    ending: bool,
 }
 
 impl Disk {
-    pub(crate) fn new(platter: Platter, random: Random) -> Self {
+    pub(crate) fn new(platter: Platter, random: Random, now: Instant) -> Self {
         Self {
             platter,
             random,
             queues: Default::default(),
+            now,
+            ending: false,
         }
+    }
+
+    /// Finishes some of the requests of a queue, and perhaps tells the driver.
+    fn finish(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), DeviceError> {
+        let failed = |source| DeviceError::Queue { queue, source };
+        let Some(Some(active)) = io.queues.get_mut(queue) else {
+            return Ok(());
+        };
+        let own = &mut self.queues[queue];
+        for _ in 0..self.random.below(3) {
+            if own.waiting.is_empty() {
+                break;
+            }
+            let at = self.random.below(own.waiting.len());
+            let Pending {
+                head,
+                sequence,
+                len,
+            } = own.waiting.swap_remove(at);
+            self.platter.write(sequence);
+            active.complete(io.space, head, len).map_err(failed)?;
+            own.done.push(sequence);
+        }
+        if !own.done.is_empty() && (self.random.chance(1, 2) || own.waiting.is_empty()) {
+            io.publish(queue)?;
+            for sequence in own.done.drain(..) {
+                self.platter.show(sequence);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -109,7 +152,35 @@ impl Device for Disk {
     fn activate(&mut self, _features: &FeatureSet) {}
 
     fn reset(&mut self) {
+        self.platter.get().early |= self.is_touching_memory();
         self.queues = Default::default();
+        self.ending = false;
+    }
+
+    fn is_touching_memory(&self) -> bool {
+        let busy = |queue: &Queue| !queue.waiting.is_empty() || !queue.done.is_empty();
+        self.queues.iter().any(busy)
+    }
+
+    fn prepare(&mut self, _upcoming: Upcoming<'_>, _io: &mut Io<'_>) -> bool {
+        self.ending = self.is_touching_memory();
+        !self.ending
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        self.ending.then_some(self.now)
+    }
+
+    fn poll(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
+        for queue in 0..QUEUES {
+            let result = self.finish(queue, io);
+            if result.is_err() {
+                // Nothing of it can be finished any more.
+                self.queues[queue] = Queue::default();
+            }
+            result?;
+        }
+        Ok(())
     }
 
     fn queues_changed(&mut self, io: &mut Io<'_>, _resumed: bool) {
@@ -153,26 +224,8 @@ impl Device for Disk {
             active.rewind(given_back).map_err(failed)?;
             none_left = false;
         }
-        for _ in 0..self.random.below(3) {
-            if own.waiting.is_empty() {
-                break;
-            }
-            let at = self.random.below(own.waiting.len());
-            let Pending {
-                head,
-                sequence,
-                len,
-            } = own.waiting.swap_remove(at);
-            self.platter.write(sequence);
-            active.complete(io.space, head, len).map_err(failed)?;
-            own.done.push(sequence);
-        }
-        if !own.done.is_empty() && (self.random.chance(1, 2) || own.waiting.is_empty()) {
-            io.publish(queue)?;
-            for sequence in own.done.drain(..) {
-                self.platter.show(sequence);
-            }
-        }
+        self.finish(queue, io)?;
+        let own = &self.queues[queue];
         let rests = none_left && own.waiting.is_empty() && own.done.is_empty();
         Ok(if rests {
             Progress::Idle

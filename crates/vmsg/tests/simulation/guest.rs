@@ -202,6 +202,8 @@ pub(crate) struct Guest<'m> {
     pub(crate) back: Vec<(usize, usize)>,
     /// Where what is in flight is kept, if it is kept here.
     inflight: Option<InflightMemory>,
+    /// It has not put its queues into memory since it began.
+    fresh: bool,
 }
 
 /// How a guest and its front end do things.
@@ -246,6 +248,7 @@ impl<'m> Guest<'m> {
             habits,
             back: Vec::new(),
             inflight: None,
+            fresh: true,
         };
         guest.boot();
         guest
@@ -253,6 +256,25 @@ impl<'m> Guest<'m> {
 
     /// Starts over: new queues, nothing outstanding, all steps to be done.
     pub(crate) fn boot(&mut self) {
+        self.make_queues();
+        self.back.clear();
+        self.inflight = self.habits.keeps_inflight.then(|| {
+            let queues = u16::try_from(QUEUES).expect("few queues");
+            InflightMemory::new(queues, QUEUE_SIZE).expect("memory")
+        });
+        self.fresh = true;
+        self.set_up_again();
+    }
+
+    /// The device is reset. What it had begun for whoever was there before may have ended, in this memory, until now: so a driver makes
+    /// its queues after that.
+    pub(crate) fn device_is_reset(&mut self) {
+        if std::mem::take(&mut self.fresh) {
+            self.make_queues();
+        }
+    }
+
+    fn make_queues(&mut self) {
         self.memory.mapping.ram().fill(0);
         let layout = Layout::new(QUEUE_SIZE, 0).expect("a size");
         let features = QueueFeatures {
@@ -277,12 +299,6 @@ impl<'m> Guest<'m> {
                 }
             })
             .collect();
-        self.back.clear();
-        self.inflight = self.habits.keeps_inflight.then(|| {
-            let queues = u16::try_from(QUEUES).expect("few queues");
-            InflightMemory::new(queues, QUEUE_SIZE).expect("memory")
-        });
-        self.set_up_again();
     }
 
     /// All steps are to be done, with the queues as they are: the front end has lost its back end.

@@ -275,6 +275,9 @@ impl<'m> World<'m> {
         if self.waiting_for.is_none()
             && let Some(mut op) = self.guest.steps.last().cloned()
         {
+            if matches!(op, Op::SetFeatures(_)) {
+                self.guest.device_is_reset();
+            }
             // Not every bus offers all that the device does.
             if let (Op::SetFeatures(features), Some(facts)) = (&mut op, self.session.device()) {
                 *features = features.intersection(&facts.offered);
@@ -335,7 +338,10 @@ impl<'m> World<'m> {
     pub(crate) fn works(&self) -> bool {
         self.process
             .as_ref()
-            .is_some_and(|process| process.worker.has_work())
+            .is_some_and(|HostProcess { worker, .. }| {
+                let due = worker.next_timeout();
+                worker.has_work() || due.is_some_and(|due| due <= self.clock)
+            })
     }
 
     /// Lets time pass to where something is due.
@@ -499,7 +505,7 @@ impl<'m> World<'m> {
             }),
             Kind::Disk => {
                 let random = Random::new(self.random.next());
-                Box::new(Disk::new(self.platter.clone(), random))
+                Box::new(Disk::new(self.platter.clone(), random, self.clock))
             }
             Kind::Net => {
                 let wire = Box::new(Wire::new(self.wire.clone(), self.clock));
