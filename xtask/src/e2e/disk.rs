@@ -131,7 +131,10 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
     report.check(
         &name("qcow-contents"),
         sum.as_ref().is_ok_and(|sum| *sum == written),
-        || format!("{sum:?} instead of {written}"),
+        || match &sum {
+            Ok(sum) => format!("{sum} instead of {written}"),
+            Err(error) => format!("{error:#}"),
+        },
     );
     Ok(())
 }

@@ -23,7 +23,7 @@ const SIZE: u64 = 64;
 /// MiB that there are for the one that gets full, in a file system of its own.
 const SPACE: u64 = 16;
 /// The server's socket, and the file at whose sight it fails to read.
-const SOCKET: &str = "nbd.sock";
+const SOCKET: &str = "server.sock";
 const BROKEN: &str = "broken";
 
 /// Over vhost-user.

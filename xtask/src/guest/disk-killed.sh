@@ -57,6 +57,21 @@ reader() {
     ok "read-$1"
 }
 
+# churn DISK: the same is written at the same place again and again, as fast as it goes, past the guest's cache.
+churn() {
+    count=0
+    while [ ! -e /tmp/stop ]; do
+        dd if=/tmp/base of="/mnt/$1/churn" bs=128k conv=notrunc oflag=direct 2> "/tmp/$1.churn" || { bad "churn-$1" "$(cat "/tmp/$1.churn")"; return; }
+        count=$((count + 1))
+    done
+    echo 3 > /proc/sys/vm/drop_caches
+    mark "churn-$1" "$count times"
+    check "churn-$1" cmp /tmp/base "/mnt/$1/churn"
+}
+
+head -c 4194304 /dev/urandom > /tmp/base
+churn raw &
+churn qcow &
 writer raw small 6000 fsync &
 writer raw large 1500000 sync &
 writer qcow small 6000 fsync &
