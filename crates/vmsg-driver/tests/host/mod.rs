@@ -163,6 +163,23 @@ pub fn over_unix_at(path: PathBuf) -> Running {
     run(host, None, path)
 }
 
+/// A host with one device, which listens on this socket.
+pub fn serve_on(
+    path: PathBuf,
+    name: &str,
+    number: DevNum,
+    device: Box<dyn vmsg_device::device::Device>,
+) -> Running {
+    let listener = Listener::bind(&path, ListenerOptions::default()).unwrap();
+    let mut host = Host::new(1).unwrap();
+    let bus = host
+        .add_bus(vmsg_bus::DEFAULT_MESSAGE_SIZE, Some(listener.into()))
+        .unwrap();
+    let at = host.add_device(bus, name, Some(number.0), None, device);
+    assert_eq!(at.unwrap(), number);
+    run(host, None, path)
+}
+
 /// A driver's connection to `host`.
 pub fn connect(host: &Running, name: &str) -> BusClient {
     client(Connector::new(&host.path, name).connect().unwrap())

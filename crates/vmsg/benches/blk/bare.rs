@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The file itself, without any device.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use vmsg_mem::Held;
+use vmsg_mem::uring::{Operation, Ring, RingError};
+
+use crate::{Driven, Job, LONGEST, MOST};
+
+/// The file, one way or the other.
+pub(crate) enum Bare {
+    /// pread and pwrite: what is submitted is done at once.
+    OneByOne {
+        file: File,
+        buffer: Vec<u8>,
+        done: Vec<usize>,
+    },
+    /// io_uring.
+    Uring {
+        file: Arc<OwnedFd>,
+        ring: Ring,
+        /// The memory of each buffer while nothing is under way in it.
+        buffers: Vec<Option<Held>>,
+        /// Its length.
+        bytes: usize,
+    },
+}
+
+impl Bare {
+    pub(crate) fn one_by_one(file: &Path) -> Self {
+        Self::OneByOne {
+            file: open(file),
+            buffer: vec![0x5a; LONGEST],
+            done: Vec::new(),
+        }
+    }
+
+    pub(crate) fn uring(file: &Path) -> Result<Self, RingError> {
+        Ok(Self::Uring {
+            file: Arc::new(open(file).into()),
+            ring: Ring::new(u32::try_from(MOST).expect("few"))?,
+            buffers: (0..MOST).map(|_| None).collect(),
+            bytes: 0,
+        })
+    }
+}
+
+fn open(file: &Path) -> File {
+    let mut options = File::options();
+    options.read(true).write(true).open(file).expect("the file")
+}
+
+impl Driven for Bare {
+    fn submit(&mut self, job: Job) {
+        match self {
+            Self::OneByOne { file, buffer, done } => {
+                let part = &mut buffer[..job.load.bytes];
+                let ok = match job.load.write {
+                    true => file.write_all_at(part, job.offset),
+                    false => file.read_exact_at(part, job.offset),
+                };
+                ok.expect("done");
+                done.push(job.buffer);
+            }
+            Self::Uring {
+                file,
+                ring,
+                buffers,
+                bytes,
+            } => {
+                if *bytes != job.load.bytes {
+                    *bytes = job.load.bytes;
+                    for buffer in buffers.iter_mut() {
+                        *buffer = Some(Held::buffer(*bytes, 4096));
+                    }
+                }
+                let memory = buffers[job.buffer].take().expect("not under way");
+                let offset = job.offset;
+                let operation = match job.load.write {
+                    true => Operation::Write {
+                        offset,
+                        from: memory,
+                        sync: false,
+                    },
+                    false => Operation::Read { offset, to: memory },
+                };
+                let pushed = ring.push(job.buffer as u64, file, operation);
+                assert!(pushed.is_ok(), "there is room");
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        if let Self::Uring { ring, .. } = self {
+            ring.submit().expect("submitted");
+        }
+    }
+
+    fn poll(&mut self, done: &mut Vec<usize>) {
+        match self {
+            Self::OneByOne { done: own, .. } => done.append(own),
+            Self::Uring {
+                ring,
+                buffers,
+                bytes,
+                ..
+            } => {
+                while let Some(finished) = ring.pop() {
+                    assert_eq!(finished.result.expect("done"), *bytes, "all of it");
+                    let buffer = usize::try_from(finished.tag).expect("a buffer");
+                    buffers[buffer] = finished.memory;
+                    done.push(buffer);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Our disk, `qemu-storage-daemon`'s, and the bare file, driven from the host by the same code.
+//!
+//! * **ours**: `vmsg serve`, or a host with a null disk, in a process of its own; a driver on its bus `unix`.
+//! * **qemu-storage-daemon**: its vhost-user-blk export of the same file, in an iothread that polls; the same rings and requests
+//!   ([`Requests`](vmsg_driver::blk::Requests)), set up by a vhost-user front end. Of its ways to do I/O, `aio=threads` and
+//!   `aio=io_uring`, the one that is faster here.
+//! * **bare**: the file itself, by pread(2) and pwrite(2), one after another, and by io_uring with as many under way.
+//!
+//! Prints a Markdown table. The driver has one CPU and polls, the other process has the other. Only ratios within one run mean anything: each
+//! repetition measures the daemon, ours, the bare file, and the daemon again, and counts only if the daemon's two figures are within 30 %.
+//!
+//! `cargo bench -p vmsg --bench blk`; with `-- --test` everything runs once, for no figures.
+#![forbid(unsafe_code)]
+
+mod bare;
+mod host;
+mod vhost_user;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use vmsg_driver::DmaPool;
+use vmsg_driver::blk::{Request, SECTOR};
+use vmsg_mem::BusAddr;
+
+use self::bare::Bare;
+use self::host::Ours;
+use self::vhost_user::Theirs;
+
+/// Bytes of the disk: in the page cache after it was written once, and larger than the CPU's caches.
+const DISK: u64 = 256 << 20;
+/// Most requests under way.
+const MOST: usize = 32;
+/// Bytes of the longest request.
+const LONGEST: usize = 128 << 10;
+/// Memory for the driver's rings and buffers.
+const POOL: usize = MOST * LONGEST + (4 << 20);
+const BASE: BusAddr = BusAddr(0x1_0000_0000);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long one row may take on a restless machine.
+const ROW: Duration = Duration::from_secs(30);
+
+/// How much is measured.
+struct Plan {
+    /// About how long one measurement takes.
+    time: Duration,
+    /// Repetitions that must count.
+    enough: usize,
+}
+
+/// One load.
+#[derive(Clone, Copy)]
+struct Load {
+    write: bool,
+    bytes: usize,
+    depth: usize,
+}
+
+/// A request: which buffer, where on the disk (bytes), and how long.
+#[derive(Clone, Copy)]
+struct Job {
+    buffer: usize,
+    offset: u64,
+    load: Load,
+}
+
+/// Something with blocks, driven from here.
+trait Driven {
+    /// Adds a request; there is room.
+    fn submit(&mut self, job: Job);
+    /// Has everything begun that was added.
+    fn commit(&mut self);
+    /// Puts the buffers of the requests that are done into `done`.
+    fn poll(&mut self, done: &mut Vec<usize>);
+    /// Requests that it has under way at most.
+    fn depth(&self) -> usize {
+        MOST
+    }
+}
+
+/// Buffers for requests in a pool that a device sees.
+struct Buffers(Vec<(BusAddr, u32)>);
+
+impl Buffers {
+    fn new(pool: &'static DmaPool) -> Self {
+        let one = || {
+            // Never given back: the device may use it as long as it lives.
+            let buffer: &'static _ = Box::leak(Box::new(pool.alloc(LONGEST).expect("memory")));
+            buffer.ram().fill(0x5a);
+            (buffer.addr(), u32::try_from(LONGEST).expect("short"))
+        };
+        Self((0..MOST).map(|_| one()).collect())
+    }
+
+    /// The request that `job` is, through its buffer in `room`.
+    fn request<'r>(&self, job: Job, room: &'r mut [(BusAddr, u32); 1]) -> Request<'r> {
+        room[0] = (
+            self.0[job.buffer].0,
+            u32::try_from(job.load.bytes).expect("short"),
+        );
+        let sector = job.offset / SECTOR;
+        match job.load.write {
+            true => Request::Write { sector, from: room },
+            false => Request::Read { sector, to: room },
+        }
+    }
+}
+
+fn pool() -> &'static DmaPool {
+    let pool = DmaPool::new("benchmark", BASE, POOL).expect("memory");
+    Box::leak(Box::new(pool))
+}
+
+/// Nanoseconds for each of `count` requests, always as many under way as the load says.
+fn run(driven: &mut dyn Driven, load: Load, count: u64) -> f64 {
+    let depth = load.depth.min(driven.depth());
+    let places = DISK / load.bytes as u64;
+    let mut free: Vec<usize> = (0..depth).collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let (mut begun, mut ended) = (0, 0);
+    let start = Instant::now();
+    while ended < count {
+        let before = begun;
+        while begun < count {
+            let Some(buffer) = free.pop() else { break };
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let offset = random % places * load.bytes as u64;
+            driven.submit(Job {
+                buffer,
+                offset,
+                load,
+            });
+            begun += 1;
+        }
+        if begun > before {
+            driven.commit();
+        }
+        let waiting = free.len();
+        driven.poll(&mut free);
+        ended += (free.len() - waiting) as u64;
+        if free.len() == waiting {
+            std::hint::spin_loop();
+        }
+    }
+    start.elapsed().as_secs_f64() * 1e9 / count as f64
+}
+
+/// As [`run`], for about as long as the plan says.
+fn measure(driven: &mut dyn Driven, load: Load, plan: &Plan) -> f64 {
+    let trial = run(driven, load, 4 * load.depth as u64);
+    let count = plan.time.as_secs_f64() * 1e9 / trial.max(1.0);
+    run(driven, load, (count as u64).clamp(8, 1 << 22))
+}
+
+/// A process that is ended with the value.
+struct Ended(Child);
+
+impl Ended {
+    fn start(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+        Self(command.spawn().expect("the program starts"))
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for(path: &Path) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < PATIENCE, "no {}", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// From now on this thread, and processes it starts, run on this CPU only.
+fn run_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).expect("a CPU that this process may use");
+}
+
+/// This process's side, and the other one's.
+fn cpus() -> (usize, usize) {
+    let allowed = sched_getaffinity(None).expect("of this process");
+    let mut own = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    let first = own.next().expect("a CPU");
+    (first, own.next().unwrap_or(first))
+}
+
+/// What the disk is on.
+#[derive(Clone, Copy, PartialEq)]
+enum Medium {
+    Null,
+    Memory,
+    Disk,
+}
+
+/// The subjects of one medium. Files are removed with it.
+struct Stage {
+    dir: tempfile::TempDir,
+    file: Option<PathBuf>,
+    cpus: (usize, usize),
+}
+
+impl Stage {
+    fn new(medium: Medium, cpus: (usize, usize)) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = match medium {
+            Medium::Null => None,
+            Medium::Memory => Some(PathBuf::from(format!(
+                "/dev/shm/vmsg-bench-{}.img",
+                std::process::id()
+            ))),
+            Medium::Disk => Some(dir.path().join("disk.img")),
+        };
+        if let Some(file) = &file {
+            let block = vec![0x11; 1 << 20];
+            let mut out = std::fs::File::create(file).expect("a file");
+            for _ in 0..DISK >> 20 {
+                std::io::Write::write_all(&mut out, &block).expect("room for the disk");
+            }
+            out.sync_all().expect("written");
+        }
+        Self { dir, file, cpus }
+    }
+
+    fn ours(&self, engine: &str) -> Ours {
+        run_on(self.cpus.1);
+        let socket = self.dir.path().join(format!("{engine}.sock"));
+        let process = match &self.file {
+            None => host::start_null(&socket),
+            Some(file) => host::start_serve(&socket, file, engine),
+        };
+        wait_for(&socket);
+        run_on(self.cpus.0);
+        Ours::new(&socket, process)
+    }
+
+    fn theirs(&self, aio: &str) -> Option<Theirs> {
+        run_on(self.cpus.1);
+        let socket = self.dir.path().join(format!("{aio}.vu"));
+        let process = vhost_user::start(&socket, self.file.as_deref(), aio);
+        run_on(self.cpus.0);
+        let process = process?;
+        wait_for(&socket);
+        Some(Theirs::new(&socket, process))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn moved(one: f64, two: f64) -> bool {
+    one.max(two) > one.min(two) * 1.3
+}
+
+/// Measures and prints one row.
+fn row(
+    plan: &Plan,
+    name: &str,
+    load: Load,
+    ours: &mut Ours,
+    theirs: Option<&mut Theirs>,
+    bare: Option<(&mut Bare, &mut Bare)>,
+) {
+    let mut theirs = theirs;
+    let mut bare = bare;
+    let mut samples: Vec<[f64; 4]> = Vec::new();
+    let (mut tried, start) = (0, Instant::now());
+    while samples.len() < plan.enough && (start.elapsed() < ROW || samples.is_empty()) && tried < 60
+    {
+        tried += 1;
+        let mut daemon = || match &mut theirs {
+            Some(theirs) => measure(*theirs, load, plan),
+            None => f64::NAN,
+        };
+        let before = daemon();
+        let own = measure(ours, load, plan);
+        let (one, many) = match &mut bare {
+            Some((one, many)) => (measure(*one, load, plan), measure(*many, load, plan)),
+            None => (f64::NAN, f64::NAN),
+        };
+        let after = daemon();
+        if plan.enough > 1 && moved(before, after) {
+            continue;
+        }
+        samples.push([own, f64::midpoint(before, after), one, many]);
+    }
+    let op = if load.write { "write" } else { "read" };
+    let head = format!("| {name} | {op} {} KiB | {} ", load.bytes >> 10, load.depth);
+    if samples.is_empty() {
+        println!("{head}| – | – | – | – | – | – | 0 of {tried}: the machine is too restless |");
+        return;
+    }
+    let pick = |value: &dyn Fn(&[f64; 4]) -> f64| median(samples.iter().map(value).collect());
+    let figure = |value: f64| match value.is_nan() {
+        true => "–".to_owned(),
+        false => format!("{:.2} µs ({:.0} k/s)", value / 1e3, 1e6 / value),
+    };
+    let ratio = |value: f64| match value.is_nan() {
+        true => "–".to_owned(),
+        false => format!("{value:.2}"),
+    };
+    println!(
+        "{head}| {} | {} | {} | {} | **{}** | {} | {} of {tried} |",
+        figure(pick(&|s| s[0])),
+        figure(pick(&|s| s[1])),
+        figure(pick(&|s| s[2])),
+        figure(pick(&|s| s[3])),
+        ratio(pick(&|s| s[1] / s[0])),
+        ratio(pick(&|s| s[2].min(s[3]) / s[0])),
+        samples.len(),
+    );
+}
+
+/// Which of the daemon's ways is faster here.
+fn best(stage: &Stage, plan: &Plan) -> Option<Theirs> {
+    if stage.file.is_none() {
+        return stage.theirs("null");
+    }
+    let load = Load {
+        write: false,
+        bytes: 4096,
+        depth: MOST,
+    };
+    let mut found: Option<(f64, Theirs)> = None;
+    for aio in ["threads", "io_uring"] {
+        let Some(mut theirs) = stage.theirs(aio) else {
+            continue;
+        };
+        let time = measure(&mut theirs, load, plan);
+        eprintln!("qemu-storage-daemon with aio={aio}: {:.2} µs", time / 1e3);
+        if found.as_ref().is_none_or(|(before, _)| time < *before) {
+            found = Some((time, theirs));
+        }
+    }
+    found.map(|(_, theirs)| theirs)
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, flag, socket] = arguments.as_slice() {
+        if flag == host::NULL_HOST {
+            host::serve_null(Path::new(socket));
+            return;
+        }
+    }
+    let quick = arguments.iter().any(|argument| argument == "--test");
+    let only = arguments
+        .iter()
+        .find_map(|argument| argument.strip_prefix("--only="));
+    let plan = match quick {
+        true => Plan {
+            time: Duration::from_millis(2),
+            enough: 1,
+        },
+        false => Plan {
+            time: Duration::from_millis(40),
+            enough: 15,
+        },
+    };
+    let cpus = cpus();
+    println!(
+        "| disk | request | under way | ours | qemu-storage-daemon | pread/pwrite | io_uring | ours ÷ daemon (rate) | ours ÷ the better bare one | of |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for (medium, name, engines) in [
+        (Medium::Null, "null", &["null"] as &[&str]),
+        (Medium::Memory, "tmpfs", &["inline", "uring"]),
+        (Medium::Disk, "file, cached", &["inline", "uring"]),
+    ] {
+        if only.is_some_and(|only| !name.starts_with(only)) {
+            continue;
+        }
+        let stage = Stage::new(medium, cpus);
+        let mut theirs = best(&stage, &plan);
+        for engine in engines {
+            let mut ours = stage.ours(engine);
+            let mut bare = stage.file.as_deref().map(|file| {
+                (
+                    Bare::one_by_one(file),
+                    Bare::uring(file).expect("io_uring for the bare file"),
+                )
+            });
+            let name = match medium {
+                Medium::Null => name.to_owned(),
+                _ => format!("{name}, {engine}"),
+            };
+            for bytes in [4096, LONGEST] {
+                for write in [false, true] {
+                    for depth in [1, MOST] {
+                        let load = Load {
+                            write,
+                            bytes,
+                            depth,
+                        };
+                        let bare = bare.as_mut().map(|(one, many)| (one, many));
+                        row(&plan, &name, load, &mut ours, theirs.as_mut(), bare);
+                    }
+                }
+            }
+        }
+    }
+}
