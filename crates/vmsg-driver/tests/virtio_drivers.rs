@@ -7,14 +7,20 @@ use std::cell::RefCell;
 use std::sync::LazyLock;
 
 use host::{MAC, NET, PATIENCE, RNG, client, connect, over_loopback, over_unix};
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::net::VirtIONet;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
+use virtio_msg::DevNum;
+use vmsg_block::{FileConfig, FileDisk};
 use vmsg_bus::Capabilities;
 use vmsg_bus::loopback::Options;
+use vmsg_device::blk::{Blk, Settings};
 use vmsg_driver::virtio_drivers::{MsgTransport, PoolHal, StaticPool};
 use vmsg_driver::{BusClient, DmaPool};
 use vmsg_mem::BusAddr;
+
+const DISK: DevNum = DevNum(3);
 
 struct Memory;
 
@@ -106,6 +112,50 @@ fn a_network_driver_gets_its_frames_back_over_loopback() {
 fn a_network_driver_gets_its_frames_back_over_unix() {
     let host = over_unix();
     frames_come_back(connect(&host, "driver"));
+}
+
+/// Writes a file, reads it as a disk, and changes it.
+fn a_disk_is_driven(options: &Options) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let sector = |number: u8| [number; SECTOR_SIZE];
+    for number in 0..64 {
+        std::io::Write::write_all(&mut file, &sector(number)).unwrap();
+    }
+    let disk = FileDisk::open(&FileConfig::new(file.path())).unwrap();
+    let device = Blk::new(&Settings::new("number 7"), Box::new(disk));
+    let (_host, bus) = host::device_over_loopback(options, "disk", DISK, Box::new(device));
+    let client = RefCell::new(client(bus));
+    Memory::pool().lend(&mut client.borrow_mut(), 1).unwrap();
+    let transport = MsgTransport::new(&client, DISK).unwrap();
+    assert_eq!(transport.device_type(), DeviceType::Block);
+    let mut disk = VirtIOBlk::<Hal, _>::new(transport).unwrap();
+    assert_eq!((disk.capacity(), disk.readonly()), (64, false));
+    let mut id = [0; 20];
+    disk.device_id(&mut id).unwrap();
+    assert_eq!(&id[..9], b"number 7\0");
+    let mut bytes = vec![0; 64 * SECTOR_SIZE];
+    disk.read_blocks(0, &mut bytes).unwrap();
+    for (number, part) in (0..).zip(bytes.chunks(SECTOR_SIZE)) {
+        assert_eq!(part, sector(number));
+    }
+    disk.write_blocks(5, &sector(99)).unwrap();
+    disk.flush().unwrap();
+    let written = std::fs::read(file.path()).unwrap();
+    assert_eq!(written[5 * SECTOR_SIZE..6 * SECTOR_SIZE], sector(99));
+    // Outside of the disk; and on it goes.
+    assert!(disk.read_blocks(64, &mut sector(0)).is_err());
+    disk.read_blocks(5, &mut bytes[..SECTOR_SIZE]).unwrap();
+    assert_eq!(bytes[..SECTOR_SIZE], sector(99));
+}
+
+#[test]
+fn a_block_driver_reads_and_writes_a_disk_over_loopback() {
+    a_disk_is_driven(&Options::default());
+}
+
+#[test]
+fn a_block_driver_reads_and_writes_a_disk_over_the_smallest_bus() {
+    a_disk_is_driven(&smallest());
 }
 
 #[test]

@@ -143,6 +143,24 @@ pub fn over_loopback(options: &Options) -> (Running, DriverBus) {
     (run(host, None, PathBuf::new()), driver)
 }
 
+/// A host in this process with one device, and the driver's end of a bus to it.
+pub fn device_over_loopback(
+    options: &Options,
+    name: &str,
+    number: DevNum,
+    device: Box<dyn vmsg_device::device::Device>,
+) -> (Running, DriverBus) {
+    let (driver, end) = loopback::pair(options).unwrap();
+    let mut host = Host::new(1).unwrap();
+    let bus = host
+        .add_bus(options.capabilities.max_message_size, None)
+        .unwrap();
+    let at = host.add_device(bus, name, Some(number.0), None, device);
+    assert_eq!(at.unwrap(), number);
+    host.attach(bus, end).unwrap();
+    (run(host, None, PathBuf::new()), driver)
+}
+
 /// A host that listens on a socket.
 pub fn over_unix() -> Running {
     let dir = tempfile::tempdir().unwrap();
