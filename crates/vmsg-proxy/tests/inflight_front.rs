@@ -41,7 +41,7 @@ fn the_record_outlives_the_proxy_with_the_front_end() {
             area.num_queues,
             area.queue_size
         ),
-        ((16 + 16 * 64_u64).next_multiple_of(64), 0, 1, 64)
+        ((16 + 16 * 64_u64).next_multiple_of(64) + 64, 0, 1, 64)
     );
     // It can be mapped, and is empty.
     let mapping = Mapping::of_fd(file.as_fd(), 0, area.mmap_size, Access::ReadWrite).unwrap();

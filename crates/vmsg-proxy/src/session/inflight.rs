@@ -44,7 +44,13 @@ impl InflightMemory {
     /// # Errors
     /// If there are no queues, or the system has no more memory or descriptors.
     pub fn new(queues: u16, size: u16) -> Result<InflightMemory, Error> {
-        let (_, file) = Mapping::memfd("vmsg-inflight", Self::bytes_for(queues, size), true)?;
+        Self::with_room(queues, size, 0)
+    }
+
+    /// The same with so many bytes behind the records.
+    pub(crate) fn with_room(queues: u16, size: u16, room: u64) -> Result<InflightMemory, Error> {
+        let len = Self::bytes_for(queues, size) + room;
+        let (_, file) = Mapping::memfd("vmsg-inflight", len, true)?;
         Ok(Self::of_file(Arc::new(file), 0, queues, size))
     }
 

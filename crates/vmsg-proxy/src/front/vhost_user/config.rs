@@ -52,9 +52,14 @@ impl Guest {
             ));
         }
         self.claim()?;
+        let write = Op::WriteConfig {
+            offset,
+            data: data.clone(),
+        };
         self.session
-            .call(Op::WriteConfig { offset, data })
-            .map(drop)
-            .map_err(op("writing the configuration"))
+            .call(write)
+            .map_err(op("writing the configuration"))?;
+        self.write_cache.written(offset, &data);
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@ use super::memory::{GuestMemory, MemoryError};
 use super::ring::Ring;
 use super::socket::{ConnectionError, Incoming};
 use super::wire::{F_PROTOCOL_FEATURES, Request, protocol};
+use super::write_cache::WriteCache;
 use crate::link::SessionHandle;
 use crate::log_limit::LogLimit;
 use crate::session::{DeviceFacts, Op, OpError, Outcome, QueueSetup, ResumeAt};
@@ -103,7 +104,7 @@ pub(super) struct Guest {
     pub(super) config: bool,
     pub(super) protocol: u64,
     /// What SET_FEATURES said last, with bit 30.
-    features: Option<u64>,
+    pub(super) features: Option<u64>,
     /// Whether the session has these features and FEATURES_OK.
     pub(super) negotiated: bool,
     pub(super) live: bool,
@@ -118,6 +119,7 @@ pub(super) struct Guest {
     pub(super) changed: bool,
     pub(super) changes_told: Option<Instant>,
     pub(super) since: Instant,
+    pub(super) write_cache: WriteCache,
     /// The link of a network device may have gone down.
     pub(super) look_at_link: bool,
     /// When the front end has said something last.
@@ -158,6 +160,7 @@ impl Guest {
             changed: false,
             changes_told: None,
             since: Instant::now(),
+            write_cache: WriteCache::default(),
             look_at_link: false,
             last_request: Instant::now(),
             stop_patience,
@@ -387,6 +390,7 @@ impl Guest {
         if let Some(copies) = &self.copies {
             accepted = copies.towards_device(accepted);
         }
+        self.write_cache.reset();
         self.accept(accepted)?;
         self.negotiated = true;
         // Changes of before were not told.
@@ -428,6 +432,7 @@ impl Guest {
         let used = memory.read_u16(used_at);
         let base = ring.base.unwrap_or(0);
         let resume = where_to_begin(base, used, size);
+        self.restore_write_cache(resume != ResumeAt::Start)?;
         let setup = QueueSetup {
             size,
             descriptor,

@@ -6,6 +6,7 @@
 
 use super::guest::{Guest, GuestError, Reply, op};
 use super::wire::RawInflight;
+use super::write_cache::NOTE;
 use crate::memory::{FileError, MemoryFile};
 use crate::session::{InflightMemory, Op};
 use std::os::fd::OwnedFd;
@@ -30,10 +31,10 @@ impl Guest {
     /// GET_INFLIGHT_FD.
     pub(super) fn make_inflight(&self, wanted: RawInflight) -> Result<Reply, GuestError> {
         check(&wanted)?;
-        let memory = InflightMemory::new(wanted.rings, wanted.entries)
+        let memory = InflightMemory::with_room(wanted.rings, wanted.entries, NOTE)
             .map_err(|error| super::MemoryError::File(FileError::Look(error)))?;
         let reply = RawInflight {
-            size: InflightMemory::bytes_for(wanted.rings, wanted.entries),
+            size: InflightMemory::bytes_for(wanted.rings, wanted.entries) + NOTE,
             offset: 0,
             padding: 0,
             ..wanted
@@ -60,6 +61,7 @@ impl Guest {
             "in-flight memory that is too small or not aligned",
         ))?;
         let file = MemoryFile::new(fd, need).map_err(super::MemoryError::File)?;
+        self.keep_write_cache(&kept, &file.fd);
         let memory = InflightMemory::of_file(file.fd, kept.offset, kept.rings, kept.entries);
         if let Some(copies) = &mut self.copies {
             copies.inflight = Some(memory);

@@ -25,6 +25,7 @@ mod server;
 mod socket;
 mod stop;
 mod wire;
+mod write_cache;
 
 pub use crate::front::{BindError, FrontStats};
 pub use guest::GuestError;
