@@ -2,12 +2,10 @@
 //! Disks as they can be described, and used.
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use vmsg_driver::blk::{BlkOptions, Failure, Request};
 
-use super::stand::{Driver, PATIENCE, Stand, pool, text, tool};
+use super::stand::{Driver, PATIENCE, Stand, nbd_server, pool, text, tool};
 
 const MIB: u64 = 1 << 20;
 
@@ -208,19 +206,9 @@ fn an_export_of_an_nbd_server_is_a_disk() {
     let stand = Stand::new();
     let image = stand.image("exported", 4 * MIB);
     let socket = stand.path("nbd");
-    let server = Command::new("qemu-nbd")
-        .args(["-t", "-f", "raw", "-k", text(&socket), text(&image)])
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(mut server) = server else {
-        eprintln!("qemu-nbd is not there: left out");
+    let Some(server) = nbd_server(&image, &socket) else {
         return;
     };
-    let end = Instant::now() + PATIENCE;
-    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-        assert!(Instant::now() < end, "it does not listen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
     let device = format!("blk,path=nbd+unix:///?socket={}", socket.display());
     let host = stand.serve(&[device]);
     let pool = pool();
@@ -233,8 +221,7 @@ fn an_export_of_an_nbd_server_is_a_disk() {
     assert_eq!(bytes, pattern(512, 1));
     drop(driver);
     drop(host);
-    server.kill().expect("killed");
-    server.wait().expect("reaped");
+    drop(server);
 }
 
 #[test]

@@ -182,3 +182,45 @@ pub(super) fn tool(program: &str, args: &[&str]) -> Option<Output> {
 pub(super) fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
+
+/// A program that is killed at the end.
+pub(super) struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An NBD server for a raw image; `None` if there is no qemu-nbd.
+pub(super) fn nbd_server(image: &Path, socket: &Path) -> Option<Program> {
+    let _ = std::fs::remove_file(socket);
+    // Several clients: the connection of one that was killed may not be over when the next one comes.
+    let options = [
+        "-t",
+        "-e",
+        "8",
+        "-f",
+        "raw",
+        "-k",
+        text(socket),
+        text(image),
+    ];
+    let mut command = Command::new("qemu-nbd");
+    let server = command.args(options).stderr(Stdio::null()).spawn();
+    let server = match server {
+        Ok(server) => Program(server),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("qemu-nbd is not there: left out");
+            return None;
+        }
+        Err(error) => panic!("qemu-nbd: {error}"),
+    };
+    let end = Instant::now() + PATIENCE;
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
+        assert!(Instant::now() < end, "it does not listen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Some(server)
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmsg_driver::blk::{BlkOptions, Failure, Request};
 
-use super::stand::{PATIENCE, Stand, pool, text, tool};
+use super::stand::{PATIENCE, Stand, nbd_server, pool, text, tool};
 
 const MIB: u64 = 1 << 20;
 
@@ -166,34 +166,18 @@ fn a_full_medium_is_an_error_for_the_guest_and_one_line_in_the_log() {
 
 #[test]
 fn a_server_that_goes_away_and_comes_back_is_waited_for() {
-    use std::process::{Command, Stdio};
     let stand = Stand::new();
     let image = stand.image("exported", 4 * MIB);
     let socket = stand.path("nbd");
-    let start = || {
-        let _ = std::fs::remove_file(&socket);
-        let child = Command::new("qemu-nbd")
-            .args(["-t", "-f", "raw", "-k", text(&socket), text(&image)])
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let end = Instant::now() + PATIENCE;
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(Instant::now() < end, "it does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Some(child)
-    };
-    let Some(mut server) = start() else {
-        eprintln!("qemu-nbd is not there: left out");
+    let start = || nbd_server(&image, &socket);
+    let Some(server) = start() else {
         return;
     };
     let _host = stand.serve(&[format!("blk,path=nbd+unix:///?socket={}", socket.display())]);
     let pool = pool();
     let mut driver = stand.driver(0, &pool);
     driver.write(0, &[1; 512], PATIENCE).expect("written");
-    server.kill().expect("killed");
-    server.wait().expect("reaped");
+    drop(server);
     let buffer = pool.alloc(512).expect("room");
     buffer.ram().write(0, &[2; 512]);
     let from = [(buffer.addr(), 512)];
@@ -204,7 +188,7 @@ fn a_server_that_goes_away_and_comes_back_is_waited_for() {
     assert!(driver.submit(0, 5, write).expect("room"));
     driver.commit().expect("kicked");
     assert!(!driver.wait(Duration::from_millis(300)).expect("quiet"));
-    let mut server = start().expect("as before");
+    let server = start().expect("as before");
     let mut done = Vec::new();
     let end = Instant::now() + PATIENCE;
     while done.is_empty() {
@@ -218,6 +202,5 @@ fn a_server_that_goes_away_and_comes_back_is_waited_for() {
     let mut back = [0; 1024];
     driver.read(0, &mut back, PATIENCE).expect("read");
     assert_eq!((back[0], back[512]), (1, 2));
-    server.kill().expect("killed");
-    server.wait().expect("reaped");
+    drop(server);
 }
