@@ -140,6 +140,11 @@ impl Place {
         self.host = Some(DeviceHost::start(&self.bus, None));
     }
 
+    /// The same as [`Self::with_device`] has had.
+    pub fn start_host_with(&mut self, device: Box<dyn Device>) {
+        self.host = Some(DeviceHost::start(&self.bus, Some(device)));
+    }
+
     pub fn kill_host(&mut self) {
         self.host = None;
     }
