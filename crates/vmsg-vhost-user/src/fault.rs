@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Why a connection is of no use any more.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
 
 /// What went wrong between the two.
@@ -11,12 +13,12 @@ pub enum Fault {
     #[error("the daemon has closed the connection")]
     Closed,
     /// There was no answer in time.
-    #[error("the daemon does not answer {request} within {seconds} s")]
+    #[error("the daemon does not answer {request} within {time:?}")]
     Silent {
         /// The request.
         request: &'static str,
         /// How long it was waited for.
-        seconds: u64,
+        time: Duration,
     },
     /// It does not read.
     #[error("the daemon does not read its requests")]

@@ -172,7 +172,7 @@ impl FrontEnd {
         match &self.asked {
             Some(asked) if asked.deadline <= now => Err(Fault::Silent {
                 request: asked.request.name(),
-                seconds: self.patience.as_secs(),
+                time: self.patience,
             }),
             _ => Ok(()),
         }

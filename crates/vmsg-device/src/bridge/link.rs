@@ -79,7 +79,12 @@ impl Link {
     }
 
     /// Waits until the daemon is known, at most until `end`.
-    pub(super) fn greet(&mut self, greeting: &mut Greeting, end: Instant) -> Result<Offer, Fault> {
+    pub(super) fn greet(
+        &mut self,
+        greeting: &mut Greeting,
+        patience: Duration,
+    ) -> Result<Offer, Fault> {
+        let end = Instant::now() + patience;
         loop {
             let now = Instant::now();
             self.transmit(now)?;
@@ -94,7 +99,7 @@ impl Link {
             if end <= now {
                 return Err(Fault::Silent {
                     request: "the first questions",
-                    seconds: 0,
+                    time: patience,
                 });
             }
             wait(self.stream.as_fd(), due.saturating_duration_since(now));

@@ -177,7 +177,7 @@ impl Bridge {
         };
         let kind = Kind::of(settings.device_id);
         let (mut link, mut greeting) = Link::open(settings, &kind).map_err(nobody)?;
-        let offer = link.greet(&mut greeting, Instant::now() + patience);
+        let offer = link.greet(&mut greeting, patience);
         let offer = offer.map_err(|fault| ConnectError::Fault {
             path: path(),
             fault,

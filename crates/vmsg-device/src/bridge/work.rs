@@ -627,9 +627,9 @@ impl Bridge {
             .preparing
             .is_none_or(|preparing| preparing.drained_by <= now);
         if late {
-            let seconds = DRAIN.as_secs();
+            let time = DRAIN;
             let request = "the end of the requests that it has taken";
-            self.lost(now, &Fault::Silent { request, seconds }, space);
+            self.lost(now, &Fault::Silent { request, time }, space);
         }
         late
     }

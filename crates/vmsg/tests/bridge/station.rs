@@ -96,11 +96,6 @@ impl Station {
         std::fs::read_to_string(self.path("serve.log")).unwrap_or_default()
     }
 
-    /// Waits for `words` in what `serve` says.
-    pub(crate) fn wait_for_words(&self, words: &str) {
-        until(words, || self.log().contains(words).then_some(()));
-    }
-
     pub(crate) fn connect(&self) -> DriverBus {
         let connector = Connector::new(self.path("bus"), "test");
         until("a bus", || connector.connect().ok())

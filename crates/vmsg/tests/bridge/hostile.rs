@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Daemons that do something wrong at every step, and such that are ended in the middle of requests.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use virtio_msg::{DevNum, FeatureSet};
+use vmsg_bus::DriverBus;
+use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
+use vmsg_device::bridge::{Bridge, ConnectError, Settings};
+use vmsg_device::host::{Host, Stop};
+use vmsg_device::rng::Rng;
+use vmsg_driver::blk::{BlkDriver, BlkOptions, Request};
+use vmsg_driver::rng::RngDriver;
+use vmsg_driver::{BusClient, DmaPool, Error, QueueOptions, Sleep};
+
+use crate::daemon::{ALL, ALL_MISCHIEF, Daemon, Mischief, SECTORS};
+use crate::station::{BASE, PATIENCE, until};
+
+const DISK: DevNum = DevNum(0);
+const RNG: DevNum = DevNum(1);
+type Driver<'p> = BlkDriver<'p, DriverBus, Sleep, Vec<u8>>;
+
+/// A device host in threads of this process: the daemon's disk and an entropy device, looked after by one worker.
+struct Party {
+    dir: tempfile::TempDir,
+    stop: Stop,
+    host: Option<JoinHandle<()>>,
+}
+
+impl Party {
+    fn socket(dir: &tempfile::TempDir) -> PathBuf {
+        dir.path().join("disk")
+    }
+
+    fn settings(dir: &tempfile::TempDir) -> Settings {
+        let mut settings = Settings::new(Self::socket(dir), 2);
+        settings.patience = Duration::from_millis(300);
+        settings.reconnect = Duration::from_millis(50);
+        settings
+    }
+
+    fn new(dir: tempfile::TempDir) -> Result<Self, ConnectError> {
+        let bridge = Bridge::connect(&Self::settings(&dir), Duration::from_secs(2))?;
+        let listener = Listener::bind(&dir.path().join("bus"), ListenerOptions::default());
+        let mut host = Host::new(1).expect("a host");
+        let bus = host
+            .add_bus(
+                vmsg_bus::DEFAULT_MESSAGE_SIZE,
+                Some(listener.expect("a bus").into()),
+            )
+            .expect("a bus");
+        host.add_device(bus, "disk", None, None, Box::new(bridge))
+            .expect("added");
+        host.add_device(bus, "rng", None, None, Box::new(Rng::new()))
+            .expect("added");
+        let stop = host.stop_handle();
+        let host = std::thread::spawn(move || host.run().expect("served"));
+        Ok(Self {
+            dir,
+            stop,
+            host: Some(host),
+        })
+    }
+
+    fn client(&self, pool: &DmaPool) -> BusClient {
+        let connector = Connector::new(self.dir.path().join("bus"), "test");
+        let mut client = BusClient::on_bus(connector.connect().expect("a bus"));
+        client.set_timeout(PATIENCE);
+        pool.lend(&mut client, 1).expect("lent");
+        client
+    }
+
+    fn drive<'p>(&self, pool: &'p DmaPool, record: bool) -> Result<Driver<'p>, Error> {
+        let options = BlkOptions {
+            record,
+            queues: 2,
+            ..BlkOptions::default()
+        };
+        BlkDriver::new(self.client(pool), DISK, pool, &options)
+    }
+
+    /// The other device of the worker answers at once, whatever the daemon does.
+    fn others_go_on(&self) {
+        let pool = pool();
+        let options = QueueOptions::default();
+        let begin = Instant::now();
+        let mut rng = RngDriver::new(self.client(&pool), RNG, &pool, &options).expect("there");
+        rng.fill(&mut [0; 64], PATIENCE).expect("filled");
+        drop(rng);
+        let took = begin.elapsed();
+        assert!(took < Duration::from_millis(250), "it took {took:?}");
+    }
+}
+
+impl Drop for Party {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(host) = self.host.take() {
+            let _ = host.join();
+        }
+    }
+}
+
+fn pool() -> DmaPool {
+    DmaPool::new("test", BASE, 4 << 20).expect("memory")
+}
+
+fn start(protocol: u64) -> (tempfile::TempDir, Daemon) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let daemon = Daemon::start(&Party::socket(&dir), protocol, Arc::default());
+    (dir, daemon)
+}
+
+fn bytes(seed: u8) -> Vec<u8> {
+    (0..8192).map(|i: usize| (i % 253) as u8 ^ seed).collect()
+}
+
+fn use_it(driver: &mut Driver<'_>, seed: u8) -> Result<(), Error> {
+    assert_eq!(driver.config().capacity, SECTORS);
+    driver.write(8, &bytes(seed), PATIENCE)?;
+    let mut read = vec![0; 8192];
+    driver.read(8, &mut read, PATIENCE)?;
+    assert!(read == bytes(seed));
+    driver.flush(PATIENCE)
+}
+
+#[test]
+fn the_daemon_of_these_tests_is_a_good_one_with_many_features_or_few() {
+    for protocol in [ALL, ALL & !(1 << 15), ALL & !(1 << 3), 1 << 9] {
+        let (dir, daemon) = start(protocol);
+        let party = Party::new(dir).expect("a device");
+        for seed in 0..3 {
+            let pool = pool();
+            let mut driver = party.drive(&pool, seed == 2).expect("a disk");
+            use_it(&mut driver, seed).expect("used");
+        }
+        assert!(daemon.shared.executed.load(Ordering::SeqCst) >= 9);
+    }
+}
+
+/// First questions.
+const GREETING: &[u32] = &[1, 15, 16, 17, 36, 21, 3, 24];
+
+#[test]
+fn whatever_goes_wrong_with_the_first_questions_ends_in_words_and_in_time() {
+    for protocol in [ALL, ALL & !(1 << 3)] {
+        for (&id, &what) in GREETING
+            .iter()
+            .flat_map(|id| ALL_MISCHIEF.iter().map(move |what| (id, what)))
+        {
+            let (dir, daemon) = start(protocol);
+            *daemon.shared.mischief.lock().expect("sound") = Some((id, what));
+            let begin = Instant::now();
+            let first = Bridge::connect(&Party::settings(&dir), Duration::from_secs(2));
+            let took = begin.elapsed();
+            assert!(
+                took < Duration::from_millis(1500),
+                "{id} {what:?}: {took:?}"
+            );
+            if let Err(error) = &first {
+                assert!(error.is_temporary(), "{id} {what:?}: {error}");
+                assert!(matches!(error, ConnectError::Fault { .. }), "{error}");
+            }
+            drop(first);
+            // The next time it behaves.
+            let party = Party::new(dir).unwrap_or_else(|error| panic!("{id} {what:?}: {error}"));
+            let pool = pool();
+            let mut driver = party.drive(&pool, false).expect("a disk");
+            use_it(&mut driver, 1).expect("used");
+        }
+    }
+}
+
+/// What is asked when the driver is ready.
+const START: &[u32] = &[2, 37, 31, 32, 8, 10, 9, 14, 13, 12, 18];
+
+#[test]
+fn whatever_goes_wrong_when_the_queues_are_given_stops_nobody_else() {
+    for (protocol, ids) in [(ALL, START), (ALL & !(1 << 15), &[2, 5])] {
+        for (&id, &what) in ids
+            .iter()
+            .flat_map(|id| ALL_MISCHIEF.iter().map(move |what| (id, what)))
+        {
+            let (dir, daemon) = start(protocol);
+            let party = Party::new(dir).expect("a device");
+            *daemon.shared.mischief.lock().expect("sound") = Some((id, what));
+            let pool = pool();
+            let mut driver = party.drive(&pool, false).expect("a disk");
+            party.others_go_on();
+            let result = use_it(&mut driver, 1);
+            assert!(daemon.shared.done_wrong.load(Ordering::SeqCst));
+            match result {
+                Ok(()) => {}
+                // Refused once is refused again.
+                Err(Error::NeedsReset) if what == Mischief::Ones => {}
+                Err(error) => panic!("{id} {what:?}: {error}"),
+            }
+            drop(driver);
+            let mut driver = party.drive(&pool, false).expect("a disk");
+            use_it(&mut driver, 2).unwrap_or_else(|error| panic!("{id} {what:?}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn whatever_goes_wrong_when_the_queues_are_taken_back_holds_nobody_up() {
+    for (&id, &what) in [18, 11]
+        .iter()
+        .flat_map(|id| ALL_MISCHIEF.iter().map(move |what| (id, what)))
+    {
+        let (dir, daemon) = start(ALL);
+        let party = Party::new(dir).expect("a device");
+        let pool = pool();
+        let mut driver = party.drive(&pool, false).expect("a disk");
+        use_it(&mut driver, 1).expect("used");
+        *daemon.shared.mischief.lock().expect("sound") = Some((id, what));
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| party.others_go_on());
+            drop(driver);
+        });
+        assert!(begin.elapsed() < Duration::from_secs(2), "{id} {what:?}");
+        assert!(daemon.shared.done_wrong.load(Ordering::SeqCst));
+        let mut driver = party.drive(&pool, false).expect("a disk");
+        use_it(&mut driver, 2).unwrap_or_else(|error| panic!("{id} {what:?}: {error}"));
+    }
+}
+
+/// Has the daemon take `count` requests and not finish them.
+fn in_flight(driver: &mut Driver<'_>, daemon: &Daemon, pool: &DmaPool, count: usize) {
+    daemon.shared.hold.store(true, Ordering::SeqCst);
+    let before = daemon.shared.taken.load(Ordering::SeqCst);
+    for tag in 0..count {
+        let buffer = pool.alloc(512).expect("room");
+        buffer.ram().write(0, &[tag as u8 + 1; 512]);
+        let request = Request::Write {
+            sector: 100 + tag as u64,
+            from: &[(buffer.addr(), 512)],
+        };
+        // The buffer is lent until the end of the test.
+        std::mem::forget(buffer);
+        let taken = driver.submit(tag % 2, tag as u64, request);
+        assert!(taken.expect("a sound queue"));
+    }
+    driver.commit().expect("kicked");
+    until("the requests", || {
+        (daemon.shared.taken.load(Ordering::SeqCst) == before + count).then_some(())
+    });
+    daemon.shared.hold.store(false, Ordering::SeqCst);
+}
+
+/// Each of `count` requests comes back once.
+fn all_come_back(driver: &mut Driver<'_>, count: usize) {
+    let mut tags = Vec::new();
+    let end = Instant::now() + PATIENCE;
+    while tags.len() < count {
+        assert!(Instant::now() < end, "{tags:?}");
+        let more = driver.poll(|completion| {
+            completion.result.expect("done");
+            tags.push(completion.tag);
+        });
+        if more.expect("sound") == 0 {
+            driver.wait(Duration::from_secs(1)).expect("alive");
+        }
+    }
+    tags.sort_unstable();
+    assert_eq!(tags, (0..count as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_was_in_flight_in_a_daemon_that_ended_is_done_by_the_next_one() {
+    // A record that the driver has lent, or memory of the daemon's that is kept here.
+    for record in [true, false] {
+        let (dir, daemon) = start(ALL);
+        let party = Party::new(dir).expect("a device");
+        let pool = pool();
+        let mut driver = party.drive(&pool, record).expect("a disk");
+        for round in 0..5 {
+            use_it(&mut driver, round).expect("used");
+            let before = daemon.shared.executed.load(Ordering::SeqCst);
+            in_flight(&mut driver, &daemon, &pool, 20);
+            daemon.hang_up();
+            all_come_back(&mut driver, 20);
+            let executed = daemon.shared.executed.load(Ordering::SeqCst) - before;
+            assert_eq!(executed, 20, "each once");
+            let disk = daemon.shared.disk.lock().expect("sound");
+            for tag in 0..20 {
+                let at = (100 + tag) * 512;
+                assert!(disk[at..at + 512].iter().all(|byte| *byte == tag as u8 + 1));
+            }
+        }
+        assert!(daemon.shared.connections.load(Ordering::SeqCst) >= 6);
+    }
+}
+
+#[test]
+fn without_a_record_requests_in_flight_need_a_reset_of_the_driver() {
+    let (dir, daemon) = start(ALL & !(1 << 12));
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    use_it(&mut driver, 1).expect("used");
+    in_flight(&mut driver, &daemon, &pool, 2);
+    daemon.hang_up();
+    match driver.wait(PATIENCE) {
+        Err(Error::NeedsReset) => {}
+        other => panic!("{other:?}"),
+    }
+    drop(driver);
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    use_it(&mut driver, 2).expect("used");
+}
+
+#[test]
+fn a_reset_waits_for_what_is_in_flight_a_while_and_then_the_daemon_is_cut_off() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    in_flight(&mut driver, &daemon, &pool, 3);
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| party.others_go_on());
+        drop(driver);
+    });
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    use_it(&mut driver, 2).expect("used");
+}
+
+#[test]
+fn the_daemon_tells_of_another_configuration_and_is_told_of_it() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
+    let options = BlkOptions {
+        features,
+        ..BlkOptions::default()
+    };
+    let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    assert!(!driver.config().write_back);
+    driver.set_write_back(true).expect("written");
+    until("the daemon", || {
+        let seen = daemon.shared.write_back.load(Ordering::SeqCst);
+        seen.then_some(())
+    });
+    daemon.shared.write_back.store(false, Ordering::SeqCst);
+    assert_eq!(daemon.say(2, 8), Some(0));
+    let config = driver.wait_config(PATIENCE).expect("alive");
+    assert!(!config.expect("told").write_back);
+    // Memory for itself, host notifiers: no.
+    for id in [1, 3, 9, 77] {
+        assert_eq!(daemon.say(id, 8), Some(1), "{id}");
+    }
+    use_it(&mut driver, 1).expect("used");
+}
+
+#[test]
+fn a_daemon_that_says_the_same_for_ever_is_cut_off() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    use_it(&mut driver, 1).expect("used");
+    for _ in 0..150 {
+        let _ = daemon.say(2, 0);
+    }
+    party.others_go_on();
+    until("another connection", || {
+        let count = daemon.shared.connections.load(Ordering::SeqCst);
+        (count > 1).then_some(())
+    });
+    use_it(&mut driver, 2).expect("used");
+}
+
+#[test]
+fn random_bytes_in_place_of_answers_are_named() {
+    // A daemon that says anything.
+    let dir = tempfile::tempdir().expect("a directory");
+    let listener = std::os::unix::net::UnixListener::bind(Party::socket(&dir)).expect("a socket");
+    let seed = Arc::new(Mutex::new(1u64));
+    let of_thread = Arc::clone(&seed);
+    let thread = std::thread::spawn(move || {
+        use std::io::Write;
+        for _ in 0..200 {
+            let (mut socket, _) = listener.accept().expect("somebody");
+            let mut seed = of_thread.lock().expect("sound");
+            let mut bytes = [0; 4096];
+            for byte in &mut bytes {
+                *seed ^= *seed << 13;
+                *seed ^= *seed >> 7;
+                *seed ^= *seed << 17;
+                *byte = seed.to_ne_bytes()[3];
+            }
+            if *seed % 2 == 0 {
+                // The header at least is right.
+                for (at, word) in [(0, 1), (4, 5), (8, 8)] {
+                    bytes[at..at + 4].copy_from_slice(&u32::to_ne_bytes(word));
+                }
+            }
+            let _ = socket.write_all(&bytes);
+        }
+    });
+    for _ in 0..200 {
+        let error = Bridge::connect(&Party::settings(&dir), Duration::from_secs(2));
+        assert!(
+            matches!(error, Err(ConnectError::Fault { .. })),
+            "{error:?}"
+        );
+    }
+    thread.join().expect("written");
+}
