@@ -119,12 +119,12 @@ impl BlkSpec {
                 "queues={queues}: 1 to {MAX_QUEUES} are possible"
             )));
         }
-        if let Some(serial) = &self.serial {
-            if serial.len() > SERIAL_BYTES || serial.contains('\0') {
-                return Err(Usage(format!(
-                    "serial={serial}: at most {SERIAL_BYTES} bytes are possible, without NUL"
-                )));
-            }
+        if let Some(serial) = &self.serial
+            && (serial.len() > SERIAL_BYTES || serial.contains('\0'))
+        {
+            return Err(Usage(format!(
+                "serial={serial}: at most {SERIAL_BYTES} bytes are possible, without NUL"
+            )));
         }
         if let Some(size) = self
             .block_size

@@ -170,7 +170,7 @@ fn a_qcow2_image_is_read_and_written_and_its_format_is_never_guessed() {
     assert!(why.contains("format=qcow2"), "{why}");
 
     let device = format!("blk,path={},format=qcow2", image.display());
-    let host = stand.serve(&[device.clone()]);
+    let host = stand.serve(std::slice::from_ref(&device));
     let pool = pool();
     let mut driver = stand.driver(0, &pool);
     assert_eq!(driver.config().bytes(), 16 * MIB);
@@ -253,7 +253,7 @@ fn what_cannot_be_names_the_key() {
         ("blk,path=nbd://h/x,format=raw".to_owned(), &["format"]),
         ("blk,path=nbd://".to_owned(), &["path"]),
     ] {
-        let (code, why) = stand.refused(&[device.clone()]);
+        let (code, why) = stand.refused(std::slice::from_ref(&device));
         assert_eq!(code, 2, "{device}: {why}");
         for word in words {
             assert!(why.contains(word), "{device}: {why}");

@@ -342,12 +342,12 @@ fn open<'p>(stand: &Stand, pool: &'p DmaPool, options: &BlkOptions) -> Driver<'p
     let end = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < end, "no device");
-        if let Some(mut client) = stand.try_connect() {
-            if pool.lend(&mut client, 1).is_ok() {
-                let number = virtio_msg::DevNum(0);
-                if let Ok(driver) = Driver::new(client, number, pool, options) {
-                    return driver;
-                }
+        if let Some(mut client) = stand.try_connect()
+            && pool.lend(&mut client, 1).is_ok()
+        {
+            let number = virtio_msg::DevNum(0);
+            if let Ok(driver) = Driver::new(client, number, pool, options) {
+                return driver;
             }
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -15,7 +15,7 @@ fn an_image_is_opened_for_writing_once() {
     let image = stand.image("disk", MIB);
     let path = image.display();
     let device = format!("blk,path={path}");
-    let host = stand.serve(&[device.clone()]);
+    let host = stand.serve(std::slice::from_ref(&device));
     for (other, what) in [
         (format!("blk,path={path}"), "for writing"),
         (format!("blk,path={path},ro"), "for reading"),
@@ -42,7 +42,7 @@ fn who_comes_while_the_one_before_is_ending_waits_for_it() {
     let stand = Stand::new();
     let image = stand.image("disk", MIB);
     let device = format!("blk,path={}", image.display());
-    let first = stand.serve(&[device.clone()]);
+    let first = stand.serve(std::slice::from_ref(&device));
     let next = Stand::new();
     std::thread::scope(|scope| {
         let second = scope.spawn(|| next.serve(&[device]));
