@@ -67,6 +67,7 @@ fn open_file(
     };
     let locked = open_image(path, purpose, config.patience).map_err(|error| match error {
         LockError::Os { source, .. } => failed(source),
+        error @ LockError::NotADisk => failed(io::Error::other(error)),
         source => Qcow2OpenError::InUse {
             path: path.to_owned(),
             source,
@@ -108,7 +109,7 @@ fn put_in_order(file: &File, header: &mut Header, path: &Path) -> Result<(), Qco
         return Err(fault(path, Fault::Unsupported(reason)));
     }
     if header.version > 2 && !header.is_dirty() {
-        return Ok(());
+        return repair::check(file, header).map_err(|error| fault(path, error));
     }
     let repaired = repair::repair(file, header).map_err(|error| fault(path, error))?;
     if repaired != repair::Repaired::default() {

@@ -91,6 +91,67 @@ impl Uses {
     }
 }
 
+/// Looks whether what an image is made of is counted as in use, and each of it used once. Without that, the library takes it for free
+/// space, or never comes to its end. What is in the clusters of the disk is not looked at.
+pub(super) fn check(file: &File, header: &Header) -> Result<(), Fault> {
+    let size = header.cluster_size();
+    let l1 = read_table(file, header.l1_offset, u64::from(header.l1_entries))?;
+    let reftable_len = u64::from(header.reftable_clusters) * size;
+    let reftable = read_table(file, header.reftable_offset, reftable_len / 8)?;
+    let mut clusters = vec![0];
+    for (offset, len) in [
+        (header.l1_offset, l1.len() as u64 * 8),
+        (header.reftable_offset, reftable_len),
+    ] {
+        let first = offset >> header.cluster_bits;
+        clusters.extend(first..first + len.div_ceil(size));
+    }
+    let l2 = l1
+        .iter()
+        .map(|entry| entry & OFFSET)
+        .filter(|&offset| offset != 0);
+    for offset in l2.chain(reftable.iter().copied().filter(|&block| block != 0)) {
+        if offset & (size - 1) != 0 {
+            return Err(Fault::Damaged(format!(
+                "a table at {offset:#x}, which is not where a cluster begins"
+            )));
+        }
+        clusters.push(offset >> header.cluster_bits);
+    }
+    clusters.sort_unstable();
+    if let Some(twice) = clusters.windows(2).find(|two| two[0] == two[1]) {
+        return Err(Fault::Damaged(format!(
+            "cluster {} has two tables",
+            twice[0]
+        )));
+    }
+    let per_block = (size * 8) >> header.refcount_order;
+    let mut block = vec![0; usize::try_from(size).unwrap_or(0)];
+    let mut loaded = None;
+    for cluster in clusters {
+        let index = cluster / per_block;
+        if loaded != Some(index) {
+            let entry = usize::try_from(index)
+                .ok()
+                .and_then(|index| reftable.get(index));
+            let offset = entry.copied().filter(|&offset| offset != 0);
+            let Some(offset) = offset else {
+                return Err(Fault::Damaged("tables that have no refcounts".to_owned()));
+            };
+            block.fill(0);
+            read_up_to(file, &mut block, offset)?;
+            loaded = Some(index);
+        }
+        let at = usize::try_from(cluster % per_block).unwrap_or(0);
+        if get(&block, header.refcount_order, at) == 0 {
+            return Err(Fault::Damaged(format!(
+                "cluster {cluster} has a table and is counted as free"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Puts refcounts in order, and says what was not.
 pub(super) fn repair(file: &File, header: &Header) -> Result<Repaired, Fault> {
     if header.snapshots > 0 {

@@ -256,11 +256,13 @@ impl Shared {
                 self.read_image(|image| image.read(&mut data, offset))?;
                 Ok(Some(data))
             }
+            // What was told as written is in the file from then on, with the tables that lead to it: the library has these in its own
+            // memory, and its user may go on with another process after this one was killed.
             Do::Write { offset, data, sync } => {
                 self.mark()?;
                 self.read_image(|image| {
                     image.write(&data, offset)?;
-                    if sync { flush(image) } else { Ok(()) }
+                    if sync { flush(image) } else { image.flush() }
                 })?;
                 Ok(None)
             }
@@ -275,6 +277,7 @@ impl Shared {
                     2 => image.discard_to_backing(offset, len),
                     _ => image.discard_to_any(offset, len),
                 })?;
+                self.read_image(Image::flush)?;
                 Ok(None)
             }
             Do::Zeroes {
@@ -291,7 +294,7 @@ impl Shared {
                         (_, true) => image.discard_to_zero(offset, len)?,
                         (_, false) => image.write_zeroes(offset, len)?,
                     }
-                    if sync { flush(image) } else { Ok(()) }
+                    if sync { flush(image) } else { image.flush() }
                 })?;
                 Ok(None)
             }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use vmsg_block::{Disk, Qcow2Config, Qcow2Disk, Request, Submitted};
 use vmsg_mem::Pieces;
 
-use super::held::{Memory, pattern, read, run, wait};
+use super::held::{Memory, pattern, read, run, wait, write};
 use super::tools;
 
 const BLOCK: usize = 8192;
@@ -29,6 +29,21 @@ fn writer() {
     let mut stdout = std::io::stdout().lock();
     // The name of this test stands there.
     writeln!(stdout).unwrap();
+    if seed == 0 {
+        // One block for each table, and no flush.
+        for block in [0, 700, 1400, 2100, 2800, 3500] {
+            write(
+                &mut disk,
+                &memory,
+                block * BLOCK as u64,
+                &pattern(block, BLOCK),
+            )
+            .unwrap();
+        }
+        writeln!(stdout, "written").unwrap();
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        return;
+    }
     let dice = pattern(seed, 1 << 16);
     for (round, dice) in dice.chunks_exact(64).cycle().enumerate() {
         let mut written = Vec::new();
@@ -199,4 +214,51 @@ fn what_was_flushed_survives_with_many_small_tables() {
 #[test]
 fn what_was_flushed_survives_in_version_2() {
     killed_again_and_again("compat=0.10,cluster_size=4k", 6);
+}
+
+/// Pointers to tables are in the file, their refcounts are not yet: the next writer must not take the tables for free space.
+#[test]
+fn tables_without_refcounts_are_not_written_over() {
+    if !tools::there() {
+        return;
+    }
+    for options in ["cluster_size=4k", "cluster_size=4k,compat=0.10"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        tools::create(&path, options, &(BLOCKS * BLOCK as u64).to_string());
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["killed::writer", "--exact", "--nocapture"])
+            .env(ROLE, &path)
+            .env("SEED", "0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        assert!(output.lines().any(|line| line.unwrap() == "written"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The reason for all of this.
+        let found = tools::run("qemu-img", &["check", "-f", "qcow2", tools::name(&path)]);
+        assert_eq!(found.status.code(), Some(2), "{found:?}");
+
+        let memory = Memory::new(BLOCK);
+        let mut disk = Qcow2Disk::open(&Qcow2Config::new(&path)).unwrap();
+        let places: Vec<u64> = (0..BLOCKS).step_by(100).collect();
+        for &block in &places {
+            write(
+                &mut disk,
+                &memory,
+                block * BLOCK as u64,
+                &pattern(block + 1, BLOCK),
+            )
+            .unwrap();
+        }
+        for &block in &places {
+            let got = read(&mut disk, &memory, block * BLOCK as u64, BLOCK).unwrap();
+            assert!(got == pattern(block + 1, BLOCK), "block {block}");
+        }
+        drop(disk);
+        tools::check(&path);
+    }
 }
