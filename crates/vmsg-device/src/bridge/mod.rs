@@ -4,7 +4,7 @@
 //! The daemon gets the driver's memory and eventfds; nothing of the data passes through here. What is negotiated, and where the queues
 //! stand, is kept here, so that a daemon that was started anew goes on where the last one was, as far as that can be known ([`Resume`]).
 //!
-//! Nothing here waits for the daemon. What is wanted of it and what it has are two things; [`Bridge::advance`] asks for what is missing
+//! Nothing here waits for the daemon. What is wanted of it and what it has are two things; one function asks for what is missing
 //! whenever the daemon has done what it was asked. A daemon that does not answer in time, or not properly, is cut off.
 
 mod device;

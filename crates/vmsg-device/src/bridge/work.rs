@@ -381,17 +381,15 @@ impl Bridge {
         let all = records.len() == wanted.count();
         let lent = record::region(&records).filter(|_| all);
         if lent.is_none() && self.told.kept.is_none() {
-            let lost = |ring: &super::Ring| {
-                let wanted = ring.wanted.as_ref();
-                wanted.is_some_and(|wanted| wanted.recorded && wanted.base == super::Base::InRing)
-            };
-            for ring in &mut self.rings {
-                if lost(ring)
-                    && let Some(wanted) = &mut ring.wanted
-                {
-                    // Nothing may be in flight, then.
-                    wanted.recorded = false;
-                }
+            let begun = super::Base::At(0);
+            let wanted = self
+                .rings
+                .iter_mut()
+                .filter_map(|ring| ring.wanted.as_mut());
+            for wanted in wanted.filter(|wanted| wanted.recorded && wanted.base != begun) {
+                // What is in the record is of no use to the daemon: nothing may be in flight, then.
+                wanted.recorded = false;
+                wanted.base = super::Base::InRing;
             }
             self.told.inflight_asked = true;
             let queues = u16::try_from(self.forwarded).unwrap_or(u16::MAX);

@@ -573,9 +573,13 @@ impl Core {
         let mapping = vmsg_mem::check_backing(fd.as_fd()).and_then(|()| {
             Mapping::of_fd(fd.as_fd(), inflight.offset, inflight.len, Access::ReadWrite)
         });
-        let Ok(mapping) = mapping else {
+        let Ok(mut mapping) = mapping else {
             return Status::BAD_FD;
         };
+        if entry.passthrough {
+            // For whoever works on the queue.
+            mapping = mapping.with_file(Arc::new(fd), inflight.offset);
+        }
         let record = Record {
             memory: Arc::new(mapping),
             resume: inflight.resume,

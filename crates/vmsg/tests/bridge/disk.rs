@@ -2,9 +2,10 @@
 //! The disk of qemu-storage-daemon.
 
 use virtio_msg::DevNum;
-use vmsg_bus::DriverBus;
+use vmsg_bus::{BusSpec, DriverBus};
 use vmsg_driver::blk::{BlkDriver, BlkOptions, Request};
 use vmsg_driver::{BusClient, DmaPool, QueueOptions, Sleep};
+use vmsg_mem::BusAddr;
 
 use crate::station::{BASE, PATIENCE, Process, Station, has, until};
 
@@ -168,4 +169,36 @@ fn a_serve_that_was_killed_is_followed_by_one_that_goes_on() {
         driver.resume(station.client(&pool)).expect("resumed");
     }
     use_it(&mut driver);
+}
+
+#[test]
+fn a_bus_with_memory_known_from_the_start_lends_it_too() {
+    let Some((station, _daemon)) = set_up() else {
+        return;
+    };
+    let pool = DmaPool::new("vmsg-bridge-test", BusAddr(0x4000_0000), 8 << 20).expect("memory");
+    // The file of the pool, as others can open it.
+    let fds = std::fs::read_dir("/proc/self/fd").expect("listed");
+    let of_pool = |path: &std::path::PathBuf| {
+        let link = std::fs::read_link(path).unwrap_or_default();
+        link.to_string_lossy().contains("vmsg-bridge-test")
+    };
+    let mut fds = fds.map(|fd| fd.expect("read").path());
+    let fd = fds.find(of_pool).expect("a memfd");
+    let fd = fd
+        .file_name()
+        .expect("a number")
+        .to_string_lossy()
+        .into_owned();
+    let ram = format!("/proc/{}/fd/{fd}", std::process::id());
+    let bus = format!(
+        "linux-user,dir={},ram={ram},mem-offset=0x40000000",
+        station.dir.path().display()
+    );
+    let _serve = station.serve_on(&bus, &station.disk_spec());
+    let spec: BusSpec = bus.parse().expect("a bus");
+    let connected = spec.connector("test").timeout(PATIENCE).connect();
+    let mut client = BusClient::on_bus(connected.expect("a bus"));
+    client.set_timeout(PATIENCE);
+    use_it(&mut drive(client, &pool, &BlkOptions::default()));
 }

@@ -18,7 +18,7 @@ use vmsg_driver::rng::RngDriver;
 use vmsg_driver::{BusClient, DmaPool, Error, QueueOptions, Sleep};
 
 use crate::daemon::{ALL, ALL_MISCHIEF, Daemon, Mischief, SECTORS};
-use crate::station::{BASE, PATIENCE, until};
+use crate::station::{BASE, PATIENCE, Station, until};
 
 const DISK: DevNum = DevNum(0);
 const RNG: DevNum = DevNum(1);
@@ -416,4 +416,30 @@ fn random_bytes_in_place_of_answers_are_named() {
         );
     }
     thread.join().expect("written");
+}
+
+#[test]
+fn what_was_in_flight_when_serve_was_killed_is_done_once() {
+    let station = Station::new();
+    let daemon = Daemon::start(&station.path("disk"), ALL, Arc::default());
+    let mut serve = station.serve(&station.disk_spec());
+    let pool = pool();
+    let options = BlkOptions {
+        record: true,
+        queues: 2,
+        ..BlkOptions::default()
+    };
+    let client = station.client(&pool);
+    let mut driver = BlkDriver::new(client, DISK, &pool, &options).expect("a disk");
+    for round in 0..3 {
+        use_it(&mut driver, round).expect("used");
+        let before = daemon.shared.executed.load(Ordering::SeqCst);
+        in_flight(&mut driver, &daemon, &pool, 20);
+        serve.kill();
+        serve = station.serve(&station.disk_spec());
+        driver.resume(station.client(&pool)).expect("resumed");
+        all_come_back(&mut driver, 20);
+        let executed = daemon.shared.executed.load(Ordering::SeqCst) - before;
+        assert_eq!(executed, 20, "each once: {}", station.log());
+    }
 }
