@@ -18,7 +18,7 @@ pub(in super::super) struct Machine {
     guest: Guest,
     runtime: PathBuf,
     /// Its devices, by id.
-    devices: Vec<(String, Shape)>,
+    pub(super) devices: Vec<(String, Shape)>,
     /// Buses that these are on.
     buses: Vec<String>,
 }
