@@ -7,9 +7,15 @@
 #![forbid(unsafe_code)]
 
 mod disk;
+mod file;
+mod lock;
 pub mod nbd;
+mod null;
 mod qcow2;
 
 pub use disk::{Completion, Disk, Facts, Failure, Request, Submitted};
+pub use file::{Engine, FileConfig, FileDisk, OpenError};
+pub use lock::{Holder, LockError, Purpose, lock_image, open_image};
 pub use nbd::{NbdAddress, NbdConfig, NbdDisk, NbdOpenError, NbdUri, NbdUriError, ProtocolError};
-pub use qcow2::{Qcow2Config, Qcow2OpenError};
+pub use null::NullDisk;
+pub use qcow2::{Qcow2Config, Qcow2Disk, Qcow2OpenError};

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A few threads that wait for the medium.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::event::EventfdFlags;
+
+use super::medium::Medium;
+use super::work::Work;
+use crate::{Completion, Failure};
+
+/// What a thread needs: system calls, and the list of pieces for one.
+const STACK: usize = 128 << 10;
+
+/// Threads that do [`Work`]; they are started when there is something to do.
+///
+/// When this is dropped they end as soon as they can. What they are at keeps its memory until then.
+#[derive(Debug)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    medium: Arc<Medium>,
+    state: Mutex<State>,
+    work: Condvar,
+    /// Readable when something was done.
+    event: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<(u32, Work)>,
+    done: Vec<Completion>,
+    threads: usize,
+    /// Threads without work.
+    idle: usize,
+    ended: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that is done under the lock leaves it half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut state = self.state();
+        loop {
+            let Some((tag, work)) = state.waiting.pop_front() else {
+                if state.ended {
+                    return;
+                }
+                state.idle += 1;
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                continue;
+            };
+            drop(state);
+            let result = work.run(&self.medium);
+            // The memory goes before anybody hears of it.
+            drop(work);
+            state = self.state();
+            state.done.push(Completion { tag, result });
+            if state.done.len() == 1 {
+                self.ring();
+            }
+        }
+    }
+
+    fn ring(&self) {
+        // Full is readable too.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+impl Pool {
+    /// Up to `most` threads.
+    pub(super) fn new(medium: Arc<Medium>, most: usize) -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let event = rustix::event::eventfd(0, flags)?;
+        let shared = Arc::new(Shared {
+            medium,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            event,
+        });
+        Ok(Self { shared, most })
+    }
+
+    /// Has `work` done.
+    pub(super) fn push(&self, tag: u32, work: Work) {
+        let mut state = self.shared.state();
+        state.waiting.push_back((tag, work));
+        if state.idle >= state.waiting.len() || state.threads >= self.most {
+            self.shared.work.notify_one();
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let started = thread::Builder::new()
+            .name("vmsg-disk".into())
+            .stack_size(STACK)
+            .spawn(move || shared.run());
+        match started {
+            Ok(_) => state.threads += 1,
+            Err(error) if state.threads == 0 => {
+                // Nobody else would do it.
+                while let Some((tag, _)) = state.waiting.pop_front() {
+                    let result = Err(Failure::Io(io::Error::new(error.kind(), "no thread")));
+                    state.done.push(Completion { tag, result });
+                }
+                self.shared.ring();
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Gives up what has not been begun.
+    pub(super) fn cancel(&self) {
+        let mut state = self.shared.state();
+        while let Some((tag, _)) = state.waiting.pop_front() {
+            let result = Err(Failure::Canceled);
+            state.done.push(Completion { tag, result });
+        }
+        self.shared.ring();
+    }
+
+    /// Moves what is done to the end of `done`.
+    pub(super) fn completed(&self, done: &mut Vec<Completion>) {
+        let mut state = self.shared.state();
+        if state.done.is_empty() {
+            return;
+        }
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.shared.event, &mut count);
+        done.append(&mut state.done);
+    }
+
+    /// Readable when there may be something for [`Self::completed`].
+    pub(super) fn event_fd(&self) -> BorrowedFd<'_> {
+        self.shared.event.as_fd()
+    }
+
+    /// The same, for whoever keeps it.
+    pub(super) fn event(&self) -> io::Result<OwnedFd> {
+        self.shared.event.try_clone()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.ended = true;
+        state.waiting.clear();
+        self.shared.work.notify_all();
+    }
+}
