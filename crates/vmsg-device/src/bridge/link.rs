@@ -61,8 +61,14 @@ impl Link {
         let socket = socket_with(unix, stream, flags, None)?;
         connect(&socket, &address)?;
         let (ours, theirs) = socketpair(unix, stream, SocketFlags::CLOEXEC, None)?;
+        // Of rings of a driver before, libvhost-user keeps the addresses, and wants to find them in the memory of the next one, in each
+        // region for itself. A daemon that cannot be called anew is given all of it at once.
+        let not_for_good = match kind.reconnects {
+            true => Protocol::empty(),
+            false => Protocol::CONFIGURE_MEM_SLOTS,
+        };
         let wanted = Wanted {
-            protocol: PROTOCOL,
+            protocol: PROTOCOL - not_for_good,
             config_len: kind.config_len,
             config_len_fixed: settings.config_size,
         };

@@ -4,4 +4,5 @@
 mod daemon;
 mod disk;
 mod hostile;
+mod others;
 mod station;
