@@ -215,14 +215,29 @@ impl Jobs {
         if let Some(number) = self.replay {
             return self.next_replayed(number, export, now);
         }
-        if let Some(index) = self.again.pop_front() {
-            let part = self.parts[index].as_mut()?;
+        while let Some(index) = self.again.pop_front() {
+            let Some(part) = self.parts[index].as_mut() else {
+                continue;
+            };
+            let at = part.job;
+            let Some(job) = self.jobs[at].as_mut() else {
+                continue;
+            };
+            // It may be another export by now.
+            if let Some(fault) = fault(job, export, &mut self.lost) {
+                job.failure.get_or_insert(fault);
+                (job.cut, job.open) = (job.len, job.open - 1);
+                let over = job.open == 0;
+                self.parts[index] = None;
+                if over {
+                    self.finish(at, export, now);
+                }
+                continue;
+            }
+            job.covers = self.unflushed.end();
             part.sent = true;
             self.on_wire += 1;
             self.resent += 1;
-            if let Some(job) = self.jobs[part.job].as_mut() {
-                job.covers = self.unflushed.end();
-            }
             return Some((index, part.header));
         }
         if self.unflushed.cost() > unflushed::MANY && !self.relief {
@@ -681,7 +696,3 @@ fn copy(data: &Held) -> Held {
     data.pieces().copy_to(copy.pieces());
     copy
 }
-
-#[cfg(test)]
-#[path = "jobs_test.rs"]
-mod tests;

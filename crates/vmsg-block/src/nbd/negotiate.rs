@@ -146,13 +146,19 @@ impl Negotiation {
             State::Greeting => Ok(18),
             State::Name => Ok(10 + zeroes),
             State::Done => Ok(0),
-            State::Structured | State::Go => match be32(&self.kept, ANSWER_LEN - 4) {
-                None => Ok(ANSWER_LEN),
-                Some(len) => match usize::try_from(len) {
+            State::Structured | State::Go => {
+                let Some(len) = be32(&self.kept, ANSWER_LEN - 4) else {
+                    return Ok(ANSWER_LEN);
+                };
+                let magic = be64(&self.kept, 0).unwrap_or(0);
+                if magic != wire::ANSWER_MAGIC {
+                    return Err(ProtocolError::OptionMagic(magic));
+                }
+                match usize::try_from(len) {
                     Ok(len) if len <= LONGEST_ANSWER => Ok(ANSWER_LEN + len),
                     _ => Err(ProtocolError::LongAnswer(len)),
-                },
-            },
+                }
+            }
         }
     }
 
@@ -208,10 +214,6 @@ impl Negotiation {
         asked: u32,
         message: &'a [u8],
     ) -> Result<(u32, &'a [u8]), ProtocolError> {
-        let magic = be64(message, 0).unwrap_or(0);
-        if magic != wire::ANSWER_MAGIC {
-            return Err(ProtocolError::OptionMagic(magic));
-        }
         let answered = be32(message, 8).unwrap_or(0);
         if answered != asked {
             return Err(ProtocolError::OtherOption { asked, answered });
@@ -320,7 +322,3 @@ fn refusal(kind: u32, data: &[u8]) -> Refusal {
         Refusal::No(text)
     }
 }
-
-#[cfg(test)]
-#[path = "negotiate_test.rs"]
-mod tests;

@@ -281,7 +281,3 @@ fn check_done(expected: &Expected) -> Result<(), ProtocolError> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "replies_test.rs"]
-mod tests;

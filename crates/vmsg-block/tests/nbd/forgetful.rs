@@ -203,7 +203,10 @@ fn story(steps: &[Step], habits: Habits, write_back: bool) {
                 ));
                 pending.insert(tag, Pending::Flush);
             }
-            Step::Wait => end(&mut disk, &memory, &mut pending, &mut model, false),
+            Step::Wait => {
+                disk.commit();
+                end(&mut disk, &memory, &mut pending, &mut model, false);
+            }
             Step::Cancel => {
                 disk.commit();
                 disk.cancel();
@@ -240,7 +243,7 @@ fn story(steps: &[Step], habits: Habits, write_back: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn nothing_is_lost_or_done_out_of_order(
         steps in prop::collection::vec(step(), 1..60),

@@ -4,7 +4,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -146,7 +146,6 @@ pub(crate) struct Medium {
 /// A server that breaks connections, and forgets what it was not told to keep.
 pub(crate) struct Forgetful {
     pub(crate) medium: Arc<Mutex<Medium>>,
-    pub(crate) requests: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     socket: std::path::PathBuf,
     thread: Option<thread::JoinHandle<()>>,
@@ -171,27 +170,16 @@ impl Forgetful {
         }));
         let listener = UnixListener::bind(socket).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let requests = Arc::new(AtomicU64::new(0));
-        let shared = (
-            Arc::clone(&medium),
-            Arc::clone(&stop),
-            Arc::clone(&requests),
-        );
+        let shared = (Arc::clone(&medium), Arc::clone(&stop));
         let thread = thread::spawn(move || {
-            let (medium, stop, requests) = shared;
+            let (medium, stop) = shared;
             let mut breaks = habits.breaks.iter().copied();
             while let Ok((socket, _)) = listener.accept() {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
                 let life = breaks.next();
-                let served = serve(
-                    socket,
-                    &habits,
-                    life.unwrap_or(u32::MAX),
-                    &medium,
-                    &requests,
-                );
+                let served = serve(socket, &habits, life.unwrap_or(u32::MAX), &medium);
                 if served.is_ok() || stop.load(Ordering::Relaxed) {
                     return;
                 }
@@ -203,7 +191,6 @@ impl Forgetful {
         });
         Self {
             medium,
-            requests,
             stop,
             socket: socket.to_owned(),
             thread: Some(thread),
@@ -232,7 +219,6 @@ fn serve(
     habits: &Habits,
     mut life: u32,
     medium: &Mutex<Medium>,
-    requests: &AtomicU64,
 ) -> io::Result<()> {
     let size = medium.lock().unwrap().cached.len();
     greet(&mut socket, size as u64, habits.flags, habits.structured)?;
@@ -247,7 +233,6 @@ fn serve(
     let mut held: Vec<Vec<Vec<u8>>> = Vec::new();
     loop {
         let asked = ask(&mut socket)?;
-        requests.fetch_add(1, Ordering::Relaxed);
         let (from, len) = (usize::try_from(asked.offset).unwrap(), asked.len as usize);
         let mut data = vec![0; if asked.command == 1 { len } else { 0 }];
         socket.read_exact(&mut data)?;
