@@ -25,7 +25,7 @@ pub(super) fn regions(table: &WindowTable, most: usize) -> Result<Vec<Region>, S
             ));
         };
         let offset = begin + place.offset as u64;
-        if offset % page != 0 {
+        if !offset.is_multiple_of(page) {
             return Err(format!(
                 "the window at {base:#x} does not begin at a page of its file, and a daemon cannot map it"
             ));

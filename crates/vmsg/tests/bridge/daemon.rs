@@ -84,6 +84,10 @@ pub(crate) struct Shared {
     socket: Mutex<Option<UnixStream>>,
     /// Where the daemon asks by itself.
     channel: Mutex<Option<UnixStream>>,
+    /// What the first ring is complained of by.
+    error: Mutex<Option<Doorbell>>,
+    /// Regions that there are.
+    pub(crate) regions: AtomicUsize,
     pub(crate) write_back: AtomicBool,
     ended: AtomicBool,
 }
@@ -102,7 +106,7 @@ impl Daemon {
             .disk
             .lock()
             .expect("sound")
-            .resize(SECTORS as usize * 512, 0);
+            .resize(usize::try_from(SECTORS * 512).expect("small"), 0);
         let of_thread = Arc::clone(&shared);
         let copy = listener.try_clone().expect("a descriptor");
         let thread = std::thread::spawn(move || {
@@ -129,6 +133,12 @@ impl Daemon {
         if let Some(socket) = self.shared.socket.lock().expect("sound").take() {
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
+    }
+
+    /// Says that a ring is broken.
+    pub(crate) fn complain(&self) {
+        let error = self.shared.error.lock().expect("sound");
+        error.as_ref().expect("given").ring().expect("rung");
     }
 
     /// Says something by itself; the answer, if one is wanted.
@@ -399,6 +409,10 @@ impl Connection {
                 let call = Doorbell::from_fd(files.next().expect("one")).expect("an eventfd");
                 self.rings[index()].call = Some(call);
             }
+            14 => {
+                let error = Doorbell::from_fd(files.next().expect("one")).expect("an eventfd");
+                *self.shared.error.lock().expect("sound") = Some(error);
+            }
             15 => return number(self.protocol),
             17 => return number(QUEUES.into()),
             18 => self.rings[index()].enabled = word(body, 4) == 1,
@@ -443,6 +457,8 @@ impl Connection {
             36 => return number(32),
             _ => {}
         }
+        let count = self.regions.len();
+        self.shared.regions.store(count, Ordering::SeqCst);
         (None, None)
     }
 

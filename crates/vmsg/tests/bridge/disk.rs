@@ -17,7 +17,11 @@ fn pool() -> DmaPool {
 }
 
 fn bytes(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i % 251) as u8 ^ seed).collect()
+    (0..=250u8)
+        .cycle()
+        .map(|byte| byte ^ seed)
+        .take(len)
+        .collect()
 }
 
 fn drive<'p>(client: BusClient, pool: &'p DmaPool, options: &BlkOptions) -> Driver<'p> {

@@ -16,6 +16,7 @@ use vmsg_device::rng::Rng;
 use vmsg_driver::blk::{BlkDriver, BlkOptions, Request};
 use vmsg_driver::rng::RngDriver;
 use vmsg_driver::{BusClient, DmaPool, Error, QueueOptions, Sleep};
+use vmsg_mem::BusAddr;
 
 use crate::daemon::{ALL, ALL_MISCHIEF, Daemon, Mischief, SECTORS};
 use crate::station::{BASE, PATIENCE, Station, until};
@@ -38,14 +39,14 @@ impl Party {
 
     fn settings(dir: &tempfile::TempDir) -> Settings {
         let mut settings = Settings::new(Self::socket(dir), 2);
-        settings.patience = Duration::from_millis(300);
+        settings.patience = Duration::from_millis(600);
         settings.reconnect = Duration::from_millis(50);
         settings
     }
 
     fn new(dir: tempfile::TempDir) -> Result<Self, ConnectError> {
         let bridge = Bridge::connect(&Self::settings(&dir), Duration::from_secs(2))?;
-        let listener = Listener::bind(&dir.path().join("bus"), ListenerOptions::default());
+        let listener = Listener::bind(dir.path().join("bus"), ListenerOptions::default());
         let mut host = Host::new(1).expect("a host");
         let bus = host
             .add_bus(
@@ -92,7 +93,7 @@ impl Party {
         rng.fill(&mut [0; 64], PATIENCE).expect("filled");
         drop(rng);
         let took = begin.elapsed();
-        assert!(took < Duration::from_millis(250), "it took {took:?}");
+        assert!(took < Duration::from_millis(500), "it took {took:?}");
     }
 }
 
@@ -116,7 +117,11 @@ fn start(protocol: u64) -> (tempfile::TempDir, Daemon) {
 }
 
 fn bytes(seed: u8) -> Vec<u8> {
-    (0..8192).map(|i: usize| (i % 253) as u8 ^ seed).collect()
+    (0..=252u8)
+        .cycle()
+        .map(|byte| byte ^ seed)
+        .take(8192)
+        .collect()
 }
 
 fn use_it(driver: &mut Driver<'_>, seed: u8) -> Result<(), Error> {
@@ -155,12 +160,9 @@ fn whatever_goes_wrong_with_the_first_questions_ends_in_words_and_in_time() {
             let (dir, daemon) = start(protocol);
             *daemon.shared.mischief.lock().expect("sound") = Some((id, what));
             let begin = Instant::now();
-            let first = Bridge::connect(&Party::settings(&dir), Duration::from_secs(2));
+            let first = Bridge::connect(&Party::settings(&dir), Duration::from_secs(4));
             let took = begin.elapsed();
-            assert!(
-                took < Duration::from_millis(1500),
-                "{id} {what:?}: {took:?}"
-            );
+            assert!(took < Duration::from_secs(4), "{id} {what:?}: {took:?}");
             if let Err(error) = &first {
                 assert!(error.is_temporary(), "{id} {what:?}: {error}");
                 assert!(matches!(error, ConnectError::Fault { .. }), "{error}");
@@ -223,7 +225,7 @@ fn whatever_goes_wrong_when_the_queues_are_taken_back_holds_nobody_up() {
             scope.spawn(|| party.others_go_on());
             drop(driver);
         });
-        assert!(begin.elapsed() < Duration::from_secs(2), "{id} {what:?}");
+        assert!(begin.elapsed() < Duration::from_secs(4), "{id} {what:?}");
         assert!(daemon.shared.done_wrong.load(Ordering::SeqCst));
         let mut driver = party.drive(&pool, false).expect("a disk");
         use_it(&mut driver, 2).unwrap_or_else(|error| panic!("{id} {what:?}: {error}"));
@@ -234,16 +236,16 @@ fn whatever_goes_wrong_when_the_queues_are_taken_back_holds_nobody_up() {
 fn in_flight(driver: &mut Driver<'_>, daemon: &Daemon, pool: &DmaPool, count: usize) {
     daemon.shared.hold.store(true, Ordering::SeqCst);
     let before = daemon.shared.taken.load(Ordering::SeqCst);
-    for tag in 0..count {
+    for tag in 0..u8::try_from(count).expect("few") {
         let buffer = pool.alloc(512).expect("room");
-        buffer.ram().write(0, &[tag as u8 + 1; 512]);
+        buffer.ram().write(0, &[tag + 1; 512]);
         let request = Request::Write {
-            sector: 100 + tag as u64,
+            sector: 100 + u64::from(tag),
             from: &[(buffer.addr(), 512)],
         };
         // The buffer is lent until the end of the test.
         std::mem::forget(buffer);
-        let taken = driver.submit(tag % 2, tag as u64, request);
+        let taken = driver.submit(usize::from(tag) % 2, tag.into(), request);
         assert!(taken.expect("a sound queue"));
     }
     driver.commit().expect("kicked");
@@ -288,9 +290,9 @@ fn what_was_in_flight_in_a_daemon_that_ended_is_done_by_the_next_one() {
             let executed = daemon.shared.executed.load(Ordering::SeqCst) - before;
             assert_eq!(executed, 20, "each once");
             let disk = daemon.shared.disk.lock().expect("sound");
-            for tag in 0..20 {
-                let at = (100 + tag) * 512;
-                assert!(disk[at..at + 512].iter().all(|byte| *byte == tag as u8 + 1));
+            for tag in 0..20u8 {
+                let at = (100 + usize::from(tag)) * 512;
+                assert!(disk[at..at + 512].iter().all(|byte| *byte == tag + 1));
             }
         }
         assert!(daemon.shared.connections.load(Ordering::SeqCst) >= 6);
@@ -329,7 +331,7 @@ fn a_reset_waits_for_what_is_in_flight_a_while_and_then_the_daemon_is_cut_off() 
     });
     let took = begin.elapsed();
     assert!(took >= Duration::from_secs(2), "{took:?}");
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     let mut driver = party.drive(&pool, false).expect("a disk");
     use_it(&mut driver, 2).expect("used");
 }
@@ -399,7 +401,7 @@ fn random_bytes_in_place_of_answers_are_named() {
                 *seed ^= *seed << 17;
                 *byte = seed.to_ne_bytes()[3];
             }
-            if *seed % 2 == 0 {
+            if seed.is_multiple_of(2) {
                 // The header at least is right.
                 for (at, word) in [(0, 1), (4, 5), (8, 8)] {
                     bytes[at..at + 4].copy_from_slice(&u32::to_ne_bytes(word));
@@ -442,4 +444,79 @@ fn what_was_in_flight_when_serve_was_killed_is_done_once() {
         let executed = daemon.shared.executed.load(Ordering::SeqCst) - before;
         assert_eq!(executed, 20, "each once: {}", station.log());
     }
+}
+
+#[test]
+fn a_broken_ring_and_a_ring_that_loses_its_memory_need_a_reset() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    for round in 0..2 {
+        let pool = pool();
+        let mut driver = party.drive(&pool, false).expect("a disk");
+        use_it(&mut driver, round).expect("used");
+        if round == 0 {
+            daemon.complain();
+        } else {
+            driver.client().remove_window(1).expect("removed");
+            assert_eq!(daemon.shared.regions.load(Ordering::SeqCst), 0);
+        }
+        match driver.wait(PATIENCE) {
+            Err(Error::NeedsReset) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let pool = pool();
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    use_it(&mut driver, 2).expect("used");
+}
+
+#[test]
+fn memory_comes_and_goes_while_queues_work() {
+    for protocol in [ALL, ALL & !(1 << 15)] {
+        let (dir, daemon) = start(protocol);
+        let party = Party::new(dir).expect("a device");
+        let pool = pool();
+        let mut driver = party.drive(&pool, false).expect("a disk");
+        let regions = || daemon.shared.regions.load(Ordering::SeqCst);
+        for round in 0..3u8 {
+            use_it(&mut driver, round).expect("used");
+            assert_eq!(regions(), 1);
+            let more = DmaPool::new("more", BusAddr(0x8_0000_0000), 1 << 20).expect("memory");
+            more.lend(driver.client(), 2).expect("lent");
+            assert_eq!(regions(), 2);
+            let buffer = more.alloc(512).expect("room");
+            buffer.ram().write(0, &[round + 70; 512]);
+            let request = Request::Write {
+                sector: 50,
+                from: &[(buffer.addr(), 512)],
+            };
+            let done = driver.run(request, PATIENCE).expect("answered");
+            done.result.expect("written");
+            assert!(daemon.shared.disk.lock().expect("sound")[50 * 512] == round + 70);
+            // Answered when the daemon has let go of it.
+            driver.client().remove_window(2).expect("removed");
+            assert_eq!(regions(), 1);
+        }
+    }
+}
+
+#[test]
+fn more_windows_than_the_daemon_takes_are_refused_by_name() {
+    let station = Station::new();
+    let protocol = ALL & !(1 << 15);
+    let _daemon = Daemon::start(&station.path("disk"), protocol, Arc::default());
+    let _serve = station.serve(&station.disk_spec());
+    let pool = pool();
+    let mut client = station.client(&pool);
+    for id in 2..10u32 {
+        let base = BusAddr(0x8_0000_0000 + (u64::from(id) << 24));
+        let more = DmaPool::new("more", base, 1 << 20).expect("memory");
+        more.lend(&mut client, id).expect("lent");
+    }
+    match BlkDriver::new(client, DISK, &pool, &BlkOptions::default()) {
+        Err(Error::FeaturesRefused(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    let log = station.log();
+    assert!(log.contains("more windows than the 8 regions"), "{log}");
 }
