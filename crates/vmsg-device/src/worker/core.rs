@@ -439,7 +439,12 @@ impl Core {
                 Progress::More => true,
                 Progress::Blocked => false,
                 Progress::Idle => match io.queues.get_mut(queue) {
-                    Some(Some(active)) if active.recovered() == 0 && linger.take(slot, queue) => {
+                    // What is under way elsewhere may need this processor.
+                    Some(Some(active))
+                        if active.recovered() == 0
+                            && !device.is_touching_memory()
+                            && linger.take(slot, queue) =>
+                    {
                         false
                     }
                     Some(Some(active)) => {
