@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use host::{PATIENCE, client, serve_on};
-use virtio_msg::{DevNum, feature};
+use virtio_msg::{DevNum, FeatureSet, feature};
 use vmsg_block::{
     Completion as Done, Disk, Facts, Failure as DiskFailure, Request as DiskRequest, Submitted,
 };
 use vmsg_bus::unix::Connector;
 use vmsg_device::blk::{Blk, Settings};
 use vmsg_driver::blk::{BlkDriver, BlkOptions, Completion, Failure, Request, feature_bit, kind};
-use vmsg_driver::{BusClient, DmaPool, Error, Sleep};
+use vmsg_driver::{BusClient, DmaPool, Error, QueueOptions, Sleep};
 use vmsg_mem::BusAddr;
 
 type Driver<'p> = BlkDriver<'p, vmsg_bus::DriverBus, Sleep, Vec<u8>>;
@@ -361,10 +361,15 @@ fn a_driver_does_without_what_it_does_not_want() {
     let dir = tempfile::tempdir().unwrap();
     let host = serve(dir.path().join("bus"), Ram::new(), 1);
     let pool = pool();
-    let mut options = BlkOptions::default();
-    options.features = virtio_msg::FeatureSet::new();
-    options.queue.doorbells = false;
-    options.record = false;
+    let options = BlkOptions {
+        queue: QueueOptions {
+            doorbells: false,
+            ..QueueOptions::default()
+        },
+        features: FeatureSet::new(),
+        record: false,
+        ..BlkOptions::default()
+    };
     let mut disk = open(&host.path, &pool, &options);
     assert!(!disk.device().features().bit(feature::RING_EVENT_IDX));
     let wce = disk.set_write_back(false);

@@ -23,7 +23,7 @@ pub(crate) enum Bare {
     /// io_uring.
     Uring {
         file: Arc<OwnedFd>,
-        ring: Ring,
+        ring: Box<Ring>,
         /// The memory of each buffer while nothing is under way in it.
         buffers: Vec<Option<Held>>,
         /// Its length.
@@ -43,7 +43,7 @@ impl Bare {
     pub(crate) fn uring(file: &Path) -> Result<Self, RingError> {
         Ok(Self::Uring {
             file: Arc::new(open(file).into()),
-            ring: Ring::new(u32::try_from(MOST).expect("few"))?,
+            ring: Box::new(Ring::new(u32::try_from(MOST).expect("few"))?),
             buffers: (0..MOST).map(|_| None).collect(),
             bytes: 0,
         })

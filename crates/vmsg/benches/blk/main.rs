@@ -3,12 +3,11 @@
 //!
 //! * **ours**: `vmsg serve`, or a host with a null disk, in a process of its own; a driver on its bus `unix`.
 //! * **qemu-storage-daemon**: its vhost-user-blk export of the same file, in an iothread that polls; the same rings and requests
-//!   ([`Requests`](vmsg_driver::blk::Requests)), set up by a vhost-user front end. Of its ways to do I/O, `aio=threads` and
-//!   `aio=io_uring`, the one that is faster here.
+//!   ([`Requests`](vmsg_driver::blk::Requests)), set up by a vhost-user front end. With `aio=io_uring`, and with `aio=threads`, its default.
 //! * **bare**: the file itself, by pread(2) and pwrite(2), one after another, and by io_uring with as many under way.
 //!
 //! Prints a Markdown table. The driver has one CPU and polls, the other process has the other. Only ratios within one run mean anything: each
-//! repetition measures the daemon, ours, the bare file, and the daemon again, and counts only if the daemon's two figures are within 30 %.
+//! repetition measures the daemon, ours, all others, and the daemon again, and counts only if the daemon's two figures are within 30 %.
 //!
 //! `cargo bench -p vmsg --bench blk`; with `-- --test` everything runs once, for no figures.
 #![forbid(unsafe_code)]
@@ -153,8 +152,9 @@ fn run(driven: &mut dyn Driven, load: Load, count: u64) -> f64 {
 /// As [`run`], for about as long as the plan says.
 fn measure(driven: &mut dyn Driven, load: Load, plan: &Plan) -> f64 {
     let trial = run(driven, load, 4 * load.depth as u64);
-    let count = plan.time.as_secs_f64() * 1e9 / trial.max(1.0);
-    run(driven, load, (count as u64).clamp(8, 1 << 22))
+    let one = Duration::from_secs_f64(trial / 1e9).as_nanos().max(1);
+    let count = u64::try_from(plan.time.as_nanos() / one).unwrap_or(u64::MAX);
+    run(driven, load, count.clamp(8, 1 << 22))
 }
 
 /// A process that is ended with the value.
@@ -274,96 +274,111 @@ fn moved(one: f64, two: f64) -> bool {
     one.max(two) > one.min(two) * 1.3
 }
 
-/// Measures and prints one row.
-fn row(
-    plan: &Plan,
-    name: &str,
-    load: Load,
-    ours: &mut Ours,
-    theirs: Option<&mut Theirs>,
-    bare: Option<(&mut Bare, &mut Bare)>,
-) {
-    let mut theirs = theirs;
-    let mut bare = bare;
-    let mut samples: Vec<[f64; 4]> = Vec::new();
-    let (mut tried, start) = (0, Instant::now());
-    while samples.len() < plan.enough && (start.elapsed() < ROW || samples.is_empty()) && tried < 60
-    {
-        tried += 1;
-        let mut daemon = || match &mut theirs {
-            Some(theirs) => measure(*theirs, load, plan),
-            None => f64::NAN,
+/// What one repetition has measured, in nanoseconds for a request; NaN for what is not there.
+#[derive(Clone, Copy)]
+struct Sample {
+    ours: f64,
+    daemon: f64,
+    threads: f64,
+    one_by_one: f64,
+    uring: f64,
+}
+
+/// Whatever ours is measured beside.
+struct Beside {
+    /// The daemon with io_uring, or without a file.
+    daemon: Option<Theirs>,
+    /// With threads.
+    threads: Option<Theirs>,
+    one_by_one: Option<Bare>,
+    uring: Option<Bare>,
+}
+
+impl Beside {
+    fn new(stage: &Stage) -> Self {
+        let Some(file) = &stage.file else {
+            return Self {
+                daemon: stage.theirs("null"),
+                threads: None,
+                one_by_one: None,
+                uring: None,
+            };
         };
-        let before = daemon();
-        let own = measure(ours, load, plan);
-        let (one, many) = match &mut bare {
-            Some((one, many)) => (measure(*one, load, plan), measure(*many, load, plan)),
-            None => (f64::NAN, f64::NAN),
-        };
-        let after = daemon();
-        if plan.enough > 1 && moved(before, after) {
-            continue;
+        Self {
+            daemon: stage.theirs("io_uring"),
+            threads: stage.theirs("threads"),
+            one_by_one: Some(Bare::one_by_one(file)),
+            uring: Some(Bare::uring(file).expect("io_uring for the bare file")),
         }
-        samples.push([own, f64::midpoint(before, after), one, many]);
+    }
+}
+
+/// Measures and prints one row.
+fn row(plan: &Plan, name: &str, load: Load, ours: &mut Ours, beside: &mut Beside) {
+    fn maybe(driven: &mut Option<impl Driven>, load: Load, plan: &Plan) -> f64 {
+        match driven {
+            Some(driven) => measure(driven, load, plan),
+            None => f64::NAN,
+        }
+    }
+    let mut samples: Vec<Sample> = Vec::new();
+    let (mut tried, start) = (0, Instant::now());
+    while samples.len() < plan.enough && start.elapsed() < ROW {
+        tried += 1;
+        let before = maybe(&mut beside.daemon, load, plan);
+        let sample = Sample {
+            ours: measure(ours, load, plan),
+            threads: maybe(&mut beside.threads, load, plan),
+            one_by_one: maybe(&mut beside.one_by_one, load, plan),
+            uring: maybe(&mut beside.uring, load, plan),
+            daemon: before,
+        };
+        let after = maybe(&mut beside.daemon, load, plan);
+        if plan.enough == 1 || !moved(before, after) {
+            samples.push(Sample {
+                daemon: f64::midpoint(before, after),
+                ..sample
+            });
+        }
     }
     let op = if load.write { "write" } else { "read" };
     let head = format!("| {name} | {op} {} KiB | {} ", load.bytes >> 10, load.depth);
     if samples.is_empty() {
-        println!("{head}| – | – | – | – | – | – | 0 of {tried}: the machine is too restless |");
+        println!(
+            "{head}| – | – | – | – | – | – | – | – | 0 of {tried}: the machine is too restless |"
+        );
         return;
     }
-    let pick = |value: &dyn Fn(&[f64; 4]) -> f64| median(samples.iter().map(value).collect());
-    let figure = |value: f64| match value.is_nan() {
-        true => "–".to_owned(),
-        false => format!("{:.2} µs ({:.0} k/s)", value / 1e3, 1e6 / value),
+    let pick = |value: &dyn Fn(&Sample) -> f64| median(samples.iter().map(value).collect());
+    let figure = |value: &dyn Fn(&Sample) -> f64| match pick(value) {
+        value if value.is_nan() => "–".to_owned(),
+        value => format!("{:.2} µs ({:.0} k/s)", value / 1e3, 1e6 / value),
     };
-    let ratio = |value: f64| match value.is_nan() {
-        true => "–".to_owned(),
-        false => format!("{value:.2}"),
+    let ratio = |value: &dyn Fn(&Sample) -> f64| match pick(value) {
+        value if value.is_nan() => "–".to_owned(),
+        value => format!("{value:.2}"),
     };
     println!(
-        "{head}| {} | {} | {} | {} | **{}** | {} | {} of {tried} |",
-        figure(pick(&|s| s[0])),
-        figure(pick(&|s| s[1])),
-        figure(pick(&|s| s[2])),
-        figure(pick(&|s| s[3])),
-        ratio(pick(&|s| s[1] / s[0])),
-        ratio(pick(&|s| s[2].min(s[3]) / s[0])),
+        "{head}| {} | {} | {} | {} | {} | **{}** | {} | {} | {} of {tried} |",
+        figure(&|s| s.ours),
+        figure(&|s| s.daemon),
+        figure(&|s| s.threads),
+        figure(&|s| s.one_by_one),
+        figure(&|s| s.uring),
+        ratio(&|s| s.daemon / s.ours),
+        ratio(&|s| s.threads / s.ours),
+        ratio(&|s| s.one_by_one.min(s.uring) / s.ours),
         samples.len(),
     );
 }
 
-/// Which of the daemon's ways is faster here.
-fn best(stage: &Stage, plan: &Plan) -> Option<Theirs> {
-    if stage.file.is_none() {
-        return stage.theirs("null");
-    }
-    let load = Load {
-        write: false,
-        bytes: 4096,
-        depth: MOST,
-    };
-    let mut found: Option<(f64, Theirs)> = None;
-    for aio in ["threads", "io_uring"] {
-        let Some(mut theirs) = stage.theirs(aio) else {
-            continue;
-        };
-        let time = measure(&mut theirs, load, plan);
-        eprintln!("qemu-storage-daemon with aio={aio}: {:.2} µs", time / 1e3);
-        if found.as_ref().is_none_or(|(before, _)| time < *before) {
-            found = Some((time, theirs));
-        }
-    }
-    found.map(|(_, theirs)| theirs)
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, flag, socket] = arguments.as_slice() {
-        if flag == host::NULL_HOST {
-            host::serve_null(Path::new(socket));
-            return;
-        }
+    if let [_, flag, socket] = arguments.as_slice()
+        && flag == host::NULL_HOST
+    {
+        host::serve_null(Path::new(socket));
+        return;
     }
     let quick = arguments.iter().any(|argument| argument == "--test");
     let only = arguments
@@ -381,9 +396,9 @@ fn main() {
     };
     let cpus = cpus();
     println!(
-        "| disk | request | under way | ours | qemu-storage-daemon | pread/pwrite | io_uring | ours ÷ daemon (rate) | ours ÷ the better bare one | of |"
+        "| disk, our engine | request | under way | ours | daemon (io_uring) | daemon (threads) | bare, one by one | bare, io_uring | ours ÷ daemon (io_uring) | ours ÷ daemon (threads) | ours ÷ the better bare one | of |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for (medium, name, engines) in [
         (Medium::Null, "null", &["null"] as &[&str]),
         (Medium::Memory, "tmpfs", &["inline", "uring"]),
@@ -393,15 +408,9 @@ fn main() {
             continue;
         }
         let stage = Stage::new(medium, cpus);
-        let mut theirs = best(&stage, &plan);
+        let mut beside = Beside::new(&stage);
         for engine in engines {
             let mut ours = stage.ours(engine);
-            let mut bare = stage.file.as_deref().map(|file| {
-                (
-                    Bare::one_by_one(file),
-                    Bare::uring(file).expect("io_uring for the bare file"),
-                )
-            });
             let name = match medium {
                 Medium::Null => name.to_owned(),
                 _ => format!("{name}, {engine}"),
@@ -414,8 +423,7 @@ fn main() {
                             bytes,
                             depth,
                         };
-                        let bare = bare.as_mut().map(|(one, many)| (one, many));
-                        row(&plan, &name, load, &mut ours, theirs.as_mut(), bare);
+                        row(&plan, &name, load, &mut ours, &mut beside);
                     }
                 }
             }
