@@ -38,6 +38,8 @@ use crate::host::LogLimit;
 
 /// The first pause before another attempt to reach a daemon; each is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// A connection that lasted so long was a good one.
+const LASTING: Duration = Duration::from_secs(1);
 /// The longest pause after one that was cut off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -112,6 +114,8 @@ pub struct Bridge {
     /// Of the daemon that is there, or was.
     offer: Offer,
     pause: Duration,
+    /// Since when the daemon is there.
+    since: Instant,
     epoll: OwnedFd,
     /// Has this polled.
     wake: Doorbell,
@@ -202,6 +206,7 @@ impl Bridge {
             state: State::Down(now),
             offer,
             pause: FIRST_PAUSE,
+            since: now,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| os(error.into()))?,
             wake: Doorbell::new().map_err(os)?,
             broken: Doorbell::new().map_err(os)?,
@@ -275,6 +280,7 @@ impl Bridge {
     /// A daemon is there.
     fn arrived(&mut self, now: Instant) {
         Counters::count(&self.counters.connections);
+        self.since = now;
         self.counters.connected.store(true, Ordering::Relaxed);
         self.complained = false;
         if self.is_logged(now) {
@@ -357,6 +363,9 @@ impl Bridge {
             true => LONGEST_PAUSE,
             false => self.settings.reconnect,
         };
+        if was_up && now.saturating_duration_since(self.since) >= LASTING {
+            self.pause = FIRST_PAUSE;
+        }
         self.state = State::Down(now + self.pause);
         self.pause = (self.pause * 2).min(longest.max(FIRST_PAUSE));
         self.wake();

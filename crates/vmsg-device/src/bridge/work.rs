@@ -105,7 +105,6 @@ impl Bridge {
             self.take_config(config.clone());
         }
         self.offer = offer;
-        self.pause = super::FIRST_PAUSE;
         self.arrived(now);
         if let Some(features) = self.running {
             let lacking = self.forwarded_features(&features) & !self.offer.features;
@@ -135,6 +134,10 @@ impl Bridge {
         // virtio_blk_config: num_queues.
         if let (2, Some(place)) = (self.kind.id, self.config.get_mut(34..36)) {
             place.copy_from_slice(&queues.to_le_bytes());
+        }
+        // virtio_fs_config: num_request_queues, beside that for urgent ones.
+        if let (26, Some(place)) = (self.kind.id, self.config.get_mut(36..40)) {
+            place.copy_from_slice(&u32::from(queues.saturating_sub(1)).to_le_bytes());
         }
     }
 
