@@ -119,7 +119,7 @@ impl Device for Bridge {
                 Upcoming::Memory(table) => self.begin_memory(table),
             }
             self.preparing = Some(super::Preparing {
-                drained_by: io.now + super::work::DRAIN,
+                drained_by: io.now + super::stop::DRAIN,
             });
         }
         self.turn(io.now, io.space);

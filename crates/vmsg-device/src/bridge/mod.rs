@@ -15,6 +15,7 @@ mod monitor;
 mod record;
 mod ring;
 mod settings;
+mod stop;
 mod work;
 
 use std::os::fd::{AsFd, OwnedFd};

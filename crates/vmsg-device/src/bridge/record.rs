@@ -23,7 +23,7 @@ fn stride(size: u16) -> u64 {
 /// The size of queues whose records have this distance.
 fn size_for(distance: u64) -> Option<u16> {
     let size = u16::try_from(distance.checked_sub(ALIGN)? / 16).ok()?;
-    [size, 1, 2]
+    [size, 3]
         .into_iter()
         .find(|size| *size != 0 && stride(*size) == distance)
 }
@@ -79,3 +79,7 @@ pub(super) fn region(records: &[(u16, u16, &Record)]) -> Option<Inflight> {
         queue_size: size,
     })
 }
+
+#[cfg(test)]
+#[path = "record_test.rs"]
+mod tests;
