@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A stock QEMU takes the arguments that are printed for each type of device, and finds the device behind the front. With QEMU in PATH, or
 //! the programs of `VMSG_TEST_QEMU` (their folder; any versions); types that a QEMU does not have are left out.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::cast_possible_truncation)]
 
 mod common;
 mod stage;
 
 use common::Host;
 use stage::{Setting, Stage};
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -124,7 +123,7 @@ fn every_type(arch: Arch) {
         memory: "128M".into(),
         ..Machine::default()
     };
-    let more = std::env::var_os("VMSG_TEST_CHARDEV").unwrap_or_else(OsString::new);
+    let more = std::env::var_os("VMSG_TEST_CHARDEV").unwrap_or_default();
     let more = more.to_string_lossy();
     let mut failed = Vec::new();
     for (device_id, queues, config) in TYPES {

@@ -13,6 +13,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
+/// Entries for which there is room at least. QEMU asks for as many as a queue has by its own account, but on virtio-mmio it lets the guest's driver
+/// make each queue as large as any can be.
+const ROOM: u16 = 1024;
+
+/// The same memory by the entries for which it was made, which its size tells: QEMU says what it had asked for.
+fn as_made(raw: RawInflight) -> RawInflight {
+    let entries = raw.entries.max(ROOM);
+    let made_here = raw.size == InflightMemory::bytes_for(raw.rings, entries) + NOTE;
+    RawInflight {
+        entries: if made_here { entries } else { raw.entries },
+        ..raw
+    }
+}
+
 fn check(raw: &RawInflight) -> Result<(), GuestError> {
     if raw.rings == 0 || raw.rings > 256 {
         return Err(GuestError::Invalid(
@@ -31,10 +45,11 @@ impl Guest {
     /// GET_INFLIGHT_FD.
     pub(super) fn make_inflight(&self, wanted: RawInflight) -> Result<Reply, GuestError> {
         check(&wanted)?;
-        let memory = InflightMemory::with_room(wanted.rings, wanted.entries, NOTE)
+        let entries = wanted.entries.max(ROOM);
+        let memory = InflightMemory::with_room(wanted.rings, entries, NOTE)
             .map_err(|error| super::MemoryError::File(FileError::Look(error)))?;
         let reply = RawInflight {
-            size: InflightMemory::bytes_for(wanted.rings, wanted.entries) + NOTE,
+            size: InflightMemory::bytes_for(wanted.rings, entries) + NOTE,
             offset: 0,
             padding: 0,
             ..wanted
@@ -52,6 +67,7 @@ impl Guest {
         fd: OwnedFd,
     ) -> Result<(), GuestError> {
         check(&kept)?;
+        let kept = as_made(kept);
         let need = kept.offset.checked_add(kept.size);
         let need = need.filter(|_| {
             kept.offset.is_multiple_of(8)
