@@ -211,3 +211,35 @@ fn the_first_disk_is_the_one_that_a_guest_boots_from() {
     let arm = "version = 1\n[guest.vm]\nmachine = \"arm64\"\nkernel = \"k\"\n";
     assert_eq!(order(&devices_of(arm, &SHAPES)), "crba");
 }
+
+#[test]
+fn disks_and_shared_folders_are_plugged_in_as_well() {
+    let plan = make(LAB);
+    let Kind::Guest(machine) = &plan.parts[3].kind else {
+        panic!("vm1 is a guest");
+    };
+    let plug = |shape| {
+        let id = "more".to_owned();
+        machine.plug(&Plugged { id, shape, port: 0 }).device
+    };
+    let disk = super::super::description::Shape {
+        queue_size: 256,
+        ..super::super::description::Shape::new(2, 4, 60)
+    };
+    assert_eq!(
+        plug(disk),
+        json!({ "driver": "vhost-user-blk-pci", "chardev": "vmsg-more", "num-queues": 4, "queue-size": 256,
+            "id": "dev-more", "bus": "hotplug0" })
+    );
+    for tag in ["my,share", "7", "on"] {
+        let share = super::super::description::Shape {
+            tag: Some(tag.to_owned()),
+            ..super::super::description::Shape::new(26, 2, 40)
+        };
+        assert_eq!(
+            plug(share),
+            json!({ "driver": "vhost-user-fs-pci", "chardev": "vmsg-more", "tag": tag, "num-request-queues": 1,
+                "id": "dev-more", "bus": "hotplug0" })
+        );
+    }
+}

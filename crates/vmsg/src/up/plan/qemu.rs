@@ -318,6 +318,8 @@ pub(in super::super) fn qdev_id(id: &str) -> String {
 /// `first,key=value,…` of arguments that this program has made, as JSON has it.
 fn properties(text: &str, first: &str) -> Map<String, Value> {
     let mut map = Map::new();
+    // A comma of a value is doubled.
+    let text = text.replace(",,", "\0");
     for (at, item) in text.split(',').enumerate() {
         let (key, value) = match item.split_once('=') {
             Some((key, value)) => (key, value),
@@ -325,11 +327,13 @@ fn properties(text: &str, first: &str) -> Map<String, Value> {
             None => (item, "on"),
         };
         let value = match value {
+            // The one that anybody may choose.
+            tag if key == "tag" => json!(tag.replace('\0', ",")),
             "on" => json!(true),
             "off" => json!(false),
             text => match text.parse::<u64>() {
                 Ok(number) => json!(number),
-                Err(_) => json!(text),
+                Err(_) => json!(text.replace('\0', ",")),
             },
         };
         map.insert(key.to_owned(), value);
