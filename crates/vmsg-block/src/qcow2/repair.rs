@@ -273,7 +273,7 @@ fn set(block: &mut [u8], order: u32, at: usize, value: u64) {
     if order < 3 {
         let (bits, byte) = (1usize << order, at >> (3 - order));
         let shift = (at << order) & 7;
-        let mask = ((1u16 << bits) - 1) as u8;
+        let mask = u8::MAX >> (8 - bits);
         block[byte] = block[byte] & !(mask << shift) | (bytes[7] & mask) << shift;
         return;
     }

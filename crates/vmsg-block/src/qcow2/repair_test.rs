@@ -7,7 +7,7 @@ fn refcounts_of_every_width_are_where_they_belong() {
     for order in 0..=6u32 {
         let mut block = [0u8; 64];
         let count = (64 * 8) >> order;
-        let value = |at: usize| (at as u64 * 7 + 1) & ((1u128 << (1u32 << order)) - 1) as u64;
+        let value = |at: usize| (at as u64 * 7 + 1) & (u64::MAX >> (64 - (1u32 << order)));
         for at in 0..count {
             set(&mut block, order, at, value(at));
         }

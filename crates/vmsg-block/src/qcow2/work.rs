@@ -202,11 +202,11 @@ impl Shared {
             if queue.stop {
                 return None;
             }
-            if !queue.fence {
-                if let Some(work) = queue.waiting.pop_front() {
-                    queue.running += 1;
-                    return Some(work);
-                }
+            if !queue.fence
+                && let Some(work) = queue.waiting.pop_front()
+            {
+                queue.running += 1;
+                return Some(work);
             }
             queue = self
                 .changed
@@ -342,10 +342,10 @@ impl Shared {
             }
             Err(_) => return,
         }
-        if *lock(&self.marked) {
-            if let Err(error) = header::set_dirty(&self.file, false) {
-                tracing::error!("{}: cannot close it: {error}", self.path.display());
-            }
+        if *lock(&self.marked)
+            && let Err(error) = header::set_dirty(&self.file, false)
+        {
+            tracing::error!("{}: cannot close it: {error}", self.path.display());
         }
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         drop(image.take());

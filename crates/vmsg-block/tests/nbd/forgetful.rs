@@ -79,10 +79,9 @@ impl Model {
                 if let Pending::Read {
                     at: from, len, may, ..
                 } = other
+                    && (*from..*from + *len).contains(&(at + sector))
                 {
-                    if (*from..*from + *len).contains(&(at + sector)) {
-                        may[at + sector - *from].push(*now);
-                    }
+                    may[at + sector - *from].push(*now);
                 }
             }
         }

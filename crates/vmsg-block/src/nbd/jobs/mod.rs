@@ -6,20 +6,22 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmsg_mem::{Held, Pieces};
 
-use super::negotiate::Export;
-use super::replies::{Expected, UnderWay};
-use super::unflushed::{self, Entry, Unflushed, Written};
-use super::wire::{self, RequestHeader};
+use crate::nbd::negotiate::Export;
+use crate::nbd::replies::{Expected, UnderWay};
+use crate::nbd::unflushed::{self, Entry, Unflushed, Written};
+use crate::nbd::wire::{self, RequestHeader};
 use crate::{Completion, Failure};
+
+mod ending;
 
 /// Requests on the wire at the same time.
 const MOST_PARTS: usize = 64;
 /// Jobs at the same time.
-pub(super) const MOST_JOBS: usize = 1024;
+pub(in crate::nbd) const MOST_JOBS: usize = 1024;
 /// The most data of one request, in bytes, whatever the server takes.
 const LARGEST: u32 = 8 << 20;
 /// The most that is zeroed or discarded by one request, in bytes.
@@ -29,7 +31,7 @@ const PATIENCE: u32 = 4;
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(in crate::nbd) enum What {
     Read,
     Write,
     Flush,
@@ -90,7 +92,7 @@ struct Part {
 
 /// All jobs.
 #[derive(Debug)]
-pub(super) struct Jobs {
+pub(in crate::nbd) struct Jobs {
     jobs: Vec<Option<Job>>,
     count: usize,
     parts: Vec<Option<Part>>,
@@ -101,7 +103,7 @@ pub(super) struct Jobs {
     fresh: VecDeque<usize>,
     /// Parts that were on a connection that is lost.
     again: VecDeque<usize>,
-    pub(super) unflushed: Unflushed,
+    pub(in crate::nbd) unflushed: Unflushed,
     /// The number of the next unflushed write that is to be written again; `None` if there are none.
     replay: Option<u64>,
     /// The server was gone with writes that it had answered, and they could not be written again.
@@ -109,15 +111,15 @@ pub(super) struct Jobs {
     relief: bool,
     /// Jobs of nobody's that change something: nothing overtakes them.
     ghosts: usize,
-    pub(super) done: Vec<Completion>,
-    pub(super) write_back: bool,
+    pub(in crate::nbd) done: Vec<Completion>,
+    pub(in crate::nbd) write_back: bool,
     /// Counted for operators.
-    pub(super) resent: u64,
-    pub(super) rewritten: u64,
+    pub(in crate::nbd) resent: u64,
+    pub(in crate::nbd) rewritten: u64,
 }
 
 impl Jobs {
-    pub(super) fn new() -> Self {
+    pub(in crate::nbd) fn new() -> Self {
         Self {
             jobs: Vec::new(),
             count: 0,
@@ -139,27 +141,27 @@ impl Jobs {
     }
 
     /// Jobs whose owner waits for them.
-    pub(super) fn waiting(&self) -> usize {
+    pub(in crate::nbd) fn waiting(&self) -> usize {
         let users = |job: &&Job| matches!(job.owner, Owner::User(_));
         self.jobs.iter().flatten().filter(users).count()
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::nbd) fn is_full(&self) -> bool {
         self.count >= MOST_JOBS
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::nbd) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// Something is on the wire that changes the export.
-    pub(super) fn is_changing(&self) -> bool {
+    pub(in crate::nbd) fn is_changing(&self) -> bool {
         let changing = |part: &Part| part.sent && part.header.command != wire::CMD_READ;
         self.parts.iter().flatten().any(changing)
     }
 
     /// Begins a job of the user's.
-    pub(super) fn begin(
+    pub(in crate::nbd) fn begin(
         &mut self,
         tag: u32,
         what: What,
@@ -208,7 +210,11 @@ impl Jobs {
     }
 
     /// Cuts the next request that is to be sent: its number here and its header.
-    pub(super) fn next(&mut self, export: &Export, now: Instant) -> Option<(usize, RequestHeader)> {
+    pub(in crate::nbd) fn next(
+        &mut self,
+        export: &Export,
+        now: Instant,
+    ) -> Option<(usize, RequestHeader)> {
         if self.on_wire >= MOST_PARTS || self.ghosts > 0 {
             return None;
         }
@@ -400,7 +406,7 @@ impl Jobs {
     }
 
     /// The data of a part, behind its first `at` bytes.
-    pub(super) fn data(&self, part: usize, at: u32) -> Pieces<'_> {
+    pub(in crate::nbd) fn data(&self, part: usize, at: u32) -> Pieces<'_> {
         let Some(part) = self.parts.get(part).and_then(Option::as_ref) else {
             return Pieces::EMPTY;
         };
@@ -413,14 +419,14 @@ impl Jobs {
     }
 
     /// The part with this cookie, if it is on the wire.
-    pub(super) fn find(&self, cookie: u64) -> Option<usize> {
+    pub(in crate::nbd) fn find(&self, cookie: u64) -> Option<usize> {
         let index = usize::try_from(cookie & 0xffff_ffff).ok()?;
         let part = self.parts.get(index)?.as_ref()?;
         (part.header.cookie == cookie && part.sent).then_some(index)
     }
 
     /// The server says that a part has failed.
-    pub(super) fn failed(&mut self, part: usize, error: io::Error) {
+    pub(in crate::nbd) fn failed(&mut self, part: usize, error: io::Error) {
         let Some(part) = &self.parts[part] else {
             return;
         };
@@ -430,7 +436,7 @@ impl Jobs {
     }
 
     /// The reply to a part is complete.
-    pub(super) fn answered(&mut self, part: usize, export: &Export, now: Instant) {
+    pub(in crate::nbd) fn answered(&mut self, part: usize, export: &Export, now: Instant) {
         let Some(part) = self.parts[part].take() else {
             return;
         };
@@ -496,159 +502,6 @@ impl Jobs {
                 if failure.is_some() {
                     self.give_up_replay("it cannot flush");
                     self.replay = None;
-                }
-            }
-        }
-    }
-
-    /// The connection is lost, and nothing of it will be done any more.
-    pub(super) fn lost_connection(&mut self) {
-        self.on_wire = 0;
-        self.again.clear();
-        self.ghosts = 0;
-        let mut again: Vec<(u32, usize)> = Vec::new();
-        for (index, slot) in self.parts.iter_mut().enumerate() {
-            let Some(part) = slot else { continue };
-            let job = self.jobs[part.job].as_mut();
-            let goes_on = job
-                .as_ref()
-                .is_some_and(|job| matches!(job.owner, Owner::User(_)) && job.failure.is_none());
-            if goes_on {
-                part.sent = false;
-                part.expected = Expected::new(part.expected.offset, part.expected.len);
-                again.push(((part.header.cookie >> 32) as u32, index));
-            } else {
-                if let Some(job) = job {
-                    job.open -= 1;
-                }
-                *slot = None;
-            }
-        }
-        // In the order in which they were sent first. Numbers wrap far from each other.
-        let newest = self.cookies;
-        again.sort_by_key(|&(number, _)| std::cmp::Reverse(newest.wrapping_sub(number)));
-        self.again.extend(again.into_iter().map(|(_, index)| index));
-        for index in 0..self.jobs.len() {
-            let Some(job) = &mut self.jobs[index] else {
-                continue;
-            };
-            let failed = job.failure.is_some() && job.open == 0;
-            match job.owner {
-                Owner::User(tag) if failed => {
-                    let result = job.failure.take().map_or(Ok(()), Err);
-                    self.done.push(Completion { tag, result });
-                }
-                Owner::User(_) => continue,
-                Owner::Relief => self.relief = false,
-                Owner::Nobody | Owner::Again => {}
-            }
-            self.jobs[index] = None;
-            self.count -= 1;
-            self.fresh.retain(|&fresh| fresh != index);
-        }
-        self.replay = None;
-    }
-
-    /// A connection is there.
-    pub(super) fn connected(&mut self) {
-        let begin = self.unflushed.begin();
-        self.replay = (!self.unflushed.is_empty()).then_some(begin);
-    }
-
-    /// Jobs that have waited too long, as nothing has gone on since `alive`.
-    pub(super) fn overdue(&self, alive: Instant, timeout: Duration, now: Instant) -> bool {
-        let late = |job: &Job| {
-            let silent = now.saturating_duration_since(job.since.max(alive)) >= timeout;
-            silent || now.saturating_duration_since(job.since) >= timeout * PATIENCE
-        };
-        self.jobs.iter().flatten().any(late)
-    }
-
-    /// Makes jobs fail that have waited too long. Nothing is on the wire.
-    pub(super) fn expire(
-        &mut self,
-        alive: Instant,
-        timeout: Duration,
-        reason: &str,
-        now: Instant,
-    ) -> usize {
-        debug_assert_eq!(self.on_wire, 0, "the connection is given up before");
-        let mut expired = 0;
-        for index in 0..self.jobs.len() {
-            let Some(job) = &self.jobs[index] else {
-                continue;
-            };
-            let silent = now.saturating_duration_since(job.since.max(alive)) >= timeout;
-            if !silent && now.saturating_duration_since(job.since) < timeout * PATIENCE {
-                continue;
-            }
-            if let Owner::User(tag) = job.owner {
-                let result = Err(Failure::Gone(reason.to_owned()));
-                self.done.push(Completion { tag, result });
-            }
-            self.forget(index);
-            expired += 1;
-        }
-        expired
-    }
-
-    /// Takes a job out of which nothing is on the wire.
-    fn forget(&mut self, index: usize) {
-        self.again.retain(|&part| {
-            self.parts[part]
-                .as_ref()
-                .is_some_and(|part| part.job != index)
-        });
-        for slot in &mut self.parts {
-            if slot.as_ref().is_some_and(|part| part.job == index) {
-                *slot = None;
-            }
-        }
-        self.fresh.retain(|&fresh| fresh != index);
-        if self.jobs[index].take().is_some() {
-            self.count -= 1;
-        }
-    }
-
-    /// Tells all jobs as canceled. What is on the wire comes to its end without touching anybody's memory; `sending` is a part
-    /// whose data is not yet all sent.
-    pub(super) fn cancel(&mut self, sending: Option<usize>) {
-        for index in 0..self.jobs.len() {
-            let Some(job) = &mut self.jobs[index] else {
-                continue;
-            };
-            let Owner::User(tag) = job.owner else {
-                continue;
-            };
-            self.done.push(Completion {
-                tag,
-                result: Err(Failure::Canceled),
-            });
-            let sent = |part: &Part| part.job == index && part.sent;
-            if !self.parts.iter().flatten().any(sent) {
-                self.forget(index);
-                continue;
-            }
-            let half = sending.and_then(|part| self.parts[part].as_ref());
-            let half = half.is_some_and(|part| part.job == index);
-            let job = self.jobs[index].as_mut().expect("looked at before");
-            job.owner = Owner::Nobody;
-            job.data = job.data.take().filter(|_| half).map(|data| copy(&data));
-            job.cut = job.len;
-            if job.what.changes() {
-                self.ghosts += 1;
-            }
-            self.fresh.retain(|&fresh| fresh != index);
-            // Parts that wait for being sent again are not; then the others of the job are on the wire.
-            for at in 0..self.parts.len() {
-                let unsent = self.parts[at]
-                    .as_ref()
-                    .is_some_and(|part| part.job == index && !part.sent);
-                if unsent {
-                    self.parts[at] = None;
-                    self.again.retain(|&part| part != at);
-                    let job = self.jobs[index].as_mut().expect("as above");
-                    job.open -= 1;
                 }
             }
         }
