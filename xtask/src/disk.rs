@@ -168,6 +168,11 @@ fn furnish(to: &Path) -> Result<()> {
         "[Match]\nMACAddress=52:54:00:76:6d:01\n[Network]\nDHCP=ipv4\n",
     )?;
     set_link("bash", &to.join("usr/bin/sh"))?;
+    // A login on the console would take it from who is there already.
+    set_link(
+        "/dev/null",
+        &to.join("etc/systemd/system/serial-getty@.service"),
+    )?;
     write(to, "usr/local/bin/play", 0o755, PLAY)?;
     write(to, "etc/systemd/system/play.service", 0o644, SERVICE)?;
     let wanted = to.join("etc/systemd/system/multi-user.target.wants");
