@@ -606,3 +606,52 @@ fn what_is_canceled_is_not_waited_for_and_not_overtaken() {
     assert!(done[0].tag == 2 && done[0].result.is_ok());
     assert_eq!(told.recv().unwrap(), (1, vec![2; 512]));
 }
+
+/// As many requests on the wire as there may be, when the connection is lost with a write that was answered and not flushed.
+#[test]
+fn what_is_written_again_finds_room_beside_all_that_is_sent_again() {
+    const READS: u32 = 200;
+    let mut written = 0;
+    let place = place(move |number, mut socket| {
+        greet(&mut socket, SIZE, FLUSH, false).unwrap();
+        let mut asked = 0;
+        while let Ok(request) = ask(&mut socket) {
+            asked += 1;
+            if request.command == 1 {
+                written += 1;
+                read_exact::<512>(&mut socket).unwrap();
+            } else if number == 0 {
+                // All that it sends without an answer.
+                if asked == 65 {
+                    return;
+                }
+                continue;
+            }
+            let mut reply = simple(request.cookie, 0);
+            if request.command == 0 {
+                reply.extend(vec![u8::try_from(written).unwrap(); request.len as usize]);
+            }
+            if socket.write_all(&reply).is_err() {
+                return;
+            }
+        }
+    });
+    let mut disk = place.open(LONG).unwrap();
+    let memory = Memory::new(1 << 20);
+    write(&mut disk, &memory, 0, &[1; 512]).unwrap();
+    for tag in 0..READS {
+        let pieces = memory.pieces(tag as usize * 512, 512);
+        let (offset, to) = (0, Pieces::new(&pieces));
+        let read = Request::Read { offset, to };
+        assert!(matches!(
+            disk.submit(tag, read, &memory.table),
+            Submitted::Pending
+        ));
+    }
+    disk.commit();
+    let done = wait(&mut disk, READS as usize);
+    assert!(done.iter().all(|completion| completion.result.is_ok()));
+    // The write was done again before any of them.
+    assert_eq!(memory.bytes(0, 512), [2; 512]);
+    assert_eq!(counters(&disk)["nbd_rewritten"], 1);
+}

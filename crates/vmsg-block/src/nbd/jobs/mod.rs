@@ -373,7 +373,11 @@ impl Jobs {
             job.covers = self.unflushed.end();
         }
         let free = self.parts.iter().position(Option::is_none);
-        let part = free.expect("as many as may be on the wire");
+        // Those that wait for being sent again are not on the wire, and what is written again goes out before them.
+        let part = free.unwrap_or_else(|| {
+            self.parts.push(None);
+            self.parts.len() - 1
+        });
         self.cookies = self.cookies.wrapping_add(1);
         let offset = if job.what == What::Flush {
             0
