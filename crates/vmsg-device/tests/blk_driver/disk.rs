@@ -34,7 +34,7 @@ struct State {
 }
 
 #[derive(Clone)]
-pub struct Made(Arc<Mutex<State>>);
+pub(super) struct Made(Arc<Mutex<State>>);
 
 impl std::fmt::Debug for Made {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Made {
 }
 
 impl Made {
-    pub fn new(flags: u8) -> Self {
+    pub(super) fn new(flags: u8) -> Self {
         let block_size = if flags & 4 == 0 { 512 } else { 4096 };
         let facts = Facts {
             size: SECTORS * 512,
@@ -74,15 +74,15 @@ impl Made {
         self.0.lock().unwrap_or_else(|broken| broken.into_inner())
     }
 
-    pub fn set_hold(&self, hold: bool) {
+    pub(super) fn set_hold(&self, hold: bool) {
         self.state().hold = hold;
     }
 
-    pub fn set_room(&self, room: usize) {
+    pub(super) fn set_room(&self, room: usize) {
         self.state().room = room;
     }
 
-    pub fn resize(&self, size: u64) {
+    pub(super) fn resize(&self, size: u64) {
         let mut state = self.state();
         let size = size - size % u64::from(state.facts.block_size);
         state.facts.size = size;
@@ -90,7 +90,7 @@ impl Made {
         state.changed = true;
     }
 
-    pub fn finish(&self, which: usize, fails: bool) {
+    pub(super) fn finish(&self, which: usize, fails: bool) {
         let mut state = self.state();
         if which < state.pending.len() {
             let (tag, work) = state.pending.remove(which);
@@ -98,7 +98,7 @@ impl Made {
         }
     }
 
-    pub fn finish_all(&self) {
+    pub(super) fn finish_all(&self) {
         let mut state = self.state();
         for (tag, work) in std::mem::take(&mut state.pending) {
             state.end(tag, work, false);
@@ -106,7 +106,7 @@ impl Made {
     }
 
     /// No request has memory but that of `table`.
-    pub fn check_touches_only(&self, table: Option<&Arc<WindowTable>>) {
+    pub(super) fn check_touches_only(&self, table: Option<&Arc<WindowTable>>) {
         for (_, work) in &self.state().pending {
             if let Work::Read(_, held) | Work::Write(_, held) = work {
                 let table = table.expect("memory is used that was taken back");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use virtio_msg::FeatureSet;
 use vmsg_device::blk::{Blk, Settings};
-use vmsg_device::device::{Device, Operation};
+use vmsg_device::device::Operation;
 use vmsg_device::worker::{Command, Core, Fds, Notice, QueueStart, Record, Reply, Resume, Slot};
 use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 use vmsg_queue::{Inflight, QueueConfig};
@@ -471,7 +471,7 @@ impl Story<'_> {
 }
 
 /// One story; panics if the device does what it must not.
-pub fn one(bytes: &[u8]) {
+pub(crate) fn one(bytes: &[u8]) {
     let whole = memory("guest", QUEUES * PART + 2 * OUTSIDE);
     whole.ram().fill(CANARY);
     let record = Inflight::bytes_for(SIZE);
