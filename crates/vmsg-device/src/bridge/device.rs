@@ -21,6 +21,9 @@ use crate::worker::{Notice, QueueStart};
 /// Events that are looked at in one turn.
 const EVENTS: usize = 16;
 
+/// Requests in line for a daemon, beyond which it is not told of more that the driver writes into the configuration.
+const MOST_ASKED: usize = 64;
+
 impl Device for Bridge {
     fn identity(&self) -> Identity {
         Identity {
@@ -58,6 +61,10 @@ impl Device for Bridge {
         ) else {
             return Err(ReadOnly);
         };
+        // The daemon is asked one at a time, and may be slower than the driver.
+        if link.under_way() >= MOST_ASKED {
+            return Err(ReadOnly);
+        }
         place.copy_from_slice(data);
         link.ask(Request::SetConfig {
             offset,

@@ -124,6 +124,10 @@ impl Link {
         self.front.is_idle()
     }
 
+    pub(super) fn under_way(&self) -> usize {
+        self.front.under_way()
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.front.deadline()
     }
@@ -164,6 +168,11 @@ impl Link {
             return Ok(calls);
         }
         self.channel.flush()?;
+        if !self.channel.is_ready() {
+            // Something more is there, and there is no room for the answer to what came before: whoever asks on and reads nothing
+            // would be looked at for ever.
+            return Err(Fault::Deaf);
+        }
         for _ in 0..CALLS_A_TURN {
             if !self.channel.is_ready() {
                 break;

@@ -141,6 +141,14 @@ impl Daemon {
         error.as_ref().expect("given").ring().expect("rung");
     }
 
+    /// Asks for something by itself, and never reads the answer; false if nobody hears that any more.
+    pub(crate) fn ask_on(&self) -> bool {
+        let channel = self.shared.channel.lock().expect("sound");
+        let mut channel = channel.as_ref().expect("a channel");
+        let bytes: Vec<u8> = [2u32, 1 | 8, 0].map(u32::to_ne_bytes).concat();
+        channel.write_all(&bytes).is_ok()
+    }
+
     /// Says something by itself; the answer, if one is wanted.
     pub(crate) fn say(&self, id: u32, flags: u32) -> Option<u64> {
         let channel = self.shared.channel.lock().expect("sound");

@@ -383,6 +383,46 @@ fn a_daemon_that_says_the_same_for_ever_is_cut_off() {
 }
 
 #[test]
+fn a_daemon_that_asks_on_and_reads_no_answer_is_cut_off() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let mut driver = party.drive(&pool, false).expect("a disk");
+    use_it(&mut driver, 1).expect("used");
+    // Not so often that it is cut off for that. The socket has room for some hundred answers.
+    until("another connection", || {
+        let _ = daemon.ask_on();
+        std::thread::sleep(Duration::from_millis(11));
+        let count = daemon.shared.connections.load(Ordering::SeqCst);
+        (count > 1).then_some(())
+    });
+    party.others_go_on();
+    use_it(&mut driver, 2).expect("used");
+}
+
+#[test]
+fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
+    let options = BlkOptions {
+        features,
+        ..BlkOptions::default()
+    };
+    let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    *daemon.shared.mischief.lock().expect("sound") = Some((25, Mischief::Hang));
+    let written = |turn: u32| driver.set_write_back(turn % 2 == 0).is_ok();
+    let written = (0..200).map(written).take_while(|ok| *ok).count();
+    assert!((2..200).contains(&written), "{written} in line");
+    until("another connection", || {
+        let count = daemon.shared.connections.load(Ordering::SeqCst);
+        (count > 1).then_some(())
+    });
+    use_it(&mut driver, 2).expect("used");
+}
+
+#[test]
 fn random_bytes_in_place_of_answers_are_named() {
     // A daemon that says anything.
     let dir = tempfile::tempdir().expect("a directory");
