@@ -8,11 +8,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use imago::Mapping;
 use imago::io_buffers::IoBuffer;
 
 use super::header;
@@ -87,6 +88,8 @@ struct Shared {
     marked: Mutex<bool>,
     /// Quick look at `marked`.
     is_marked: AtomicBool,
+    /// Writes under way whose tables are not yet in the file.
+    allocating: AtomicUsize,
     /// The library has panicked: why. Nothing is asked of it any more.
     broken: Mutex<Option<String>>,
 }
@@ -115,6 +118,7 @@ impl Workers {
             wake,
             marked: Mutex::new(false),
             is_marked: AtomicBool::new(false),
+            allocating: AtomicUsize::new(0),
             broken: Mutex::new(None),
         });
         let workers = Self {
@@ -256,14 +260,9 @@ impl Shared {
                 self.read_image(|image| image.read(&mut data, offset))?;
                 Ok(Some(data))
             }
-            // What was told as written is in the file from then on, with the tables that lead to it: the library has these in its own
-            // memory, and its user may go on with another process after this one was killed.
             Do::Write { offset, data, sync } => {
                 self.mark()?;
-                self.read_image(|image| {
-                    image.write(&data, offset)?;
-                    if sync { flush(image) } else { image.flush() }
-                })?;
+                self.read_image(|image| self.write(image, offset, &data, sync))?;
                 Ok(None)
             }
             Do::Flush => {
@@ -299,6 +298,30 @@ impl Shared {
                 Ok(None)
             }
         }
+    }
+
+    /// What was told as written is in the file from then on, with the tables that lead to it: the library has these in its own
+    /// memory, and its user may go on with another process after this one was killed.
+    fn write(&self, image: &Image, offset: u64, data: &IoBuffer, sync: bool) -> io::Result<()> {
+        // What is allocated already may be so in the library's memory only, by a request that is not done yet. Looked at in this
+        // order: that request is counted before others can see what it has allocated.
+        let tables = !is_allocated(image, offset, data.len() as u64)?
+            || self.allocating.load(Ordering::SeqCst) > 0;
+        if tables {
+            self.allocating.fetch_add(1, Ordering::SeqCst);
+        }
+        let written = image
+            .write(data, offset)
+            .and_then(|()| match (sync, tables) {
+                (true, _) => flush(image),
+                (false, true) => image.flush(),
+                (false, false) => Ok(()),
+            });
+        // After an error nobody knows what is where: from then on all writes have tables written.
+        if tables && written.is_ok() {
+            self.allocating.fetch_sub(1, Ordering::SeqCst);
+        }
+        written
     }
 
     fn read_image<T>(&self, call: impl FnOnce(&Image) -> io::Result<T>) -> io::Result<T> {
@@ -364,6 +387,20 @@ impl Drop for Shared {
 fn flush(image: &Image) -> io::Result<()> {
     image.flush()?;
     image.sync()
+}
+
+/// Whether all of a range has clusters of its own, which are written in place.
+fn is_allocated(image: &Image, mut offset: u64, mut len: u64) -> io::Result<bool> {
+    while len > 0 {
+        match image.get_mapping(offset, len)? {
+            (Mapping::Raw { writable: true, .. }, there) if there > 0 => {
+                let there = there.min(len);
+                (offset, len) = (offset + there, len - there);
+            }
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 fn write_zeroes(image: &Image, mut offset: u64, mut len: u64) -> io::Result<()> {

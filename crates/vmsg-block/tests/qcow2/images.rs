@@ -16,7 +16,8 @@ const SIZE: usize = 8 << 20;
 
 fn config(path: &Path) -> Qcow2Config {
     Qcow2Config {
-        patience: Duration::ZERO,
+        // Processes that other tests begin have the locks for a moment.
+        patience: Duration::from_millis(300),
         ..Qcow2Config::new(path)
     }
 }
