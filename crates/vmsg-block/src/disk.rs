@@ -59,6 +59,11 @@ pub trait Disk: Send + fmt::Debug {
     /// what a [`Request::Flush`] does before it is told.
     fn set_write_back(&mut self, on: bool);
 
+    /// Whether dropping it waits for nothing. False: that may wait for the medium, and is not for a thread that must not.
+    fn ends_at_once(&self) -> bool {
+        true
+    }
+
     /// Names and values of counters, for operators.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -323,6 +323,11 @@ impl Disk for Qcow2Disk {
         0
     }
 
+    /// What is begun, and the tables.
+    fn ends_at_once(&self) -> bool {
+        false
+    }
+
     fn set_write_back(&mut self, on: bool) {
         self.write_back = on;
     }

@@ -61,6 +61,9 @@ pub(super) const MAX_SEGMENT: u32 = 1 << 20;
 /// moves.
 pub(super) const MAX_DATA: u64 = 1 << 30;
 
+/// Likewise for writes. They are what drivers are told, or less, and disks may have to keep copies of them.
+pub(super) const MAX_WRITE: u64 = 128 << 20;
+
 /// Sectors that one segment of a discard, or of a writing of zeroes, has at most: 2 GiB.
 pub(super) const MAX_RANGE: u32 = 1 << 22;
 

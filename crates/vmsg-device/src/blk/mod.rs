@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_msg::FeatureSet;
-use vmsg_block::{Completion, Disk, Facts};
+use vmsg_block::{Completion, Disk, Facts, NullDisk};
 
 use self::counters::Counters;
 use self::flights::Flights;
@@ -409,6 +409,18 @@ impl Device for Blk {
                 !self.flights.has_memory_in(&gone)
             }
         }
+    }
+
+    fn removed(&mut self) {
+        if self.disk.ends_at_once() {
+            return;
+        }
+        let none = NullDisk { size: 0 };
+        let disk = std::mem::replace(&mut self.disk, Box::new(none));
+        // Without a thread it ends here.
+        let _ = std::thread::Builder::new()
+            .name("vmsg-disk-end".to_owned())
+            .spawn(move || drop(disk));
     }
 
     fn is_touching_memory(&self) -> bool {

@@ -6,7 +6,9 @@
 use vmsg_block::Facts;
 use vmsg_mem::Pieces;
 
-use super::bits::{MAX_DATA, MAX_RANGE, MAX_RANGES, SECTOR, SERIAL_BYTES, Status, UNMAP, request};
+use super::bits::{
+    MAX_DATA, MAX_RANGE, MAX_RANGES, MAX_WRITE, SECTOR, SERIAL_BYTES, Status, UNMAP, request,
+};
 
 /// Type u32, reserved u32, sector u64.
 const HEADER: usize = 16;
@@ -93,6 +95,9 @@ pub(super) fn read<'m>(
         }
         request::OUT => {
             may_write(limits)?;
+            if data.len() as u64 > MAX_WRITE {
+                return Err(bad("a write of more than 128 MiB"));
+            }
             let offset = place(sector, data.len(), &limits.facts)?;
             Ok(Order::Write { offset, from: data })
         }

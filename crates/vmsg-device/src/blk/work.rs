@@ -144,8 +144,9 @@ impl Blk {
             Order::Read { to, .. } => (Kind::Read, to.len() as u64),
             Order::Write { from, .. } => (Kind::Write, from.len() as u64),
             Order::Flush => (Kind::Flush, 0),
-            Order::Discard(_) => (Kind::Discard, 0),
-            Order::WriteZeroes(_) => (Kind::WriteZeroes, 0),
+            // A disk in memory does these at once, too.
+            Order::Discard(ranges) => (Kind::Discard, total(ranges)),
+            Order::WriteZeroes(ranges) => (Kind::WriteZeroes, total(ranges)),
             Order::Id(to) => {
                 let mut id = [0; super::SERIAL_BYTES];
                 for (to, from) in id.iter_mut().zip(self.settings.serial.bytes()) {
@@ -385,6 +386,10 @@ impl Blk {
             "a status outside of all windows".to_owned(),
         ))
     }
+}
+
+fn total(ranges: &[Range]) -> u64 {
+    ranges.iter().map(|range| range.len).sum()
 }
 
 fn of_range(kind: Kind, range: Range) -> Request<'static> {

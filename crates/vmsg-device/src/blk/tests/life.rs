@@ -401,3 +401,55 @@ fn a_disk_that_does_not_end_leaves_a_reset_waiting_without_a_busy_worker() {
     bench.poll();
     assert_eq!(bench.answer(reset), Some(Ok(())));
 }
+
+/// A disk whose end takes until a channel is closed.
+#[derive(Debug)]
+struct SlowToEnd(std::sync::mpsc::Receiver<()>, std::sync::mpsc::Sender<()>);
+
+impl Drop for SlowToEnd {
+    fn drop(&mut self) {
+        let _ = self.0.recv();
+        let _ = self.1.send(());
+    }
+}
+
+impl vmsg_block::Disk for SlowToEnd {
+    fn facts(&self) -> vmsg_block::Facts {
+        facts(DISK)
+    }
+
+    fn submit(
+        &mut self,
+        _: u32,
+        _: vmsg_block::Request<'_>,
+        _: &Arc<vmsg_mem::WindowTable>,
+    ) -> vmsg_block::Submitted {
+        vmsg_block::Submitted::Full
+    }
+
+    fn completed(&mut self, _: &mut Vec<vmsg_block::Completion>) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn ends_at_once(&self) -> bool {
+        false
+    }
+
+    fn set_write_back(&mut self, _: bool) {}
+}
+
+#[test]
+fn a_disk_that_is_slow_to_end_does_not_hold_up_who_takes_it_away() {
+    let (go, waits) = std::sync::mpsc::channel();
+    let (ended, end) = std::sync::mpsc::channel();
+    let disk = Box::new(SlowToEnd(waits, ended));
+    let mut blk = Blk::new(&Settings::new("disk0"), disk);
+    blk.reset();
+    // Would not come back otherwise.
+    blk.removed();
+    drop(blk);
+    drop(go);
+    end.recv_timeout(Duration::from_secs(60)).expect("it ends");
+}
