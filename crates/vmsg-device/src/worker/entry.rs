@@ -150,6 +150,10 @@ impl Entry {
             return self.pass_on(start);
         }
         let slot = self.slots.get_mut(start.queue).ok_or("no such queue")?;
+        if self.active[start.queue].is_some() {
+            // What is under way in it would come to its end in another ring. The device's state machine does not let it come to that.
+            return Err(format!("queue {} is at work", start.queue));
+        }
         let memory = self.memory.lock();
         let space = memory.table.space();
         let features = QueueFeatures::from_bits(start.features.low_u64());
