@@ -51,7 +51,7 @@ pub enum Engine {
     Auto,
     /// The kernel, through io_uring.
     Uring,
-    /// The thread that submits, at once: right where no medium is waited for.
+    /// The thread that submits, at once: right where no medium is waited for. Requests of more than 2 MiB are for threads.
     Inline,
     /// A few threads of this disk.
     Threads,

@@ -27,8 +27,10 @@ pub use config::{Engine, FileConfig, OpenError};
 
 /// Most requests under way.
 const LIMIT: usize = 256;
-/// Threads of [`Engine::Threads`].
+/// Threads of [`Engine::Threads`], and for long requests of [`Engine::Inline`].
 const THREADS: usize = 8;
+/// Bytes of a request, above which [`Engine::Inline`] does not do it in the thread that submits.
+const LONG: u64 = 2 << 20;
 /// How often the size is looked at: no event says that it has changed which is not also there for each write.
 const LOOK: Duration = Duration::from_secs(1);
 /// When the kernel is asked again that was short of something.
@@ -62,7 +64,8 @@ pub struct FileDisk {
 
 #[derive(Debug)]
 enum Workers {
-    Inline,
+    /// Long requests are done by threads.
+    Inline(Pool),
     Threads(Pool),
     Uring(Box<Uring>),
 }
@@ -84,8 +87,8 @@ impl FileDisk {
             })
         };
         let workers = match config.engine {
-            Engine::Inline => Workers::Inline,
-            Engine::Auto if opened.in_memory => Workers::Inline,
+            Engine::Inline => Workers::Inline(threads()?),
+            Engine::Auto if opened.in_memory => Workers::Inline(threads()?),
             Engine::Threads => Workers::Threads(threads()?),
             Engine::Uring | Engine::Auto => match Uring::new(Arc::clone(&medium)) {
                 Ok(uring) => Workers::Uring(Box::new(uring)),
@@ -121,7 +124,7 @@ impl FileDisk {
     /// Who reads and writes; never [`Engine::Auto`].
     pub fn engine(&self) -> Engine {
         match &self.workers {
-            Workers::Inline => Engine::Inline,
+            Workers::Inline(_) => Engine::Inline,
             Workers::Threads(_) => Engine::Threads,
             Workers::Uring(_) => Engine::Uring,
         }
@@ -165,15 +168,11 @@ impl FileDisk {
     fn start(&mut self, tag: u32, work: Work) {
         match &mut self.workers {
             Workers::Uring(uring) => uring.start(tag, work, &mut self.done),
-            Workers::Threads(pool) => {
+            Workers::Threads(pool) | Workers::Inline(pool) => {
                 if work.has_memory() {
                     self.touching.push(tag);
                 }
                 pool.push(tag, work);
-            }
-            Workers::Inline => {
-                let result = work.run(&self.medium);
-                self.done.push(Completion { tag, result });
             }
         }
     }
@@ -202,13 +201,13 @@ impl Disk for FileDisk {
         if let Err(failure) = self.refuse(&request) {
             return Submitted::Done(Err(failure));
         }
-        let is_empty = match request {
-            Request::Read { to, .. } => to.is_empty(),
-            Request::Write { from, .. } => from.is_empty(),
-            Request::Discard { len, .. } | Request::WriteZeroes { len, .. } => len == 0,
-            Request::Flush => false,
+        let len = match request {
+            Request::Read { to, .. } => to.len() as u64,
+            Request::Write { from, .. } => from.len() as u64,
+            Request::Discard { len, .. } | Request::WriteZeroes { len, .. } => len,
+            Request::Flush => 0,
         };
-        if is_empty {
+        if len == 0 && !matches!(request, Request::Flush) {
             return Submitted::Done(Ok(()));
         }
         let request = match request {
@@ -220,7 +219,10 @@ impl Disk for FileDisk {
             request => request,
         };
         let sync = !self.write_back;
-        if matches!(self.workers, Workers::Inline) {
+        // Even memory takes its time for gigabytes. Past the page cache who is alone with a block must be known: nothing is
+        // done beside anything else then.
+        let is_short = len <= LONG || self.medium.direct.is_some();
+        if is_short && matches!(self.workers, Workers::Inline(_)) {
             return Submitted::Done(work::run(&self.medium, request, sync));
         }
         if self.in_flight >= LIMIT {
@@ -254,9 +256,8 @@ impl Disk for FileDisk {
     fn completed(&mut self, done: &mut Vec<Completion>) {
         loop {
             match &mut self.workers {
-                Workers::Inline => {}
                 Workers::Uring(uring) => uring.completed(&mut self.done),
-                Workers::Threads(pool) => {
+                Workers::Threads(pool) | Workers::Inline(pool) => {
                     pool.completed(&mut self.done);
                     let told = &self.done;
                     self.touching
@@ -282,8 +283,7 @@ impl Disk for FileDisk {
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.workers {
-            Workers::Inline => None,
-            Workers::Threads(pool) => Some(pool.event_fd()),
+            Workers::Threads(pool) | Workers::Inline(pool) => Some(pool.event_fd()),
             Workers::Uring(uring) => Some(uring.event_fd()),
         }
     }
@@ -309,8 +309,7 @@ impl Disk for FileDisk {
             self.done.push(Completion { tag, result });
         }
         match &mut self.workers {
-            Workers::Inline => {}
-            Workers::Threads(pool) => pool.cancel(),
+            Workers::Threads(pool) | Workers::Inline(pool) => pool.cancel(),
             Workers::Uring(uring) => uring.cancel(&mut self.done),
         }
     }
@@ -321,8 +320,7 @@ impl Disk for FileDisk {
 
     fn touching_memory(&self) -> usize {
         match &self.workers {
-            Workers::Inline => 0,
-            Workers::Threads(_) => self.touching.len(),
+            Workers::Threads(_) | Workers::Inline(_) => self.touching.len(),
             Workers::Uring(uring) => uring.touching,
         }
     }
@@ -336,7 +334,7 @@ impl Disk for FileDisk {
             Workers::Uring(uring) => {
                 vec![("bounced", uring.bounced), ("retried", uring.retried)]
             }
-            Workers::Inline | Workers::Threads(_) => Vec::new(),
+            Workers::Inline(_) | Workers::Threads(_) => Vec::new(),
         }
     }
 }
