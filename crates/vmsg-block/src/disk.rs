@@ -43,6 +43,11 @@ pub trait Disk: Send + fmt::Debug {
         false
     }
 
+    /// The next [`poll`](Self::poll) at `now` or later looks whether the size has changed, if the disk looks now and then only.
+    fn look_soon(&mut self, now: Instant) {
+        let _ = now;
+    }
+
     /// Gives up what has not been begun, and makes what is under way end as soon as possible: its results are of no interest any
     /// more. They are still told, as [`Failure::Canceled`] or whatever came out.
     fn cancel(&mut self) {}

@@ -303,6 +303,10 @@ impl Disk for FileDisk {
         self.look()
     }
 
+    fn look_soon(&mut self, now: Instant) {
+        self.look = now;
+    }
+
     fn cancel(&mut self) {
         for (tag, _) in self.waiting.drain(..) {
             let result = Err(Failure::Canceled);

@@ -352,6 +352,7 @@ impl Device for Blk {
     fn operate(&mut self, operation: Operation, io: &mut Io<'_>) -> Result<(), String> {
         match operation {
             Operation::Rescan => {
+                self.disk.look_soon(io.now);
                 self.look_at_disk(io);
                 Ok(())
             }

@@ -81,6 +81,10 @@ fn a_disk_grows_and_shrinks_under_its_driver() {
             if how == "rescan" {
                 let rescan = stand.ctl(&["rescan", "d"]);
                 assert!(rescan.status.success(), "{rescan:?}");
+                let list = stand.ctl(&["list", "--json"]);
+                let seen = format!("\"size\": {size},");
+                let list = String::from_utf8_lossy(&list.stdout);
+                assert!(list.contains(&seen), "seen when it is answered: {list}");
             }
             let told = driver.wait_config(PATIENCE).expect("listening");
             assert_eq!(told.expect("told").bytes(), size, "{how}");
