@@ -146,7 +146,15 @@ fn os(what: &'static str) -> impl Fn(io::Error) -> LockError {
 fn open_once(path: &Path, purpose: Purpose) -> Result<OwnedFd, LockError> {
     let is_device = |mode| FileType::from_raw_mode(mode) == FileType::BlockDevice;
     let before = rustix::fs::stat(path).map_err(|error| os("look at")(error.into()))?;
-    // Opening a pipe must not wait for its other end.
+    // Opening what is something else may do something: wake who waits at the other end of a pipe, rewind a tape.
+    let is_disk = |mode| {
+        let kind = FileType::from_raw_mode(mode);
+        matches!(kind, FileType::RegularFile | FileType::BlockDevice)
+    };
+    if !is_disk(before.st_mode) {
+        return Err(LockError::NotADisk);
+    }
+    // It may be replaced by a pipe meanwhile, and opening must not wait for its other end.
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     flags |= match purpose {
         Purpose::Read => OFlags::RDONLY,
@@ -162,8 +170,7 @@ fn open_once(path: &Path, purpose: Purpose) -> Result<OwnedFd, LockError> {
         error => os("open")(error.into()),
     })?;
     let stat = rustix::fs::fstat(&file).map_err(|error| os("look at")(error.into()))?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
+    if !is_disk(stat.st_mode) {
         return Err(LockError::NotADisk);
     }
     if is_device(stat.st_mode) != is_device(before.st_mode) {

@@ -4,6 +4,7 @@
 mod config;
 mod disk;
 mod header;
+mod lost;
 mod open;
 mod repair;
 mod work;

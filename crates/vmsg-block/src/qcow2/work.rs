@@ -17,6 +17,7 @@ use imago::Mapping;
 use imago::io_buffers::IoBuffer;
 
 use super::header;
+use super::lost::Lost;
 use super::open::{Image, Opened};
 use crate::Failure;
 
@@ -90,6 +91,7 @@ struct Shared {
     is_marked: AtomicBool,
     /// Writes under way whose tables are not yet in the file.
     allocating: AtomicUsize,
+    lost: Lost,
     /// The library has panicked: why. Nothing is asked of it any more.
     broken: Mutex<Option<String>>,
 }
@@ -119,6 +121,7 @@ impl Workers {
             marked: Mutex::new(false),
             is_marked: AtomicBool::new(false),
             allocating: AtomicUsize::new(0),
+            lost: Lost::default(),
             broken: Mutex::new(None),
         });
         let workers = Self {
@@ -266,7 +269,7 @@ impl Shared {
                 Ok(None)
             }
             Do::Flush => {
-                self.read_image(flush)?;
+                self.read_image(|image| self.flush(image))?;
                 Ok(None)
             }
             Do::Discard { offset, len } => {
@@ -293,7 +296,11 @@ impl Shared {
                         (_, true) => image.discard_to_zero(offset, len)?,
                         (_, false) => image.write_zeroes(offset, len)?,
                     }
-                    if sync { flush(image) } else { image.flush() }
+                    if sync {
+                        self.flush(image)
+                    } else {
+                        image.flush()
+                    }
                 })?;
                 Ok(None)
             }
@@ -313,7 +320,7 @@ impl Shared {
         let written = image
             .write(data, offset)
             .and_then(|()| match (sync, tables) {
-                (true, _) => flush(image),
+                (true, _) => self.flush(image),
                 (false, true) => image.flush(),
                 (false, false) => Ok(()),
             });
@@ -322,6 +329,12 @@ impl Shared {
             self.allocating.fetch_sub(1, Ordering::SeqCst);
         }
         written
+    }
+
+    /// All that was written is on the medium: first what the library has in its caches goes to the file.
+    fn flush(&self, image: &Image) -> io::Result<()> {
+        image.flush()?;
+        self.lost.note(image.sync())
     }
 
     fn read_image<T>(&self, call: impl FnOnce(&Image) -> io::Result<T>) -> io::Result<T> {
@@ -353,7 +366,9 @@ impl Shared {
         if self.broken().is_some() {
             return;
         }
-        let closed = catch_unwind(AssertUnwindSafe(|| self.write_image(|image| flush(image))));
+        let closed = catch_unwind(AssertUnwindSafe(|| {
+            self.write_image(|image| self.flush(image))
+        }));
         match closed {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -381,12 +396,6 @@ impl Drop for Shared {
         let image = self.image.get_mut().unwrap_or_else(PoisonError::into_inner);
         std::mem::forget(image.take());
     }
-}
-
-/// All that was written is on the medium: first what the library has in its caches goes to the file.
-fn flush(image: &Image) -> io::Result<()> {
-    image.flush()?;
-    image.sync()
 }
 
 /// Whether all of a range has clusters of its own, which are written in place.
