@@ -120,7 +120,7 @@ impl VhostUserSpec {
         };
         let Some(kind) = self.kind.as_deref() else {
             return Err(Usage(format!(
-                "type= is missing, what the daemon is: a number, or one of `{}`",
+                "type= is missing (in a description: device-type), what the daemon is: a number, or one of `{}`",
                 known()
             )));
         };

@@ -302,6 +302,11 @@ const MISTAKES: &[(&str, usize, &[&str])] = &[
         10,
         &["`x` has the number 5 on this bus already"],
     ),
+    (
+        "[device.x]\ntype = \"blk\"\npath = \"disk\"\n[device.y]\ntype = \"blk\"\npath = \"disk\"\nro = true",
+        10,
+        &["`x` has this image already", "both are `ro`"],
+    ),
     ("[device.7]\ntype = \"rng\"", 5, &["taken for a number"]),
     (
         "[bus.lu]\ntype = \"linux-user\"\n[device.x]\ntype = \"rng\"\nbus = \"lu\"\n[guest.vm]\nbus = \"lu\"",

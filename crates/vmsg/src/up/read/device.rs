@@ -11,7 +11,7 @@ use super::fabric::{check_switch, check_worker};
 use super::{added, check_name, own_entries, read_argument};
 use crate::Usage;
 use crate::buses;
-use crate::spec::{BackendKeys, DeviceSpec, NetBackend, NetSpec};
+use crate::spec::{BackendKeys, BlkSpec, DeviceSpec, NetBackend, NetSpec, Store};
 
 /// Most devices of a bus: numbers have 16 bits.
 const MAX_NUMBER: u16 = u16::MAX;
@@ -43,6 +43,7 @@ pub(super) fn read_devices(
         }
     }
     let mut devices = Vec::new();
+    let mut images: Vec<(&str, DeviceSpec)> = Vec::new();
     for table in tables.of("device") {
         check_name(table, mistakes);
         check_worker(table, host, mistakes);
@@ -100,6 +101,13 @@ pub(super) fn read_devices(
         let Some((spec, text)) = read_device(table, &kind, entries, mistakes) else {
             continue;
         };
+        if let Some((other, _)) = images.iter().find(|(_, other)| are_one_image(other, &spec)) {
+            mistakes.error(
+                table.place("path"),
+                format!("`{other}` has this image already; two can have it only if both are `ro`"),
+            );
+        }
+        images.push((table.name.as_str(), spec.clone()));
         let (Some(bus), Some(num)) = (bus, num) else {
             continue;
         };
@@ -114,6 +122,15 @@ pub(super) fn read_devices(
         });
     }
     devices
+}
+
+/// Whether two disks are one file, by its name, that one of them would write: the later one would find it locked.
+fn are_one_image(one: &DeviceSpec, other: &DeviceSpec) -> bool {
+    let (DeviceSpec::Blk(one), DeviceSpec::Blk(other)) = (one, other) else {
+        return false;
+    };
+    let is_file = |disk: &BlkSpec| !matches!(disk.store(), Ok(Store::Nbd(_)) | Err(_));
+    one.path == other.path && is_file(one) && is_file(other) && !(one.ro && other.ro)
 }
 
 /// Finds a console that is called as a guest whose serial line is one, too.
