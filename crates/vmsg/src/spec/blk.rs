@@ -219,9 +219,9 @@ impl BlkSpec {
 }
 
 fn begins_with_magic(path: &Path) -> io::Result<bool> {
-    // Opening a pipe would wait for somebody to write into it.
+    // Opening a pipe, or reading from a terminal, would wait for somebody at the other end.
     let kind = std::fs::metadata(path)?.file_type();
-    if kind.is_dir() || std::os::unix::fs::FileTypeExt::is_fifo(&kind) {
+    if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
         return Ok(false);
     }
     let mut first = [0; 4];

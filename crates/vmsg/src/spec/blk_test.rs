@@ -64,3 +64,15 @@ fn a_file_that_looks_like_an_image_needs_a_format() {
         spec.check_format(path).expect("nothing to be said");
     }
 }
+
+#[test]
+fn nobody_waits_for_a_terminal_to_say_what_it_begins_with() {
+    // Reading from one waits until somebody writes at the other end.
+    let spec = blk("blk,path=/dev/ptmx");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(spec.check_format("/dev/ptmx".as_ref()).is_ok()));
+    assert_eq!(
+        told.recv_timeout(std::time::Duration::from_secs(60)),
+        Ok(true)
+    );
+}
