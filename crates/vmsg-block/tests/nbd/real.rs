@@ -335,6 +335,8 @@ fn a_server_that_is_stopped_costs_errors_and_one_that_goes_on_is_used_again() {
     let memory = Memory::new(4096);
     let pid = rustix::process::Pid::from_child(&server.child);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let stopped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::UNTRACED);
+    assert!(stopped.unwrap().unwrap().1.stopped());
     let failed = write(&mut disk, &memory, 0, &[1; 512]);
     assert!(matches!(failed, Err(Failure::Gone(_))), "{failed:?}");
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
