@@ -146,11 +146,13 @@ impl Station {
     }
 }
 
-/// Whether a program can be started.
+/// Whether a program can be started. Without it a test is left out, unless `VMSG_REQUIRE_TOOLS=1`.
 pub(crate) fn has(program: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&paths).any(|dir| dir.join(program).exists());
     if !there {
+        let required = std::env::var_os("VMSG_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+        assert!(!required, "{program} is not installed");
         eprintln!("{program} is not installed: not tried");
     }
     there

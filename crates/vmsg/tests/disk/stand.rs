@@ -167,12 +167,19 @@ impl Drop for Host {
     }
 }
 
+/// What is said of a program that is not installed: its test is left out, unless `VMSG_REQUIRE_TOOLS=1`.
+fn leave_out(program: &str) {
+    let required = std::env::var_os("VMSG_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+    assert!(!required, "{program} is not there");
+    eprintln!("{program} is not there: left out");
+}
+
 /// Runs a program of QEMU's; `None` if it is not installed.
 pub(super) fn tool(program: &str, args: &[&str]) -> Option<Output> {
     match Command::new(program).args(args).output() {
         Ok(output) => Some(output),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("{program} is not there: left out");
+            leave_out(program);
             None
         }
         Err(error) => panic!("{program}: {error}"),
@@ -212,7 +219,7 @@ pub(super) fn nbd_server(image: &Path, socket: &Path) -> Option<Program> {
     let server = match server {
         Ok(server) => Program(server),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("qemu-nbd is not there: left out");
+            leave_out("qemu-nbd");
             return None;
         }
         Err(error) => panic!("qemu-nbd: {error}"),
