@@ -224,6 +224,12 @@ fn compare(file: &File, header: &Header, uses: &Uses, reftable: &[u64]) -> Resul
             }
             continue;
         }
+        if first as u64 >= MOST_CLUSTERS {
+            // None of them is in use, and there may be any number of them.
+            return Err(Fault::Damaged(format!(
+                "refcounts from cluster {first} on are too far behind to be looked at"
+            )));
+        }
         block.fill(0);
         read_up_to(file, &mut block, offset)?;
         let mut changed = false;
