@@ -35,9 +35,9 @@ fn open(spec: &BlkSpec) -> anyhow::Result<Box<dyn Disk>> {
                 ..FileConfig::new(path)
             };
             let disk = FileDisk::open(&config).map_err(|error| match error {
-                OpenError::NotADisk(_) => Usage(format!("path=: {error}")).into(),
+                OpenError::NotADisk(_) => Usage(error.to_string()).into(),
                 OpenError::NotDirect(_) => Usage(format!("cache=none: {error}")).into(),
-                OpenError::BlockSize { .. } => Usage(format!("block-size=: {error}")).into(),
+                OpenError::BlockSize { .. } => Usage(format!("block-size: {error}")).into(),
                 error => anyhow::Error::new(error),
             })?;
             Ok(Box::new(disk))
