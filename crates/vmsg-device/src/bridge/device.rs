@@ -127,6 +127,7 @@ impl Device for Bridge {
             }
             self.preparing = Some(super::Preparing {
                 drained_by: io.now + super::stop::DRAIN,
+                answered_by: io.now + super::stop::MOST_ANSWERS * self.settings.patience,
             });
         }
         self.turn(io.now, io.space);

@@ -167,6 +167,8 @@ struct Told {
 struct Preparing {
     /// Requests under way in the daemon are waited for until then.
     drained_by: Instant,
+    /// The daemon has answered all that it was asked until then, or is given up: each answer may take its time, and many may be due.
+    answered_by: Instant,
 }
 
 impl Bridge {

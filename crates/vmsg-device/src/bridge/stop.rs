@@ -11,6 +11,8 @@ use super::{Bridge, Resume, State, memory};
 
 /// How long requests are waited for that a daemon has taken before it said that it had stopped.
 pub(super) const DRAIN: Duration = Duration::from_secs(2);
+/// All answers that something waits for may take as long together as so many at the most.
+pub(super) const MOST_ANSWERS: u32 = 4;
 /// Between two looks at them.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -132,7 +134,15 @@ impl Bridge {
             return true;
         };
         if !link.is_idle() {
-            return false;
+            let time = MOST_ANSWERS * self.settings.patience;
+            let late = self
+                .preparing
+                .is_some_and(|preparing| preparing.answered_by <= now);
+            if late {
+                let request = "all that it was asked";
+                self.lost(now, &Fault::Silent { request, time }, space);
+            }
+            return late;
         }
         if self.resume != Resume::Record || !self.rings.iter().any(|ring| ring.is_draining(space)) {
             return true;

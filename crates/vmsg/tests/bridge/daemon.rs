@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) mischief: Mutex<Option<(u32, Mischief)>>,
     /// It was done.
     pub(crate) done_wrong: AtomicBool,
+    /// Milliseconds before each answer.
+    pub(crate) slow: AtomicU64,
     /// Requests are taken and not finished.
     pub(crate) hold: AtomicBool,
     /// The disk.
@@ -241,6 +243,8 @@ impl Connection {
             fds.iter().map(|fd| !fd.revents().is_empty()).collect()
         };
         if ready[0] {
+            let slow = self.shared.slow.load(Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(slow));
             return self.message();
         }
         let rings = self.rings.iter_mut().zip(0..);

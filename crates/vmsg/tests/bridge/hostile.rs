@@ -423,6 +423,30 @@ fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
 }
 
 #[test]
+fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() {
+    let (dir, daemon) = start(ALL);
+    let party = Party::new(dir).expect("a device");
+    let pool = pool();
+    let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
+    let options = BlkOptions {
+        features,
+        ..BlkOptions::default()
+    };
+    let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    daemon.shared.slow.store(400, Ordering::SeqCst);
+    for turn in 0..60 {
+        driver.set_write_back(turn % 2 == 0).expect("in line");
+    }
+    let begin = Instant::now();
+    drop(driver);
+    let driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(10), "it took {took:?}");
+    daemon.shared.slow.store(0, Ordering::SeqCst);
+    drop(driver);
+}
+
+#[test]
 fn random_bytes_in_place_of_answers_are_named() {
     // A daemon that says anything.
     let dir = tempfile::tempdir().expect("a directory");
