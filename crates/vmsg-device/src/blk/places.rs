@@ -132,7 +132,7 @@ mod tests {
                     *place == offset && !kept
                 };
                 let expected = old.iter().any(is_lost);
-                let places = vec![at + 5..at + 6];
+                let places = std::iter::once(at + 5..at + 6).collect::<Places>();
                 prop_assert_eq!(meet(&places, &gone), expected, "page {}", offset);
             }
         }
