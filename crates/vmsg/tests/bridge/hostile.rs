@@ -412,7 +412,7 @@ fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
     };
     let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
     *daemon.shared.mischief.lock().expect("sound") = Some((25, Mischief::Hang));
-    let written = |turn: u32| driver.set_write_back(turn % 2 == 0).is_ok();
+    let written = |turn: u32| driver.set_write_back(turn.is_multiple_of(2)).is_ok();
     let written = (0..200).map(written).take_while(|ok| *ok).count();
     assert!((2..200).contains(&written), "{written} in line");
     until("another connection", || {
