@@ -207,8 +207,7 @@ impl Blk {
         if size != facts.size {
             self.counters.size.set(facts.size);
             self.counters.resized.add(1);
-            let device = self.report.name();
-            tracing::info!(device, before = size, now = facts.size, "resized");
+            self.report.resized(size, facts.size, io.now);
         }
         if before[8..] != now[8..] {
             io.config_changed(0, &now);

@@ -30,10 +30,6 @@ impl Report {
         }
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The disk could not do what was wanted of it.
     pub(super) fn failed(&mut self, what: &'static str, why: &dyn std::fmt::Display, now: Instant) {
         if let Some(more) = self.is_news(format!("{what}: {why}"), now) {
@@ -53,6 +49,21 @@ impl Report {
         }
     }
 
+    /// The disk has another size. A server's disk may have one as often as it likes.
+    pub(super) fn resized(&mut self, before: u64, size: u64, now: Instant) {
+        if self.admits(now) {
+            tracing::info!(device = self.name, before, now = size, "resized");
+        }
+    }
+
+    /// Whether there is room for another line.
+    fn admits(&mut self, now: Instant) -> bool {
+        let begun = *self.begun.get_or_insert(now);
+        let time = now.saturating_duration_since(begun).as_nanos();
+        let time = virtio_msg::Instant(u64::try_from(time).unwrap_or(u64::MAX));
+        self.limit.admit(time)
+    }
+
     /// Whether this is to be logged; then, how often it was not.
     fn is_news(&mut self, reason: String, now: Instant) -> Option<u64> {
         let mut more = 0;
@@ -65,10 +76,7 @@ impl Report {
             more = *count;
             self.reasons.remove(at);
         }
-        let begun = *self.begun.get_or_insert(now);
-        let time = now.saturating_duration_since(begun).as_nanos();
-        let time = virtio_msg::Instant(u64::try_from(time).unwrap_or(u64::MAX));
-        if !self.limit.admit(time) {
+        if !self.admits(now) {
             return None;
         }
         if self.reasons.len() == REASONS {
@@ -96,5 +104,7 @@ mod tests {
         let lines = (0..1000).filter(|n| report.is_news(n.to_string(), start + AGAIN).is_some());
         assert!(lines.count() <= 20);
         assert!(report.reasons.len() <= REASONS);
+        let sizes = (0..1000).filter(|_| report.admits(start + 2 * AGAIN));
+        assert!(sizes.count() <= 20);
     }
 }
