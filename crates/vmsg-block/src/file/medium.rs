@@ -78,7 +78,8 @@ impl Medium {
     /// Whether a request can be made for this place without looking at what else is in its first and last block.
     pub(super) fn is_aligned(&self, offset: u64, len: u64) -> bool {
         self.direct.is_none_or(|direct| {
-            offset % u64::from(direct.offset) == 0 && len % u64::from(direct.offset) == 0
+            offset.is_multiple_of(u64::from(direct.offset))
+                && len.is_multiple_of(u64::from(direct.offset))
         })
     }
 
