@@ -151,7 +151,8 @@ fn a_console_needs_vfio_user_or_a_qemu_with_a_device_for_all_types() {
     let new = print_qemu(&folder, BUS, "con0", &["--qemu-version", "11.1"]);
     assert!(new.status.success(), "{}", text(&new.stderr));
     let new = text(&new.stdout);
-    let device = "vhost-user-test-device-pci,chardev=vmsg-x,virtio-id=3,num_vqs=6,vq_size=64,config_size=12";
+    let device =
+        "vhost-user-test-device-pci,chardev=vmsg-x,virtio-id=3,num_vqs=6,vq_size=64,config_size=12";
     assert!(new.contains(device), "{new}");
     host.end();
 }
