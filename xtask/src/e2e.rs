@@ -139,7 +139,7 @@ impl Options {
                 more.trees.push(tree::net_tools);
                 more.trees.push(|_| tree::host_net_tools());
             }
-            if any("disk") {
+            if any("disk") || any("share-folder") {
                 more.tools.extend(TOOLS);
                 more.trees.push(tree::disk_root);
             }

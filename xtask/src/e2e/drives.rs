@@ -155,6 +155,8 @@ pub(super) struct Drives {
     starts: usize,
     /// What a shell does before, in a mount namespace of its own.
     before: Option<String>,
+    /// Modules of the guest beside those for the usual devices.
+    pub(super) modules: Vec<&'static str>,
 }
 
 /// Where `vmsg ctl` reaches the device host.
@@ -192,6 +194,7 @@ impl Drives {
     ) -> Result<Self> {
         let mut this = Self {
             before,
+            modules: vec!["virtio_blk"],
             via,
             drives,
             serve: None,
@@ -267,12 +270,12 @@ impl Drives {
     }
 
     /// QEMU, kernel and drivers of the guest.
-    pub(super) fn kit(&self, stage: &Stage) -> Result<Kit> {
+    fn kit(&self, stage: &Stage) -> Result<Kit> {
         let kit = match self.via {
             Via::VhostUser => stage.kit.clone(),
             Via::VfioUser => vfio_user::kit(stage.kit, false, false)?,
         };
-        Ok(kit.with_modules(&["virtio_blk"]))
+        Ok(kit.with_modules(&self.modules))
     }
 
     /// Starts a guest that boots from the disk and runs `script` there, with `more` variables.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Folders of the host in a guest: virtiofsd behind the bridge to vhost-user daemons.
+//! Folders of the host in a guest: virtiofsd behind the bridge to vhost-user daemons. The guest's root is a disk of the
+//! device host, which its network and its entropy come from too.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,11 +13,11 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-use super::drives::{Drives, Via, sum_of, write_random};
-use super::{ALL_CHECKS, STEP, Stage};
-use crate::guest::Guest;
+use super::drives::{Drive, Drives, Via, make_root, sum_of, write_random};
+use super::{ALL_CHECKS, EXERCISES, STEP, Stage};
+use crate::disk::{self, Root};
 use crate::machine::Machine;
-use crate::qemu::{self, Hardware};
+use crate::qemu;
 use crate::report::Report;
 use crate::scene::{Id, Scene};
 use crate::secret;
@@ -55,6 +56,7 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
         many.update(&text);
     }
     let many_sum: String = many.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    make_root(stage, Root::Small)?;
     let daemon = start_daemon(&mut stage.scene, "virtiofsd", &dir)?;
     let (device, front) = match via {
         Via::VhostUser => (
@@ -67,36 +69,37 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
         ),
     };
     let bridge = format!("vhost-user,id=fs0,socket={DAEMON},type=fs,tag=shared");
-    let mut drives = Drives::start(stage, via, Vec::new(), &[bridge], &[front])?;
+    let mut drives = Drives::start(stage, via, vec![Drive::root()], &[bridge], &[front])?;
+    drives.modules.push("virtiofs");
     let mut board = drives.board(stage);
     board.more.extend(device);
-    let kit = drives.kit(stage)?.with_modules(&["virtiofs"]);
     // QEMU's vhost-user device for folders does not connect again when the proxy gives its connection up.
     let kills = match via {
         Via::VhostUser => "daemon",
         Via::VfioUser => "daemon host",
     };
-    let settings = [
+    let settings = vec![
         ("LARGE_SUM", large_sum),
         ("MANY_SUM", many_sum),
         ("KILLS", kills.to_owned()),
     ];
-    let guest = Guest::start(
-        &mut stage.scene,
-        "share",
-        &kit,
-        Hardware::Board(&board),
-        SCRIPT,
-        &settings,
-    )?;
-    guest.booted(&mut stage.scene)?;
-    let (sum, _) = guest.mark(&mut stage.scene, "wrote", ALL_CHECKS)?;
-    let found = sum_of(&shared.join("renamed"))?;
-    report.check(
-        &format!("{}/share/written", machine.name()),
-        found == sum,
-        || format!("{found} instead of {sum}"),
+    let script = format!(
+        "{EXERCISES}
+{SCRIPT}"
     );
+    let guest = drives.guest(stage, "share", &board, &script, settings)?;
+    let (sum, _) = guest.mark(&mut stage.scene, "wrote", ALL_CHECKS)?;
+    for (name, file, sum) in [
+        ("written", "renamed", sum.as_str()),
+        ("fetched", "fetched", stage.server.sha256()),
+    ] {
+        let found = sum_of(&shared.join(file))?;
+        report.check(
+            &format!("{}/share/{name}", machine.name()),
+            found == sum,
+            || format!("{found} instead of {sum}"),
+        );
+    }
     let token = secret::hex(&secret::random()?[..16]);
     fs::write(shared.join("from-host"), &token)?;
     guest.tell(&mut stage.scene, &token)?;
@@ -105,23 +108,28 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
     stage.scene.kill(daemon, Signal::KILL)?;
     let daemon = start_daemon(&mut stage.scene, "virtiofsd-again", &dir)?;
     guest.tell(&mut stage.scene, "killed")?;
-    if via == Via::VhostUser {
-        return stage.finish(guest, report);
+    if via == Via::VfioUser {
+        guest.mark(&mut stage.scene, "kill-host", ALL_CHECKS)?;
+        // It ends with its connection.
+        stage.scene.may_end(daemon);
+        if let Some(serve) = drives.serve.take() {
+            stage.scene.kill(serve, Signal::KILL)?;
+            stage
+                .scene
+                .wait_end(daemon, STEP)
+                .context("virtiofsd outlives its connection")?;
+            start_daemon(&mut stage.scene, "virtiofsd-last", &dir)?;
+            drives.serve_again(stage)?;
+        }
+        guest.tell(&mut stage.scene, "killed")?;
     }
-    guest.mark(&mut stage.scene, "kill-host", ALL_CHECKS)?;
-    // It ends with its connection.
-    stage.scene.may_end(daemon);
-    if let Some(serve) = drives.serve.take() {
-        stage.scene.kill(serve, Signal::KILL)?;
-        stage
-            .scene
-            .wait_end(daemon, STEP)
-            .context("virtiofsd outlives its connection")?;
-        start_daemon(&mut stage.scene, "virtiofsd-last", &dir)?;
-        drives.serve_again(stage)?;
+    stage.finish(guest, report)?;
+    if let Some(serve) = drives.serve {
+        stage.scene.kill(serve, Signal::TERM)?;
     }
-    guest.tell(&mut stage.scene, "killed")?;
-    stage.finish(guest, report)
+    let clean = disk::check_ext4(&dir.join("root.img"));
+    report.result(&format!("{}/share/root-clean", machine.name()), clean);
+    Ok(())
 }
 
 /// QEMU's device for the folder.

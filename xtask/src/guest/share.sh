@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# A folder that the host shares: what each writes the other reads.
-is() { [ "$1" = "$2" ] || { echo "$1 instead of $2"; return 1; }; }
+# A folder that the host shares: what each writes the other reads. With exercises.sh, in a guest whose root is a disk.
 sum() { sha256sum < "$1" | cut -c 1-64; }
+root=$(disk_of "$ROOT")
+check root-is-the-disk is "$(sed -n 's,^/dev/\([^ ]*\) / .*,\1,p' /proc/mounts)" "$root"
+check dhcp lease eth1
+check ping ping -q -c 3 -i 0.1 10.0.2.2
+check rng random 16
 mkdir /share
 check mount mount -t virtiofs shared /share
 check read-large is "$(sum /share/large)" "$LARGE_SUM"
@@ -15,6 +19,13 @@ check rename mv /share/up /share/renamed
 folder() { mkdir -p /share/folder/deep && echo 1 > /share/folder/deep/one && echo 2 >> /share/folder/deep/one && is "$(cat /share/folder/deep/one | tr '\n' ' ')" "1 2 "; }
 check folder folder
 check link is "$(ln -s large /share/link && readlink /share/link)" large
+# From the network to the folder and to the disk, and from one to the other.
+around() {
+    fetch /share/fetched && fetch /root/fetched && sync && echo 3 > /proc/sys/vm/drop_caches && cmp /share/fetched /root/fetched &&
+        cp /share/large /root/large && cp /root/large /share/large-again && sync && echo 3 > /proc/sys/vm/drop_caches &&
+        is "$(sum /root/large)" "$LARGE_SUM" && is "$(sum /share/large-again)" "$LARGE_SUM"
+}
+check around around
 mark wrote "$(sum /share/renamed)"
 read -r answer
 check from-host is "$(cat /share/from-host)" "$answer"
@@ -44,4 +55,9 @@ for time in $KILLS; do
     check "$time-killed-read" is "$(sum /share/large)" "$LARGE_SUM"
     check "$time-killed-write" write
     rm -f /share/up
+    # The other devices have gone on.
+    check "$time-killed-around" around
+    check "$time-killed-rng" random 16
 done
+said=$(dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|JBD2:|blk_update_request')
+check no-errors is "$said" ""
