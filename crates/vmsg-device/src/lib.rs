@@ -15,5 +15,7 @@ pub mod device;
 pub mod host;
 pub mod net;
 pub mod rng;
+#[cfg(test)]
+mod stand;
 pub mod switch;
 pub mod worker;

@@ -1,119 +1,103 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, TableEntry, WindowTable};
-use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
+use vmsg_mem::{BusAddr, Doorbell, Mapping, WindowTable};
+use vmsg_queue::QueueConfig;
 
 use super::super::{QueueStart, Resume};
 use super::*;
 use crate::device::{Identity, Operation, ReadOnly};
 use crate::rng::Rng;
+use crate::stand::{BASE, NoFds, Ring, Stand, ring, start, table};
 
-const BASE: u64 = 0x4000_0000;
-const BYTES: u64 = 1 << 20;
+const BYTES: usize = 1 << 20;
 const SLOT: Slot = Slot(0);
 
-/// Nobody watches descriptors: kicks come as commands.
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
-}
-
+/// A device, and memory that its driver may lend.
 struct Bench {
-    core: Core,
+    stand: Stand,
     mapping: Arc<Mapping>,
     table: Arc<WindowTable>,
-    tickets: u64,
+}
+
+impl Deref for Bench {
+    type Target = Stand;
+
+    fn deref(&self) -> &Stand {
+        &self.stand
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut Stand {
+        &mut self.stand
+    }
 }
 
 impl Bench {
     fn new(device: Box<dyn Device>) -> Self {
-        let (mapping, _fd) = Mapping::memfd("test", BYTES, true).expect("memfd");
+        let (mapping, _fd) = Mapping::memfd("test", BYTES as u64, true).expect("memfd");
         Self::on(device, Arc::new(mapping))
     }
 
     /// With memory that was there before.
     fn on(device: Box<dyn Device>, mapping: Arc<Mapping>) -> Self {
-        let entry = TableEntry {
-            base: BusAddr(BASE),
-            mapping: Arc::clone(&mapping),
-            offset: 0,
-            len: usize::try_from(BYTES).expect("small"),
-            access: Access::ReadWrite,
-        };
-        let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
-        let mut core = Core::new();
-        core.command(SLOT, 0, Command::Add(device), &mut NoFds);
         Self {
-            core,
+            stand: Stand::new(device),
+            table: table(&mapping),
             mapping,
-            table,
-            tickets: 0,
         }
     }
 
-    fn tell(&mut self, command: Command) -> Result<(), String> {
-        self.tickets += 1;
-        self.core.command(SLOT, self.tickets, command, &mut NoFds);
-        let answer = self.core.take_replies().find_map(|reply| match reply {
-            Reply::Done { ticket, result } if ticket == self.tickets => Some(result),
-            _ => None,
-        });
-        answer.expect("every command is answered")
+    fn lend(&mut self) {
+        let table = Arc::clone(&self.table);
+        self.tell(Command::SetMemory(table)).expect("memory");
+    }
+
+    fn start(&mut self, config: QueueConfig, resume: Option<Resume>) -> Result<(), String> {
+        let start = QueueStart {
+            resume,
+            ..start(0, config)
+        };
+        self.tell(Command::StartQueue(start))
+    }
+
+    fn drive(&mut self) {
+        self.tell(Command::DriverOk(FeatureSet::EMPTY))
+            .expect("running");
     }
 
     fn run(&mut self) -> Vec<Notice> {
-        while self.core.step(Instant::now()) {}
-        self.core
-            .take_replies()
-            .map(|reply| match reply {
-                Reply::Notice(SLOT, notice) => notice,
-                other => panic!("{other:?}"),
-            })
-            .collect()
+        self.stand.run();
+        self.take_notices()
     }
 }
 
-fn driver(mapping: &Mapping) -> DriverQueue<'_, Vec<DriverSlot>> {
-    let layout = Layout::new(8, 0).expect("a size");
-    let ram = mapping.ram().get(0, layout.total_len()).expect("inside");
-    let slots = vec![DriverSlot::default(); 8];
-    DriverQueue::new(layout, QueueFeatures::default(), ram, BusAddr(BASE), slots).expect("a queue")
+fn driver(mapping: &Mapping) -> Ring<'_> {
+    ring(mapping, 0, 8)
 }
 
-fn start(config: vmsg_queue::QueueConfig, resume: Option<Resume>) -> Command {
-    Command::StartQueue(QueueStart {
-        queue: 0,
-        config,
-        features: FeatureSet::EMPTY,
-        resume,
-        record: None,
-    })
+/// Asks for so many bytes.
+fn ask(driver: &mut Ring<'_>, len: u32) {
+    let buffer = [(BusAddr(BASE + 0x8000), len)];
+    driver.add(&[], &buffer).expect("added");
+    driver.publish().expect("published");
 }
 
 #[test]
 fn a_request_is_filled_and_announced() {
     let mut bench = Bench::new(Box::new(Rng::new()));
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    bench.lend();
     let mapping = Arc::clone(&bench.mapping);
     let mut driver = driver(&mapping);
-    driver
-        .add(&[], &[(BusAddr(BASE + 0x8000), 1000)])
-        .expect("added");
-    driver.publish().expect("published");
-    bench.tell(start(driver.config(), None)).expect("started");
+    ask(&mut driver, 1000);
+    bench.start(driver.config(), None).expect("started");
     assert_eq!(bench.run(), [], "nothing happens before DRIVER_OK");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.drive();
     assert_eq!(bench.run(), [Notice::Used { queue: 0 }]);
     assert_eq!(
         driver.pop_used().expect("sound").map(|used| used.written),
@@ -129,7 +113,7 @@ fn a_queue_outside_the_memory_is_refused() {
     let mut bench = Bench::new(Box::new(Rng::new()));
     let config = driver(&bench.mapping).config();
     let why = bench
-        .tell(start(config, None))
+        .start(config, None)
         .expect_err("no memory is lent yet");
     assert!(why.contains("outside every window"), "{why}");
 }
@@ -137,14 +121,10 @@ fn a_queue_outside_the_memory_is_refused() {
 #[test]
 fn memory_taken_away_under_a_running_queue_breaks_only_the_device() {
     let mut bench = Bench::new(Box::new(Rng::new()));
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    bench.lend();
     let config = driver(&bench.mapping).config();
-    bench.tell(start(config, None)).expect("started");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.start(config, None).expect("started");
+    bench.drive();
     bench.run();
     bench
         .tell(Command::SetMemory(Arc::new(WindowTable::empty())))
@@ -158,34 +138,30 @@ fn memory_taken_away_under_a_running_queue_breaks_only_the_device() {
     bench.core.kick(SLOT, 0);
     assert_eq!(bench.run(), [], "a broken device is left alone");
     bench.tell(Command::Reset).expect("reset");
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
-    bench.tell(start(config, None)).expect("started again");
+    bench.lend();
+    bench.start(config, None).expect("started again");
 }
 
 #[test]
 fn a_queue_resumes_at_its_used_index() {
     let mut bench = Bench::new(Box::new(Rng::new()));
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    bench.lend();
     let config = driver(&bench.mapping).config();
     bench
-        .tell(start(config, Some(Resume::At { avail: 3, used: 3 })))
+        .start(config, Some(Resume::At { avail: 3, used: 3 }))
         .expect("started");
     let why = bench
-        .tell(start(
+        .start(
             config,
             Some(Resume::At {
                 avail: 300,
                 used: 3,
             }),
-        ))
+        )
         .expect_err("297 chains cannot be in flight in a queue of 8");
     assert!(!why.is_empty());
     bench
-        .tell(start(config, Some(Resume::FromUsedRing)))
+        .start(config, Some(Resume::FromUsedRing))
         .expect("started");
 }
 
@@ -196,21 +172,15 @@ fn a_queue_of_which_nobody_says_where_it_is_goes_on_where_its_rings_say() {
         Arc::clone(&bench.mapping)
     };
     let mut driver = driver(&mapping);
-    let buffer = [(BusAddr(BASE + 0x8000), 16)];
     for round in 0..3 {
         // Another device host each time.
         let mut bench = Bench::on(Box::new(Rng::new()), Arc::clone(&mapping));
+        bench.lend();
+        ask(&mut driver, 16);
         bench
-            .tell(Command::SetMemory(Arc::clone(&bench.table)))
-            .expect("memory");
-        driver.add(&[], &buffer).expect("added");
-        driver.publish().expect("published");
-        bench
-            .tell(start(driver.config(), Some(Resume::AsFound)))
+            .start(driver.config(), Some(Resume::AsFound))
             .expect("started");
-        bench
-            .tell(Command::DriverOk(FeatureSet::EMPTY))
-            .expect("running");
+        bench.drive();
         bench.run();
         assert!(driver.pop_used().expect("sound").is_some(), "round {round}");
         assert!(driver.pop_used().expect("sound").is_none(), "round {round}");
@@ -224,15 +194,9 @@ fn a_queue_of_which_nobody_says_where_it_is_goes_on_where_its_rings_say() {
         &1u16.to_le_bytes(),
     );
     let mut bench = Bench::on(Box::new(Rng::new()), Arc::clone(&mapping));
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
-    bench
-        .tell(start(config, Some(Resume::AsFound)))
-        .expect("started");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.lend();
+    bench.start(config, Some(Resume::AsFound)).expect("started");
+    bench.drive();
     assert_eq!(bench.run(), [Notice::Used { queue: 0 }]);
     let mut used = [0; 2];
     mapping.ram().read(device + 2, &mut used);
@@ -271,14 +235,10 @@ fn a_device_that_panics_needs_reset_and_nothing_else_falls() {
     bench
         .core
         .command(Slot(1), 0, Command::Add(Box::new(Rng::new())), &mut NoFds);
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    bench.lend();
     let config = driver(&bench.mapping).config();
-    bench.tell(start(config, None)).expect("started");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.start(config, None).expect("started");
+    bench.drive();
     let notices = bench.run();
     assert!(
         matches!(&notices[..], [Notice::Broken { why, .. }] if why.contains("bad queue")),
@@ -380,14 +340,10 @@ fn timeouts_follow_the_device_and_queues_are_processed_again_when_it_says_so() {
         processed: Arc::clone(&processed),
     };
     let mut bench = Bench::new(Box::new(device));
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    bench.lend();
     let config = driver(&bench.mapping).config();
-    bench.tell(start(config, None)).expect("started");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.start(config, None).expect("started");
+    bench.drive();
     assert_eq!(bench.run(), []);
     let count = || processed.load(std::sync::atomic::Ordering::Relaxed);
     let before = count();
@@ -405,9 +361,7 @@ fn interrupts_go_the_same_way_after_a_queue_was_reset() {
     let mut bench = Bench::new(Box::new(Rng::new()));
     let mapping = Arc::clone(&bench.mapping);
     let call = Doorbell::new().expect("an eventfd");
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    bench.lend();
     bench
         .tell(Command::SetNotify {
             queue: 0,
@@ -415,16 +369,11 @@ fn interrupts_go_the_same_way_after_a_queue_was_reset() {
             call: Some(call.try_clone().expect("a descriptor")),
         })
         .expect("notified");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.drive();
     for _ in 0..3 {
         let mut driver = driver(&mapping);
-        driver
-            .add(&[], &[(BusAddr(BASE + 0x8000), 100)])
-            .expect("added");
-        driver.publish().expect("published");
-        bench.tell(start(driver.config(), None)).expect("started");
+        ask(&mut driver, 100);
+        bench.start(driver.config(), None).expect("started");
         assert_eq!(bench.run(), [], "no message");
         assert_eq!(call.drain().expect("an eventfd"), 1);
         bench.tell(Command::ResetQueue(0)).expect("reset");
@@ -433,32 +382,19 @@ fn interrupts_go_the_same_way_after_a_queue_was_reset() {
 
 #[test]
 fn a_device_does_not_go_on_in_memory_that_is_gone() {
-    let (mapping, fd) = Mapping::memfd("test", BYTES, false).expect("memfd");
+    let (mapping, fd) = Mapping::memfd("test", BYTES as u64, false).expect("memfd");
     let mapping = Arc::new(mapping);
     vmsg_mem::fault::install().expect("a handler");
-    let entry = TableEntry {
-        base: BusAddr(BASE),
-        mapping: Arc::clone(&mapping),
-        offset: 0,
-        len: usize::try_from(BYTES).expect("small"),
-        access: Access::ReadWrite,
-    };
-    let mut bench = Bench::new(Box::new(Rng::new()));
-    bench.mapping = Arc::clone(&mapping);
-    bench.table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
-    bench
-        .tell(Command::SetMemory(Arc::clone(&bench.table)))
-        .expect("memory");
+    let mut bench = Bench::on(Box::new(Rng::new()), Arc::clone(&mapping));
+    bench.lend();
     let mut driver = driver(&mapping);
     driver
-        .add(&[], &[(BusAddr(BASE + BYTES - 4096), 4096)])
+        .add(&[], &[(BusAddr(BASE + BYTES as u64 - 4096), 4096)])
         .expect("added");
     driver.publish().expect("published");
-    bench.tell(start(driver.config(), None)).expect("started");
-    rustix::fs::ftruncate(&fd, BYTES - 4096).expect("truncated");
-    bench
-        .tell(Command::DriverOk(FeatureSet::EMPTY))
-        .expect("running");
+    bench.start(driver.config(), None).expect("started");
+    rustix::fs::ftruncate(&fd, BYTES as u64 - 4096).expect("truncated");
+    bench.drive();
     let notices = bench.run();
     assert!(
         matches!(&notices[..], [.., Notice::Broken { why, .. }] if why.contains("gone")),

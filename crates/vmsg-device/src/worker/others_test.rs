@@ -2,36 +2,23 @@
 //! Network devices of one worker that put frames into each other, by a back end that knows them all.
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 use vmsg_net::{Backend, Guest, Offloads, TxFrame};
-use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
 use super::*;
 use crate::device::{Device, Operation};
 use crate::net::{Mac, Net, Settings, bits};
-use crate::worker::{Command, Core, Fds, QueueStart};
+use crate::stand::{BASE, BUFFERS, Driver, NoFds, start};
+use crate::worker::{Command, Core};
 
 #[path = "others_panic_test.rs"]
 mod panics;
 
-const BASE: u64 = 0x4000_0000;
-/// Bytes of each queue's part of the memory: its rings, then its buffers.
-const PART: usize = 1 << 16;
-const BUFFERS: usize = 1 << 12;
 const BUFFER: usize = 2048;
 const SIZE: u16 = 16;
-
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
-}
 
 /// What happens in a `fill`, beside the frames.
 type Hook = Box<dyn FnMut(u32, &mut dyn RxSink) + Send>;
@@ -142,20 +129,6 @@ impl Backend for Port {
     fn shutdown(&mut self) {}
 }
 
-/// A driver's queue.
-struct Queue {
-    ring: DriverQueue<'static, Vec<DriverSlot>>,
-    places: BTreeMap<usize, usize>,
-    next: usize,
-}
-
-struct Driver {
-    mapping: &'static Arc<Mapping>,
-    file: OwnedFd,
-    table: Arc<WindowTable>,
-    queues: BTreeMap<usize, Queue>,
-}
-
 struct Party {
     core: Core,
     hub: Shared,
@@ -194,24 +167,8 @@ impl Party {
     }
 
     fn add(&mut self, guest: u32, device: Box<dyn Device>) {
-        let bytes = (PART * device.queue_sizes().len()) as u64;
-        let (mapping, file) = Mapping::memfd("test", bytes, false).expect("memfd");
-        // Rings borrow the memory; a test's process is short.
-        let mapping: &'static Arc<Mapping> = Box::leak(Box::new(Arc::new(mapping)));
-        let entry = TableEntry {
-            base: BusAddr(BASE),
-            mapping: Arc::clone(mapping),
-            offset: 0,
-            len: usize::try_from(bytes).expect("small"),
-            access: Access::ReadWrite,
-        };
-        let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
-        let driver = Driver {
-            mapping,
-            file,
-            table: Arc::clone(&table),
-            queues: BTreeMap::new(),
-        };
+        let driver = Driver::new(device.queue_sizes().len(), SIZE, false);
+        let table = Arc::clone(&driver.table);
         self.guests.insert(guest, driver);
         self.core
             .command(Slot(guest), 0, Command::Add(device), &mut NoFds);
@@ -235,27 +192,8 @@ impl Party {
     fn bring_up(&mut self, guest: u32, features: &[u32], queues: &[usize]) {
         let features = FeatureSet::from_bits(features);
         for queue in queues {
-            let layout = Layout::new(SIZE, 0).expect("a size");
-            let part = queue * PART;
-            let ram = self.guests[&guest].mapping.ram();
-            let rings = ram.get(part, layout.total_len()).expect("inside");
-            rings.fill(0);
-            let slots = vec![DriverSlot::default(); usize::from(SIZE)];
-            let base = BusAddr(BASE + part as u64);
-            let ring = DriverQueue::new(layout, QueueFeatures::default(), rings, base, slots);
-            let ring = ring.expect("a queue");
-            let start = QueueStart {
-                queue: *queue,
-                config: ring.config(),
-                features: FeatureSet::EMPTY,
-                resume: None,
-                record: None,
-            };
-            let queues = &mut self.guests.get_mut(&guest).expect("there").queues;
-            let places = BTreeMap::new();
-            let next = 0;
-            queues.insert(*queue, Queue { ring, places, next });
-            self.tell(guest, Command::StartQueue(start))
+            let config = self.driver(guest).set_up(*queue);
+            self.tell(guest, Command::StartQueue(start(*queue, config)))
                 .expect("a queue");
         }
         self.tell(guest, Command::DriverOk(features))
@@ -278,31 +216,13 @@ impl Party {
         }
     }
 
-    /// Adds a buffer of `len` bytes, of which the device reads `bytes`.
-    fn add_chain(&mut self, guest: u32, queue: usize, bytes: Option<&[u8]>) {
-        let guest = self.guests.get_mut(&guest).expect("there");
-        let mapping = guest.mapping;
-        let at = guest.queues.get_mut(&queue).expect("set up");
-        let place = queue * PART + BUFFERS + at.next % usize::from(SIZE) * BUFFER;
-        at.next += 1;
-        let addr = BusAddr(BASE + place as u64);
-        let token = match bytes {
-            Some(bytes) => {
-                mapping.ram().write(place, bytes);
-                let len = u32::try_from(bytes.len()).expect("small");
-                at.ring.add(&[(addr, len)], &[])
-            }
-            None => at
-                .ring
-                .add(&[], &[(addr, u32::try_from(BUFFER).expect("small"))]),
-        };
-        at.places.insert(token.expect("room").index(), place);
-        at.ring.publish().expect("published");
+    fn driver(&mut self, guest: u32) -> &mut Driver {
+        self.guests.get_mut(&guest).expect("there")
     }
 
     fn give(&mut self, guest: u32, queue: usize, count: usize) {
         for _ in 0..count {
-            self.add_chain(guest, queue, None);
+            self.driver(guest).add(queue, &[], BUFFER);
         }
         self.core.kick(Slot(guest), queue);
         self.run();
@@ -313,7 +233,7 @@ impl Party {
         for frame in frames {
             let mut bytes = vec![0; 12];
             bytes.extend(frame);
-            self.add_chain(guest, 1, Some(&bytes));
+            self.driver(guest).add(1, &bytes, 0);
         }
         self.core.kick(Slot(guest), 1);
         self.run();
@@ -321,16 +241,10 @@ impl Party {
 
     /// The frames in what a device has used of a queue.
     fn used(&mut self, guest: u32, queue: usize) -> Vec<Vec<u8>> {
-        let guest = self.guests.get_mut(&guest).expect("there");
-        let at = guest.queues.get_mut(&queue).expect("set up");
-        let mut all = Vec::new();
-        while let Some(used) = at.ring.pop_used().expect("sound") {
-            let mut bytes = vec![0; used.written as usize];
-            let place = at.places[&used.token.index()];
-            guest.mapping.ram().read(place, &mut bytes);
-            all.push(bytes.split_off(12.min(bytes.len())));
-        }
-        all
+        let driver = self.driver(guest);
+        let used = std::iter::from_fn(|| driver.pop(queue));
+        used.map(|mut bytes| bytes.split_off(12.min(bytes.len())))
+            .collect()
     }
 
     fn is_broken(&self, guest: u32) -> bool {

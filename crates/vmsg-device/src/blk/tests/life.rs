@@ -102,7 +102,7 @@ fn requests_overtake_each_other_and_are_begun_and_told_together() {
     bench.kick(0);
     assert_eq!(bench.disk.state().pending.len(), 8);
     assert_eq!(bench.disk.state().commits, 1, "one call for all");
-    assert_eq!(bench.count("in_flight"), 8);
+    assert_eq!(bench.counter("in_flight"), 8);
     assert_eq!(bench.guest.used(0), None);
     for _ in 0..4 {
         bench.disk.finish(3);
@@ -114,7 +114,7 @@ fn requests_overtake_each_other_and_are_begun_and_told_together() {
     bench.disk.finish_all();
     bench.poll();
     assert_eq!(std::iter::from_fn(|| bench.guest.used(0)).count(), 4);
-    assert_eq!(bench.count("in_flight"), 0);
+    assert_eq!(bench.counter("in_flight"), 0);
     for (sector, byte) in (0x40..0x48).enumerate() {
         assert_eq!(bench.disk.state().bytes[sector * 512], byte);
     }
@@ -150,7 +150,7 @@ fn what_the_disk_has_no_room_for_waits_in_the_queue() {
     // A disk that has no room and nothing to do is asked again by the clock.
     bench.disk.state().room = 0;
     bench.add(0, 0, &write(0, 1), 1);
-    let due = bench.next_timeout().expect("a time");
+    let due = bench.core.next_timeout().expect("a time");
     bench.disk.state().room = 1;
     bench.poll_at(due);
     assert_eq!(bench.disk.state().pending.len(), 1);
@@ -178,6 +178,7 @@ fn the_driver_chooses_how_writes_are_cached() {
     assert!(bench.disk.state().write_back);
     set(&mut bench, 32, &[0]).expect("a choice");
     bench.start(0, false);
+    bench.negotiate(ALL).expect("fine");
     bench.driver_ok();
     assert!(!bench.disk.state().write_back);
 
@@ -216,7 +217,10 @@ fn a_disk_that_is_resized_says_so_and_nothing_is_read_behind_its_end() {
     bench.poll();
     assert_eq!(bench.config_notices().len(), 2);
     assert_eq!(bench.ask(&header(IN, DISK / 512 / 2), 513)[512], 1);
-    assert_eq!((bench.count("size"), bench.count("resized")), (DISK / 2, 2));
+    assert_eq!(
+        (bench.counter("size"), bench.counter("resized")),
+        (DISK / 2, 2)
+    );
     let without = Bench::new().operate(Operation::SetLink(true));
     assert!(without.is_err());
 }
@@ -243,7 +247,7 @@ fn a_reset_waits_for_what_is_under_way_and_tells_nothing_of_it() {
     assert_eq!(bench.disk.state().cancels, 1);
     assert_eq!(bench.guest.used(0), None);
     assert_eq!(bench.guest.read(BUFFERS + 0x2000, 1), [0xee]);
-    assert_eq!(bench.count("in_flight"), 0);
+    assert_eq!(bench.counter("in_flight"), 0);
 
     // One that does what it is told is ready at once.
     let mut bench = Bench::new();
@@ -328,7 +332,7 @@ fn the_next_process_begins_what_was_under_way_again() {
     assert_eq!(used, [(tokens[1], 1), (tokens[4], 1)]);
     let again = [0, 2, 3, 5].map(|sector: u64| Op::Write(sector * 512, 512));
     assert_eq!(bench.disk.state().seen, again);
-    assert_eq!(bench.count("repeated"), 4);
+    assert_eq!(bench.counter("repeated"), 4);
     bench.add(0, 7, &write(7, 0x50), 1);
     bench.disk.finish_all();
     bench.poll();
@@ -375,7 +379,7 @@ fn a_turn_is_bounded_by_bytes() {
     bench.guest.rings[0].publish().expect("published");
     bench.kick(0);
     assert_eq!(std::iter::from_fn(|| bench.guest.used(0)).count(), 16);
-    assert_eq!(bench.count("read_bytes"), 8 << 20);
+    assert_eq!(bench.counter("read_bytes"), 8 << 20);
 }
 
 #[test]
@@ -388,12 +392,13 @@ fn a_disk_that_does_not_end_leaves_a_reset_waiting_without_a_busy_worker() {
     }
     bench.add(0, 0, &write(0, 1), 1);
     let reset = bench.begin(Command::Reset);
-    let due = bench.next_timeout().expect("asked again");
+    let due = bench.core.next_timeout().expect("asked again");
     let later = due + Duration::from_secs(10);
     bench.poll_at(later);
     assert_eq!(bench.answer(reset), None);
     assert!(
         bench
+            .core
             .next_timeout()
             .is_none_or(|next| next > Instant::now())
     );

@@ -54,10 +54,10 @@ fn what_is_written_is_read_again() {
         "errors",
     ];
     assert_eq!(
-        counts.map(|name| bench.count(name)),
+        counts.map(|name| bench.counter(name)),
         [1, 4096, 1, 4096, 1, 0]
     );
-    assert_eq!(bench.count("scripted"), 7, "those of the disk");
+    assert_eq!(bench.counter("scripted"), 7, "those of the disk");
 }
 
 #[test]
@@ -143,8 +143,8 @@ fn what_cannot_be_gets_an_error_and_the_disk_never_sees_it() {
         assert!(answer[..room - 1].iter().all(|byte| *byte == 0xee), "{why}");
     }
     assert_eq!(bench.disk.state().seen, []);
-    assert_eq!(bench.count("unsupported"), 6);
-    assert_eq!(bench.count("refused"), 14);
+    assert_eq!(bench.counter("unsupported"), 6);
+    assert_eq!(bench.counter("refused"), 14);
     // And it goes on.
     assert_eq!(bench.ask(&write(0, &[1; 512]), 1), [OK]);
     assert_eq!(bench.ask(&header(IN, end), 1), [OK], "nothing at the end");
@@ -341,8 +341,8 @@ fn an_error_of_the_disk_is_one_for_the_driver() {
         assert_eq!(bench.ask(&header(IN, 0), 513)[512], status);
         assert_eq!(bench.ask(&header(FLUSH, 0), 1), [status]);
     }
-    assert_eq!(bench.count("errors"), 6);
-    assert_eq!(bench.count("reads"), 0);
+    assert_eq!(bench.counter("errors"), 6);
+    assert_eq!(bench.counter("reads"), 0);
     bench.disk.state().fail = None;
     assert_eq!(bench.ask(&header(IN, 0), 513)[512], OK);
 }

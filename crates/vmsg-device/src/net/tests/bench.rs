@@ -1,36 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A network device in a worker, its driver, and its back end, all in one thread.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
 use vmsg_net::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
-use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
-use crate::device::{Device, Monitor, Operation};
+use crate::device::Device;
 use crate::net::{Mac, Net, Settings};
-use crate::worker::{Command, Core, Fds, Notice, QueueStart, Reply, Resume, Slot};
+use crate::stand::{Driver, Stand, counter, start};
+use crate::worker::{Command, QueueStart, Resume};
 
 pub(super) const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
-const BASE: u64 = 0x4000_0000;
-/// Bytes of each queue's part of the memory: its rings, then its buffers.
-const PART: usize = 1 << 18;
-const BUFFERS: usize = 1 << 14;
 const SIZE: u16 = 64;
-const SLOT: Slot = Slot(0);
-
-/// Nobody watches descriptors: kicks come as commands.
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
-}
 
 /// A frame on its way to the guest.
 #[derive(Clone, Debug)]
@@ -155,15 +140,6 @@ impl Backend for Wire {
     fn shutdown(&mut self) {}
 }
 
-/// A queue as its driver has it.
-struct Queue<'m> {
-    ring: DriverQueue<'m, Vec<DriverSlot>>,
-    /// Next place for a buffer, in bytes from the beginning of the buffers.
-    next: usize,
-    /// Where the buffer with a token's index is, and its length.
-    places: BTreeMap<usize, (usize, usize)>,
-}
-
 /// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Received {
@@ -174,16 +150,25 @@ pub(super) struct Received {
 }
 
 pub(super) struct Bench {
-    core: Core,
-    mapping: &'static Mapping,
-    queues: BTreeMap<usize, Queue<'static>>,
+    stand: Stand,
+    driver: Driver,
     pub(super) wire: Wire,
-    pub(super) monitor: Arc<dyn Monitor>,
-    pub(super) offered: FeatureSet,
-    features: FeatureSet,
     pub(super) header: usize,
-    tickets: u64,
-    pub(super) notices: Vec<Notice>,
+}
+
+/// What all devices' drivers do.
+impl Deref for Bench {
+    type Target = Stand;
+
+    fn deref(&self) -> &Stand {
+        &self.stand
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut Stand {
+        &mut self.stand
+    }
 }
 
 impl Bench {
@@ -198,36 +183,16 @@ impl Bench {
     pub(super) fn with(settings: &Settings) -> Self {
         let wire = Wire::new(u16::MAX);
         let device = Net::new(settings, Box::new(wire.clone()));
-        let bytes = (PART * device.queue_sizes().len()) as u64;
-        let (mapping, _fd) = Mapping::memfd("test", bytes, true).expect("memfd");
-        // Rings borrow the memory; a test's process is short.
-        let mapping: &'static Arc<Mapping> = Box::leak(Box::new(Arc::new(mapping)));
-        let entry = TableEntry {
-            base: BusAddr(BASE),
-            mapping: Arc::clone(mapping),
-            offset: 0,
-            len: usize::try_from(bytes).expect("small"),
-            access: Access::ReadWrite,
-        };
-        let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
-        let monitor = device.monitor().expect("counters");
-        let offered = device.features();
-        let mut core = Core::new();
-        core.command(SLOT, 0, Command::Add(Box::new(device)), &mut NoFds);
-        let mut bench = Self {
-            core,
-            mapping,
-            queues: BTreeMap::new(),
+        let driver = Driver::new(device.queue_sizes().len(), SIZE, true);
+        let mut stand = Stand::new(Box::new(device));
+        let table = Arc::clone(&driver.table);
+        stand.tell(Command::SetMemory(table)).expect("memory");
+        Self {
+            stand,
+            driver,
             wire,
-            monitor,
-            offered,
-            features: FeatureSet::EMPTY,
             header: 12,
-            tickets: 0,
-            notices: Vec::new(),
-        };
-        bench.tell(Command::SetMemory(table)).expect("memory");
-        bench
+        }
     }
 
     /// A device that has been brought up with `features` and `queues`.
@@ -246,134 +211,26 @@ impl Bench {
     }
 
     pub(super) fn negotiate(&mut self, features: &[u32]) -> Result<(), String> {
-        self.features = FeatureSet::from_bits(features);
-        assert!(
-            self.features.is_subset(&self.offered),
-            "offered: {}",
-            self.offered
-        );
-        self.header = if self.features.contains(crate::net::bits::HASH_REPORT) {
+        self.header = if features.contains(&crate::net::bits::HASH_REPORT) {
             20
         } else {
             12
         };
-        self.tell(Command::CheckFeatures(self.features))
-    }
-
-    pub(super) fn driver_ok(&mut self) {
-        self.tell(Command::DriverOk(self.features))
-            .expect("running");
-        self.run();
+        self.stand.negotiate(features)
     }
 
     pub(super) fn set_up(&mut self, index: usize, resume: Option<Resume>) -> Result<(), String> {
-        let layout = Layout::new(SIZE, 0).expect("a size");
-        let ram = self.mapping.ram();
-        let rings = ram.get(index * PART, layout.total_len()).expect("inside");
-        let base = BusAddr(BASE + (index * PART) as u64);
-        let slots = vec![DriverSlot::default(); usize::from(SIZE)];
-        let ring = DriverQueue::new(layout, QueueFeatures::default(), rings, base, slots);
-        let ring = ring.expect("a queue");
-        let config = ring.config();
-        let queue = Queue {
-            ring,
-            next: 0,
-            places: BTreeMap::new(),
-        };
-        self.queues.insert(index, queue);
         let start = QueueStart {
-            queue: index,
-            config,
-            features: FeatureSet::EMPTY,
             resume,
-            record: None,
+            ..start(index, self.driver.set_up(index))
         };
         self.tell(Command::StartQueue(start))
-    }
-
-    pub(super) fn tell(&mut self, command: Command) -> Result<(), String> {
-        self.tickets += 1;
-        let ticket = self.tickets;
-        self.core.command(SLOT, ticket, command, &mut NoFds);
-        let mut answer = None;
-        for reply in self.core.take_replies() {
-            match reply {
-                Reply::Done {
-                    ticket: other,
-                    result,
-                } if other == ticket => answer = Some(result),
-                Reply::Notice(_, notice) => self.notices.push(notice),
-                other => panic!("{other:?}"),
-            }
-        }
-        answer.expect("every command is answered")
-    }
-
-    pub(super) fn operate(&mut self, operation: Operation) -> Result<(), String> {
-        let result = self.tell(Command::Operate(operation));
-        self.run();
-        result
-    }
-
-    pub(super) fn kick(&mut self, queue: usize) {
-        self.core.kick(SLOT, queue);
-        self.run();
-    }
-
-    /// Has the device look after its back end.
-    pub(super) fn poll(&mut self) {
-        self.core.poll_device(SLOT, Instant::now());
-        self.run();
-    }
-
-    fn run(&mut self) {
-        // A device that never ends is as bad as one that does nothing.
-        for _ in 0..10_000 {
-            if !self.core.step(Instant::now()) {
-                break;
-            }
-        }
-        assert!(!self.core.has_work(), "the device is busy for ever");
-        self.notices
-            .extend(self.core.take_replies().map(|reply| match reply {
-                Reply::Notice(_, notice) => notice,
-                other => panic!("{other:?}"),
-            }));
-    }
-
-    /// Adds a chain of one buffer; `bytes` are written to it if it is for the device to read.
-    fn add(&mut self, queue: usize, readable: &[u8], writable: usize) -> usize {
-        let part = queue * PART + BUFFERS;
-        let entry = self.queues.get_mut(&queue).expect("set up");
-        let len = readable.len() + writable;
-        if entry.next + len > PART - BUFFERS {
-            entry.next = 0;
-        }
-        let at = part + entry.next;
-        entry.next += len.next_multiple_of(8);
-        self.mapping.ram().write(at, readable);
-        let addr = |at: usize| BusAddr(BASE + at as u64);
-        let length = |len: usize| u32::try_from(len).expect("small");
-        let read = [(addr(at), length(readable.len()))];
-        let write = [(addr(at + readable.len()), length(writable))];
-        let token = entry
-            .ring
-            .add(
-                if readable.is_empty() { &[] } else { &read },
-                if writable == 0 { &[] } else { &write },
-            )
-            .expect("room");
-        entry
-            .places
-            .insert(token.index(), (at + readable.len(), writable));
-        entry.ring.publish().expect("published");
-        at + readable.len()
     }
 
     /// Gives the device `count` receive buffers of `len` bytes.
     pub(super) fn give(&mut self, queue: usize, count: usize, len: usize) {
         for _ in 0..count {
-            self.add(queue, &[], len);
+            self.driver.add(queue, &[], len);
         }
         self.kick(queue);
     }
@@ -381,12 +238,16 @@ impl Bench {
     /// What has come in a receive queue.
     pub(super) fn received(&mut self, queue: usize) -> Vec<Received> {
         let mut frames = Vec::new();
-        while let Some(first) = self.pop(queue) {
+        while let Some(first) = self.driver.pop(queue) {
             let header = first[..self.header].to_vec();
             let mut bytes = first[self.header..].to_vec();
             let buffers = usize::from(u16::from_le_bytes([header[10], header[11]]));
             for _ in 1..buffers {
-                bytes.extend(self.pop(queue).expect("all buffers of a frame at once"));
+                bytes.extend(
+                    self.driver
+                        .pop(queue)
+                        .expect("all buffers of a frame at once"),
+                );
             }
             frames.push(Received {
                 header,
@@ -405,21 +266,9 @@ impl Bench {
             .collect()
     }
 
-    /// What was written to the next used chain.
-    fn pop(&mut self, queue: usize) -> Option<Vec<u8>> {
-        let entry = self.queues.get_mut(&queue).expect("set up");
-        let used = entry.ring.pop_used().expect("sound")?;
-        let (at, len) = entry.places[&used.token.index()];
-        let written = usize::try_from(used.written).expect("small");
-        assert!(written <= len, "{written} bytes in {len}");
-        let mut bytes = vec![0; written];
-        self.mapping.ram().read(at, &mut bytes);
-        Some(bytes)
-    }
-
     /// Chains that the device has not used yet.
     pub(super) fn outstanding(&self, queue: usize) -> u16 {
-        self.queues[&queue].ring.outstanding()
+        self.driver.outstanding(queue)
     }
 
     /// Sends a frame without offloads.
@@ -430,14 +279,14 @@ impl Bench {
     }
 
     pub(super) fn send_raw(&mut self, queue: usize, bytes: &[u8]) {
-        self.add(queue, bytes, 0);
+        self.driver.add(queue, bytes, 0);
         self.kick(queue);
     }
 
     /// Frames of which the device has said that it took them.
     pub(super) fn reclaim(&mut self, queue: usize) -> usize {
         let mut count = 0;
-        while self.pop(queue).is_some() {
+        while self.driver.pop(queue).is_some() {
             count += 1;
         }
         count
@@ -451,44 +300,16 @@ impl Bench {
     }
 
     pub(super) fn control_raw(&mut self, queue: usize, bytes: &[u8]) -> u8 {
-        self.add(queue, bytes, 1);
+        self.driver.add(queue, bytes, 1);
         self.kick(queue);
-        let ack = self.pop(queue).expect("every command is used");
+        let ack = self.driver.pop(queue).expect("every command is used");
         assert_eq!(ack.len(), 1);
         ack[0]
     }
 
-    /// A counter of the device.
-    pub(super) fn counter(&self, name: &str) -> u64 {
-        find(&self.monitor.snapshot().counters, name)
-    }
-
     /// A counter of a pair.
     pub(super) fn pair_counter(&self, pair: usize, name: &str) -> u64 {
-        find(&self.monitor.snapshot().pairs[pair], name)
+        let monitor = self.monitor.as_ref().expect("counters");
+        counter(&monitor.snapshot().pairs[pair], name)
     }
-
-    /// The last configuration bytes at `offset` that the driver was told of.
-    pub(super) fn config_notice(&mut self, offset: usize) -> Option<Vec<u8>> {
-        let mut last = None;
-        for notice in self.notices.drain(..) {
-            if let Notice::Config { offset: at, data } = notice
-                && at == offset
-            {
-                last = Some(data);
-            }
-        }
-        last
-    }
-
-    /// True if the device has asked for a reset since the last look at notices.
-    pub(super) fn is_broken(&self) -> bool {
-        let mut notices = self.notices.iter();
-        notices.any(|notice| matches!(notice, Notice::Broken { .. }))
-    }
-}
-
-fn find(counters: &[(&str, u64)], name: &str) -> u64 {
-    let counter = counters.iter().find(|(other, _)| *other == name);
-    counter.expect("a counter of that name").1
 }

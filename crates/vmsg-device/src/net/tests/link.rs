@@ -65,7 +65,10 @@ fn the_link_is_up_when_both_ends_are() {
         up: true,
         carrier: false,
     };
-    assert_eq!(bench.monitor.snapshot().link, Some(link));
+    assert_eq!(
+        bench.monitor.as_ref().expect("counters").snapshot().link,
+        Some(link)
+    );
     bench.wire.state().link = true;
     bench.poll();
     assert_eq!(bench.config_notice(STATUS), Some(vec![1, 0]));
