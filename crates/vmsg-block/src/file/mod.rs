@@ -2,6 +2,7 @@
 //! A disk in a file or on a block device.
 
 mod config;
+mod mapped;
 mod medium;
 mod open;
 mod pool;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use vmsg_mem::WindowTable;
 
 use crate::{Completion, Disk, Facts, Failure, Request, Submitted};
+use mapped::Mapped;
 use medium::Medium;
 use pool::Pool;
 use uring::Uring;
@@ -48,6 +50,8 @@ pub struct FileDisk {
     facts: Facts,
     write_back: bool,
     workers: Workers,
+    /// The file, if it is in memory and the thread that submits reads and writes it.
+    mapped: Option<Mapped>,
     /// Requests that wait until others are done.
     waiting: VecDeque<(u32, Work)>,
     /// A request is under way beside which there must be no other.
@@ -106,11 +110,15 @@ impl FileDisk {
                 }
             },
         };
+        let mapped = (opened.in_memory && matches!(workers, Workers::Inline(_)))
+            .then(|| Mapped::new(&medium, opened.facts.size, opened.facts.read_only))
+            .flatten();
         Ok(Self {
             medium,
             facts: opened.facts,
             write_back: true,
             workers,
+            mapped,
             waiting: VecDeque::new(),
             alone: false,
             in_flight: 0,
@@ -183,6 +191,9 @@ impl FileDisk {
             return false;
         };
         let size = open::usable(&self.medium, self.facts.block_size, size);
+        if let Some(mapped) = &mut self.mapped {
+            mapped.renew(&self.medium, size);
+        }
         if size == self.facts.size {
             return false;
         }
@@ -223,7 +234,14 @@ impl Disk for FileDisk {
         // done beside anything else then.
         let is_short = len <= LONG || self.medium.direct.is_some();
         if is_short && matches!(self.workers, Workers::Inline(_)) {
-            return Submitted::Done(work::run(&self.medium, request, sync));
+            let medium = &self.medium;
+            return Submitted::Done(match &mut self.mapped {
+                Some(mapped) => mapped.run(medium, request, sync),
+                None => work::run(medium, request, sync),
+            });
+        }
+        if let Some(mapped) = &mut self.mapped {
+            mapped.forget(&request);
         }
         if self.in_flight >= LIMIT {
             return Submitted::Full;
@@ -289,6 +307,10 @@ impl Disk for FileDisk {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
+        if !self.done.is_empty() {
+            // No event tells of them.
+            return Some(Instant::now());
+        }
         Some(self.again.map_or(self.look, |again| again.min(self.look)))
     }
 

@@ -54,10 +54,7 @@ pub(super) fn open(config: &FileConfig) -> Result<Opened, OpenError> {
         FileType::BlockDevice => Kind::Device,
         _ => Kind::Regular,
     };
-    let magic = rustix::fs::fstatfs(&fd).map_err(look)?.f_type;
-    // The type of the field differs between architectures; the numbers fit all of them.
-    #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation)]
-    let magic = magic as u32;
+    let magic = magic(&fd).map_err(look)?;
     let in_memory = kind == Kind::Regular && [TMPFS, RAMFS, HUGETLBFS].contains(&magic);
     // There is no cache to go past in memory.
     let direct = if config.direct && !in_memory {
@@ -86,6 +83,19 @@ pub(super) fn open(config: &FileConfig) -> Result<Opened, OpenError> {
         facts,
         in_memory,
     })
+}
+
+/// Of the file system.
+fn magic(fd: &OwnedFd) -> Result<u32, Errno> {
+    let magic = rustix::fs::fstatfs(fd)?.f_type;
+    // The type of the field differs between architectures; the numbers fit all of them.
+    #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation)]
+    Ok(magic as u32)
+}
+
+/// Whether it is a file of hugetlbfs: those can be read, but not written by system calls.
+pub(super) fn is_in_huge_pages(medium: &Medium) -> bool {
+    magic(&medium.fd) == Ok(HUGETLBFS)
 }
 
 enum Trouble {

@@ -127,6 +127,10 @@ impl Pool {
     /// Gives up what has not been begun.
     pub(super) fn cancel(&self) {
         let mut state = self.shared.state();
+        if state.waiting.is_empty() {
+            // The event is there as long as something is to be told, and only then: nobody would take it back.
+            return;
+        }
         while let Some((tag, _)) = state.waiting.pop_front() {
             let result = Err(Failure::Canceled);
             state.done.push(Completion { tag, result });

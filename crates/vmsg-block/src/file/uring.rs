@@ -113,6 +113,8 @@ pub(super) struct Uring {
     pub(super) touching: usize,
     /// Pushed to the ring and not given to the kernel.
     pending: bool,
+    /// The kernel has refused to take anything, which was logged.
+    refused: bool,
     pub(super) bounced: u64,
     pub(super) retried: u64,
 }
@@ -122,6 +124,8 @@ pub(super) struct Uring {
 struct Threads {
     pool: Pool,
     event: Arc<OwnedFd>,
+    /// The ring tells of the event.
+    heard: bool,
     /// Requests with memory.
     touching: Vec<u32>,
 }
@@ -138,6 +142,7 @@ impl Uring {
             threads: None,
             touching: 0,
             pending: false,
+            refused: false,
             bounced: 0,
             retried: 0,
         })
@@ -260,6 +265,7 @@ impl Uring {
                 Ok(Threads {
                     event: Arc::new(pool.event()?),
                     pool,
+                    heard: false,
                     touching: Vec::new(),
                 })
             });
@@ -270,8 +276,8 @@ impl Uring {
                     return done.push(Completion { tag, result });
                 }
             }
-            self.listen();
         }
+        self.listen();
         let threads = self.threads.as_mut().expect("just made");
         if work.has_memory() {
             self.touching += 1;
@@ -280,18 +286,17 @@ impl Uring {
         threads.pool.push(tag, work);
     }
 
-    /// Has the ring tell when a thread is done with something.
-    fn listen(&mut self) {
-        let Some(threads) = &self.threads else {
-            return;
+    /// Has the ring tell when a thread is done with something. False: it could not be told so, and is to be asked again.
+    fn listen(&mut self) -> bool {
+        let Some(threads) = self.threads.as_mut().filter(|threads| !threads.heard) else {
+            return true;
         };
         let (offset, to) = (0, Held::buffer(8, 8));
-        self.pending = true;
         let read = Operation::Read { offset, to };
-        if self.ring.push(THREADS_TAG, &threads.event, read).is_err() {
-            // There is room for it always: the kernel took nothing at all. Then `completed` looks for itself.
-            tracing::debug!("the ring did not take the event of the threads");
-        }
+        // There is room for it always; but the kernel may have taken nothing of what is to be submitted.
+        threads.heard = self.ring.push(THREADS_TAG, &threads.event, read).is_ok();
+        self.pending = true;
+        threads.heard
     }
 
     /// Gives the kernel what was started. False: it did not take it, and is to be asked again in a moment.
@@ -299,19 +304,30 @@ impl Uring {
         if !self.pending {
             return true;
         }
+        let listens = self.listen();
         while let Some((index, operation)) = self.unsent.pop_front() {
             if let Err(operation) = self.ring.push(index, &self.medium.fd, operation) {
                 self.unsent.push_front((index, operation));
                 break;
             }
         }
-        self.pending = self.ring.submit().is_err() || !self.unsent.is_empty();
+        let submitted = self.ring.submit();
+        if let Err(error) = &submitted
+            && !is_short_of_something(error)
+            && !mem::replace(&mut self.refused, true)
+        {
+            tracing::error!(%error, "the kernel takes no requests for a disk any more: they wait until it does");
+        }
+        self.pending = submitted.is_err() || !self.unsent.is_empty() || !listens;
         !self.pending
     }
 
     pub(super) fn completed(&mut self, done: &mut Vec<Completion>) {
         while let Some(finished) = self.ring.pop() {
             if finished.tag == THREADS_TAG {
+                if let Some(threads) = &mut self.threads {
+                    threads.heard = false;
+                }
                 self.listen();
                 continue;
             }
@@ -445,6 +461,13 @@ impl Uring {
         }
         self.ring.cancel_all();
     }
+}
+
+/// Whether what is to be submitted may be taken a moment later.
+fn is_short_of_something(error: &io::Error) -> bool {
+    [Errno::AGAIN, Errno::BUSY, Errno::NOMEM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Whether the kernel gave an operation up for no reason of the file's: the thread that began it has ended, for one.

@@ -53,6 +53,10 @@ impl Memory {
         ]
     }
 
+    pub(crate) fn piece(&self, at: usize, len: usize) -> RamSlice<'_> {
+        self.mapping.ram().get(at, len).unwrap()
+    }
+
     pub(crate) fn fill(&self, at: usize, bytes: &[u8]) {
         assert_eq!(
             self.mapping
