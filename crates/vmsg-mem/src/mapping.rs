@@ -221,6 +221,37 @@ impl Mapping {
         })
     }
 
+    /// Whether all of the pages of `len` bytes from `offset` on are in memory (mincore): touching them waits for nothing and takes no
+    /// memory. They may go at any time. The kernel says yes of files that the process might not write.
+    ///
+    /// # Errors
+    ///
+    /// Those of mincore(2); `EINVAL` if the bytes are not all inside.
+    pub fn is_resident(&self, offset: usize, len: usize) -> io::Result<bool> {
+        const PAGES: usize = 256;
+        let bounds = || io::Error::from_raw_os_error(libc::EINVAL);
+        let part = self.ram().get(offset, len).ok_or_else(bounds)?;
+        let size = rustix::param::page_size();
+        let mut there = [0u8; PAGES];
+        let skip = part.as_ptr().addr() % size;
+        let mut page = part.as_ptr().wrapping_sub(skip);
+        let mut left = (skip + len).div_ceil(size);
+        while left > 0 {
+            let count = left.min(PAGES);
+            // SAFETY: the pages are mapped, and there is a byte for each.
+            let result = unsafe { libc::mincore(page.cast(), count * size, there.as_mut_ptr()) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if there[..count].iter().any(|byte| byte & 1 == 0) {
+                return Ok(false);
+            }
+            page = page.wrapping_add(count * size);
+            left -= count;
+        }
+        Ok(true)
+    }
+
     /// Length in bytes.
     pub const fn len(&self) -> usize {
         self.len

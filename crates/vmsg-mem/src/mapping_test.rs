@@ -125,3 +125,18 @@ fn a_mapping_gives_its_file_to_others_if_it_was_kept() {
     let other = Mapping::of_fd(file.as_fd(), offset, 4, Access::Read).unwrap();
     assert_eq!(&bytes(other.ram(), 0), b"here");
 }
+
+#[test]
+fn pages_that_a_file_has_are_resident_and_its_holes_are_not() {
+    let page = rustix::param::page_size();
+    let (mapping, fd) = Mapping::memfd("test", 600 * page as u64, true).unwrap();
+    rustix::io::pwrite(&fd, &[1], 3 * page as u64).unwrap();
+    rustix::io::pwrite(&fd, &vec![1; 300 * page], 300 * page as u64).unwrap();
+    assert!(mapping.is_resident(3 * page + 5, page - 5).unwrap());
+    assert!(!mapping.is_resident(3 * page + 5, page).unwrap());
+    assert!(mapping.is_resident(300 * page, 300 * page).unwrap());
+    assert!(!mapping.is_resident(299 * page, 301 * page).unwrap());
+    assert!(mapping.is_resident(7, 0).is_ok());
+    assert!(mapping.is_resident(600 * page, 1).is_err());
+    assert!(mapping.is_resident(usize::MAX, 2).is_err());
+}
