@@ -1,28 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Queues whose requests overtake each other, and workers that end in the middle of it.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
-use vmsg_queue::{ChainHead, DriverQueue, DriverSlot, Inflight, Layout, QueueFeatures};
+use vmsg_mem::{BusAddr, Mapping, WindowTable};
+use vmsg_queue::{ChainHead, Inflight, QueueConfig};
 
 use super::*;
 use crate::device::{Device, DeviceError, Identity, Io, Progress};
+use crate::stand::{BASE, Ring, Stand, ring, start, table};
 
-const BASE: u64 = 0x4000_0000;
-const SLOT: Slot = Slot(0);
 const SIZE: u16 = 8;
-
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
-}
+/// Where the byte of a request may be, from the beginning of the memory.
+const AT: usize = 0x8000;
 
 /// Takes all requests, notes the byte in each, and finishes those with an even one; the others wait.
 #[derive(Default)]
@@ -83,52 +74,43 @@ impl Device for EvenFirst {
     }
 }
 
-fn tell(core: &mut Core, command: Command) -> Result<(), String> {
-    core.command(SLOT, 1, command, &mut NoFds);
-    let answer = core.take_replies().find_map(|reply| match reply {
-        Reply::Done { result, .. } => Some(result),
-        Reply::Notice(..) => None,
-    });
-    answer.expect("every command is answered")
-}
-
-/// A worker with such a device, its queue set up over `memory` and `record`.
+/// A worker with such a device, its queue set up over the memory and `record`.
 fn worker(
     device: EvenFirst,
     table: &Arc<WindowTable>,
-    config: vmsg_queue::QueueConfig,
+    config: QueueConfig,
     record: Option<Record>,
-) -> Result<Core, String> {
-    let mut core = Core::new();
-    core.command(SLOT, 0, Command::Add(Box::new(device)), &mut NoFds);
-    tell(&mut core, Command::SetMemory(Arc::clone(table)))?;
-    tell(
-        &mut core,
-        Command::StartQueue(QueueStart {
-            queue: 0,
-            config,
-            features: FeatureSet::EMPTY,
-            resume: Some(Resume::FromUsedRing),
-            record,
-        }),
-    )?;
-    tell(&mut core, Command::DriverOk(FeatureSet::EMPTY))?;
-    while core.step(Instant::now()) {}
-    Ok(core)
+) -> Result<Stand, String> {
+    let mut stand = Stand::new(Box::new(device));
+    stand.tell(Command::SetMemory(Arc::clone(table)))?;
+    stand.tell(Command::StartQueue(QueueStart {
+        resume: Some(Resume::FromUsedRing),
+        record,
+        ..start(0, config)
+    }))?;
+    stand.tell(Command::DriverOk(FeatureSet::EMPTY))?;
+    stand.run();
+    Ok(stand)
+}
+
+fn guest() -> Arc<Mapping> {
+    let (memory, _fd) = Mapping::memfd("guest", 1 << 20, true).expect("memfd");
+    Arc::new(memory)
+}
+
+/// Adds a request with that byte, at a place of its own.
+fn ask(driver: &mut Ring<'_>, memory: &Mapping, byte: u8) {
+    let at = AT + usize::from(byte);
+    memory.ram().write(at, &[byte]);
+    let buffer = [(BusAddr(BASE + at as u64), 1)];
+    driver.add(&buffer, &[]).expect("room");
+    driver.publish().expect("published");
 }
 
 #[test]
 fn the_next_worker_goes_on_with_what_was_in_flight() {
-    let (memory, _fd) = Mapping::memfd("guest", 1 << 20, true).expect("memfd");
-    let memory = Arc::new(memory);
-    let entry = TableEntry {
-        base: BusAddr(BASE),
-        mapping: Arc::clone(&memory),
-        offset: 0,
-        len: 1 << 20,
-        access: Access::ReadWrite,
-    };
-    let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
+    let memory = guest();
+    let table = table(&memory);
     let len = u64::try_from(Inflight::bytes_for(SIZE)).expect("small");
     let (lent, _fd) = Mapping::memfd("record", len, true).expect("memfd");
     let lent = Arc::new(lent);
@@ -139,24 +121,10 @@ fn the_next_worker_goes_on_with_what_was_in_flight() {
         })
     };
 
-    let layout = Layout::new(SIZE, 0).expect("a size");
-    let ram = memory.ram().get(0, layout.total_len()).expect("inside");
-    let mut driver = DriverQueue::new(
-        layout,
-        QueueFeatures::default(),
-        ram,
-        BusAddr(BASE),
-        vec![DriverSlot::default(); SIZE.into()],
-    )
-    .expect("a queue");
-    for byte in 1..=6u8 {
-        let at = 0x8000 + u64::from(byte);
-        memory
-            .ram()
-            .write(usize::try_from(at).expect("small"), &[byte]);
-        driver.add(&[(BusAddr(BASE + at), 1)], &[]).expect("room");
+    let mut driver = ring(&memory, 0, SIZE);
+    for byte in 1..=6 {
+        ask(&mut driver, &memory, byte);
     }
-    driver.publish().expect("published");
 
     let seen = Arc::default();
     let first = EvenFirst {
@@ -173,16 +141,16 @@ fn the_next_worker_goes_on_with_what_was_in_flight() {
 
     // Without the record nobody could know which are done.
     let lost = worker(EvenFirst::default(), &table, driver.config(), None);
-    let why = lost.expect_err("three are in flight");
+    let why = lost.err().expect("three are in flight");
     assert!(why.contains("record"), "{why}");
 
     let seen = Arc::default();
-    let next = EvenFirst {
+    let device = EvenFirst {
         seen: Arc::clone(&seen),
         all: true,
         ..EvenFirst::default()
     };
-    let mut core = worker(next, &table, driver.config(), record(true)).expect("started");
+    let mut next = worker(device, &table, driver.config(), record(true)).expect("started");
     assert_eq!(*seen.lock().expect("no panic"), [1, 3, 5]);
     while driver.pop_used().expect("a sane device").is_some() {
         used += 1;
@@ -190,38 +158,17 @@ fn the_next_worker_goes_on_with_what_was_in_flight() {
     assert_eq!((used, driver.outstanding()), (6, 0));
 
     // And with what is new.
-    driver
-        .add(&[(BusAddr(BASE + 0x8001), 1)], &[])
-        .expect("room");
-    driver.publish().expect("published");
-    core.kick(SLOT, 0);
-    while core.step(Instant::now()) {}
+    ask(&mut driver, &memory, 1);
+    next.kick(0);
     assert!(driver.pop_used().expect("a sane device").is_some());
 }
 
 #[test]
 fn a_record_whose_file_shrinks_breaks_the_device_and_one_that_is_garbage_is_refused() {
     vmsg_mem::fault::install().expect("a handler");
-    let (memory, _fd) = Mapping::memfd("guest", 1 << 20, true).expect("memfd");
-    let memory = Arc::new(memory);
-    let entry = TableEntry {
-        base: BusAddr(BASE),
-        mapping: Arc::clone(&memory),
-        offset: 0,
-        len: 1 << 20,
-        access: Access::ReadWrite,
-    };
-    let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
-    let layout = Layout::new(SIZE, 0).expect("a size");
-    let ram = memory.ram().get(0, layout.total_len()).expect("inside");
-    let mut driver = DriverQueue::new(
-        layout,
-        QueueFeatures::default(),
-        ram,
-        BusAddr(BASE),
-        vec![DriverSlot::default(); SIZE.into()],
-    )
-    .expect("a queue");
+    let memory = guest();
+    let table = table(&memory);
+    let mut driver = ring(&memory, 0, SIZE);
     let len = u64::try_from(Inflight::bytes_for(SIZE)).expect("small");
     let lend = |bytes: &[u8]| {
         let (lent, fd) = Mapping::memfd("record", 4096, false).expect("memfd");
@@ -252,7 +199,7 @@ fn a_record_whose_file_shrinks_breaks_the_device_and_one_that_is_garbage_is_refu
             resume: true,
         };
         match worker(EvenFirst::default(), &table, driver.config(), Some(record)) {
-            Ok(core) => drop(core),
+            Ok(worker) => drop(worker),
             Err(why) => assert!(why.contains("record"), "{why}"),
         }
     }
@@ -263,19 +210,12 @@ fn a_record_whose_file_shrinks_breaks_the_device_and_one_that_is_garbage_is_refu
         resume: false,
     };
     let device = EvenFirst::default();
-    let mut core = worker(device, &table, driver.config(), Some(record)).expect("started");
+    let mut worker = worker(device, &table, driver.config(), Some(record)).expect("started");
     rustix::fs::ftruncate(&fd, 0).expect("not sealed");
-    memory.ram().write(0x8001, &[2]);
-    driver
-        .add(&[(BusAddr(BASE + 0x8001), 1)], &[])
-        .expect("room");
-    driver.publish().expect("published");
-    core.kick(SLOT, 0);
-    while core.step(Instant::now()) {}
-    let broken = core.take_replies().find_map(|reply| match reply {
-        Reply::Notice(_, Notice::Broken { why, .. }) => Some(why),
-        _ => None,
-    });
-    let why = broken.expect("nobody knows any more what is in flight");
+    ask(&mut driver, &memory, 2);
+    worker.kick(0);
+    let why = worker
+        .broken()
+        .expect("nobody knows any more what is in flight");
     assert!(why.contains("record"), "{why}");
 }

@@ -1,70 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Mapping, TableEntry, WindowTable};
-use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
+use vmsg_mem::{BusAddr, Mapping, WindowTable};
 
-use super::super::{Command, Fds, QueueStart};
+use super::super::{Command, Notice, Reply};
 use super::*;
 use crate::rng::Rng;
+use crate::stand::{self, BASE, NoFds, Ring, ring, table};
 
-const BASE: u64 = 0x4000_0000;
 const BYTES: u64 = 1 << 20;
 const SLOT: Slot = Slot(0);
-
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _: Slot, _: usize, _: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _: Slot, _: BorrowedFd<'_>) {}
-    fn remove(&mut self, _: BorrowedFd<'_>) {}
-}
 
 struct Bench {
     core: Core,
     table: Arc<WindowTable>,
 }
 
-type Driver<'m> = DriverQueue<'m, Vec<DriverSlot>>;
-
 impl Bench {
-    fn new(mapping: &Arc<Mapping>) -> (Self, Driver<'_>) {
-        let entry = TableEntry {
-            base: BusAddr(BASE),
-            mapping: Arc::clone(mapping),
-            offset: 0,
-            len: mapping.len(),
-            access: Access::ReadWrite,
-        };
-        let table = Arc::new(WindowTable::new(vec![entry]).expect("one window"));
+    fn new(mapping: &Arc<Mapping>) -> (Self, Ring<'_>) {
+        let table = table(mapping);
         let mut bench = Self {
             core: Core::new(),
             table: Arc::clone(&table),
         };
         bench.tell(Command::Add(Box::new(Rng::new())));
         bench.tell(Command::SetMemory(table));
-        let layout = Layout::new(8, 0).expect("a size");
-        let ram = mapping.ram().get(0, layout.total_len()).expect("inside");
-        let slots = vec![DriverSlot::default(); 8];
-        let features = QueueFeatures::default();
-        let driver = DriverQueue::new(layout, features, ram, BusAddr(BASE), slots);
-        let driver = driver.expect("a queue");
-        bench.start(&driver);
+        let driver = ring(mapping, 0, 8);
+        bench.tell(Command::StartQueue(stand::start(0, driver.config())));
+        bench.tell(Command::DriverOk(FeatureSet::EMPTY));
         (bench, driver)
-    }
-
-    fn start(&mut self, driver: &Driver<'_>) {
-        self.tell(Command::StartQueue(QueueStart {
-            queue: 0,
-            config: driver.config(),
-            features: FeatureSet::EMPTY,
-            resume: None,
-            record: None,
-        }));
-        self.tell(Command::DriverOk(FeatureSet::EMPTY));
     }
 
     fn tell(&mut self, command: Command) {
@@ -81,13 +47,13 @@ fn memory() -> Arc<Mapping> {
 }
 
 /// Adds a request; true if the device is to be kicked.
-fn ask(driver: &mut Driver<'_>) -> bool {
+fn ask(driver: &mut Ring<'_>) -> bool {
     let buffer = [(BusAddr(BASE + 0x8000), 16)];
     driver.add(&[], &buffer).expect("room");
     driver.publish().expect("sound")
 }
 
-fn answers(driver: &mut Driver<'_>) -> usize {
+fn answers(driver: &mut Ring<'_>) -> usize {
     std::iter::from_fn(|| driver.pop_used().expect("sound")).count()
 }
 
@@ -163,12 +129,7 @@ fn memory_that_is_taken_away_meanwhile_breaks_the_device_only() {
     bench.tell(Command::SetMemory(Arc::new(WindowTable::empty())));
     assert!(bench.core.look(), "somebody has to find out");
     bench.run();
-    let broken = |reply: super::super::Reply| {
-        let super::super::Reply::Notice(SLOT, notice) = reply else {
-            return false;
-        };
-        matches!(notice, super::super::Notice::Broken { .. })
-    };
+    let broken = |reply| matches!(reply, Reply::Notice(SLOT, Notice::Broken { .. }));
     assert!(bench.core.take_replies().any(broken));
     bench.tell(Command::Reset);
     bench.tell(Command::SetMemory(Arc::clone(&bench.table)));

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use virtio_msg::FeatureSet;
-use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, TableEntry, WindowTable};
-use vmsg_queue::{DriverQueue, DriverSlot, Inflight, Layout, QueueConfig, QueueFeatures};
+use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, WindowTable};
+use vmsg_queue::{Inflight, QueueConfig};
 
 use super::super::core::Fds;
 use super::super::{Command, Core, Notice, Pending, QueueStart, Record, Reply, Resume, Slot};
 use crate::device::{Device, DeviceError, Identity, Io, Passthrough, Progress, Upcoming};
+use crate::stand::{BASE, ring, start, table, window};
 
-const BASE: u64 = 0x4000_0000;
 const BYTES: usize = 1 << 16;
 const SIZE: u16 = 8;
 const SLOT: Slot = Slot(0);
@@ -130,12 +130,7 @@ impl Bench {
     /// With a queue of which `used` of `made` requests have been used.
     fn new(made: u16, used: u16) -> Self {
         let (memory, _fd) = Mapping::memfd("guest", BYTES as u64, true).expect("memfd");
-        let layout = Layout::new(SIZE, 0).expect("a size");
-        let ram = memory.ram().get(0, layout.total_len()).expect("inside");
-        let slots = vec![DriverSlot::default(); SIZE.into()];
-        let features = QueueFeatures::default();
-        let mut driver =
-            DriverQueue::new(layout, features, ram, BusAddr(BASE), slots).expect("a queue");
+        let mut driver = ring(&memory, 0, SIZE);
         for _ in 0..made {
             driver.add(&[(BusAddr(BASE), 1)], &[]).expect("room");
         }
@@ -144,13 +139,6 @@ impl Bench {
         let index = usize::try_from(config.device.0 - BASE).expect("inside") + 2;
         memory.ram().write(index, &used.to_le_bytes());
         let memory = Arc::new(memory);
-        let entry = TableEntry {
-            base: BusAddr(BASE),
-            mapping: Arc::clone(&memory),
-            offset: 0,
-            len: BYTES,
-            access: Access::ReadWrite,
-        };
         let story = Arc::new(Mutex::new(Story {
             in_order: true,
             ..Story::default()
@@ -160,8 +148,8 @@ impl Bench {
         core.command(SLOT, 0, add, &mut NoKicks);
         let mut bench = Self {
             core,
+            table: table(&memory),
             memory,
-            table: Arc::new(WindowTable::new(vec![entry]).expect("a window")),
             story,
             config,
         };
@@ -184,11 +172,9 @@ impl Bench {
 
     fn start(&self, resume: Option<Resume>, record: Option<Record>) -> Command {
         Command::StartQueue(QueueStart {
-            queue: 1,
-            config: self.config,
-            features: FeatureSet::EMPTY,
             resume,
             record,
+            ..start(1, self.config)
         })
     }
 
@@ -260,13 +246,7 @@ fn memory_is_never_changed_behind_its_back() {
     let seat = bench.core.seats().at(SLOT);
     seat.try_set(Arc::clone(&bench.table))
         .expect_err("it must be told");
-    let more = TableEntry {
-        base: BusAddr(0),
-        mapping: Arc::clone(&bench.memory),
-        offset: 0,
-        len: BYTES,
-        access: Access::ReadWrite,
-    };
+    let more = window(&bench.memory, 0, BYTES, Access::ReadWrite);
     let more = Arc::new(bench.table.changed(&[], vec![more]).expect("a window"));
     seat.try_set(Arc::clone(&more)).expect_err("even of more");
 

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use virtio_msg::FeatureSet;
 use vmsg_mem::{Access, BusAddr, Doorbell, Mapping, TableEntry, WindowTable};
-use vmsg_queue::{ChainHead, DriverQueue, DriverSlot, Layout, QueueFeatures};
+use vmsg_queue::ChainHead;
 
-use super::super::{Command, Notice, Pending, QueueStart, Reply, Slot};
+use super::super::{Command, Notice, Pending, Reply, Slot};
 use super::*;
 use crate::device::{Device, DeviceError, Identity, Io, Progress, Upcoming};
+use crate::stand::{self, BASE, ring, table};
 
-const BASE: u64 = 0x4000_0000;
 const BYTES: usize = 1 << 20;
 const SIZE: u16 = 8;
 const SLOW: Slot = Slot(0);
@@ -152,24 +152,17 @@ struct Bench {
 }
 
 fn window(memory: &Arc<Mapping>, base: u64, len: usize) -> TableEntry {
-    TableEntry {
-        base: BusAddr(base),
-        mapping: Arc::clone(memory),
-        offset: 0,
-        len,
-        access: Access::ReadWrite,
-    }
+    stand::window(memory, base, len, Access::ReadWrite)
 }
 
 impl Bench {
     fn new() -> Self {
         let (memory, _fd) = Mapping::memfd("guest", BYTES as u64, true).expect("memfd");
         let memory = Arc::new(memory);
-        let table = WindowTable::new(vec![window(&memory, BASE, BYTES)]).expect("a window");
         let mut bench = Self {
             core: Core::new(),
+            table: table(&memory),
             memory,
-            table: Arc::new(table),
             slow: Arc::default(),
             quick: Arc::default(),
             watched: Watched::default(),
@@ -196,30 +189,14 @@ impl Bench {
     /// Puts two requests into the queue of a device, and has it take them.
     fn bring_up(&mut self, slot: Slot) {
         let begin = if slot == SLOW { 0 } else { BYTES / 2 };
-        let layout = Layout::new(SIZE, 0).expect("a size");
-        let ram = self.memory.ram().get(begin, layout.total_len());
-        let base = BusAddr(BASE + begin as u64);
-        let mut driver = DriverQueue::new(
-            layout,
-            QueueFeatures::default(),
-            ram.expect("inside"),
-            base,
-            vec![DriverSlot::default(); SIZE.into()],
-        )
-        .expect("a queue");
+        let mut driver = ring(&self.memory, begin, SIZE);
         for _ in 0..2 {
             driver
                 .add(&[(BusAddr(BASE + 0x8000), 1)], &[])
                 .expect("room");
         }
         driver.publish().expect("published");
-        let start = QueueStart {
-            queue: 0,
-            config: driver.config(),
-            features: FeatureSet::EMPTY,
-            resume: None,
-            record: None,
-        };
+        let start = stand::start(0, driver.config());
         self.send(slot, Command::SetMemory(Arc::clone(&self.table)));
         self.send(slot, Command::StartQueue(start));
         self.send(slot, Command::DriverOk(FeatureSet::EMPTY));
