@@ -8,6 +8,7 @@
 mod bells;
 mod connecting;
 mod handle;
+mod process;
 mod seat;
 mod vectors;
 
@@ -15,6 +16,7 @@ pub use handle::{Deadline, LinkStats, SessionHandle};
 
 use connecting::{Phase, State};
 use handle::Command;
+use process::HostProcess;
 use seat::Seat;
 
 use crate::log_limit::LogLimit;
@@ -158,6 +160,7 @@ impl Link {
             pace: Pace::new(Instant::now()),
             fixed,
             parts,
+            host: None,
         };
         let thread = std::thread::Builder::new()
             .name(format!("link {name}"))
@@ -221,6 +224,8 @@ struct Runner {
     fixed: bool,
     /// Of the memory in common, for copies.
     parts: Option<Arc<Parts>>,
+    /// Of the device host, of this connection or the last one.
+    host: Option<HostProcess>,
 }
 
 impl Runner {
@@ -325,6 +330,7 @@ impl Runner {
         {
             tracing::error!(link = self.name, %error, unsaid, "the fronts have no memory for copies");
         }
+        self.host = HostProcess::new(bus.peer().pid);
         let (now, caps) = (self.now(), *bus.capabilities());
         for (number, seat) in self.seats.iter_mut().enumerate() {
             if !self.fixed {
@@ -336,6 +342,7 @@ impl Runner {
             let plan = bus.vectors().map(|all| vectors::plan(all, number));
             seat.bells.set_vectors(bus.vectors().cloned());
             seat.session.set_vectors(plan.unwrap_or_default());
+            seat.session.set_host_seen(self.host.is_some());
             seat.session.handle_link_up(now, caps, bus.epoch());
         }
     }
@@ -359,6 +366,15 @@ impl Runner {
         for seat in &mut self.seats {
             seat.bells.set_vectors(None);
             seat.session.handle_link_down(now);
+        }
+    }
+
+    /// The process that served the last connection has ended.
+    fn host_ended(&mut self) {
+        self.host = None;
+        let now = self.now();
+        for seat in &mut self.seats {
+            seat.session.handle_host_ended(now);
         }
     }
 
@@ -480,6 +496,9 @@ impl Runner {
             .connector
             .as_ref()
             .and_then(|(_, watch)| watch.as_ref());
+        // With a connection that is what tells.
+        let host = self.host.as_ref();
+        let host = host.filter(|_| !matches!(state.phase, Phase::Connected(_)));
         let third = match &mut state.phase {
             Phase::Asleep => watch.map(|watch| watch.as_fd()),
             Phase::Handshake { connecting, .. } => Some((**connecting).as_fd()),
@@ -494,6 +513,8 @@ impl Runner {
                 .iter()
                 .map(|seat| PollFd::new(&seat.bells, PollFlags::IN)),
         );
+        fds.extend(host.map(|host| PollFd::new(host, PollFlags::IN)));
+        let seen = host.is_some();
         fds.extend(third.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -506,12 +527,16 @@ impl Runner {
         let stopped = ready.next().unwrap_or_default();
         let woken = ready.next().unwrap_or_default();
         let kicked: Vec<bool> = ready.by_ref().take(self.seats.len()).collect();
+        let ended = seen && ready.next().unwrap_or_default();
         let third = ready.next().unwrap_or_default();
         for (seat, kicked) in self.seats.iter_mut().zip(kicked) {
             seat.kicked |= kicked;
         }
         if woken {
             let _ = self.wake.drain();
+        }
+        if ended {
+            self.host_ended();
         }
         if third && let Phase::Connected(bus) = &mut state.phase {
             // An error shows again at the next use of the bus.

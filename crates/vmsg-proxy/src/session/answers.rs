@@ -205,6 +205,7 @@ impl Session {
             }
             // Messages do as well.
             (Step::Vectors { .. }, _) => {}
+            (Step::Claim { release: false }, Status::OK) => self.has_let_go(),
             (_, Status::OK) => {}
             (Step::Claim { release: true }, _) => {}
             (Step::Claim { .. }, Status::HELD) => {
@@ -310,6 +311,9 @@ impl Session {
     fn status_set(&mut self, asked: DeviceStatus, status: DeviceStatus) -> Result<(), Failure> {
         if asked.is_empty() && !status.is_empty() {
             return Err(Failure::Bad("a reset was answered before it was complete"));
+        }
+        if asked.is_empty() {
+            self.note_reset();
         }
         match &mut self.job {
             Some(Job::Op { status: result, .. }) => *result = status,

@@ -108,6 +108,7 @@ impl Session {
             (None, _) => {}
             (Some(Job::Attach { .. }), Failure::Absent) if self.look_again => self.attach(now),
             (Some(Job::Attach { .. }), Failure::Absent) => {
+                self.note_removal();
                 self.phase = Phase::Absent;
                 self.push_once(Event::DeviceAbsent);
             }
@@ -140,8 +141,11 @@ impl Session {
             }
             (Some(Job::Tidy), _) => self.link_fault("the device host does not let go of a file"),
             (Some(Job::Refresh), _) => {}
-            (Some(Job::Overdue { planned, .. }), _) => {
+            (Some(Job::Overdue { op, planned }), _) => {
                 self.record.windows.abandon(planned);
+                if matches!(op, Op::Release) {
+                    self.record.release();
+                }
                 self.link_fault("the device host is in an unknown state");
             }
             (
@@ -240,9 +244,7 @@ impl Session {
         }) = job
         {
             if self.is_held_back(&op) {
-                self.record.windows.abandon(planned);
-                let deadline = deadline.max(self.now + 2 * CLAIM_PAUSE);
-                self.waiting.push_front(Waiting { id, op, deadline });
+                self.hold_back_op(Waiting { id, op, deadline }, planned);
                 self.config_read = None;
                 self.record.windows.forget_idle();
                 return;
@@ -291,6 +293,7 @@ impl Session {
     /// be found in its place.
     fn handle_removal(&mut self) {
         self.removed = true;
+        self.note_removal();
         if self.record.is_live() {
             self.push_once(Event::NeedsReset(ResetReason::Removed));
         }

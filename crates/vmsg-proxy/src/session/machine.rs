@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The session machine: operations one after another, each a script of requests; attaching and replay are scripts as well.
 
+use super::letting_go::LettingGo;
 use super::overdue::Ping;
 use super::record::{QueueVectors, Record};
 use super::script::Step;
@@ -22,9 +23,6 @@ use vmsg_bus::Capabilities;
 
 /// How long to wait before a device that is held is asked for again.
 pub(super) const CLAIM_PAUSE: Duration = Duration::from_millis(100);
-/// How long a device host that lives may take, after the end of a connection, to let go of what was lent over it. An answer that memory is
-/// taken back waits that long.
-const LETTING_GO: Duration = Duration::from_millis(50);
 /// Configuration space is at most this long in every transport there is.
 pub(super) const MAX_CONFIG: u32 = 4096;
 /// Messages ready to be sent that are not events of the session's own making; more pings than that are not answered.
@@ -199,8 +197,8 @@ pub struct Session {
     pub(super) links: u64,
     /// When something last came in.
     pub(super) now: Instant,
-    /// Until when the device host of a lost connection may still use what was lent.
-    letting_go: Option<Instant>,
+    /// Who may still use what was lent.
+    pub(super) letting_go: LettingGo,
     next_op: u64,
     pub(super) tokens: RangeInclusive<u16>,
     pub(super) next_token: u16,
@@ -247,7 +245,7 @@ impl Session {
             waited_in_vain: false,
             links: 0,
             now: Instant(0),
-            letting_go: None,
+            letting_go: LettingGo::default(),
             next_op: 0,
             tokens: 1..=u16::MAX,
             next_token: 0,
@@ -275,6 +273,8 @@ impl Session {
             return id;
         }
         let patience = match op {
+            _ if self.is_held_back(&op) => self.patience_after_loss(),
+            Op::Claim => self.options.operation_timeout,
             _ if self.is_overdue() => self.options.overdue_timeout,
             Op::Describe if self.facts.is_some() => self.options.operation_timeout,
             Op::Describe if self.waited_in_vain => self.options.second_contact_timeout,
@@ -390,6 +390,8 @@ impl Session {
         self.epoch = Some(epoch);
         if self.new_host {
             self.forget_unknown_inflight();
+            // There is one host at a place at a time.
+            self.has_let_go();
         }
         self.attach(now);
         self.pump(now);
@@ -435,110 +437,6 @@ impl Session {
                 }
                 _ => self.counters.unexpected += 1,
             },
-        }
-        self.pump(now);
-    }
-
-    /// The next moment [`handle_timeout`](Self::handle_timeout) has to be called at.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        let exchange = self.exchange.as_ref().map(|e| match e.ping {
-            Ping::Due(at) => at.min(e.deadline),
-            _ => e.deadline,
-        });
-        let waiting = self.waiting.iter().map(|w| w.deadline);
-        let tidy = self.record.windows.next_expiry();
-        let tidy = tidy.filter(|_| self.phase == Phase::Ready && self.job.is_none());
-        let held_back = self.waiting.iter().any(|w| self.is_held_back(&w.op));
-        let letting_go = self.letting_go.filter(|_| held_back);
-        let others = self.pause.into_iter().chain(tidy).chain(letting_go);
-        waiting.chain(exchange).chain(others).min()
-    }
-
-    /// Whether memory is to be taken back from a device host that was lost so recently that it may not know yet.
-    pub(super) fn is_held_back(&self, op: &Op) -> bool {
-        self.phase == Phase::Down
-            && self.letting_go.is_some_and(|until| self.now < until)
-            && takes_back(op)
-    }
-
-    /// The connection ends now, if there is one.
-    pub(super) fn hold_back(&mut self) {
-        if self.phase == Phase::Down {
-            return;
-        }
-        let until = self.now + LETTING_GO;
-        self.letting_go = Some(until);
-        // Whatever stands behind what is held back waits as long, and is answered from the record then.
-        let mut waiting = std::mem::take(&mut self.waiting);
-        for waiting in waiting.iter_mut().filter(|w| self.recordable(&w.op)) {
-            waiting.deadline = waiting.deadline.max(until + LETTING_GO);
-        }
-        self.waiting = waiting;
-    }
-
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        self.now = now;
-        if self.inflight_unanswered(now) {
-            self.pump(now);
-        }
-        self.send_ping(now);
-        self.wait_longer(now);
-        if self.exchange.as_ref().is_some_and(|e| e.deadline <= now) {
-            self.counters.timeouts += 1;
-            // Foreign device hosts drop what they do not know without a word.
-            let nameless = !self.caps.claims
-                && matches!(&self.exchange, Some(e) if matches!(e.step, Step::NameOf(_)));
-            if nameless {
-                self.exchange = None;
-                self.fail(now, Failure::Reset(NO_NAMES));
-                self.pump(now);
-                return;
-            }
-            // What only the device can do has failed; the rest is recorded, for the replay.
-            if let Some(Job::Op { id, op, .. }) = &self.job
-                && !self.recordable(op)
-            {
-                let id = *id;
-                self.job = None;
-                self.finish(id, Err(OpError::TimedOut));
-            }
-            self.link_fault("the device host did not answer in time");
-        }
-        if self.pause.is_some_and(|pause| pause <= now) {
-            self.pause = None;
-        }
-        // Whoever answers each request in time, but has many asked, must not hold a front up either. And what a guest has unmapped is unmapped,
-        // and a guest that is gone is gone, whatever is in front of that.
-        let patient = matches!(self.job, Some(Job::Op { .. } | Job::Overdue { .. }) | None);
-        let is_overdue = |w: &Waiting| {
-            let must_be = matches!(w.op, Op::ChangeWindows { .. } | Op::Release);
-            w.deadline <= now && self.recordable(&w.op) && (must_be || !patient)
-        };
-        if self.waiting.iter().any(is_overdue) {
-            self.counters.timeouts += 1;
-            self.link_fault("the device host takes too long");
-            self.pump(now);
-        }
-        let error = if self.phase == Phase::Absent {
-            OpError::NoDevice
-        } else if self.is_overdue() {
-            OpError::Busy
-        } else {
-            OpError::TimedOut
-        };
-        let (expired, left) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|w: &Waiting| w.deadline <= now);
-        self.waiting = left;
-        let expired: VecDeque<Waiting> = expired;
-        for waiting in expired {
-            self.waited_in_vain |= self.facts.is_none();
-            if matches!(waiting.op, Op::Release) {
-                // Of a device that was never seen: there is nobody to tell.
-                self.record.release();
-            }
-            self.finish(waiting.id, Err(error.clone()));
         }
         self.pump(now);
     }
@@ -613,11 +511,6 @@ impl Session {
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
-}
-
-/// Whether the guest may use memory for other things when this is done.
-pub(super) fn takes_back(op: &Op) -> bool {
-    matches!(op, Op::ChangeWindows { remove, .. } if !remove.is_empty())
 }
 
 pub(super) fn blank_facts(number: DevNum) -> DeviceFacts {

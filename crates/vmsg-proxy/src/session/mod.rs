@@ -14,6 +14,8 @@
 //!   time where it is not: before the device was ever seen, and for writes to the configuration.
 //! * **While a device does not let go** of its queues, though its host lives, operations that need it end with [`OpError::Busy`]: a reset is
 //!   never said to be done before the device has done it, or its host is gone.
+//! * **While the host of a lost connection may live**, nothing that it may still write to is said to be taken back, and no other guest gets the
+//!   device: until its process has ended, or it has answered on the next connection.
 //! * **The peer is not trusted.** One request is outstanding at a time, each with a time-out. Late, malformed and unasked-for
 //!   messages are counted and dropped; an answer that does not fit its request, or none, ends the connection
 //!   ([`Event::LinkFault`]) and the replay starts over on the next one.
@@ -22,12 +24,14 @@ mod answers;
 mod changes;
 mod common_memory;
 mod inflight;
+mod letting_go;
 mod machine;
 mod operations;
 mod overdue;
 mod pump;
 mod record;
 mod script;
+mod time;
 mod types;
 mod windows;
 

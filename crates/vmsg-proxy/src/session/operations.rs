@@ -30,7 +30,9 @@ impl Session {
             let broken = matches!(self.phase, Phase::Broken(_));
             // Nobody has to wait for the answer of a device that was taken away.
             let gone = self.removed && self.phase == Phase::Absent;
-            online || broken || gone || (self.recordable(&w.op) && !held_back)
+            let looks = matches!(w.op, Op::Describe | Op::ReadConfig { .. });
+            let free = !held_back || looks;
+            online || gone || (free && (broken || self.recordable(&w.op)))
         };
         let Some(at) = self.waiting.iter().position(startable) else {
             return false;
@@ -76,6 +78,7 @@ impl Session {
             );
         }
         self.script = script::of_op(&op, &planned, &self.record, &self.caps);
+        self.ask_first(&op);
         if let Op::ReadConfig { offset, len } = op {
             self.config_read = Some(ConfigRead::new(offset, len));
             if len == 0 {

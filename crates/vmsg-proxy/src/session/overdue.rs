@@ -7,9 +7,10 @@
 //! has come. A device host that does not answer a PING either is given up as any other.
 
 use super::machine::{Exchange, Job, Session, Waiting};
-use super::script::Step;
+use super::script::{self, Step};
 use super::types::{Op, OpError, Outgoing};
-use virtio_msg::{DevNum, Frame, Instant, Message};
+use super::windows::Change;
+use virtio_msg::{DevNum, DeviceStatus, Frame, Instant, Message};
 
 /// Whether the other side was asked if it lives, while a request is outstanding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,17 +34,18 @@ impl Session {
         let lets_go = match step {
             Step::Status(status) => status.is_empty(),
             Step::ResetQueue(_) => true,
+            // Answered when the device has let go of what it had over another connection.
+            Step::Claim { release: false } => self.may_be_in_use(),
             _ => false,
         };
-        let may_wait = matches!(
-            self.job,
-            Some(
-                Job::Op {
-                    op: Op::SetStatus(_) | Op::StopQueue(_),
-                    ..
-                } | Job::Overdue { .. }
-            )
-        );
+        let may_wait = match &self.job {
+            Some(Job::Op { op, .. }) => {
+                matches!(op, Op::SetStatus(_) | Op::StopQueue(_) | Op::Release)
+            }
+            Some(Job::Attach { .. }) => matches!(step, Step::Claim { .. }),
+            Some(Job::Overdue { .. }) => true,
+            _ => false,
+        };
         if lets_go && may_wait {
             Ping::Due(now + self.options.request_timeout / 2)
         } else {
@@ -104,7 +106,9 @@ impl Session {
                 self.job = Some(Job::Overdue { op, planned });
                 self.finish(id, Err(OpError::Busy));
                 // Once more, if it was the answer that got lost: the device does one after the other.
-                if let Some(exchange) = self.exchange.take() {
+                let asks_again =
+                    |exchange: &mut Exchange| !matches!(exchange.step, Step::Claim { .. });
+                if let Some(exchange) = self.exchange.take_if(asks_again) {
                     self.script.push_front(exchange.step);
                 }
             }
@@ -119,14 +123,19 @@ impl Session {
 
     /// Answers what need not wait for the device.
     pub(super) fn answer_overdue(&mut self) {
+        let releases = matches!(
+            self.job,
+            Some(Job::Overdue {
+                op: Op::Release,
+                ..
+            })
+        );
         let mut left = std::mem::take(&mut self.waiting);
         while let Some(Waiting { id, op, deadline }) = left.pop_front() {
             match &op {
                 Op::Release => {
-                    // The device host takes all back from a connection that has ended, when the device lets it.
-                    self.waiting.push_back(Waiting { id, op, deadline });
+                    self.release_overdue(Waiting { id, op, deadline });
                     self.waiting.append(&mut left);
-                    self.link_fault("the device does not let go of its queues");
                     return;
                 }
                 Op::Describe
@@ -140,7 +149,7 @@ impl Session {
                     });
                     self.finish(id, result.and_then(|result| result));
                 }
-                Op::Claim if self.record.claimed => {
+                Op::Claim if self.record.claimed && !releases => {
                     let result = self.outcome_from_record(&op);
                     self.finish(id, result);
                 }
@@ -150,5 +159,34 @@ impl Session {
                 _ => self.waiting.push_back(Waiting { id, op, deadline }),
             }
         }
+    }
+
+    /// The guest ends while the device has not let go: all that goes with that is done when it has.
+    fn release_overdue(&mut self, waiting: Waiting) {
+        let Waiting { id, op, deadline } = waiting;
+        let Some(Job::Overdue {
+            op: before,
+            planned,
+        }) = self.job.take()
+        else {
+            self.waiting.push_back(Waiting { id, op, deadline });
+            return;
+        };
+        if !matches!(before, Op::Release) {
+            self.record.windows.abandon(planned);
+            let outstanding = self.exchange.as_ref().map(|exchange| &exchange.step);
+            let resets = matches!(outstanding, Some(Step::Status(status)) if status.is_empty());
+            self.script = script::of_op(&op, &Change::default(), &self.record, &self.caps);
+            if resets && matches!(self.script.front(), Some(Step::Status(_))) {
+                self.script.pop_front();
+            }
+        }
+        self.job = Some(Job::Op {
+            id,
+            op,
+            planned: Change::default(),
+            deadline,
+            status: DeviceStatus::RESET,
+        });
     }
 }

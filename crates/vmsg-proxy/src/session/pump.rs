@@ -123,8 +123,12 @@ impl Session {
                 }
                 Some(Job::Refresh) => self.push_once(Event::ConfigChanged),
                 Some(Job::Tidy) => {}
+                None if self.wants_to_ask_anew() => {
+                    self.link_fault("the device has not let go of what another connection lent");
+                }
                 // Operations first: a device can say without end that its configuration has changed.
                 None if self.start_next(now) => {}
+                None if self.ask(now) => {}
                 None if self.config_stale && self.phase == Phase::Ready => {
                     self.config_stale = false;
                     let size = self.config_size();
@@ -177,6 +181,7 @@ impl Session {
         let env = self.env(token);
         let out = step.encode(&env);
         let more: Vec<_> = batch.iter().map(|step| step.encode(&env)).collect();
+        self.note_use(&step);
         if step.wants_answer() {
             // From here on the device may move in the queues, whether or not the answer arrives.
             if matches!(step, Step::Status(status) if status.contains(DeviceStatus::DRIVER_OK)) {

@@ -259,8 +259,9 @@ pub enum Op {
     /// Lend exactly these windows; those that are lent already stay as they are.
     SetWindows(Vec<Window>),
     /// Change some of the windows lent, in one step that the device sees whole or not at all. Done when the device host has let go of what
-    /// is removed. Recorded and answered at once while the device host is away, or was never there; something that is removed within 50 ms
-    /// after the connection was lost, when those are over, or when the next connection has all.
+    /// is removed. Recorded and answered at once while the device host is away, or was never there; something that is removed while the host
+    /// of a lost connection may live, when it does not any more or has answered on the next connection, or with
+    /// [`OpError::StillInUse`].
     ///
     /// For memory whose windows come and go (a vIOMMU): where the bus can, each file is mapped by the device host once, and windows are
     /// parts of it that cost no system call there. May be mixed with [`Op::SetWindows`]. Costs O(log n) with n windows here.
@@ -306,7 +307,10 @@ pub enum Op {
     /// The shared-memory region with this id, with its file. [`Outcome::SharedMemory`]; asked of the device each time, since another device
     /// host has another file ([`Event::Ready`] with `new_host`).
     SharedMemory(u8),
-    /// The guest is gone: reset the device, take back all windows, let go of the device.
+    /// The guest is gone: reset the device, take back all windows, let go of the device. Done when the device host uses nothing of the guest's any
+    /// more: by its answer, because its process has ended, or as [`Self::ChangeWindows`]. With [`OpError::Busy`] and
+    /// [`OpError::StillInUse`] the guest is forgotten as well, but what it has lent may still be written to; the next [`Self::Claim`] is done
+    /// when that is over.
     Release,
 }
 
@@ -357,6 +361,10 @@ pub enum OpError {
     /// again.
     #[error("the device has requests under way that do not end, and cannot be stopped")]
     Busy,
+    /// The device host of a lost connection may still use memory that was taken back: it is not known to have ended. Recorded all the same: no
+    /// device host gets that memory again.
+    #[error("a device host whose connection was lost may still use the memory")]
+    StillInUse,
     /// The link went away before the operation was done, and it could not be recorded.
     #[error("the device host went away")]
     LinkLost,

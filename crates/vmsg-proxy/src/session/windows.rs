@@ -156,6 +156,12 @@ impl Windows {
         lent.map(|lent| lent.ids().len()).sum()
     }
 
+    /// Whether each of them is one of `table`.
+    pub(super) fn are_all_in(&self, table: &[Window]) -> bool {
+        self.iter()
+            .all(|lent| table.iter().any(|window| window.is_same(&lent.window)))
+    }
+
     /// Whether each has its place in the common memory.
     pub(super) fn are_in_common(&self) -> bool {
         self.iter().all(|lent| lent.views.is_some())

@@ -81,16 +81,19 @@ pub(crate) struct Disk {
     now: Instant,
     /// Somebody waits until nothing is in flight.
     ending: bool,
+    /// Its medium is slow.
+    hangs: bool,
 }
 
 impl Disk {
-    pub(crate) fn new(platter: Platter, random: Random, now: Instant) -> Self {
+    pub(crate) fn new(platter: Platter, random: Random, now: Instant, hangs: bool) -> Self {
         Self {
             platter,
             random,
             queues: Default::default(),
             now,
             ending: false,
+            hangs,
         }
     }
 
@@ -101,6 +104,9 @@ impl Disk {
             return Ok(());
         };
         let own = &mut self.queues[queue];
+        if self.hangs && !self.random.chance(1, 40) {
+            return Ok(());
+        }
         for _ in 0..self.random.below(3) {
             if own.waiting.is_empty() {
                 break;

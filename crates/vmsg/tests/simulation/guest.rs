@@ -202,7 +202,7 @@ pub(crate) struct Guest<'m> {
     pub(crate) back: Vec<(usize, usize)>,
     /// Where what is in flight is kept, if it is kept here.
     inflight: Option<InflightMemory>,
-    /// It has not put its queues into memory since it began.
+    /// It puts its queues into memory when the device is reset.
     fresh: bool,
 }
 
@@ -248,7 +248,7 @@ impl<'m> Guest<'m> {
             habits,
             back: Vec::new(),
             inflight: None,
-            fresh: true,
+            fresh: false,
         };
         guest.boot();
         guest
@@ -262,12 +262,18 @@ impl<'m> Guest<'m> {
             let queues = u16::try_from(QUEUES).expect("few queues");
             InflightMemory::new(queues, QUEUE_SIZE).expect("memory")
         });
-        self.fresh = true;
+        self.fresh = false;
         self.set_up_again();
     }
 
-    /// The device is reset. What it had begun for whoever was there before may have ended, in this memory, until now: so a driver makes
-    /// its queues after that.
+    /// Starts over where nobody has said that the memory is free: whatever device host there is may write until the device was claimed and reset, so
+    /// the queues are made after that.
+    pub(crate) fn boot_later(&mut self) {
+        self.boot();
+        self.fresh = true;
+    }
+
+    /// The device is reset, for the driver that has claimed it.
     pub(crate) fn device_is_reset(&mut self) {
         if std::mem::take(&mut self.fresh) {
             self.make_queues();

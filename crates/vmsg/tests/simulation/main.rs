@@ -62,6 +62,7 @@ fn run(name: &str, faults: Faults, setting: Setting) -> Outcome {
         sum.reboots += outcome.reboots;
         sum.refused += outcome.refused;
         sum.unplugs += outcome.unplugs;
+        sum.waits += outcome.waits;
     }
     let rate = count as f64 / begin.elapsed().as_secs_f64();
     println!("{name}: {count} cases, {rate:.0} a second, {sum:?}");
@@ -132,8 +133,7 @@ fn everything_at_once() {
         duplicates: true,
         kills: true,
         reboots: true,
-        early: false,
-        unplugs: false,
+        ..Faults::default()
     };
     run("everything", faults, WITH_EVENTFDS);
 }
@@ -163,6 +163,8 @@ const KILLS: Faults = Faults {
     kills: true,
     reboots: false,
     early: false,
+    cuts: false,
+    hangs: false,
     unplugs: false,
 };
 
@@ -189,8 +191,7 @@ fn requests_that_overtake_each_other_survive_everything_at_once() {
         duplicates: true,
         kills: true,
         reboots: true,
-        early: false,
-        unplugs: false,
+        ..Faults::default()
     };
     run("everything, out of order", faults, DISK);
 }
@@ -232,6 +233,30 @@ fn windows_that_come_and_go_with_each_request_survive_killed_hosts_and_reboots()
     }
 }
 
+/// Requests that outlive calls and connections write to the memory of the guest that has asked for them, and to nobody else's: a guest that begins anew puts
+/// its queues there at once.
+#[test]
+fn memory_of_a_guest_that_has_ended_is_not_written_to_by_requests_that_take_long() {
+    for (kills, drops) in [(false, false), (true, false), (true, true)] {
+        for keeps_inflight in [false, true] {
+            let faults = Faults {
+                kills,
+                drops,
+                reboots: true,
+                cuts: true,
+                hangs: true,
+                ..Faults::default()
+            };
+            let setting = Setting {
+                keeps_inflight,
+                ..DISK
+            };
+            let outcome = run("slow disk, cut off, reboots", faults, setting);
+            assert!(outcome.reboots > 0 && outcome.waits > 0);
+        }
+    }
+}
+
 /// The guest ends while memory is still to be taken back from a host that is gone.
 #[test]
 fn a_guest_that_ends_behind_what_is_held_back_leaves_nothing_of_itself() {
@@ -268,8 +293,7 @@ fn memory_in_scattered_places_survives_everything_at_once() {
                 duplicates: !iommu,
                 kills: true,
                 reboots: true,
-                early: false,
-                unplugs: false,
+                ..Faults::default()
             };
             let setting = Setting {
                 kind,

@@ -16,6 +16,10 @@ pub(crate) struct Faults {
     pub(crate) reboots: bool,
     /// The guest takes buffers away while the device has them.
     pub(crate) early: bool,
+    /// The connection ends, and both sides live on.
+    pub(crate) cuts: bool,
+    /// A disk takes seconds for its requests.
+    pub(crate) hangs: bool,
     /// The device is removed from the running device host, and one of the same name added.
     pub(crate) unplugs: bool,
 }
@@ -56,4 +60,6 @@ pub(crate) struct Outcome {
     /// Times the device said that it needs a reset.
     pub(crate) refused: u64,
     pub(crate) unplugs: u64,
+    /// Times a guest that ended had to wait for requests under way.
+    pub(crate) waits: u64,
 }

@@ -199,6 +199,7 @@ impl<'m> World<'m> {
             0..2 if self.faults.kills => self.kill(),
             2..5 if self.faults.reboots && self.guest.is_set_up() => self.reboot(),
             5..9 if self.faults.unplugs => self.unplug(),
+            9..13 if self.faults.cuts => self.unlink(),
             0..100 => self.front(),
             100..250 if !self.resting => self.request(),
             250..450 => self.deliver_to_host(),
@@ -214,6 +215,7 @@ impl<'m> World<'m> {
         if self.process.take().is_some() {
             self.outcome.kills += 1;
             self.unlink();
+            self.session.handle_host_ended(self.now);
         }
     }
 
@@ -371,7 +373,8 @@ impl<'m> World<'m> {
         self.session = session(self.setting.bus, &self.target);
         self.waiting_for = None;
         if std::mem::take(&mut self.releasing) {
-            self.guest.boot();
+            // What it had lent is known to be free when the device is claimed again, and no sooner.
+            self.guest.boot_later();
         } else {
             self.guest.set_up_again();
         }
@@ -471,7 +474,8 @@ impl<'m> World<'m> {
     }
 
     fn pass_time(&mut self) {
-        let millis = u64::try_from(self.random.below(50)).expect("small");
+        let most = if self.faults.hangs { 500 } else { 50 };
+        let millis = u64::try_from(self.random.below(most)).expect("small");
         self.now = self.now.saturating_add(Duration::from_millis(millis));
         if self
             .session
@@ -505,7 +509,8 @@ impl<'m> World<'m> {
             }),
             Kind::Disk => {
                 let random = Random::new(self.random.next());
-                Box::new(Disk::new(self.platter.clone(), random, self.clock))
+                let platter = self.platter.clone();
+                Box::new(Disk::new(platter, random, self.clock, self.faults.hangs))
             }
             Kind::Net => {
                 let wire = Box::new(Wire::new(self.wire.clone(), self.clock));
@@ -531,6 +536,7 @@ impl<'m> World<'m> {
         }
         process.conn = Some(conn);
         self.linked = true;
+        self.session.set_host_seen(true);
         self.session
             .handle_link_up(self.now, bus.capabilities(), self.epoch);
     }
@@ -563,6 +569,13 @@ impl<'m> World<'m> {
             match event {
                 Event::Done { id, result } if self.waiting_for == Some(id) => {
                     self.waiting_for = None;
+                    if self.releasing && matches!(result, Err(OpError::Busy | OpError::StillInUse))
+                    {
+                        // The guest's memory is not used for anything else yet.
+                        self.outcome.waits += 1;
+                        self.waiting_for = Some(self.session.submit(self.now, Op::Release));
+                        continue;
+                    }
                     if std::mem::take(&mut self.releasing) {
                         let seen = self.session.device().is_some();
                         // A host that refuses is given up; of one that takes its time nothing may be left in the record.
