@@ -69,6 +69,11 @@ pub trait Disk: Send + fmt::Debug {
         true
     }
 
+    /// What operators may want to know of how it is used, by names in lower case. It stays the same.
+    fn details(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Names and values of counters, for operators.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -168,6 +173,9 @@ pub enum Failure {
     /// The disk cannot do that.
     #[error("the disk has no such operation")]
     Unsupported,
+    /// It would make a raw disk look like an image, and that it is a raw one was not said.
+    #[error("it would make the disk look like a qcow2 image, which only format=raw allows")]
+    Image,
     /// What the disk is on has gone away.
     #[error("{0}")]
     Gone(String),

@@ -8,14 +8,16 @@
 
 mod disk;
 mod file;
+mod in_use;
 mod lock;
+mod loops;
 pub mod nbd;
 mod null;
 mod qcow2;
 
 pub use disk::{Completion, Disk, Facts, Failure, Request, Submitted};
 pub use file::{Engine, FileConfig, FileDisk, OpenError};
-pub use lock::{Holder, LockError, Purpose, lock_image, open_image};
+pub use lock::{Holder, Image, LockError, Purpose, open_image};
 pub use nbd::{NbdAddress, NbdConfig, NbdDisk, NbdOpenError, NbdUri, NbdUriError, ProtocolError};
 pub use null::NullDisk;
-pub use qcow2::{Qcow2Config, Qcow2Disk, Qcow2OpenError};
+pub use qcow2::{QCOW2_MAGIC, Qcow2Config, Qcow2Disk, Qcow2OpenError};

@@ -13,14 +13,17 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use vmsg_mem::byte_lock;
+
+use crate::in_use::{Identity, InUse};
+use crate::loops;
 
 /// The byte for the first permission in use (RAW_LOCK_PERM_BASE).
 const IN_USE: u64 = 100;
@@ -45,6 +48,14 @@ pub enum Purpose {
 }
 
 impl Purpose {
+    /// For operators.
+    pub(crate) const fn describe(self) -> &'static str {
+        match self {
+            Self::Read => "shared with other readers",
+            Self::Write => "exclusive",
+        }
+    }
+
     const fn used(self) -> &'static [u64] {
         match self {
             Self::Read => &[CONSISTENT_READ],
@@ -67,6 +78,17 @@ pub enum LockError {
     /// The system uses the block device, or another process has claimed it (O_EXCL).
     #[error("the block device is mounted, part of another device, or claimed by another process")]
     Claimed,
+    /// The file is behind a loop device, which takes no locks.
+    #[error("the loop device {} is on it (`losetup --detach` takes it away)", .0.display())]
+    Loop(PathBuf),
+    /// The contents of the block device are in a file that somebody else uses.
+    #[error("its contents are in {}, and {holder}", file.display())]
+    Below {
+        /// Which.
+        file: PathBuf,
+        /// By whom that is used.
+        holder: Holder,
+    },
     /// It is a directory, a pipe or the like.
     #[error("it is neither a regular file nor a block device")]
     NotADisk,
@@ -110,40 +132,115 @@ impl fmt::Display for Holder {
 }
 
 /// Opens the image at `path` and takes the locks. What somebody else has in use is waited for as long as `patience`: it may be a
-/// process that is ending.
+/// process that is ending. What a disk of this process has is not waited for, unless that is ending.
+///
+/// Two who use a file by different names (links, mounts) know of each other: locks belong to the file. Loop devices take none: a file
+/// with one on it is not opened for writing, and for reading only if the loop device writes nothing; and a loop device not if its file
+/// is in use. The system has no way to tell it that a loop device is put on an image that is open.
 ///
 /// # Errors
 ///
 /// [`LockError`].
-pub fn open_image(path: &Path, purpose: Purpose, patience: Duration) -> Result<OwnedFd, LockError> {
+pub fn open_image(path: &Path, purpose: Purpose, patience: Duration) -> Result<Image, LockError> {
     let deadline = Instant::now() + patience;
+    let mut said = false;
     loop {
-        match open_once(path, purpose) {
-            Ok(file) => {
-                lock_until(&file, purpose, deadline)?;
-                return Ok(file);
-            }
-            Err(LockError::Claimed) if Instant::now() < deadline => pause(),
-            Err(error) => return Err(error),
+        let error = match open_once(path, purpose) {
+            Ok(image) => return Ok(image),
+            Err(error) => error,
+        };
+        let may_end = match &error {
+            LockError::Held(Holder::Ourselves)
+            | LockError::Below {
+                holder: Holder::Ourselves,
+                ..
+            } => false,
+            LockError::Held(_)
+            | LockError::Claimed
+            | LockError::Loop(_)
+            | LockError::Below { .. } => true,
+            LockError::NotADisk | LockError::Os { .. } => false,
+        };
+        if !may_end {
+            return Err(error);
         }
+        if Instant::now() >= deadline {
+            return Err(match error {
+                LockError::Held(_) => LockError::Held(find_holder(path)),
+                LockError::Below { file, .. } => {
+                    let holder = find_holder(&file);
+                    LockError::Below { file, holder }
+                }
+                error => error,
+            });
+        }
+        if !said {
+            said = true;
+            tracing::info!(path = %path.display(), "an image is in use: waiting for its holder to end");
+        }
+        pause();
     }
 }
 
-/// Takes the locks on an image that is open, for reading at least. They are held until the last descriptor of this open file is
-/// closed.
-///
-/// # Errors
-///
-/// [`LockError`]; there are no locks then.
-pub fn lock_image(file: impl AsFd, purpose: Purpose, patience: Duration) -> Result<(), LockError> {
-    lock_until(file, purpose, Instant::now() + patience)
+/// An open image with its locks.
+#[derive(Debug)]
+pub struct Image {
+    /// The locks are there until the last descriptor of this open file is closed, and the kernel is done with it.
+    pub file: OwnedFd,
+    /// For others of this process.
+    pub(crate) in_use: InUse,
 }
 
 fn os(what: &'static str) -> impl Fn(io::Error) -> LockError {
     move |source| LockError::Os { what, source }
 }
 
-fn open_once(path: &Path, purpose: Purpose) -> Result<OwnedFd, LockError> {
+/// Opens it and takes the locks, if that can be at once. Who has them is not looked for.
+fn open_once(path: &Path, purpose: Purpose) -> Result<Image, LockError> {
+    let (file, stat) = open_file(path, purpose)?;
+    let identity = Identity::of(&stat);
+    if !try_lock(&file, purpose).map_err(os("lock"))? {
+        return Err(LockError::Held(in_use_by(identity)));
+    }
+    if identity.is_file() {
+        match loops::over(identity) {
+            Some(found) if found.writes || purpose == Purpose::Write => {
+                return Err(LockError::Loop(found.device));
+            }
+            _ => {}
+        }
+    }
+    for below in loops::below(&stat) {
+        // Who can use a device need not be one who can read what is below it, and that may be out of sight.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let Ok(lower) = rustix::fs::open(&below, flags, Mode::empty()) else {
+            continue;
+        };
+        let is_used = is_refused(&lower, purpose).unwrap_or(false);
+        if is_used {
+            let stat = rustix::fs::fstat(&lower).map_err(|error| os("look at")(error.into()))?;
+            return Err(LockError::Below {
+                file: below,
+                holder: in_use_by(Identity::of(&stat)),
+            });
+        }
+    }
+    Ok(Image {
+        file,
+        in_use: InUse::new(identity),
+    })
+}
+
+/// What is known without a long look.
+fn in_use_by(identity: Identity) -> Holder {
+    if identity.is_ours() {
+        Holder::Ourselves
+    } else {
+        Holder::Unseen
+    }
+}
+
+fn open_file(path: &Path, purpose: Purpose) -> Result<(OwnedFd, Stat), LockError> {
     let is_device = |mode| FileType::from_raw_mode(mode) == FileType::BlockDevice;
     let before = rustix::fs::stat(path).map_err(|error| os("look at")(error.into()))?;
     // Opening what is something else may do something: wake who waits at the other end of a pipe, rewind a tape.
@@ -166,6 +263,9 @@ fn open_once(path: &Path, purpose: Purpose) -> Result<OwnedFd, LockError> {
         flags |= OFlags::EXCL;
     }
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+        Errno::BUSY if claims && Identity::of(&before).is_ours() => {
+            LockError::Held(Holder::Ourselves)
+        }
         Errno::BUSY if claims => LockError::Claimed,
         error => os("open")(error.into()),
     })?;
@@ -181,26 +281,7 @@ fn open_once(path: &Path, purpose: Purpose) -> Result<OwnedFd, LockError> {
     let flags = rustix::fs::fcntl_getfl(&file).map_err(|error| os("open")(error.into()))?;
     rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)
         .map_err(|error| os("open")(error.into()))?;
-    Ok(file)
-}
-
-fn lock_until(file: impl AsFd, purpose: Purpose, deadline: Instant) -> Result<(), LockError> {
-    let mut said = false;
-    loop {
-        if try_lock(&file, purpose).map_err(os("lock"))? {
-            return Ok(());
-        }
-        // What waits must not be in the way of others.
-        unlock(&file, purpose).map_err(os("unlock"))?;
-        if Instant::now() >= deadline {
-            return Err(LockError::Held(find_holder(&file)));
-        }
-        if !said {
-            said = true;
-            tracing::info!("an image is in use: waiting for its holder to end");
-        }
-        pause();
-    }
+    Ok((file, stat))
 }
 
 fn try_lock(file: impl AsFd, purpose: Purpose) -> io::Result<bool> {
@@ -213,21 +294,19 @@ fn try_lock(file: impl AsFd, purpose: Purpose) -> io::Result<bool> {
         }
     }
     // Only now: of two at the same time at least one sees the other.
+    Ok(!is_refused(file, purpose)?)
+}
+
+/// Whether others have locks that stand against this use.
+fn is_refused(file: impl AsFd, purpose: Purpose) -> io::Result<bool> {
     let refused = purpose.used().iter().map(|bit| NOT_SHARED + bit);
     let disliked = purpose.not_shared().iter().map(|bit| IN_USE + bit);
     for byte in refused.chain(disliked) {
         if byte_lock::is_locked_elsewhere(&file, byte)? {
-            return Ok(false);
+            return Ok(true);
         }
     }
-    Ok(true)
-}
-
-fn unlock(file: impl AsFd, purpose: Purpose) -> io::Result<()> {
-    let used = purpose.used().iter().map(|bit| IN_USE + bit);
-    let not_shared = purpose.not_shared().iter().map(|bit| NOT_SHARED + bit);
-    used.chain(not_shared)
-        .try_for_each(|byte| byte_lock::unlock(&file, byte))
+    Ok(false)
 }
 
 /// No event says that these locks are free. Two that try at the same time must not go on doing so.
@@ -237,9 +316,9 @@ fn pause() {
     thread::sleep(AGAIN / 2 + AGAIN * noise / 8);
 }
 
-/// Who has a lock on an open file, as /proc tells (proc(5), fdinfo).
-fn find_holder(file: impl AsFd) -> Holder {
-    let Ok(ours) = rustix::fs::fstat(file) else {
+/// Who has a lock on a file, as /proc tells (proc(5), fdinfo).
+fn find_holder(path: &Path) -> Holder {
+    let Ok(ours) = rustix::fs::stat(path) else {
         return Holder::Unseen;
     };
     let identity = (ours.st_dev, ours.st_ino);

@@ -35,7 +35,12 @@ enum List {
 enum Owner {
     Table(Arc<WindowTable>),
     /// Not a `Box`: that would claim that nobody else writes there.
-    Buffer(#[expect(dead_code, reason = "only kept")] Arc<[AtomicU64]>),
+    Buffer(Arc<[AtomicU64]>),
+    /// The first bytes are in the buffer.
+    Both(
+        Arc<WindowTable>,
+        #[expect(dead_code, reason = "only kept")] Arc<[AtomicU64]>,
+    ),
 }
 
 impl List {
@@ -161,10 +166,39 @@ impl Held {
         self.len = self.len.min(len);
     }
 
+    /// Has the first `len` bytes, or all if there are fewer, be a copy in memory that belongs to nobody else and begins at a multiple
+    /// of `align`, a power of two: what is looked at there is what is used afterwards. Nothing happens to [`Self::buffer`].
+    ///
+    /// # Panics
+    ///
+    /// If `align` is no power of two.
+    pub fn settle(&mut self, len: usize, align: usize) {
+        let Owner::Table(table) = &self.owner else {
+            return;
+        };
+        let len = len.min(self.len);
+        let head = Self::buffer(len, align);
+        self.pieces().take(len).copy_to(head.pieces());
+        let Owner::Buffer(buffer) = head.owner else {
+            unreachable!("just made")
+        };
+        let mut pieces = head.pieces;
+        for piece in self.pieces().skip(len).iter() {
+            // SAFETY: part of a mapping of the table, which is kept below.
+            pieces.push(unsafe { keep(piece.as_ptr(), piece.len()) });
+        }
+        *self = Self {
+            owner: Owner::Both(Arc::clone(table), buffer),
+            pieces,
+            skip: 0,
+            len: self.len,
+        };
+    }
+
     /// The windows whose memory this is; `None` for [`Self::buffer`].
     pub fn table(&self) -> Option<&Arc<WindowTable>> {
         match &self.owner {
-            Owner::Table(table) => Some(table),
+            Owner::Table(table) | Owner::Both(table, _) => Some(table),
             Owner::Buffer(_) => None,
         }
     }

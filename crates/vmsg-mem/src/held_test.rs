@@ -136,3 +136,41 @@ fn buffers_are_aligned_and_their_own() {
         }
     }
 }
+
+#[test]
+fn what_is_settled_does_not_change_any_more_and_the_rest_may() {
+    let memory = memory(2);
+    let table = table(&[&memory]);
+    let ram = memory.ram();
+    let pieces = [
+        ram.get(1, 3).unwrap(),
+        ram.get(100, 600).unwrap(),
+        ram.get(5000, 7).unwrap(),
+    ];
+    let mut held = Held::new(Pieces::new(&pieces), &table).unwrap();
+    held.pieces().fill(1);
+    held.settle(512, 512);
+    assert_eq!(lengths(&held), [512, 91, 7]);
+    assert_eq!(held.len(), 610);
+    let first = held.pieces().iter().next().unwrap().as_ptr();
+    assert_eq!(first.addr() % 512, 0);
+    ram.fill(2);
+    let mut bytes = [0; 610];
+    held.pieces().read(&mut bytes);
+    assert_eq!(bytes[..512], [1; 512]);
+    assert_eq!(bytes[512..], [2; 98]);
+    // Once more, and with more than there is.
+    let mut short = Held::new(Pieces::new(&pieces[2..]), &table).unwrap();
+    short.settle(512, 1);
+    short.settle(512, 1);
+    ram.fill(3);
+    let mut bytes = [0; 7];
+    short.pieces().read(&mut bytes);
+    assert_eq!(bytes, [2; 7]);
+    // The rest is still held.
+    let weak = Arc::downgrade(&memory);
+    drop((memory, table, short));
+    assert!(weak.upgrade().is_some());
+    drop(held);
+    assert!(weak.upgrade().is_none());
+}

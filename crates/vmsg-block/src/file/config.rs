@@ -23,8 +23,23 @@ pub struct FileConfig {
     pub engine: Engine,
     /// Space that the user does not need any more is given back.
     pub discard: bool,
+    /// That the file is a raw image was not said. Then no write makes it begin as a qcow2 image does: whoever looked at the file the
+    /// next time would take it for one.
+    pub guessed: bool,
     /// How long a file that somebody else has in use is waited for: who used it before may be ending.
     pub patience: Duration,
+}
+
+impl Engine {
+    /// As operators write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Inline => "inline",
+            Self::Threads => "threads",
+        }
+    }
 }
 
 impl FileConfig {
@@ -37,6 +52,7 @@ impl FileConfig {
             block_size: None,
             engine: Engine::Auto,
             discard: true,
+            guessed: false,
             patience: Duration::from_secs(5),
         }
     }

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use vmsg_mem::WindowTable;
 
-use crate::{Completion, Disk, Facts, Failure, Request, Submitted};
+use crate::in_use::InUse;
+use crate::{Completion, Disk, Facts, Failure, QCOW2_MAGIC, Request, Submitted};
 use mapped::Mapped;
 use medium::Medium;
 use pool::Pool;
@@ -46,12 +47,19 @@ const AGAIN: Duration = Duration::from_millis(2);
 /// After a failed flush, each later one fails too: what was written before may be lost, and nobody can tell what. Opening the
 /// file anew ends that.
 pub struct FileDisk {
+    /// Goes first: who waits for the image from then on waits for the rest to end.
+    _in_use: InUse,
     medium: Arc<Medium>,
     facts: Facts,
     write_back: bool,
     workers: Workers,
     /// The file, if it is in memory and the thread that submits reads and writes it.
     mapped: Option<Mapped>,
+    /// The file is in memory.
+    in_memory: bool,
+    /// What the file begins with must not look like an image.
+    guessed: bool,
+    details: Vec<(&'static str, String)>,
     /// Requests that wait until others are done.
     waiting: VecDeque<(u32, Work)>,
     /// A request is under way beside which there must be no other.
@@ -74,6 +82,16 @@ enum Workers {
     Uring(Box<Uring>),
 }
 
+impl Workers {
+    fn engine(&self) -> Engine {
+        match self {
+            Self::Inline(_) => Engine::Inline,
+            Self::Threads(_) => Engine::Threads,
+            Self::Uring(_) => Engine::Uring,
+        }
+    }
+}
+
 impl FileDisk {
     /// Opens the file and takes its locks ([`open_image`](crate::open_image)).
     ///
@@ -90,9 +108,13 @@ impl FileDisk {
                 source,
             })
         };
+        let mut why = None;
         let workers = match config.engine {
             Engine::Inline => Workers::Inline(threads()?),
-            Engine::Auto if opened.in_memory => Workers::Inline(threads()?),
+            Engine::Auto if opened.in_memory => {
+                why = Some("the file is in memory".to_owned());
+                Workers::Inline(threads()?)
+            }
             Engine::Threads => Workers::Threads(threads()?),
             Engine::Uring | Engine::Auto => match Uring::new(Arc::clone(&medium)) {
                 Ok(uring) => Workers::Uring(Box::new(uring)),
@@ -101,11 +123,7 @@ impl FileDisk {
                     return Err(OpenError::NoUring { path, source });
                 }
                 Err(error) => {
-                    tracing::info!(
-                        path = %config.path.display(),
-                        %error,
-                        "threads read and write this disk",
-                    );
+                    why = Some(error.to_string());
                     Workers::Threads(threads()?)
                 }
             },
@@ -113,7 +131,14 @@ impl FileDisk {
         let mapped = (opened.in_memory && matches!(workers, Workers::Inline(_)))
             .then(|| Mapped::new(&medium, opened.facts.size, opened.facts.read_only))
             .flatten();
+        let mut details = opened.details;
+        details.push(("engine", workers.engine().name().to_owned()));
+        details.extend(why.map(|why| ("engine-why", why)));
         Ok(Self {
+            _in_use: opened.in_use,
+            in_memory: opened.in_memory,
+            guessed: config.guessed,
+            details,
             medium,
             facts: opened.facts,
             write_back: true,
@@ -131,11 +156,7 @@ impl FileDisk {
 
     /// Who reads and writes; never [`Engine::Auto`].
     pub fn engine(&self) -> Engine {
-        match &self.workers {
-            Workers::Inline(_) => Engine::Inline,
-            Workers::Threads(_) => Engine::Threads,
-            Workers::Uring(_) => Engine::Uring,
-        }
+        self.workers.engine()
     }
 
     /// Why a request is not for this disk, if it is not.
@@ -233,7 +254,9 @@ impl Disk for FileDisk {
         // Even memory takes its time for gigabytes. Past the page cache who is alone with a block must be known: nothing is
         // done beside anything else then.
         let is_short = len <= LONG || self.medium.direct.is_some();
-        if is_short && matches!(self.workers, Workers::Inline(_)) {
+        let at_once = is_short && matches!(self.workers, Workers::Inline(_));
+        let guarded = self.guessed && matches!(request, Request::Write { offset: 0, .. });
+        if at_once && !guarded {
             let medium = &self.medium;
             return Submitted::Done(match &mut self.mapped {
                 Some(mapped) => mapped.run(medium, request, sync),
@@ -246,10 +269,16 @@ impl Disk for FileDisk {
         if self.in_flight >= LIMIT {
             return Submitted::Full;
         }
-        let work = match Work::new(request, memory, sync) {
+        let mut work = match Work::new(request, memory, sync) {
             Ok(work) => work,
             Err(failure) => return Submitted::Done(Err(failure)),
         };
+        if guarded && work.settle(&self.medium) == QCOW2_MAGIC {
+            return Submitted::Done(Err(Failure::Image));
+        }
+        if at_once {
+            return Submitted::Done(work.run(&self.medium));
+        }
         self.in_flight += 1;
         if self.waiting.is_empty() && !self.alone && !work.is_exclusive(&self.medium) {
             self.start(tag, work);
@@ -353,6 +382,15 @@ impl Disk for FileDisk {
 
     fn set_write_back(&mut self, on: bool) {
         self.write_back = on;
+    }
+
+    /// The last descriptor of a block device waits for its page cache, that of a file on a network for the server.
+    fn ends_at_once(&self) -> bool {
+        self.in_memory && self.in_flight == 0
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        self.details.clone()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

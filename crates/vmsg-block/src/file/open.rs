@@ -13,7 +13,8 @@ use vmsg_mem::{Held, block_device};
 use super::config::{FileConfig, OpenError};
 use super::medium::{Alignment, Kind, Medium};
 use crate::Facts;
-use crate::lock::{LockError, Purpose, open_image};
+use crate::in_use::InUse;
+use crate::lock::{Image, LockError, Purpose, open_image};
 
 /// Blocks are not larger, bytes.
 const LARGEST: u32 = 1 << 20;
@@ -27,10 +28,12 @@ const HUGETLBFS: u32 = 0x9584_58f6;
 
 /// An open file with what is known of it.
 pub(super) struct Opened {
+    pub(super) in_use: InUse,
     pub(super) medium: Medium,
     pub(super) facts: Facts,
     /// The file is in memory: nothing is waited for.
     pub(super) in_memory: bool,
+    pub(super) details: Vec<(&'static str, String)>,
 }
 
 pub(super) fn open(config: &FileConfig) -> Result<Opened, OpenError> {
@@ -40,14 +43,15 @@ pub(super) fn open(config: &FileConfig) -> Result<Opened, OpenError> {
     } else {
         Purpose::Write
     };
-    let fd = open_image(path, purpose, config.patience).map_err(|source| match source {
-        LockError::NotADisk => OpenError::NotADisk(path.clone()),
-        LockError::Os { what, source } => os(what, path)(source),
-        source => OpenError::InUse {
-            path: path.clone(),
-            source,
-        },
-    })?;
+    let Image { file: fd, in_use } =
+        open_image(path, purpose, config.patience).map_err(|source| match source {
+            LockError::NotADisk => OpenError::NotADisk(path.clone()),
+            LockError::Os { what, source } => os(what, path)(source),
+            source => OpenError::InUse {
+                path: path.clone(),
+                source,
+            },
+        })?;
     let look = |error: Errno| os("look at", path)(error.into());
     let stat = rustix::fs::fstat(&fd).map_err(look)?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -78,7 +82,20 @@ pub(super) fn open(config: &FileConfig) -> Result<Opened, OpenError> {
             block_size: facts.block_size,
         });
     }
+    let page_cache = match medium.direct {
+        _ if in_memory => "the file is in memory",
+        Some(_) => "bypassed",
+        None => "used",
+    };
+    let details = vec![
+        ("path", path.display().to_string()),
+        ("format", "raw".to_owned()),
+        ("lock", purpose.describe().to_owned()),
+        ("page-cache", page_cache.to_owned()),
+    ];
     Ok(Opened {
+        details,
+        in_use,
         medium,
         facts,
         in_memory,

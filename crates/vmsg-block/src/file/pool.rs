@@ -2,10 +2,13 @@
 //! A few threads that wait for the medium.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 
@@ -15,14 +18,21 @@ use crate::{Completion, Failure};
 
 /// What a thread needs: system calls, and the list of pieces for one.
 const STACK: usize = 128 << 10;
+/// How long dropping waits for the threads.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Threads that do [`Work`]; they are started when there is something to do.
 ///
-/// When this is dropped they end as soon as they can. What they are at keeps its memory until then.
+/// When this is dropped they end as soon as they can, which is waited for: a second at most. What they are at keeps its memory and
+/// the file until then.
 #[derive(Debug)]
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    /// There until dropped.
+    shared: Option<Arc<Shared>>,
     most: usize,
+    /// Each thread has one until it has let go of everything.
+    alive: Option<Sender<Infallible>>,
+    over: Receiver<Infallible>,
 }
 
 #[derive(Debug)]
@@ -94,22 +104,37 @@ impl Pool {
             work: Condvar::new(),
             event,
         });
-        Ok(Self { shared, most })
+        let (alive, over) = mpsc::channel();
+        Ok(Self {
+            shared: Some(shared),
+            most,
+            alive: Some(alive),
+            over,
+        })
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.shared.as_ref().expect("there until dropped")
     }
 
     /// Has `work` done.
     pub(super) fn push(&self, tag: u32, work: Work) {
-        let mut state = self.shared.state();
+        let mut state = self.shared().state();
         state.waiting.push_back((tag, work));
         if state.idle >= state.waiting.len() || state.threads >= self.most {
-            self.shared.work.notify_one();
+            self.shared().work.notify_one();
             return;
         }
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(self.shared());
+        let alive = self.alive.clone();
         let started = thread::Builder::new()
             .name("vmsg-disk".into())
             .stack_size(STACK)
-            .spawn(move || shared.run());
+            .spawn(move || {
+                shared.run();
+                drop(shared);
+                drop(alive);
+            });
         match started {
             Ok(_) => state.threads += 1,
             Err(error) if state.threads == 0 => {
@@ -118,7 +143,7 @@ impl Pool {
                     let result = Err(Failure::Io(io::Error::new(error.kind(), "no thread")));
                     state.done.push(Completion { tag, result });
                 }
-                self.shared.ring();
+                self.shared().ring();
             }
             Err(_) => {}
         }
@@ -126,7 +151,7 @@ impl Pool {
 
     /// Gives up what has not been begun.
     pub(super) fn cancel(&self) {
-        let mut state = self.shared.state();
+        let mut state = self.shared().state();
         if state.waiting.is_empty() {
             // The event is there as long as something is to be told, and only then: nobody would take it back.
             return;
@@ -135,36 +160,45 @@ impl Pool {
             let result = Err(Failure::Canceled);
             state.done.push(Completion { tag, result });
         }
-        self.shared.ring();
+        self.shared().ring();
     }
 
     /// Moves what is done to the end of `done`.
     pub(super) fn completed(&self, done: &mut Vec<Completion>) {
-        let mut state = self.shared.state();
+        let mut state = self.shared().state();
         if state.done.is_empty() {
             return;
         }
         let mut count = [0; 8];
-        let _ = rustix::io::read(&self.shared.event, &mut count);
+        let _ = rustix::io::read(&self.shared().event, &mut count);
         done.append(&mut state.done);
     }
 
     /// Readable when there may be something for [`Self::completed`].
     pub(super) fn event_fd(&self) -> BorrowedFd<'_> {
-        self.shared.event.as_fd()
+        self.shared().event.as_fd()
     }
 
     /// The same, for whoever keeps it.
     pub(super) fn event(&self) -> io::Result<OwnedFd> {
-        self.shared.event.try_clone()
+        self.shared().event.try_clone()
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let mut state = self.shared.state();
+        let Some(shared) = self.shared.take() else {
+            return;
+        };
+        let mut state = shared.state();
         state.ended = true;
-        state.waiting.clear();
-        self.shared.work.notify_all();
+        let given_up = std::mem::take(&mut state.waiting);
+        drop(state);
+        drop(given_up);
+        shared.work.notify_all();
+        drop(shared);
+        self.alive = None;
+        // Ends with an error: when the last of them is over, or none of them can be waited for any longer.
+        let _ = self.over.recv_timeout(PATIENCE);
     }
 }

@@ -67,6 +67,19 @@ impl Work {
         })
     }
 
+    /// Has the first block of a write stay as it is now, whatever a peer does with its memory; gives the first bytes of it.
+    pub(super) fn settle(&mut self, medium: &Medium) -> [u8; 4] {
+        let mut first = [0; 4];
+        if let Self::Write { from, .. } = self {
+            let (len, align) = medium
+                .direct
+                .map_or((512, 1), |direct| (direct.offset, direct.memory));
+            from.settle(len as usize, align as usize);
+            from.pieces().read(&mut first);
+        }
+        first
+    }
+
     /// Does it, and waits for that.
     pub(super) fn run(&self, medium: &Medium) -> Result<(), Failure> {
         match self {

@@ -13,6 +13,8 @@ use vmsg_mem::{Held, Pieces, WindowTable};
 use super::config::{Qcow2Config, Qcow2OpenError};
 use super::open;
 use super::work::{Do, Work, Workers};
+use crate::in_use::InUse;
+use crate::lock::Purpose;
 use crate::{Completion, Disk, Facts, Failure, Request, Submitted};
 
 /// Requests at the same time.
@@ -36,6 +38,8 @@ const ALIGN: usize = 4096;
 ///
 /// If the library panics all further requests fail and the image is left as it is.
 pub struct Qcow2Disk {
+    /// Goes first: who waits for the image from then on waits for the rest to end.
+    _in_use: Vec<InUse>,
     path: PathBuf,
     facts: Facts,
     workers: Workers,
@@ -74,7 +78,8 @@ impl Qcow2Disk {
     ///
     /// [`Qcow2OpenError`].
     pub fn open(config: &Qcow2Config) -> Result<Self, Qcow2OpenError> {
-        let opened = open::open(config)?;
+        let mut opened = open::open(config)?;
+        let in_use = std::mem::take(&mut opened.in_use);
         let header = &opened.header;
         let cluster = u32::try_from(header.cluster_size()).unwrap_or(1 << 21);
         let version = header.version;
@@ -97,6 +102,7 @@ impl Qcow2Disk {
         let wake =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
         Ok(Self {
+            _in_use: in_use,
             path: config.path.clone(),
             facts,
             workers: Workers::new(opened, config.path.clone(), wake)?,
@@ -330,6 +336,20 @@ impl Disk for Qcow2Disk {
 
     fn set_write_back(&mut self, on: bool) {
         self.write_back = on;
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let purpose = if self.facts.read_only {
+            Purpose::Read
+        } else {
+            Purpose::Write
+        };
+        vec![
+            ("path", self.path.display().to_string()),
+            ("format", "qcow2".to_owned()),
+            ("lock", purpose.describe().to_owned()),
+            ("engine", "threads".to_owned()),
+        ]
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
+const MAGIC: u32 = u32::from_be_bytes(QCOW2_MAGIC);
+/// How each qcow2 image begins.
+pub const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Where the incompatible features are, in images of version 3.
 const INCOMPATIBLE: u64 = 72;
 const V2_LEN: usize = 72;

@@ -11,3 +11,4 @@ mod work;
 
 pub use config::{Qcow2Config, Qcow2OpenError};
 pub use disk::Qcow2Disk;
+pub use header::QCOW2_MAGIC;

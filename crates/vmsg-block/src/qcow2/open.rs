@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 use super::config::{Qcow2Config, Qcow2OpenError};
 use super::header::{self, Fault, Header};
 use super::repair;
+use crate::in_use::InUse;
 use crate::lock::{LockError, Purpose, open_image};
 
 /// Files behind each other that are opened.
@@ -30,10 +31,13 @@ pub(super) struct Opened {
     pub(super) header: Header,
     /// The image once more, for the mark in its header; not for what the library does.
     pub(super) file: File,
+    /// It, and what is behind it.
+    pub(super) in_use: Vec<InUse>,
 }
 
 pub(super) fn open(config: &Qcow2Config) -> Result<Opened, Qcow2OpenError> {
-    let (locked, file) = open_file(&config.path, !config.read_only, config)?;
+    let mut in_use = Vec::new();
+    let (locked, file) = open_file(&config.path, !config.read_only, config, &mut in_use)?;
     let mut header = read_header(&file, &config.path)?;
     if header.size < 512 {
         let reason = "it has less than a sector".to_owned();
@@ -46,11 +50,18 @@ pub(super) fn open(config: &Qcow2Config) -> Result<Opened, Qcow2OpenError> {
     } else {
         put_in_order(&file, &mut header, &config.path)?;
     }
-    let image = open_layer(locked, &header, &config.path, !config.read_only, config, 0)?;
+    let write = !config.read_only;
+    let mut chain = Chain {
+        config,
+        depth: 0,
+        in_use: &mut in_use,
+    };
+    let image = chain.open_layer(locked, &header, &config.path, write)?;
     Ok(Opened {
         image,
         header,
         file,
+        in_use,
     })
 }
 
@@ -59,13 +70,14 @@ fn open_file(
     path: &Path,
     write: bool,
     config: &Qcow2Config,
+    in_use: &mut Vec<InUse>,
 ) -> Result<(File, File), Qcow2OpenError> {
     let purpose = if write { Purpose::Write } else { Purpose::Read };
     let failed = |source| Qcow2OpenError::File {
         path: path.to_owned(),
         source,
     };
-    let locked = open_image(path, purpose, config.patience).map_err(|error| match error {
+    let opened = open_image(path, purpose, config.patience).map_err(|error| match error {
         LockError::Os { source, .. } => failed(source),
         error @ LockError::NotADisk => failed(io::Error::other(error)),
         source => Qcow2OpenError::InUse {
@@ -73,6 +85,8 @@ fn open_file(
             source,
         },
     })?;
+    in_use.push(opened.in_use);
+    let locked = opened.file;
     // The same file, whatever is at the path by now.
     let again = format!("/proc/self/fd/{}", locked.as_raw_fd());
     let file = File::options()
@@ -127,75 +141,83 @@ fn put_in_order(file: &File, header: &mut Header, path: &Path) -> Result<(), Qco
     Ok(())
 }
 
-/// Opens an image and what is behind it.
-fn open_layer(
-    file: File,
-    header: &Header,
-    path: &Path,
-    write: bool,
-    config: &Qcow2Config,
+/// An image with those behind it.
+struct Chain<'a> {
+    config: &'a Qcow2Config,
     depth: usize,
-) -> Result<Image, Qcow2OpenError> {
-    let backing = match &header.backing {
-        None => None,
-        Some(backing) if !config.backing => {
-            return Err(Qcow2OpenError::BackingNotAllowed {
-                path: path.to_owned(),
-                backing: backing.clone(),
-            });
-        }
-        Some(backing) => Some(open_backing(backing, header, path, config, depth)?),
-    };
-    let storage = storage(file, path, write, config)?;
-    caught(path, || {
-        let mut image = Qcow2::open_image(storage, write)?;
-        image.set_data_file(None);
-        image.set_backing(backing);
-        Ok(FormatAccess::new(image))
-    })
+    in_use: &'a mut Vec<InUse>,
 }
 
-fn open_backing(
-    name: &str,
-    header: &Header,
-    path: &Path,
-    config: &Qcow2Config,
-    depth: usize,
-) -> Result<Image, Qcow2OpenError> {
-    if depth == MOST_BACKINGS {
-        return Err(Qcow2OpenError::TooManyBackings {
-            path: config.path.clone(),
-            most: MOST_BACKINGS,
-        });
+impl Chain<'_> {
+    /// Opens an image and what is behind it.
+    fn open_layer(
+        &mut self,
+        file: File,
+        header: &Header,
+        path: &Path,
+        write: bool,
+    ) -> Result<Image, Qcow2OpenError> {
+        let backing = match &header.backing {
+            None => None,
+            Some(backing) if !self.config.backing => {
+                return Err(Qcow2OpenError::BackingNotAllowed {
+                    path: path.to_owned(),
+                    backing: backing.clone(),
+                });
+            }
+            Some(backing) => Some(self.open_backing(backing, header, path)?),
+        };
+        let storage = storage(file, path, write, self.config)?;
+        caught(path, || {
+            let mut image = Qcow2::open_image(storage, write)?;
+            image.set_data_file(None);
+            image.set_backing(backing);
+            Ok(FormatAccess::new(image))
+        })
     }
-    let raw = match header.backing_format.as_deref() {
-        Some("raw" | "file") => true,
-        Some("qcow2") => false,
-        Some(_) => {
-            let reason = "a backing file of another format than raw or qcow2";
-            return Err(fault(path, Fault::Unsupported(reason)));
-        }
-        None => {
-            return Err(Qcow2OpenError::BackingFormat {
-                path: path.to_owned(),
-                backing: name.to_owned(),
+
+    fn open_backing(
+        &mut self,
+        name: &str,
+        header: &Header,
+        path: &Path,
+    ) -> Result<Image, Qcow2OpenError> {
+        if self.depth == MOST_BACKINGS {
+            return Err(Qcow2OpenError::TooManyBackings {
+                path: self.config.path.clone(),
+                most: MOST_BACKINGS,
             });
         }
-    };
-    // Names are paths, relative to the image that has them.
-    let backing = path.parent().unwrap_or(Path::new("")).join(name);
-    let (locked, file) = open_file(&backing, false, config)?;
-    if raw {
-        let storage = storage(locked, &backing, false, config)?;
-        return caught(&backing, || {
-            Ok(FormatAccess::new(Raw::open_image(storage, false)?))
-        });
+        let raw = match header.backing_format.as_deref() {
+            Some("raw" | "file") => true,
+            Some("qcow2") => false,
+            Some(_) => {
+                let reason = "a backing file of another format than raw or qcow2";
+                return Err(fault(path, Fault::Unsupported(reason)));
+            }
+            None => {
+                return Err(Qcow2OpenError::BackingFormat {
+                    path: path.to_owned(),
+                    backing: name.to_owned(),
+                });
+            }
+        };
+        // Names are paths, relative to the image that has them.
+        let backing = path.parent().unwrap_or(Path::new("")).join(name);
+        let (locked, file) = open_file(&backing, false, self.config, self.in_use)?;
+        if raw {
+            let storage = storage(locked, &backing, false, self.config)?;
+            return caught(&backing, || {
+                Ok(FormatAccess::new(Raw::open_image(storage, false)?))
+            });
+        }
+        let header = read_header(&file, &backing)?;
+        if header.is_dirty() {
+            return Err(Qcow2OpenError::NotClosed(backing));
+        }
+        self.depth += 1;
+        self.open_layer(locked, &header, &backing, false)
     }
-    let header = read_header(&file, &backing)?;
-    if header.is_dirty() {
-        return Err(Qcow2OpenError::NotClosed(backing));
-    }
-    open_layer(locked, &header, &backing, false, config, depth + 1)
 }
 
 fn storage(

@@ -341,6 +341,10 @@ impl Disk for NbdDisk {
         self.jobs.write_back = on;
     }
 
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![("path", self.config.uri.to_string())]
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("nbd_connections", self.counts.connections),
