@@ -100,10 +100,17 @@ fn answer(request: &[u8], wrong: u8, any: u64) -> Vec<u8> {
 impl Daemon {
     /// Reads what has come; the next request, if all of it is there.
     fn next(&mut self) -> Option<Vec<u8>> {
+        if let Some(request) = self.take() {
+            return Some(request);
+        }
         let mut room = [0; 4096];
         if let Ok(count) = self.socket.read(&mut room) {
             self.have.extend(&room[..count]);
         }
+        self.take()
+    }
+
+    fn take(&mut self) -> Option<Vec<u8>> {
         if self.have.len() < HEADER {
             return None;
         }
