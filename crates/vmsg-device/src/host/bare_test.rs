@@ -3,18 +3,16 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use virtio_msg::{
-    DevNum, DeviceStatus, Frame, Instant, Message, QueueIndex, QueueSize, Token, VqueueConfig,
-};
+use virtio_msg::{DevNum, DeviceStatus, Frame, Message, Token};
 use vmsg_mem::{Access, BusAddr, WindowTable};
 
 use super::super::connection::Peer;
+use super::super::stand::{self, NOW};
 use super::*;
 use crate::rng::Rng;
-use crate::worker::{QueueStart, Reply, Slot};
+use crate::stand::BASE;
+use crate::worker::{QueueStart, Slot};
 
-const NOW: Instant = Instant(0);
-const BASE: u64 = 0x4000_0000;
 const LEN: usize = 1 << 20;
 
 struct Bench {
@@ -50,25 +48,18 @@ impl Bench {
     }
 
     fn send(&mut self, message: Message<'_>) {
-        let mut bytes = [0; 48];
         let frame = Frame::new(DevNum(0), Token(1), message);
-        let len = frame.encode(&mut bytes).expect("short");
-        self.core
-            .handle_message(NOW, self.conn, &bytes[..len], Vec::new());
+        stand::say(&mut self.core, self.conn, &frame, Vec::new());
         self.work();
     }
 
     fn work(&mut self) {
-        while let Some(order) = self.core.poll_order() {
-            match order.command {
-                Command::SetMemory(table) => self.tables.push(table),
-                Command::StartQueue(start) => self.starts.push(start),
-                _ => {}
-            }
-            let (ticket, result) = (order.ticket, Ok(()));
-            let done = Reply::Done { ticket, result };
-            self.core.handle_reply(NOW, 0, done);
-        }
+        let Self { tables, starts, .. } = self;
+        stand::agree(&mut self.core, |command| match command {
+            Command::SetMemory(table) => tables.push(table),
+            Command::StartQueue(start) => starts.push(start),
+            _ => {}
+        });
     }
 
     /// Up to where queues are set up.
@@ -79,13 +70,7 @@ impl Bench {
     }
 
     fn set_queue(&mut self) {
-        self.send(Message::SetVqueue(VqueueConfig {
-            index: QueueIndex(0),
-            size: QueueSize(16),
-            descriptor: BASE,
-            driver: BASE + 0x1000,
-            device: BASE + 0x2000,
-        }));
+        self.send(stand::queue());
     }
 
     /// What the device sees of its driver's memory, bytes.

@@ -2,17 +2,17 @@
 
 use std::os::fd::OwnedFd;
 
-use virtio_msg::{DevNum, DeviceStatus, Frame, Instant, Message, QueueIndex, decode};
-use vmsg_bus::control::{self, BackingAdd, COMMON_BACKING, Response, ViewAdd};
+use virtio_msg::{DevNum, DeviceStatus, Frame, Message, QueueIndex};
+use vmsg_bus::control::{self, BackingAdd, COMMON_BACKING, ViewAdd};
 use vmsg_mem::{Access, BusAddr, WindowTable};
 
 use super::super::connection::Peer;
+use super::super::stand::{self, NOW};
 use super::super::windows::MAX_VIEWS;
 use super::*;
 use crate::rng::Rng;
-use crate::worker::{Reply, Slot};
+use crate::worker::Slot;
 
-const NOW: Instant = Instant(0);
 const LEN: u64 = 16 << 20;
 const PIECE: u64 = 2 << 20;
 
@@ -83,54 +83,30 @@ impl Bench {
             Message::SetDeviceStatus(status),
         );
         self.send(&frame);
-        while self.core.poll_transmit(self.conn).is_some() {
-            self.core.sent(self.conn);
-        }
+        while stand::take(&mut self.core, self.conn).is_some() {}
     }
 
     fn send(&mut self, frame: &Frame<'_>) {
-        let mut bytes = [0; 48];
-        let len = frame.encode(&mut bytes).expect("short");
-        self.core
-            .handle_message(NOW, self.conn, &bytes[..len], Vec::new());
+        stand::say(&mut self.core, self.conn, frame, Vec::new());
         self.work();
     }
 
     fn ask(&mut self, request: Request) -> Status {
-        let mut payload = [0; 40];
-        let len = request.encode(&mut payload).expect("enough for all");
-        let message = Message::BusSpecific {
-            id: request.id(),
-            response: false,
-            payload: &payload[..len],
-        };
-        self.send(&Frame::bus(virtio_msg::Token(7), message));
-        let answer = self
-            .core
-            .poll_transmit(self.conn)
-            .expect("an answer")
-            .to_vec();
-        self.core.sent(self.conn);
-        let frame = decode(&answer, 48).expect("a message");
-        let Message::BusSpecific { id, payload, .. } = frame.message else {
-            panic!("{frame}");
-        };
-        let response = Response::decode(id, payload).expect("a response");
+        stand::ask(&mut self.core, self.conn, request, Vec::new());
+        self.work();
+        let answer = stand::take(&mut self.core, self.conn).expect("an answer");
+        let response = stand::response(&answer);
         assert_eq!(response.subject, request.subject());
         response.status
     }
 
     fn work(&mut self) {
-        while let Some(order) = self.core.poll_order() {
-            match order.command {
-                Command::SetMemory(table) => self.tables.push(table),
-                Command::SetNotify { queue, kick, call } => self.notify.push((queue, kick, call)),
-                _ => {}
-            }
-            let (ticket, result) = (order.ticket, Ok(()));
-            self.core
-                .handle_reply(NOW, 0, Reply::Done { ticket, result });
-        }
+        let Self { tables, notify, .. } = self;
+        stand::agree(&mut self.core, |command| match command {
+            Command::SetMemory(table) => tables.push(table),
+            Command::SetNotify { queue, kick, call } => notify.push((queue, kick, call)),
+            _ => {}
+        });
     }
 
     fn seen(&self, base: u64, len: u64) -> bool {

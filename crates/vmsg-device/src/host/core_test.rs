@@ -2,15 +2,14 @@
 
 use std::os::fd::AsFd;
 
-use virtio_msg::{ConfigEvent, DeviceStatus, FeatureBlocks, FeatureSet, QueueSize, VqueueConfig};
-use vmsg_bus::control::{BackingAdd, Response, Status, ViewAdd, WindowAdd};
+use virtio_msg::{ConfigEvent, DeviceStatus, FeatureBlocks, FeatureSet};
+use vmsg_bus::control::{BackingAdd, Status, ViewAdd, WindowAdd};
 use vmsg_mem::{BusAddr, Mapping};
 
+use super::super::stand::{self, MESSAGE, NOW};
 use super::*;
 use crate::net::{Mac, Net, Settings};
 
-const MESSAGE: usize = 320;
-const NOW: Instant = Instant(0);
 const NET: DevNum = DevNum(0);
 
 /// A host with a network device, whose worker is the test.
@@ -44,25 +43,11 @@ impl Bench {
         } else {
             Frame::new(NET, Token(7), message)
         };
-        let mut bytes = [0; MESSAGE];
-        let len = frame.encode(&mut bytes).expect("short");
-        self.core
-            .handle_message(NOW, conn, &bytes[..len], Vec::new());
+        stand::say(&mut self.core, conn, &frame, Vec::new());
     }
 
     fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
-        let mut payload = [0; 64];
-        let len = request.encode(&mut payload).expect("short");
-        let message = Message::BusSpecific {
-            id: request.id(),
-            response: false,
-            payload: &payload[..len],
-        };
-        let mut bytes = [0; MESSAGE];
-        let len = Frame::bus(Token(7), message)
-            .encode(&mut bytes)
-            .expect("short");
-        self.core.handle_message(NOW, conn, &bytes[..len], fds);
+        stand::ask(&mut self.core, conn, request, fds);
     }
 
     /// What the worker has been told and has not done.
@@ -101,20 +86,13 @@ impl Bench {
 
     /// The next message for `conn`.
     fn take(&mut self, conn: ConnId) -> Option<Vec<u8>> {
-        let message = self.core.poll_transmit(conn)?.to_vec();
-        self.core.sent(conn);
-        Some(message)
+        stand::take(&mut self.core, conn)
     }
 
     /// The status in the next message for `conn`, an answer to a bus request.
     fn answer(&mut self, conn: ConnId) -> Option<Status> {
         let bytes = self.take(conn)?;
-        match decode(&bytes, MESSAGE).expect("a message").message {
-            Message::BusSpecific { id, payload, .. } => {
-                Some(Response::decode(id, payload).expect("a response").status)
-            }
-            other => panic!("{other:?}"),
-        }
+        Some(stand::response(&bytes).status)
     }
 
     /// Brings the device up with one queue.
@@ -129,13 +107,7 @@ impl Bench {
                 words: &words,
             }),
             Message::SetDeviceStatus(DeviceStatus::FEATURES_OK),
-            Message::SetVqueue(VqueueConfig {
-                index: QueueIndex(0),
-                size: QueueSize(16),
-                descriptor: 0x1000,
-                driver: 0x2000,
-                device: 0x3000,
-            }),
+            stand::queue(),
             Message::SetDeviceStatus(DeviceStatus::DRIVER_OK),
         ] {
             self.send(conn, message);

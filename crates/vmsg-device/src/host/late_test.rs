@@ -1,34 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Devices that end what is under way before they do what their drivers ask for.
 
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use virtio_msg::{
-    DevNum, DeviceStatus, FeatureSet, Frame, Instant, Message, QueueIndex, QueueSize, Token,
-    VqueueConfig, decode,
-};
-use vmsg_bus::control::{Request, Response, Status, WindowAdd};
-use vmsg_mem::{BusAddr, Mapping};
+use virtio_msg::{DevNum, DeviceStatus, FeatureSet, Message, QueueIndex};
+use vmsg_bus::control::{Request, Status};
 
-use super::connection::{ConnId, Peer};
-use super::core::{Core, Order};
+use super::connection::ConnId;
+use super::stand::{House, NOW};
 use crate::device::{Device, DeviceError, Identity, Io, Progress, Upcoming};
-use crate::worker::{self, Command, Fds, Slot};
-
-const MESSAGE: usize = 320;
-const NOW: Instant = Instant(0);
-const BASE: u64 = 0x4000_0000;
-
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
-}
+use crate::worker::Slot;
 
 /// Requests are under way as long as `busy` is set.
 #[derive(Default)]
@@ -71,145 +54,45 @@ impl Device for Disk {
     }
 }
 
-/// A host with two disks, whose only worker works when it is told to.
+/// A host with two disks, whose only worker works at once.
 struct Bench {
-    core: Core,
-    worker: worker::Core,
+    house: House,
     disks: [Arc<Work>; 2],
-    orders: VecDeque<Order>,
-    /// Commands that the worker was given, but those nobody waits for.
-    given: usize,
-    memory: Arc<Mapping>,
-    file: OwnedFd,
+}
+
+impl Deref for Bench {
+    type Target = House;
+
+    fn deref(&self) -> &House {
+        &self.house
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut House {
+        &mut self.house
+    }
 }
 
 impl Bench {
     fn new() -> Self {
-        let (memory, file) = Mapping::memfd("test", 1 << 16, true).expect("memory");
-        let mut bench = Self {
-            core: Core::new(MESSAGE, 0),
-            worker: worker::Core::new(),
-            disks: Default::default(),
-            orders: VecDeque::new(),
-            given: 0,
-            memory: Arc::new(memory),
-            file,
-        };
+        let mut house = House::new();
+        house.at_once = true;
+        let disks: [Arc<Work>; 2] = Default::default();
         for (slot, name) in [(0, "a"), (1, "b")] {
-            let device = Disk(Arc::clone(&bench.disks[slot as usize]));
-            let added = bench
+            let device = Disk(Arc::clone(&disks[slot as usize]));
+            let added = house
                 .core
                 .add_device(name, None, 0, Slot(slot), Box::new(device));
             assert_eq!(added, Ok(DevNum(u16::try_from(slot).expect("small"))));
         }
-        bench.work();
-        bench
+        house.work();
+        Self { house, disks }
     }
 
-    fn connect(&mut self) -> ConnId {
-        self.core.connect(Peer::default(), MESSAGE)
-    }
-
-    fn say(&mut self, conn: ConnId, frame: &Frame<'_>, fds: Vec<OwnedFd>) {
-        let mut bytes = [0; MESSAGE];
-        let len = frame.encode(&mut bytes).expect("short");
-        self.core.handle_message(NOW, conn, &bytes[..len], fds);
-        self.work();
-    }
-
-    fn send(&mut self, conn: ConnId, num: u16, message: Message<'_>) {
-        let frame = Frame::new(DevNum(num), Token(7), message);
-        self.say(conn, &frame, Vec::new());
-    }
-
-    fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
-        let mut payload = [0; 64];
-        let len = request.encode(&mut payload).expect("short");
-        let message = Message::BusSpecific {
-            id: request.id(),
-            response: false,
-            payload: &payload[..len],
-        };
-        self.say(conn, &Frame::bus(Token(9), message), fds);
-    }
-
-    fn claim(&mut self, conn: ConnId, num: u16, release: bool) {
-        let dev = DevNum(num);
-        self.request(conn, Request::Claim { dev, release }, Vec::new());
-    }
-
-    fn work(&mut self) {
-        loop {
-            while let Some(order) = self.core.poll_order() {
-                self.given += usize::from(!matches!(order.command, Command::Kick { .. }));
-                self.orders.push_back(order);
-            }
-            let order = self.orders.pop_front();
-            let any = order.is_some();
-            if let Some(order) = order {
-                self.worker
-                    .command(order.slot, order.ticket, order.command, &mut NoFds);
-            }
-            self.worker.carry_on(&mut NoFds);
-            let replies: Vec<_> = self.worker.take_replies().collect();
-            if !any && replies.is_empty() {
-                return;
-            }
-            for reply in replies {
-                self.core.handle_reply(NOW, 0, reply);
-            }
-        }
-    }
-
-    /// What was said to `conn`, as a trace shows it.
-    fn said(&mut self, conn: ConnId) -> Vec<String> {
-        let mut all = Vec::new();
-        while let Some(bytes) = self.core.poll_transmit(conn).map(<[u8]>::to_vec) {
-            self.core.sent(conn);
-            let frame = decode(&bytes, MESSAGE).expect("a message");
-            all.push(match frame.message {
-                Message::BusSpecific { id, payload, .. } => {
-                    let answer = Response::decode(id, payload).expect("a response");
-                    format!("{:?}", answer.status)
-                }
-                message => format!("{message:?}"),
-            });
-        }
-        all
-    }
-
-    fn status(&mut self, conn: ConnId, num: u16, status: DeviceStatus) {
-        self.send(conn, num, Message::SetDeviceStatus(status));
-    }
-
-    /// Lends memory, once, brings the device up, and has requests under way.
+    /// Brings the device up, and has requests under way.
     fn bring_up(&mut self, conn: ConnId, num: u16) {
-        let file = self.file.as_fd().try_clone_to_owned().expect("a file");
-        let window = WindowAdd {
-            id: 1,
-            writable: true,
-            more: false,
-            base: BusAddr(BASE),
-            len: 1 << 16,
-            file_offset: 0,
-        };
-        self.request(conn, Request::WindowAdd(window), vec![file]);
-        let queue = VqueueConfig {
-            index: QueueIndex(0),
-            size: QueueSize(16),
-            descriptor: BASE,
-            driver: BASE + 0x1000,
-            device: BASE + 0x2000,
-        };
-        self.status(conn, num, DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
-        self.status(conn, num, DeviceStatus::FEATURES_OK);
-        self.send(conn, num, Message::SetVqueue(queue));
-        self.status(conn, num, DeviceStatus::DRIVER_OK);
-        let said = self.said(conn);
-        assert!(
-            said.last().is_some_and(|said| said.contains("DRIVER_OK")),
-            "{said:?}"
-        );
+        self.house.bring_up(conn, num);
         self.set_busy(num, true);
     }
 
@@ -224,7 +107,7 @@ impl Bench {
 }
 
 fn reset_done() -> String {
-    format!("{:?}", Message::DeviceStatusSet(DeviceStatus::RESET))
+    format!("7: {:?}", Message::DeviceStatusSet(DeviceStatus::RESET))
 }
 
 fn ok() -> String {
@@ -292,7 +175,7 @@ fn a_window_is_given_back_when_nothing_touches_it_any_more() {
     // As often as it likes.
     for _ in 0..10 {
         let window = Request::WindowRemove { id: 1, more: false };
-        bench.request(conn, window, Vec::new());
+        bench.request(conn, window);
     }
     let missing = format!("{:?}", Status::NOT_FOUND);
     assert_eq!(bench.said(conn), vec![missing; 9]);

@@ -29,3 +29,5 @@ pub use self::windows::{MAX_VIEWS, MAX_WINDOWS};
 
 #[cfg(test)]
 mod late_test;
+#[cfg(test)]
+mod stand;

@@ -1,31 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_msg::{FeatureSet, QueueIndex, VqueueConfig};
-use vmsg_bus::control::{Request, Response, Status, WindowAdd};
-use vmsg_mem::{BusAddr, Mapping};
+use virtio_msg::{FeatureSet, QueueIndex};
+use vmsg_bus::control::{Request, Status};
 
-use super::super::connection::Peer;
-use super::super::core::{AddError, Order};
+use super::super::core::AddError;
+use super::super::stand::{self, House, NOW, queue};
 use super::*;
 use crate::device::{Device, DeviceError, Identity, Io, Progress};
-use crate::worker::{self, Fds};
-
-const MESSAGE: usize = 320;
-const NOW: Instant = Instant(0);
-const BASE: u64 = 0x4000_0000;
-
-struct NoFds;
-
-impl Fds for NoFds {
-    fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, _fd: BorrowedFd<'_>) {}
-}
 
 /// What has happened to a device.
 #[derive(Default)]
@@ -76,25 +61,26 @@ impl Device for Slow {
     }
 }
 
-/// A host whose only worker works when it is told to.
-struct Bench {
-    core: Core,
-    worker: worker::Core,
-    orders: VecDeque<Order>,
-    memory: Arc<Mapping>,
-    file: OwnedFd,
+/// A host of such devices.
+struct Bench(House);
+
+impl Deref for Bench {
+    type Target = House;
+
+    fn deref(&self) -> &House {
+        &self.0
+    }
+}
+
+impl DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut House {
+        &mut self.0
+    }
 }
 
 impl Bench {
     fn new() -> Self {
-        let (memory, file) = Mapping::memfd("test", 1 << 16, true).expect("memory");
-        Self {
-            core: Core::new(MESSAGE, 0),
-            worker: worker::Core::new(),
-            orders: VecDeque::new(),
-            memory: Arc::new(memory),
-            file,
-        }
+        Self(House::new())
     }
 
     fn add(&mut self, name: &str, num: Option<u16>, slot: u32) -> Result<DevNum, AddError> {
@@ -119,104 +105,6 @@ impl Bench {
         Ok((num, life))
     }
 
-    fn connect(&mut self) -> ConnId {
-        self.core.connect(Peer::default(), MESSAGE)
-    }
-
-    fn say(&mut self, conn: ConnId, frame: &Frame<'_>, fds: Vec<OwnedFd>) {
-        let mut bytes = [0; MESSAGE];
-        let len = frame.encode(&mut bytes).expect("short");
-        self.core.handle_message(NOW, conn, &bytes[..len], fds);
-    }
-
-    fn send(&mut self, conn: ConnId, num: u16, message: Message<'_>) {
-        self.say(
-            conn,
-            &Frame::new(DevNum(num), Token(7), message),
-            Vec::new(),
-        );
-    }
-
-    fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
-        let mut payload = [0; 64];
-        let len = request.encode(&mut payload).expect("short");
-        let message = Message::BusSpecific {
-            id: request.id(),
-            response: false,
-            payload: &payload[..len],
-        };
-        self.say(conn, &Frame::bus(Token(9), message), fds);
-    }
-
-    /// The worker carries out one command; false if there is none.
-    fn work_once(&mut self) -> bool {
-        while let Some(order) = self.core.poll_order() {
-            self.orders.push_back(order);
-        }
-        let Some(order) = self.orders.pop_front() else {
-            return false;
-        };
-        self.worker
-            .command(order.slot, order.ticket, order.command, &mut NoFds);
-        let replies: Vec<_> = self.worker.take_replies().collect();
-        for reply in replies {
-            self.core.handle_reply(NOW, order.worker, reply);
-        }
-        true
-    }
-
-    fn work(&mut self) {
-        while self.work_once() {}
-    }
-
-    /// What was said to `conn`, as a trace shows it.
-    fn said(&mut self, conn: ConnId) -> Vec<String> {
-        let mut all = Vec::new();
-        while let Some(bytes) = self.core.poll_transmit(conn).map(<[u8]>::to_vec) {
-            self.core.sent(conn);
-            let frame = decode(&bytes, MESSAGE).expect("a message");
-            all.push(match frame.message {
-                Message::BusSpecific { id, payload, .. } => {
-                    let answer = Response::decode(id, payload).expect("a response");
-                    format!("{:?}", answer.status)
-                }
-                message => format!("{}: {message:?}", frame.token.0),
-            });
-        }
-        all
-    }
-
-    fn status(&mut self, conn: ConnId, num: u16, status: DeviceStatus) {
-        self.send(conn, num, Message::SetDeviceStatus(status));
-    }
-
-    /// Lends memory and brings the device up.
-    fn bring_up(&mut self, conn: ConnId, num: u16) {
-        let file = self.file.as_fd().try_clone_to_owned().expect("a file");
-        let window = WindowAdd {
-            id: 1,
-            writable: true,
-            more: false,
-            base: BusAddr(BASE),
-            len: 1 << 16,
-            file_offset: 0,
-        };
-        self.request(conn, Request::WindowAdd(window), vec![file]);
-        let queue = VqueueConfig {
-            index: QueueIndex(0),
-            size: QueueSize(16),
-            descriptor: BASE,
-            driver: BASE + 0x1000,
-            device: BASE + 0x2000,
-        };
-        self.status(conn, num, DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
-        self.status(conn, num, DeviceStatus::FEATURES_OK);
-        self.send(conn, num, Message::SetVqueue(queue));
-        self.status(conn, num, DeviceStatus::DRIVER_OK);
-        self.work();
-        self.said(conn);
-    }
-
     /// What came of the operator's removals.
     fn operated(&mut self) -> Vec<(u64, Result<(), String>)> {
         std::iter::from_fn(|| self.core.poll_operated()).collect()
@@ -239,10 +127,9 @@ fn devices(bench: &mut Bench, conn: ConnId) -> Vec<u16> {
         offset: 0,
         count: 32,
     };
-    bench.say(conn, &Frame::bus(Token(1), ask), Vec::new());
-    let bytes = bench.core.poll_transmit(conn).expect("an answer").to_vec();
-    bench.core.sent(conn);
-    let Message::Devices(list) = decode(&bytes, MESSAGE).expect("a message").message else {
+    bench.say(conn, &Frame::bus(Token(1), ask));
+    let bytes = stand::take(&mut bench.core, conn).expect("an answer");
+    let Message::Devices(list) = decode(&bytes, stand::MESSAGE).expect("a message").message else {
         panic!("{bytes:?}");
     };
     list.iter().map(|num| num.0).collect()
@@ -272,7 +159,7 @@ fn a_device_with_requests_in_flight_goes_and_its_driver_hears_of_it() {
     assert_eq!(devices(&mut bench, holder), [1]);
     assert_eq!(Arc::strong_count(&bench.memory), users);
     let window = Request::WindowRemove { id: 1, more: false };
-    bench.request(holder, window, Vec::new());
+    bench.request(holder, window);
     assert_eq!(
         bench.said(holder),
         ["Status(0)"],
@@ -310,11 +197,7 @@ fn whoever_waits_for_a_device_that_goes_is_answered() {
     let config = Message::GetConfig { offset: 4, len: 4 };
     bench.send(holder, 0, config);
     bench.core.remove_device(NOW, "a").expect("it is there");
-    let claim = Request::Claim {
-        dev: DevNum(0),
-        release: false,
-    };
-    bench.request(other, claim, Vec::new());
+    bench.claim(other, 0, false);
     bench.send(other, 0, Message::GetDeviceInfo);
     bench.status(other, 0, DeviceStatus::ACKNOWLEDGE);
     bench.work();
@@ -374,13 +257,7 @@ fn requests_to_a_device_that_is_gone_are_answered_at_once() {
         Message::GetDeviceStatus,
         Message::SetDeviceStatus(DeviceStatus::DRIVER_OK),
         Message::GetVqueue(QueueIndex(u32::MAX)),
-        Message::SetVqueue(VqueueConfig {
-            index: QueueIndex(0),
-            size: QueueSize(16),
-            descriptor: BASE,
-            driver: BASE,
-            device: BASE,
-        }),
+        queue(),
         Message::ResetVqueue(QueueIndex(0)),
         Message::GetShm { index: 1 },
     ];
@@ -399,12 +276,8 @@ fn requests_to_a_device_that_is_gone_are_answered_at_once() {
         next: 0,
     };
     bench.send(conn, 0, kick);
-    let release = Request::Claim {
-        dev: DevNum(0),
-        release: true,
-    };
-    bench.request(conn, release, Vec::new());
-    bench.request(conn, Request::DeviceName(DevNum(0)), Vec::new());
+    bench.claim(conn, 0, true);
+    bench.request(conn, Request::DeviceName(DevNum(0)));
     let missing = format!("{:?}", Status::NOT_FOUND);
     assert_eq!(bench.said(conn), [missing.clone(), missing]);
     assert!(!bench.work_once());
@@ -423,11 +296,7 @@ fn a_device_goes_at_whatever_point_its_driver_is() {
             bench.status(conn, 0, DeviceStatus::FEATURES_OK);
             bench.status(conn, 0, DeviceStatus::DRIVER_OK);
             bench.status(conn, 0, DeviceStatus::RESET);
-            let release = Request::Claim {
-                dev: DevNum(0),
-                release: true,
-            };
-            bench.request(conn, release, Vec::new());
+            bench.claim(conn, 0, true);
             for _ in 0..steps {
                 bench.work_once();
             }
@@ -472,11 +341,7 @@ fn a_driver_that_does_not_listen_does_not_keep_a_device() {
     let conn = bench.connect();
     bench.bring_up(conn, 0);
     for data in 0..400 {
-        bench.say(
-            conn,
-            &Frame::bus(Token(1), Message::Ping { data }),
-            Vec::new(),
-        );
+        bench.say(conn, &Frame::bus(Token(1), Message::Ping { data }));
     }
     let ticket = bench.core.remove_device(NOW, "a").expect("it is there");
     bench.work();
