@@ -8,7 +8,7 @@ mod stage;
 use common::Host;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use stage::{
-    FEATURES, GUEST, OFFSET, PROTOCOL_FEATURES, RAM, Stage, USER, Vmm, is_closed, request,
+    FEATURES, GUEST, OFFSET, PROTOCOL_FEATURES, RAM, Setting, Stage, USER, Vmm, is_closed, request,
 };
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -26,9 +26,14 @@ use vmsg_mem::Mapping;
 /// What a VMM may have to wait for a dead device host, all in all.
 const BOUND: Duration = Duration::from_millis(2500);
 
+/// The host lives, and may have requests under way: it is waited for as any device that does not stop, and not longer.
 #[test]
 fn a_guest_can_be_powered_off_while_the_device_host_hangs() {
-    let stage = Stage::new(Host::net());
+    let setting = Setting {
+        stop_patience: Some(Duration::from_millis(500)),
+        ..Setting::default()
+    };
+    let stage = Stage::with(Host::net(), setting);
     let vmm = Vmm::start(&stage, 2);
     vmm.set_used_index(0, 700);
     vmm.set_used_index(1, 5);

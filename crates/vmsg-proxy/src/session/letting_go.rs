@@ -19,6 +19,8 @@ use virtio_msg::{DeviceStatus, Instant};
 const UNSEEN: Duration = Duration::from_secs(30);
 /// What is being taken back when the connection ends waits at least so long for the news that the host has ended.
 const GRACE: Duration = Duration::from_millis(200);
+/// What is taken back later than that waits so long at most.
+const LATER: Duration = Duration::from_millis(100);
 /// Pause before a host that has not let go is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(500);
 
@@ -109,12 +111,13 @@ impl Session {
         }
     }
 
-    /// How long an operation that is held back may wait: right after the loss, for the host to come back; later as at any busy device.
+    /// How long an operation that is held back may wait: right after the loss, for the host to come back. Later nobody stands still for it, and
+    /// who wants to wait asks again.
     pub(super) fn patience_after_loss(&self) -> Duration {
         let since = self.lost().map_or(self.now, |lost| lost.since);
         let left = (since + self.options.operation_timeout).0;
         let left = Duration::from_nanos(left.saturating_sub(self.now.0));
-        left.max(self.options.overdue_timeout)
+        left.max(self.options.overdue_timeout.min(LATER))
     }
 
     /// The connection ends now, if there is one.

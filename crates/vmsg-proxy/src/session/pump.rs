@@ -126,9 +126,9 @@ impl Session {
                 None if self.wants_to_ask_anew() => {
                     self.link_fault("the device has not let go of what another connection lent");
                 }
+                None if self.ask(now) => {}
                 // Operations first: a device can say without end that its configuration has changed.
                 None if self.start_next(now) => {}
-                None if self.ask(now) => {}
                 None if self.config_stale && self.phase == Phase::Ready => {
                     self.config_stale = false;
                     let size = self.config_size();

@@ -90,6 +90,8 @@ pub struct Setting {
     pub common: Vec<CommonMemory>,
     /// Of the front.
     pub config: Option<bool>,
+    /// The same.
+    pub stop_patience: Option<Duration>,
 }
 
 impl Default for Setting {
@@ -101,6 +103,7 @@ impl Default for Setting {
             },
             common: Vec::new(),
             config: None,
+            stop_patience: None,
         }
     }
 }
@@ -125,6 +128,7 @@ impl Setting {
                 path: "/dev/shm/guest".into(),
             }],
             config: None,
+            stop_patience: None,
         }
     }
 }
@@ -157,6 +161,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let mut options = VhostUserOptions::new(dir.path().join("vu.sock"));
         options.config = setting.config;
+        options.stop_patience = setting.stop_patience.unwrap_or(options.stop_patience);
         let front = VhostUserFront::start("test", link.handle(), options).unwrap();
         Stage {
             link: Some(link),

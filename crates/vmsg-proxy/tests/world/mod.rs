@@ -83,6 +83,12 @@ impl World {
         self.run();
     }
 
+    /// The process with which the connection was ends.
+    pub fn host_ended(&mut self) {
+        self.session.handle_host_ended(self.now);
+        self.run();
+    }
+
     /// Another device host in place of this one.
     pub fn replace(&mut self, host: Host) {
         self.disconnect();

@@ -126,6 +126,8 @@ pub(super) struct Guest {
     pub(super) last_request: Instant,
     /// How long it is waited for a device that does not stop.
     pub(super) stop_patience: Duration,
+    /// Since it was asked to stop and did not: until when it is waited for.
+    pub(super) stops_until: Option<Instant>,
     pub(super) limit: Arc<LogLimit>,
 }
 
@@ -164,6 +166,7 @@ impl Guest {
             look_at_link: false,
             last_request: Instant::now(),
             stop_patience,
+            stops_until: None,
             limit,
             facts,
         };
@@ -445,6 +448,7 @@ impl Guest {
         if !self.live && self.enough_to_begin(index) {
             self.set_status(LIVE)?;
             self.live = true;
+            self.stops_until = None;
             self.run_copies();
         }
         tracing::debug!(ring = index, size, ?resume, live = self.live, "ring set up");

@@ -33,8 +33,10 @@ impl Guest {
     /// Has the device let go of queues. Who has asked for that is told when it is done, and takes the memory for other things then: so a device
     /// that has requests under way is waited for, and the front end with it, but not for ever. Where the device has copies it is not waited for:
     /// the guest's memory is not touched any more in any case.
-    fn quiesce(&self, op_quiesce: Op, what: &'static str) -> Result<(), GuestError> {
-        let until = Instant::now() + self.stop_patience;
+    fn quiesce(&mut self, op_quiesce: Op, what: &'static str) -> Result<(), GuestError> {
+        // All rings together have that time.
+        let now = Instant::now();
+        let until = *self.stops_until.get_or_insert(now + self.stop_patience);
         let mut told = false;
         loop {
             match self.session.call(op_quiesce.clone()) {
@@ -59,7 +61,12 @@ and what these requests read may still be written to the guest's memory: better 
                     }
                     return Err(op(what)(OpError::Busy));
                 }
-                result => return result.map(drop).map_err(op(what)),
+                result => {
+                    if result.is_ok() {
+                        self.stops_until = None;
+                    }
+                    return result.map(drop).map_err(op(what));
+                }
             }
         }
     }
