@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use virtio_msg::{DevNum, FeatureSet, QueueIndex, feature};
+use virtio_msg::{DevNum, QueueIndex};
 use vmsg_bus::Bus;
-use vmsg_queue::{Buffer, QueueError};
+use vmsg_queue::QueueError;
 
+use super::check::check;
+use super::options::BlkOptions;
 use super::request::{Completion, ID_LEN, Request};
 use super::requests::{CELL, Pending, Requests};
 use super::{CONFIG_LEN, Config, DEVICE_ID, SECTOR, WRITEBACK_OFFSET, feature_bit};
@@ -16,7 +18,7 @@ use crate::device::{Device, Wanted};
 use crate::dma::{DmaBuffer, DmaPool};
 use crate::error::Error;
 use crate::event::Event;
-use crate::queue::{CallWait, Queue, QueueOptions, Records, check_type, reset};
+use crate::queue::{CallWait, Queue, Records, check_type, reset};
 use crate::wait::Wait;
 
 /// Bytes that [`BlkDriver::read`] and [`BlkDriver::write`] ask for at once.
@@ -24,54 +26,6 @@ const CHUNK: usize = 1 << 20;
 
 /// The tag of requests that the driver waits for itself.
 const OWN: u64 = u64::MAX;
-
-/// How a block device is to be driven.
-#[derive(Clone, Copy, Debug)]
-pub struct BlkOptions {
-    /// All queues.
-    pub queue: QueueOptions,
-    /// Queues to be set up, as far as the device has them, which needs MQ.
-    pub queues: u16,
-    /// Features to be used if they are offered.
-    pub features: FeatureSet,
-    /// Lends the device memory for the record of what is in flight, where the bus can; needed for [`BlkDriver::resume`].
-    pub record: bool,
-    /// Sends the device whatever it is told to, also what no driver may: outside of the disk, longer than it takes. For tests of devices.
-    pub unchecked: bool,
-}
-
-impl Default for BlkOptions {
-    /// One queue of 256 entries, indirect tables of 16; every feature of this module, and EVENT_IDX; with a record.
-    fn default() -> Self {
-        use feature_bit::{
-            BLK_SIZE, CONFIG_WCE, DISCARD, FLUSH, MQ, RO, SEG_MAX, SIZE_MAX, TOPOLOGY, WRITE_ZEROES,
-        };
-        let features = [
-            SIZE_MAX,
-            SEG_MAX,
-            RO,
-            BLK_SIZE,
-            FLUSH,
-            TOPOLOGY,
-            CONFIG_WCE,
-            MQ,
-            DISCARD,
-            WRITE_ZEROES,
-            feature::RING_EVENT_IDX,
-            feature::RING_INDIRECT_DESC,
-        ];
-        Self {
-            queue: QueueOptions {
-                indirect: 16,
-                ..QueueOptions::default()
-            },
-            queues: 1,
-            features: FeatureSet::from_bits(&features),
-            record: true,
-            unchecked: false,
-        }
-    }
-}
 
 /// What a driver has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -548,67 +502,6 @@ where
     Config::parse(bytes, &device.features()).ok_or(Error::BadAnswer {
         request: "GET_CONFIG of a disk",
     })
-}
-
-/// Whether a driver may make `request` of such a disk (virtio 1.3 §5.2.6.1).
-///
-/// # Errors
-/// Why not.
-fn check(config: &Config, request: &Request<'_>) -> Result<(), &'static str> {
-    match *request {
-        Request::Read { sector, to } => data(config, sector, to),
-        Request::Write { from, .. } if config.read_only => {
-            let _ = from;
-            Err("the disk is read-only")
-        }
-        Request::Write { sector, from } => data(config, sector, from),
-        Request::Flush if !config.flush => Err("the disk has no flushes"),
-        Request::Discard { sector, sectors } => {
-            if sectors > config.max_discard_sectors {
-                return Err("longer than a discard may be");
-            }
-            inside(config, sector, sectors.into())
-        }
-        Request::WriteZeroes {
-            sector,
-            sectors,
-            unmap,
-        } => {
-            if sectors > config.max_write_zeroes_sectors {
-                return Err("longer than a write of zeroes may be");
-            }
-            if unmap && !config.write_zeroes_may_unmap {
-                return Err("the space cannot be given up");
-            }
-            inside(config, sector, sectors.into())
-        }
-        Request::Flush | Request::GetId | Request::Other { .. } => Ok(()),
-    }
-}
-
-fn data(config: &Config, sector: u64, buffers: &[Buffer]) -> Result<(), &'static str> {
-    let bytes: u64 = buffers.iter().map(|&(_, len)| u64::from(len)).sum();
-    if u32::try_from(buffers.len()).map_or(true, |count| count > config.seg_max) {
-        return Err("more segments than the device takes");
-    }
-    if buffers.iter().any(|&(_, len)| len > config.size_max) {
-        return Err("a segment longer than the device takes");
-    }
-    if bytes == 0 || bytes % u64::from(config.block_size) != 0 {
-        return Err("not a whole number of blocks");
-    }
-    inside(config, sector, bytes / SECTOR)
-}
-
-fn inside(config: &Config, sector: u64, sectors: u64) -> Result<(), &'static str> {
-    let block = u64::from(config.block_size) / SECTOR;
-    if sector % block != 0 || sectors % block != 0 {
-        return Err("not at a block");
-    }
-    match sector.checked_add(sectors) {
-        Some(end) if end <= config.capacity && sectors > 0 => Ok(()),
-        _ => Err("outside of the disk"),
-    }
 }
 
 fn length(bytes: usize) -> u32 {

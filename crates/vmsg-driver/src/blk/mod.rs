@@ -8,9 +8,13 @@
 //! The device is not trusted: used ids and lengths are checked by the queue, a status that does not exist is a
 //! [`Failure::BadStatus`], and what the configuration says is checked when it is read.
 
+#[cfg(feature = "std")]
+mod check;
 mod config;
 #[cfg(feature = "std")]
 mod driver;
+#[cfg(feature = "std")]
+mod options;
 #[cfg(feature = "queue")]
 mod request;
 #[cfg(feature = "queue")]
@@ -18,7 +22,9 @@ mod requests;
 
 pub use config::{CONFIG_LEN, Config, SECTOR, WRITEBACK_OFFSET};
 #[cfg(feature = "std")]
-pub use driver::{BlkCounters, BlkDriver, BlkOptions};
+pub use driver::{BlkCounters, BlkDriver};
+#[cfg(feature = "std")]
+pub use options::BlkOptions;
 #[cfg(feature = "queue")]
 pub use request::{Completion, Failure, ID_LEN, Request, kind};
 #[cfg(feature = "queue")]
