@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Files, file systems and block devices to put disks on.
 
+#![allow(dead_code, reason = "not every test needs all of it")]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -153,6 +155,8 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let at = self.path().to_str().expect("UTF-8");
+        // Of a test that has failed; otherwise it is not frozen.
+        let _ = run("fsfreeze", &["--unfreeze", at]);
         // What is still under way in it ends by itself.
         if let Err(why) = run("umount", &["--lazy", at]) {
             println!("{why}");
