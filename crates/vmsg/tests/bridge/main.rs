@@ -5,4 +5,5 @@ mod daemon;
 mod disk;
 mod hostile;
 mod others;
+mod passt;
 mod station;
