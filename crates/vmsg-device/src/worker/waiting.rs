@@ -21,6 +21,8 @@ pub(super) struct Waiting {
     commands: VecDeque<(u64, Command)>,
     /// The device was out of order, and has panicked when it was polled: it will not say any more when it is ready.
     hopeless: bool,
+    /// When it was polled last.
+    polled: Option<Instant>,
 }
 
 impl Waiting {
@@ -85,6 +87,7 @@ impl Core {
             return;
         };
         entry.waiting.hopeless = false;
+        entry.waiting.polled = None;
         entry.note_in_seat();
         let queues = entry.slots.len();
         for queue in 0..queues {
@@ -108,6 +111,7 @@ impl Core {
         });
         if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
             entry.waiting.hopeless |= broken && panicked;
+            entry.waiting.polled = Some(now);
         }
         if !self.polled.contains(&slot) {
             self.polled.push(slot);
@@ -135,9 +139,11 @@ impl Core {
         if entry.waiting.hopeless {
             return true;
         }
+        // Who runs the worker may have a clock of its own, which is ahead.
+        let now = entry.waiting.polled.unwrap_or_else(Instant::now);
         // What it leaves behind if it panics: it is not asked again.
         let mut ready = true;
-        self.call(slot, Instant::now(), |device, io| {
+        self.call(slot, now, |device, io| {
             ready = device.prepare(upcoming, io);
             Ok(None)
         });
