@@ -93,6 +93,16 @@ impl Inflight {
         })
     }
 
+    /// Says that nobody keeps the record any more: it is [new](Self::is_new) again.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub fn forget(record: RamSlice<'_>, size: u16) -> Result<(), QueueError> {
+        let record = Record::new(record, size)?;
+        record.version().store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Whether no record was ever kept in this memory.
     ///
     /// # Errors

@@ -158,7 +158,7 @@ pub enum Request {
         /// The bytes.
         data: Vec<u8>,
     },
-    /// Memory for what is in flight. Answer: [`Answer::Inflight`].
+    /// Memory for what is in flight. Answer: [`Answer::Inflight`], or [`Answer::Refused`] where it has none.
     GetInflight {
         /// For so many queues.
         queues: u16,
@@ -180,7 +180,7 @@ pub enum Answer {
     Done,
     /// It has done so, or not: it was not asked to say.
     Sent,
-    /// It says that it cannot, with its number for the error.
+    /// It says that it cannot, with its number for the error; 0 where there is none.
     Refused(u64),
     /// A number.
     Number(u64),
@@ -365,10 +365,13 @@ impl Request {
                 Ok(Answer::Config(body[CONFIG..].to_vec()))
             }
             Self::GetInflight { queues, queue_size } => {
-                let file = answer.files.into_iter().next();
-                let file = file.ok_or(nonsense("it has no descriptor"))?;
                 let (len, offset) = (long(body, 0), long(body, 8));
-                if len == 0 || offset.checked_add(len).is_none() {
+                let file = answer.files.into_iter().next();
+                let Some(file) = file.filter(|_| len != 0) else {
+                    // As daemons say that they have none.
+                    return Ok(Answer::Refused(0));
+                };
+                if offset.checked_add(len).is_none() {
                     return Err(nonsense("no memory"));
                 }
                 Ok(Answer::Inflight(Inflight {

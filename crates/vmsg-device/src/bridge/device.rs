@@ -11,7 +11,7 @@ use virtio_msg::FeatureSet;
 use vmsg_mem::{Doorbell, WindowTable};
 use vmsg_vhost_user::{Protocol, Request};
 
-use super::{BROKEN, Bridge, CALLS, CHANNEL, Counters, LINK, State, Told, WAKE, memory};
+use super::{BROKEN, Bridge, CALLS, CHANNEL, Counters, KICKS, LINK, State, Told, WAKE, memory};
 use crate::device::{
     Device, DeviceError, Identity, Io, Monitor, Passthrough, Progress, ReadOnly, Upcoming,
     VENDOR_ID,
@@ -81,7 +81,7 @@ impl Device for Bridge {
                 "the daemon that is there now lacks the features {lacking:#x}, which it had before"
             ));
         }
-        memory::regions(&self.table, self.offer.regions).map(|_| ())
+        self.regions(&self.table).map(|_| ())
     }
 
     fn activate(&mut self, features: &FeatureSet) {
@@ -94,7 +94,15 @@ impl Device for Bridge {
         self.halted = false;
         self.trouble = None;
         self.preparing = None;
+        self.leaving = false;
+        self.unmapped = false;
+        self.in_vain = 0;
+        self.record_in_vain = 0;
+        self.no_record = false;
         self.told.kept = None;
+        for queue in 0..self.rings.len() {
+            self.is_back(queue);
+        }
         for ring in &mut self.rings {
             if let Some(own) = ring.own_call.take() {
                 // Daemons have it, too, so the system would go on watching it.
@@ -128,11 +136,19 @@ impl Device for Bridge {
             self.preparing = Some(super::Preparing {
                 drained_by: io.now + super::stop::DRAIN,
                 answered_by: io.now + super::stop::MOST_ANSWERS * self.settings.patience,
+                for_good: matches!(upcoming, Upcoming::Reset),
+                waited: false,
             });
         }
         self.turn(io.now, io.space);
         if !self.is_prepared(io.now, io.space) {
+            if let Some(preparing) = &mut self.preparing {
+                preparing.waited = true;
+            }
             return false;
+        }
+        if let Upcoming::Memory(table) = upcoming {
+            self.settle(io.now, table, io.space);
         }
         self.preparing = None;
         for ring in &mut self.rings {
@@ -161,7 +177,8 @@ impl Device for Bridge {
             State::Up(link) => link.deadline(),
         };
         let drain = self.next_look_at_drain();
-        link.into_iter().chain(drain).min()
+        let away = self.away_until();
+        link.into_iter().chain(drain).chain(away).min()
     }
 
     fn poll(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
@@ -180,6 +197,7 @@ impl Device for Bridge {
                 }
                 LINK => {}
                 CHANNEL => called = true,
+                KICKS => self.hear_kicks(io.now),
                 BROKEN => {
                     if self.rings.iter().any(|ring| ring.live) {
                         self.fail("the daemon says that a queue is broken".to_owned());
@@ -203,11 +221,12 @@ impl Device for Bridge {
             self.hear(io.now, io.space);
         }
         self.on_time(io.now, io.space);
+        self.check_away(io.now);
         self.turn(io.now, io.space);
         self.interrupt_after_resume(io);
         if let Some(why) = self.trouble.take() {
             // Not as an error: the connection is still to be looked after.
-            let unmapped = false;
+            let unmapped = std::mem::take(&mut self.unmapped);
             io.notices.push(Notice::Broken { why, unmapped });
         }
         if std::mem::take(&mut self.config_changed) {
@@ -229,7 +248,15 @@ impl Passthrough for Bridge {
     }
 
     fn start_queue(&mut self, start: &QueueStart) -> Result<(), String> {
-        let records = self.offer.protocol.contains(Protocol::INFLIGHT_SHMFD);
+        let records = self.offer.protocol.contains(Protocol::INFLIGHT_SHMFD) && !self.no_record;
+        if let Ok(regions) = self.regions(&self.table)
+            && !memory::hold(&regions, start)
+        {
+            return Err(format!(
+                "queue {} does not lie in memory that a daemon could map, each part in one window",
+                start.queue
+            ));
+        }
         let (resume, forwarded) = (self.resume, self.forwarded);
         let ring = self.rings.get_mut(start.queue).ok_or("no such queue")?;
         if start.queue >= forwarded {
@@ -242,24 +269,42 @@ impl Passthrough for Bridge {
     }
 
     fn set_notify(&mut self, queue: usize, kick: Option<&Doorbell>, call: Option<&Doorbell>) {
-        let Some(ring) = self.rings.get_mut(queue) else {
+        if queue >= self.rings.len() {
             return;
-        };
+        }
+        let away = self.rings[queue].away;
+        let kicked = self.rings[queue].kicked;
+        self.is_back(queue);
+        let ring = &mut self.rings[queue];
         let copy = |bell: Option<&Doorbell>| bell.and_then(|bell| bell.try_clone().ok());
         (ring.kick, ring.call) = (copy(kick), copy(call));
         ring.renotify = ring.live;
+        if away {
+            (ring.away, ring.kicked) = (true, kicked);
+            self.watch_kick(queue, Instant::now());
+        }
         self.wake();
     }
 
     fn kick(&mut self, queue: usize) {
-        if let Some(ring) = self.rings.get(queue) {
+        let Some(ring) = self.rings.get_mut(queue) else {
+            return;
+        };
+        let means_nothing = std::mem::take(&mut ring.kick_means_nothing);
+        if !ring.away {
             ring.ring_kick();
+        } else if !means_nothing {
+            self.is_kicked_away(queue, Instant::now());
+            self.wake();
         }
     }
 
     fn stop_queue(&mut self, queue: usize) {
-        if let Some(ring) = self.rings.get_mut(queue) {
+        if queue < self.rings.len() {
+            self.is_back(queue);
+            let ring = &mut self.rings[queue];
             ring.wanted = None;
+            ring.parked = false;
         }
     }
 }

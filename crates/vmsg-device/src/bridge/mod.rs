@@ -7,6 +7,7 @@
 //! Nothing here waits for the daemon. What is wanted of it and what it has are two things; one function asks for what is missing
 //! whenever the daemon has done what it was asked. A daemon that does not answer in time, or not properly, is cut off.
 
+mod away;
 mod device;
 mod kind;
 mod link;
@@ -30,6 +31,7 @@ use vmsg_mem::{AddressSpace, Doorbell, WindowTable};
 pub use vmsg_vhost_user::MAX_QUEUES;
 use vmsg_vhost_user::{Fault, Greeting, Inflight, Offer, Region};
 
+use self::away::Kicks;
 use self::kind::Kind;
 use self::link::Link;
 use self::monitor::Counters;
@@ -43,13 +45,18 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LASTING: Duration = Duration::from_secs(1);
 /// The longest pause after one that was cut off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// So many connections in a row may end before a driver's queues work; then it is told.
+const ATTEMPTS: u32 = 5;
+/// So many may end over the record of what is in flight; then it is done without.
+const RECORD_ATTEMPTS: u32 = 2;
 
-/// What epoll tells: the connection, the daemon's own requests, this side's wish to be polled, the daemon's complaint about a ring;
-/// from `CALLS` on each queue.
+/// What epoll tells: the connection, the daemon's own requests, this side's wish to be polled, the daemon's complaint about a ring, kicks of
+/// queues that are away; from `CALLS` on each queue.
 const LINK: u64 = 0;
 const CHANNEL: u64 = 1;
 const WAKE: u64 = 2;
 const BROKEN: u64 = 3;
+const KICKS: u64 = 4;
 const CALLS: u64 = 16;
 
 /// Why there is no device yet.
@@ -145,6 +152,22 @@ pub struct Bridge {
     began: Instant,
     /// That nobody is there has been said.
     complained: bool,
+    /// Has this polled when a queue that is away is kicked.
+    kicks: Kicks,
+    /// When all queues have stopped, the daemon is called anew.
+    leaving: bool,
+    /// It was this side that ended the last connection.
+    left: bool,
+    /// What there is to say to the driver is about an address that no window has.
+    unmapped: bool,
+    /// Connections in a row that ended before the driver's queues worked.
+    in_vain: u32,
+    /// Connections that ended over the record of what is in flight.
+    record_in_vain: u32,
+    /// The daemon does not want one: until the next driver it is done without.
+    no_record: bool,
+    /// That has been said.
+    no_record_said: bool,
 }
 
 /// What a daemon has been told since it is there.
@@ -169,6 +192,10 @@ struct Preparing {
     drained_by: Instant,
     /// The daemon has answered all that it was asked until then, or is given up: each answer may take its time, and many may be due.
     answered_by: Instant,
+    /// No queue goes on after that.
+    for_good: bool,
+    /// It did not end at once.
+    waited: bool,
 }
 
 impl Bridge {
@@ -228,12 +255,21 @@ impl Bridge {
             log: LogLimit::new(),
             began: now,
             complained: false,
+            kicks: Kicks::new().map_err(|error| os(error.into()))?,
+            leaving: false,
+            left: false,
+            unmapped: false,
+            in_vain: 0,
+            record_in_vain: 0,
+            no_record: false,
+            no_record_said: false,
             kind,
         };
         this.fit_config();
         let watched = this
             .watch(this.wake.as_fd(), WAKE, epoll::EventFlags::IN)
             .and_then(|()| this.watch_edges(this.broken.as_fd(), BROKEN))
+            .and_then(|()| this.watch(&this.kicks, KICKS, epoll::EventFlags::IN))
             .and_then(|()| this.watch_link(&link));
         watched.map_err(|error| os(error.into()))?;
         this.state = State::Up(Box::new(link));
@@ -286,7 +322,9 @@ impl Bridge {
         self.since = now;
         self.counters.connected.store(true, Ordering::Relaxed);
         self.complained = false;
-        if self.is_logged(now) {
+        if std::mem::take(&mut self.left) {
+            tracing::debug!(path = %self.settings.socket.display(), "the daemon is there again");
+        } else if self.is_logged(now) {
             let path = self.settings.socket.display();
             let what = self.describe();
             tracing::info!(%path, "the daemon is there: {what}");
@@ -311,6 +349,7 @@ impl Bridge {
             ..Told::default()
         };
         self.config_asked = false;
+        self.left = true;
         self.state = State::Down(Instant::now());
         self.wake();
     }
@@ -323,6 +362,8 @@ impl Bridge {
             Counters::count(&self.counters.faults);
         }
         self.counters.connected.store(false, Ordering::Relaxed);
+        self.left = false;
+        self.leaving = false;
         if (was_up || first || fault.is_peer_fault()) && self.is_logged(now) {
             let path = self.settings.socket.display();
             if fault.is_peer_fault() {
@@ -331,12 +372,16 @@ impl Bridge {
                 tracing::warn!(%path, %fault, "the daemon is gone");
             }
         }
-        let mut live = false;
+        let (mut live, mut pausing, mut parked) = (false, false, false);
         for ring in &mut self.rings {
             ring.stopped_at = None;
             ring.kick_due = false;
-            if std::mem::take(&mut ring.live) {
-                live = true;
+            let was_live = std::mem::take(&mut ring.live);
+            let was_pausing = std::mem::take(&mut ring.pausing);
+            live |= was_live;
+            pausing |= was_pausing;
+            parked |= std::mem::take(&mut ring.parked);
+            if was_live || was_pausing {
                 ring.call_due = true;
                 // What comes from now on was not begun by anybody.
                 let idle = ring.idle_at(space);
@@ -346,19 +391,31 @@ impl Bridge {
                 }
             }
         }
+        if self.told.inflight_asked && !matches!(fault, Fault::Os(_)) {
+            self.record_in_vain += 1;
+            if self.record_in_vain >= RECORD_ATTEMPTS {
+                self.do_without_record(&fault.to_string());
+            }
+        }
         self.told = Told {
             kept: self.told.kept.take(),
             ..Told::default()
         };
         self.config_asked = false;
-        let stopping = self.preparing.is_some();
-        if live && self.running.is_some() && !stopping {
+        let stopping = self.preparing.is_some_and(|preparing| preparing.for_good);
+        if self.running.is_some() && !stopping && !self.halted {
+            let had_queues = live || pausing || parked;
+            let wants_queues = self.rings.iter().any(|ring| ring.wanted.is_some());
+            self.in_vain += u32::from(wants_queues && (was_up || fault.is_peer_fault()));
             match (self.resume, fault) {
-                (Resume::Never, _) => {
+                (Resume::Never, _) if had_queues => {
                     self.fail(format!("{fault}, and what it knew of the device is lost"));
                 }
                 // It would be so again.
-                (_, Fault::Refused { .. }) => self.fail(fault.to_string()),
+                (_, Fault::Refused { .. }) if live => self.fail(fault.to_string()),
+                _ if self.in_vain >= ATTEMPTS => self.fail(format!(
+                    "{fault}; {ATTEMPTS} connections in a row came to nothing"
+                )),
                 _ => {}
             }
         }

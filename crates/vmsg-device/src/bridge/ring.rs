@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmsg_mem::{AddressSpace, Doorbell};
 use vmsg_queue::{DeviceQueue, QueueFeatures};
@@ -48,6 +49,16 @@ pub(super) struct Ring {
     pub(super) call_due: bool,
     /// Where the daemon has stopped.
     pub(super) stopped_at: Option<u16>,
+    /// The daemon is to stop for a while, and then to go on.
+    pub(super) pausing: bool,
+    /// The daemon that is there had it, and is to have it again.
+    pub(super) parked: bool,
+    /// Its memory is not there.
+    pub(super) away: bool,
+    /// Since when it is kicked without its memory being there.
+    pub(super) kicked: Option<Instant>,
+    /// The next kick may not have been one.
+    pub(super) kick_means_nothing: bool,
 }
 
 impl Ring {
@@ -151,11 +162,34 @@ impl Ring {
 
     /// Where the queue stands if all that the driver has made available is used.
     pub(super) fn idle_at(&self, space: AddressSpace<'_>) -> Option<u16> {
+        let used = self.used_at(space)?;
+        (self.available_from(used, used, space)? == 0).then_some(used)
+    }
+
+    /// The used index that the driver sees.
+    pub(super) fn used_at(&self, space: AddressSpace<'_>) -> Option<u16> {
         let start = &self.wanted.as_ref()?.start;
-        let used = DeviceQueue::read_used_index(start.config, space).ok()?;
+        DeviceQueue::read_used_index(start.config, space).ok()
+    }
+
+    /// How much is available from `avail` on, where the used index is `used`; `None` where that cannot be.
+    fn available_from(&self, avail: u16, used: u16, space: AddressSpace<'_>) -> Option<u16> {
+        let start = &self.wanted.as_ref()?.start;
         let features = QueueFeatures::from_bits(start.features.low_u64());
-        let ring = DeviceQueue::resume(start.config, features, space, used, used);
-        (ring.ok()?.available(space).ok()? == 0).then_some(used)
+        let ring = DeviceQueue::resume(start.config, features, space, avail, used);
+        ring.ok()?.available(space).ok()
+    }
+
+    /// Whether somebody who has taken all before `base` and used all before `used` can have worked on it.
+    pub(super) fn can_stand_at(&self, base: u16, used: u16, space: AddressSpace<'_>) -> bool {
+        self.available_from(base, used, space).is_some()
+    }
+
+    /// Whether the driver has made something available that is not used.
+    pub(super) fn has_more(&self, space: AddressSpace<'_>) -> bool {
+        self.used_at(space)
+            .and_then(|used| self.available_from(used, used, space))
+            .is_some_and(|available| available > 0)
     }
 
     /// Whether what the daemon took before it stopped is not all used.

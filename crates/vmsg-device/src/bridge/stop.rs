@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use vmsg_mem::{AddressSpace, WindowTable};
-use vmsg_vhost_user::{F_PROTOCOL_FEATURES, Fault, Protocol, Request};
+use vmsg_vhost_user::{F_PROTOCOL_FEATURES, Fault, Protocol, Region, Request};
 
+use super::ring::Wanted;
 use super::{Bridge, Resume, State, memory};
 
 /// How long requests are waited for that a daemon has taken before it said that it had stopped.
@@ -58,42 +59,30 @@ impl Bridge {
         if self.told.memory.is_empty() {
             return;
         }
-        let live = self.rings.iter().any(|ring| ring.live);
-        let wanted = memory::regions(table, self.offer.regions);
-        let space = table.space();
-        let lost = self.rings.iter().position(|ring| {
-            let Some(wanted) = ring.wanted.as_ref().filter(|_| ring.live) else {
-                return false;
-            };
-            vmsg_queue::DeviceQueue::resume(
-                wanted.start.config,
-                vmsg_queue::QueueFeatures::default(),
-                space,
-                0,
-                0,
-            )
-            .is_err()
-        });
-        let lost = lost.or_else(|| {
-            let wanted = wanted.as_ref().ok()?;
-            self.ring_that_moves(wanted)
-        });
-        let wanted = match (wanted, lost) {
-            (Ok(wanted), None) => wanted,
-            (Err(why), _) => {
-                self.fail(why);
+        let wanted = match self.regions(table) {
+            Ok(wanted) => {
+                let moving: Vec<usize> = (0..self.rings.len())
+                    .filter(|queue| self.moves(*queue, &wanted))
+                    .collect();
+                if !moving.is_empty() && self.calls_anew() {
+                    self.pause(0..self.rings.len());
+                    self.leaving = true;
+                    return;
+                }
+                for queue in moving {
+                    self.pause(queue..queue + 1);
+                }
+                wanted
+            }
+            Err(why) => {
+                if self.rings.iter().any(|ring| ring.live || ring.parked) {
+                    self.fail(why);
+                }
                 self.begin_stop(0..self.rings.len());
                 Vec::new()
             }
-            (Ok(wanted), Some(queue)) => {
-                self.fail(format!(
-                    "queue {queue} is not in the driver's memory any more"
-                ));
-                self.begin_stop(0..self.rings.len());
-                wanted
-            }
         };
-        if live {
+        if self.rings.iter().any(|ring| ring.live) {
             self.replace_memory(wanted);
         } else if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
             // What comes is told when it is needed.
@@ -103,29 +92,29 @@ impl Bridge {
         }
     }
 
-    /// A queue at work that lies in a region which goes, where regions go one by one: for a moment it would be nowhere.
-    fn ring_that_moves(&self, wanted: &[vmsg_vhost_user::Region]) -> Option<usize> {
-        if !self.has(Protocol::CONFIGURE_MEM_SLOTS) {
-            return None;
+    /// Has the daemon stop queues that are to go on later.
+    fn pause(&mut self, queues: Range<usize>) {
+        for ring in &mut self.rings[queues.clone()] {
+            ring.pausing = ring.live;
         }
-        let mut gone = self.told.memory.iter();
-        let gone: Vec<_> = gone.by_ref().filter(|old| !wanted.contains(old)).collect();
-        let lies_there = |addr: u64| {
-            let mut gone = gone.iter();
-            gone.any(|region| {
-                addr.checked_sub(region.guest)
-                    .is_some_and(|at| at < region.len)
-            })
+        self.begin_stop(queues);
+    }
+
+    /// Whether a queue that the daemon works on cannot stay where it is when it has `wanted` for its memory.
+    fn moves(&self, queue: usize, wanted: &[Region]) -> bool {
+        let ring = &self.rings[queue];
+        let Some(Wanted { start, .. }) = ring.wanted.as_ref().filter(|_| ring.live) else {
+            return false;
         };
-        self.rings.iter().position(|ring| {
-            let wanted = ring.wanted.as_ref().filter(|_| ring.live);
-            wanted.is_some_and(|wanted| {
-                let config = wanted.start.config;
-                [config.desc, config.driver, config.device]
-                    .iter()
-                    .any(|addr| lies_there(addr.0))
-            })
-        })
+        if !memory::hold(wanted, start) {
+            return true;
+        }
+        // Where regions go one by one, it would be nowhere for a moment, though it is in another one then.
+        let stays = |region: &&Region| wanted.contains(region);
+        self.has(Protocol::CONFIGURE_MEM_SLOTS) && {
+            let stay: Vec<_> = self.told.memory.iter().filter(stays).cloned().collect();
+            !memory::hold(&stay, start)
+        }
     }
 
     /// Whether all that was begun has ended.

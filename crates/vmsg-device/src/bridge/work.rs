@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_msg::{DeviceStatus, FeatureSet};
-use vmsg_mem::AddressSpace;
+use vmsg_mem::{AddressSpace, WindowTable};
 use vmsg_vhost_user::{
-    Answer, Done, F_PROTOCOL_FEATURES, Fault, Offer, Protocol, Request, RingAddresses,
+    Answer, Done, F_PROTOCOL_FEATURES, Fault, Offer, Protocol, Region, Request, RingAddresses,
 };
 
 use super::link::{Link, duplicate};
+use super::ring::Base;
 use super::{Bridge, CALLS, Counters, Resume, State, memory, record};
 use crate::device::Io;
 
@@ -142,6 +143,11 @@ impl Bridge {
                 // The driver reads what it is.
                 self.config_due = true;
             }
+            (Request::GetInflight { .. } | Request::SetInflight(_), Answer::Refused(code)) => {
+                self.told.inflight_asked = false;
+                self.do_without_record(&format!("the daemon refuses {name} (error {code})"));
+            }
+            (Request::SetInflight(_), _) => self.told.inflight_asked = false,
             (_, Answer::Refused(code)) => {
                 return Err(Fault::Refused {
                     request: name,
@@ -270,7 +276,7 @@ impl Bridge {
             }
             return Ok(true);
         }
-        let waiting = |ring: &super::Ring| ring.wanted.is_some() && !ring.live;
+        let waiting = |ring: &super::Ring| ring.wanted.is_some() && !ring.live && !ring.away;
         if self.rings.iter().any(waiting) {
             if self.give_memory()? || self.give_record() {
                 return Ok(true);
@@ -302,6 +308,10 @@ impl Bridge {
         if any {
             return Ok(true);
         }
+        if self.rings.iter().any(|ring| ring.live) {
+            // It has taken all that it was given.
+            self.in_vain = 0;
+        }
         for ring in &mut self.rings {
             if ring.live && std::mem::take(&mut ring.kick_due) {
                 // What was there before, nobody kicks for.
@@ -311,6 +321,38 @@ impl Bridge {
         Ok(false)
     }
 
+    /// Goes on without a record of what is in flight, as far as nothing is.
+    pub(super) fn do_without_record(&mut self, why: &str) {
+        self.no_record = true;
+        self.told.inflight = false;
+        self.told.kept = None;
+        self.forget_records();
+        for ring in &self.rings {
+            let start = ring.wanted.as_ref().map(|wanted| &wanted.start);
+            if let Some(start) = start
+                && let Some(record) = &start.record
+            {
+                // Nobody keeps it from now on, and whoever goes on after us is not to believe it. It was fit to be begun.
+                let _ = vmsg_queue::Inflight::forget(record.memory.ram(), start.config.size);
+            }
+        }
+        if !std::mem::replace(&mut self.no_record_said, true) {
+            let path = self.settings.socket.display();
+            tracing::warn!(%path, why, "the daemon keeps no record of requests: if it ends with some under way, the driver has to start over");
+        }
+    }
+
+    /// What is in the records is of no use to the daemon: nothing may be in flight, then.
+    fn forget_records(&mut self) {
+        let wanted = self.rings.iter_mut();
+        for wanted in wanted.filter_map(|ring| ring.wanted.as_mut()) {
+            if wanted.recorded && wanted.base != Base::At(0) {
+                wanted.recorded = false;
+                wanted.base = Base::InRing;
+            }
+        }
+    }
+
     fn ask_status(&mut self, status: DeviceStatus) {
         let bits = u8::try_from(status.bits() & 0xff).unwrap_or(0);
         self.ask(Request::SetStatus(bits));
@@ -318,12 +360,12 @@ impl Bridge {
 
     /// Gives the daemon the driver's memory; true if it has not all of it yet.
     fn give_memory(&mut self) -> Result<bool, String> {
-        let wanted = memory::regions(&self.table, self.offer.regions)?;
+        let wanted = self.regions(&self.table)?;
         if wanted.is_empty() {
             return Err("the driver has lent no memory that a daemon could map".to_owned());
         }
-        let live = self.rings.iter().any(|ring| ring.live);
-        if wanted != self.told.memory && self.told.rings && !live && self.kind.reconnects {
+        let stays = self.rings.iter().any(|ring| ring.live || ring.parked);
+        if wanted != self.told.memory && self.told.rings && !stays && self.kind.reconnects {
             // Of rings of a driver before, libvhost-user keeps the addresses, and must find them in whatever memory comes.
             self.hang_up();
             return Ok(true);
@@ -331,19 +373,34 @@ impl Bridge {
         Ok(self.replace_memory(wanted))
     }
 
+    /// The memory of `table` as this daemon can have it.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(super) fn regions(&self, table: &WindowTable) -> Result<Vec<Region>, String> {
+        let whole = !self.has(Protocol::CONFIGURE_MEM_SLOTS);
+        memory::regions(table, self.offer.regions, whole)
+    }
+
     /// Has the daemon's memory be `wanted`; true if there is something to be done for it.
-    pub(super) fn replace_memory(&mut self, wanted: Vec<vmsg_vhost_user::Region>) -> bool {
+    pub(super) fn replace_memory(&mut self, wanted: Vec<Region>) -> bool {
         if wanted == self.told.memory {
             return false;
         }
         if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
             let gone = self.told.memory.iter().filter(|old| !wanted.contains(old));
             let gone: Vec<_> = gone.cloned().collect();
-            let new: Vec<_> = wanted
+            let mut new: Vec<_> = wanted
                 .iter()
                 .filter(|new| !self.told.memory.contains(new))
                 .cloned()
                 .collect();
+            // With each of them libvhost-user looks for its queues: first those that have some.
+            let has_queue = |region: &Region| {
+                let mut wanted = self.rings.iter().filter_map(|ring| ring.wanted.as_ref());
+                wanted.any(|wanted| memory::hold(std::slice::from_ref(region), &wanted.start))
+            };
+            new.sort_by_key(|region| !has_queue(region));
             for region in gone {
                 self.ask(Request::RemoveRegion(region));
             }
@@ -362,6 +419,7 @@ impl Bridge {
         if self.resume != Resume::Record
             || !self.has(Protocol::INFLIGHT_SHMFD)
             || self.told.inflight
+            || self.no_record
         {
             return false;
         }
@@ -378,16 +436,7 @@ impl Bridge {
         let all = records.len() == wanted.count();
         let lent = record::region(&records).filter(|_| all);
         if lent.is_none() && self.told.kept.is_none() {
-            let begun = super::Base::At(0);
-            let wanted = self
-                .rings
-                .iter_mut()
-                .filter_map(|ring| ring.wanted.as_mut());
-            for wanted in wanted.filter(|wanted| wanted.recorded && wanted.base != begun) {
-                // What is in the record is of no use to the daemon: nothing may be in flight, then.
-                wanted.recorded = false;
-                wanted.base = super::Base::InRing;
-            }
+            self.forget_records();
             self.told.inflight_asked = true;
             let queues = u16::try_from(self.forwarded).unwrap_or(u16::MAX);
             self.ask(Request::GetInflight {
@@ -400,6 +449,7 @@ impl Bridge {
             return true;
         };
         self.told.inflight = true;
+        self.told.inflight_asked = true;
         self.ask(Request::SetInflight(inflight));
         true
     }
@@ -414,11 +464,12 @@ impl Bridge {
         let config = wanted.start.config;
         let recorded = wanted.recorded && self.told.inflight;
         let base = ring.begin_at(self.resume, recorded, space)?;
-        if wanted.base == super::Base::InRing {
+        if wanted.base == Base::InRing {
             Counters::count(&self.counters.queues_resumed);
         }
         self.told.rings = true;
         ring.live = true;
+        ring.parked = false;
         ring.kick_due = true;
         ring.renotify = false;
         self.ask(Request::SetRingSize {
