@@ -14,6 +14,7 @@ mod counters;
 mod filter;
 mod flow;
 mod hash;
+mod lanes;
 #[cfg(test)]
 mod packets;
 mod receive;

@@ -5,7 +5,8 @@ use vmsg_mem::AddressSpace;
 use vmsg_net::{Backend, Closed, RxSink, Wanted};
 use vmsg_queue::{ChainStorage, Need};
 
-use super::sink::{Buffers, Discard, Lane, Lanes, Reason};
+use super::lanes::{Lane, Lanes};
+use super::sink::{Buffers, Discard, Reason};
 use super::{Net, receive_queue};
 use crate::device::{ActiveQueue, DeviceError, Io};
 

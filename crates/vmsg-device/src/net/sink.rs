@@ -5,171 +5,19 @@ use std::cell::OnceCell;
 use std::sync::atomic::AtomicU64;
 
 use vmsg_mem::{AddressSpace, Pieces, RamSlice};
-use vmsg_net::{RxSink, Target, VnetHeader};
-use vmsg_queue::{Batch, ChainStorage, Need, QueueError};
+use vmsg_net::{Mac, RxSink, Target, VnetHeader};
+use vmsg_queue::QueueError;
 
 use super::counters::{Counters, DeviceCounters};
 use super::filter::LOOK;
 use super::flow::Flow;
 use super::hash::Hash;
+use super::lanes::Lanes;
 use super::receive_queue;
 use super::session::{HASH_HEADER, HEADER, Session};
 use super::steering::Steering;
-use crate::device::{ActiveQueue, DeviceError};
+use crate::device::DeviceError;
 use crate::worker::Notice;
-use vmsg_net::Mac;
-
-/// Receive buffers looked at in one go. A 64 KiB frame fills 44 buffers of
-/// 1,536 bytes, so a batch holds two of the largest.
-const BATCH: usize = 96;
-
-/// The buffers of one pair.
-pub(super) struct Lane<'a> {
-    pub(super) pair: usize,
-    active: &'a mut ActiveQueue,
-    /// What buffers are for, if that is known.
-    need: Option<Need>,
-    /// Until buffers are looked for.
-    storage: Option<&'a mut ChainStorage>,
-    batch: Batch<'a>,
-    /// The first chain that holds no frame yet.
-    next: usize,
-    /// For each chain before that, the bytes written to it.
-    written: Vec<u32>,
-    /// Frames in them, and their bytes.
-    frames: u64,
-    bytes: u64,
-    /// Waiting cannot bring more buffers than the batch holds.
-    all_at_hand: bool,
-    /// There was not enough for a frame.
-    refused: bool,
-}
-
-impl<'a> Lane<'a> {
-    pub(super) fn new(
-        pair: usize,
-        active: &'a mut ActiveQueue,
-        storage: &'a mut ChainStorage,
-        need: Option<Need>,
-    ) -> Self {
-        Self {
-            pair,
-            need,
-            active,
-            storage: Some(storage),
-            batch: Batch::EMPTY,
-            next: 0,
-            written: Vec::new(),
-            frames: 0,
-            bytes: 0,
-            all_at_hand: false,
-            refused: false,
-        }
-    }
-
-    /// Takes buffers from the driver, once.
-    #[inline]
-    fn fill(&mut self, space: AddressSpace<'a>, spare: &mut Vec<u32>) -> Result<(), QueueError> {
-        match self.storage.take() {
-            None => Ok(()),
-            Some(storage) => self.fill_from(space, storage, spare),
-        }
-    }
-
-    fn fill_from(
-        &mut self,
-        space: AddressSpace<'a>,
-        storage: &'a mut ChainStorage,
-        spare: &mut Vec<u32>,
-    ) -> Result<(), QueueError> {
-        let ring = self.active.ring();
-        self.batch = match self.need {
-            Some(need) => ring.pop_for(space, storage, BATCH, need)?,
-            None => ring.pop(space, storage, BATCH)?,
-        };
-        self.all_at_hand = self.batch.len() >= BATCH.min(usize::from(ring.config().size));
-        self.written = std::mem::take(spare);
-        self.written.clear();
-        self.written.reserve(self.batch.len());
-        Ok(())
-    }
-
-    /// Completes what was used and gives back what was not. With `wait`, asks the driver to say when
-    /// it has more; sets `refilled` if it has already.
-    fn finish(
-        self,
-        space: AddressSpace<'_>,
-        wait: bool,
-        refilled: &mut bool,
-        spare: &mut Vec<u32>,
-    ) -> Result<&'a mut ActiveQueue, QueueError> {
-        let ring = self.active.ring();
-        let looked = self.storage.is_none();
-        let count = self.batch.len();
-        if !self.written.is_empty() {
-            let mut completer = ring.completer(space)?;
-            for (chain, written) in self.batch.iter().zip(&self.written) {
-                completer.complete(chain.head(), *written);
-            }
-        }
-        if self.written.capacity() > spare.capacity() {
-            *spare = self.written;
-        }
-        if looked {
-            ring.rewind(count - self.next);
-        }
-        if wait {
-            let enough = if looked {
-                u16::try_from(count).unwrap_or(u16::MAX)
-            } else {
-                ring.available(space)?
-            };
-            *refilled |= ring.enable_notifications_beyond(space, enough)?;
-        }
-        Ok(self.active)
-    }
-}
-
-/// The lanes of all pairs; nearly all devices have one pair.
-pub(super) struct Lanes<'a> {
-    pub(super) first: Option<Lane<'a>>,
-    pub(super) more: Vec<Option<Lane<'a>>>,
-}
-
-impl<'a> Lanes<'a> {
-    fn len(&self) -> usize {
-        1 + self.more.len()
-    }
-
-    fn get(&self, lane: usize) -> Option<&Lane<'a>> {
-        match lane.checked_sub(1) {
-            None => self.first.as_ref(),
-            Some(behind) => self.more.get(behind)?.as_ref(),
-        }
-    }
-
-    fn get_mut(&mut self, lane: usize) -> Option<&mut Lane<'a>> {
-        match lane.checked_sub(1) {
-            None => self.first.as_mut(),
-            Some(behind) => self.more.get_mut(behind)?.as_mut(),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Lane<'a>> {
-        self.first.iter().chain(self.more.iter().flatten())
-    }
-}
-
-impl<'a> IntoIterator for Lanes<'a> {
-    type Item = Lane<'a>;
-    type IntoIter = std::iter::Flatten<
-        std::iter::Chain<std::iter::Once<Option<Lane<'a>>>, std::vec::IntoIter<Option<Lane<'a>>>>,
-    >;
-
-    fn into_iter(self) -> Self::IntoIter {
-        std::iter::once(self.first).chain(self.more).flatten()
-    }
-}
 
 /// Why a frame is not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
