@@ -4,18 +4,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use virtio_msg::{DevNum, DeviceBitmap, Frame, HEADER_SIZE, Instant, Message, Token};
+use virtio_msg::{DevNum, DeviceBitmap, Frame, HEADER_SIZE, Instant, Message, QueueIndex, Token};
 use vmsg_bus::control::{
-    self, BackingAdd, QueueInflight, QueueNotify, Request, Response, SharedMemory, Status, ViewAdd,
-    WindowAdd,
+    self, QueueInflight, QueueNotify, Request, Response, SharedMemory, Status,
 };
-use vmsg_mem::{Access, Doorbell, Mapping, WindowTable};
+use vmsg_mem::{Access, Doorbell, Mapping};
 use vmsg_queue::Inflight;
 
 use super::connection::{ConnId, Connection};
 use super::core::{Answer, Core, Waiter};
-use super::entry::{Holder, encode};
-use super::windows::{Description, Refusal, Shares};
+use super::entry::{Entry, Holder, encode};
 use crate::worker::{Command, Record, Resume};
 
 /// Device numbers in one answer to GET_DEVICES at most, so that it fits any message.
@@ -62,7 +60,7 @@ impl Core {
 
     /// Whether something may be logged about what this connection does, which
     /// is so once, and not if too many others were logged lately.
-    fn first_complaint(&mut self, now: Instant, conn: ConnId) -> bool {
+    pub(super) fn first_complaint(&mut self, now: Instant, conn: ConnId) -> bool {
         let first = self
             .connections
             .get_mut(&conn)
@@ -140,28 +138,25 @@ impl Core {
                 self.remove_window(conn, token, request, id, more)
             }
             Request::QueueNotify(notify) => self.set_notify(conn, token, request, notify, fds),
-            Request::QueueResume { dev, queue, from } => match self.entries.get_mut(&dev.0) {
-                Some(entry) if entry.is_held_by(conn) => {
-                    let resume = match from {
-                        control::Resume::At {
-                            avail_idx,
-                            used_idx,
-                        } => Resume::At {
-                            avail: avail_idx,
-                            used: used_idx,
-                        },
-                        control::Resume::UsedInRing => Resume::FromUsedRing,
-                    };
-                    if queue.0 < entry.machine.queue_count() {
+            Request::QueueResume { dev, queue, from } => {
+                Some(match self.entry_with_queue(conn, dev, queue) {
+                    Ok(entry) => {
+                        let resume = match from {
+                            control::Resume::At {
+                                avail_idx,
+                                used_idx,
+                            } => Resume::At {
+                                avail: avail_idx,
+                                used: used_idx,
+                            },
+                            control::Resume::UsedInRing => Resume::FromUsedRing,
+                        };
                         entry.resumes.insert(queue.0, resume);
-                        Some(Status::OK)
-                    } else {
-                        Some(Status::NOT_FOUND)
+                        Status::OK
                     }
-                }
-                Some(_) => Some(Status::DENIED),
-                None => Some(Status::NOT_FOUND),
-            },
+                    Err(status) => status,
+                })
+            }
             Request::BackingAdd(backing) => self.add_backing(conn, token, request, backing, fds),
             Request::BackingRemove { id } => self.remove_backing(conn, token, request, id),
             Request::ViewAdd(view) => self.add_view(conn, token, request, view),
@@ -337,154 +332,21 @@ impl Core {
         self.respond(conn, token, &request, Status::OK, "");
     }
 
-    /// What all connections have lent.
-    fn shares(&self) -> Shares {
-        let mut all = Shares::default();
-        let mut files = 0;
-        for connection in self.connections.values() {
-            let windows = connection.windows_of.values();
-            for windows in windows.chain([&connection.windows]) {
-                let shares = windows.shares();
-                all.mappings += shares.mappings;
-                all.views += shares.views;
-                files += shares.files.unwrap_or(0);
-            }
+    /// The device, if it has this queue and its driver is `conn`.
+    pub(super) fn entry_with_queue(
+        &mut self,
+        conn: ConnId,
+        dev: DevNum,
+        queue: QueueIndex,
+    ) -> Result<&mut Entry, Status> {
+        let entry = self.entries.get_mut(&dev.0).ok_or(Status::NOT_FOUND)?;
+        if !entry.is_held_by(conn) {
+            return Err(Status::DENIED);
         }
-        all.files = (self.passthroughs > 0).then_some(files);
-        all
-    }
-
-    fn add_window(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        request: Request,
-        window: WindowAdd,
-        fds: Vec<OwnedFd>,
-    ) -> Option<Status> {
-        let all = self.shares();
-        let connection = self.connections.get_mut(&conn)?;
-        let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return Some(Status::BAD_FD);
-        };
-        let description = Description {
-            id: window.id,
-            writable: window.writable,
-            base: window.base.0,
-            len: window.len,
-            file_offset: window.file_offset,
-        };
-        let changed = connection.windows.add(description, &fd, window.more, all);
-        self.window_changed(conn, token, request, changed)
-    }
-
-    fn add_view(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        request: Request,
-        view: ViewAdd,
-    ) -> Option<Status> {
-        let all = self.shares();
-        let Some(windows) = self.windows_for(conn, view.id) else {
-            return Some(Status::NOT_FOUND);
-        };
-        let changed = windows.add_view(view, all);
-        self.window_changed(conn, token, request, changed)
-    }
-
-    fn add_backing(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        request: Request,
-        backing: BackingAdd,
-        fds: Vec<OwnedFd>,
-    ) -> Option<Status> {
-        let all = self.shares();
-        let connection = self.connections.get_mut(&conn)?;
-        let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return Some(Status::BAD_FD);
-        };
-        match connection.windows.add_backing(backing, &fd, all) {
-            Ok(()) => Some(Status::OK),
-            Err(refusal) => self.window_changed(conn, token, request, Err(refusal)),
+        if queue.0 >= entry.machine.queue_count() {
+            return Err(Status::NOT_FOUND);
         }
-    }
-
-    /// Answered when nothing has the file mapped any more: a table from before may still be in use.
-    fn remove_backing(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        request: Request,
-        id: u32,
-    ) -> Option<Status> {
-        let windows = &mut self.connections.get_mut(&conn)?.windows;
-        let removed = windows.remove_backing(id).map(|()| true);
-        self.window_changed(conn, token, request, removed)
-    }
-
-    fn remove_window(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        request: Request,
-        id: u32,
-        more: bool,
-    ) -> Option<Status> {
-        let all = self.shares();
-        let Some(windows) = self.windows_for(conn, id) else {
-            return Some(Status::NOT_FOUND);
-        };
-        let changed = windows.remove(id, more, all);
-        self.window_changed(conn, token, request, changed)
-    }
-
-    /// Shows a changed table to the workers of all devices that this driver
-    /// holds or has just released; the answer waits until each has let go of the old one.
-    fn window_changed(
-        &mut self,
-        conn: ConnId,
-        token: Token,
-        request: Request,
-        changed: Result<bool, Refusal>,
-    ) -> Option<Status> {
-        match changed {
-            Ok(false) => return Some(Status::OK),
-            Ok(true) => {}
-            Err(refusal) => {
-                if self.first_complaint(self.now, conn) {
-                    let connection = self.connections.get(&conn)?;
-                    tracing::warn!(peer = %connection.peer, %refusal, "window refused; what else goes wrong here is not logged");
-                }
-                return Some(refusal.status());
-            }
-        }
-        let connection = self.connections.get(&conn)?;
-        let only = connection
-            .common
-            .then(|| control::device_of_window(request.subject()));
-        let held = self.entries.iter().filter(|(num, entry)| {
-            entry.memory_of == Some(conn) && only.is_none_or(|only| only == **num)
-        });
-        let held: Vec<(u16, Arc<WindowTable>)> = held
-            .map(|(num, _)| (*num, connection.table_for(*num)))
-            .collect();
-        if held.is_empty() {
-            return Some(Status::OK);
-        }
-        let answer = self.defer_answer(Answer {
-            conn,
-            missing: held.len(),
-            failed: false,
-            token,
-            request,
-        });
-        for (num, table) in held {
-            self.order_for(num, Waiter::Driver(answer), Command::SetMemory(table));
-        }
-        None
+        Ok(entry)
     }
 
     fn set_notify(
@@ -495,14 +357,8 @@ impl Core {
         notify: QueueNotify,
         fds: Vec<OwnedFd>,
     ) -> Option<Status> {
-        let Some(entry) = self.entries.get(&notify.dev.0) else {
-            return Some(Status::NOT_FOUND);
-        };
-        if !entry.is_held_by(conn) {
-            return Some(Status::DENIED);
-        }
-        if notify.queue.0 >= entry.machine.queue_count() {
-            return Some(Status::NOT_FOUND);
+        if let Err(status) = self.entry_with_queue(conn, notify.dev, notify.queue) {
+            return Some(status);
         }
         if fds.len() != notify.fds() {
             return Some(Status::BAD_FD);
@@ -549,15 +405,10 @@ impl Core {
 
     /// Keeps the record of a queue for its next set-up, if the device has use for it.
     fn set_record(&mut self, conn: ConnId, inflight: QueueInflight, fds: Vec<OwnedFd>) -> Status {
-        let Some(entry) = self.entries.get_mut(&inflight.dev.0) else {
-            return Status::NOT_FOUND;
+        let entry = match self.entry_with_queue(conn, inflight.dev, inflight.queue) {
+            Ok(entry) => entry,
+            Err(status) => return status,
         };
-        if !entry.is_held_by(conn) {
-            return Status::DENIED;
-        }
-        if inflight.queue.0 >= entry.machine.queue_count() {
-            return Status::NOT_FOUND;
-        }
         let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
             return Status::BAD_FD;
         };

@@ -60,14 +60,8 @@ impl Core {
         request: Request,
         asked: QueueVectors,
     ) -> Option<Status> {
-        let Some(entry) = self.entries.get(&asked.dev.0) else {
-            return Some(Status::NOT_FOUND);
-        };
-        if !entry.is_held_by(conn) {
-            return Some(Status::DENIED);
-        }
-        if asked.queue.0 >= entry.machine.queue_count() {
-            return Some(Status::NOT_FOUND);
+        if let Err(status) = self.entry_with_queue(conn, asked.dev, asked.queue) {
+            return Some(status);
         }
         let Some(vectors) = &self.connections.get(&conn)?.vectors else {
             return Some(Status::UNSUPPORTED);

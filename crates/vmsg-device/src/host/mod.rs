@@ -6,12 +6,14 @@
 
 mod actions;
 mod bare;
+mod bus;
 mod bus_messages;
 mod common;
 mod connection;
 mod core;
 mod entry;
 mod handle;
+mod lending;
 mod log_limit;
 mod operators;
 mod pump;

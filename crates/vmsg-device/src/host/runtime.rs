@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The control thread: epoll around [`Core`], and the workers it commands.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,20 +12,16 @@ use virtio_msg::{Channel, ChannelError, DevNum};
 use vmsg_bus::{DeviceBus, Listener};
 use vmsg_mem::Doorbell;
 
+use super::bus::Bus;
 use super::connection::{ConnId, Peer};
 use super::core::{AddError, Core};
 use super::handle::{Handle, HandleError, Request};
-use super::log_limit::LogLimit;
 use super::operators::Operators;
 use super::slots::Slots;
 use crate::device::Device;
 use crate::worker::thread::{StartError, Worker};
 use crate::worker::{Command, Outbox, Reply};
 
-/// Messages taken from one connection before others have their turn.
-const BUDGET: usize = 64;
-/// Or, if they are expensive ones, this much time.
-const TURN: Duration = Duration::from_micros(500);
 const EVENTS: usize = 64;
 
 const REPLIES: u64 = u64::MAX;
@@ -72,17 +67,6 @@ impl Stop {
     pub fn stop(&self) {
         let _ = self.0.ring();
     }
-}
-
-#[derive(Debug)]
-struct Bus {
-    core: Core,
-    listener: Option<Listener>,
-    /// What goes wrong with the listener goes wrong again at each attempt.
-    listener_log: LogLimit,
-    connections: BTreeMap<ConnId, DeviceBus>,
-    /// Connections that may have more to read.
-    unread: BTreeSet<ConnId>,
 }
 
 /// Buses, devices and the workers that serve them.
@@ -150,13 +134,8 @@ impl Host {
         if let Some(listener) = &listener {
             self.watch(listener.as_fd(), LISTENER | index as u64, EventFlags::IN)?;
         }
-        self.buses.push(Bus {
-            core: Core::new(max_message, (index as u64) << BUS_SHIFT),
-            listener,
-            listener_log: LogLimit::new(),
-            connections: BTreeMap::new(),
-            unread: BTreeSet::new(),
-        });
+        let core = Core::new(max_message, (index as u64) << BUS_SHIFT);
+        self.buses.push(Bus::new(core, listener));
         Ok(index)
     }
 
@@ -527,81 +506,6 @@ impl Host {
                 self.buses[bus].core.handle_reply(now, order.worker, reply);
             }
         }
-    }
-}
-
-impl Bus {
-    /// Reads from a connection until it is empty, others must have a turn, or
-    /// the core wants no more.
-    fn read(&mut self, now: virtio_msg::Instant, conn: ConnId) -> Result<(), ChannelError> {
-        let Self {
-            core,
-            connections,
-            unread,
-            ..
-        } = self;
-        let Some(connection) = connections.get_mut(&conn) else {
-            unread.remove(&conn);
-            return Ok(());
-        };
-        // Cleared before the messages are read: what comes later makes it readable again.
-        if connection.clear_poll_fd().is_err() {
-            return Err(ChannelError::Closed);
-        }
-        let mut buffer = vec![0; connection.max_message_size()];
-        let mut fds = Vec::new();
-        let begin = Instant::now();
-        for _ in 0..BUDGET {
-            if !core.wants_input(conn) || begin.elapsed() > TURN {
-                return Ok(());
-            }
-            match connection.try_recv_with_fds(&mut buffer, &mut fds)? {
-                Some(len) => {
-                    core.handle_message(now, conn, &buffer[..len], std::mem::take(&mut fds));
-                }
-                None if connection.arm() => {
-                    unread.remove(&conn);
-                    return if connection.is_closed() {
-                        Err(ChannelError::Closed)
-                    } else {
-                        Ok(())
-                    };
-                }
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what waits for a connection, as far as there is room.
-    fn write(&mut self, conn: ConnId) -> Result<(), ChannelError> {
-        let Self {
-            core, connections, ..
-        } = self;
-        let Some(connection) = connections.get_mut(&conn) else {
-            return Ok(());
-        };
-        let mut any = false;
-        while let Some(message) = core.poll_transmit(conn) {
-            let sent = match core.transmit_fd(conn) {
-                Some(fd) => connection.try_send_with_fds(message, &[fd]),
-                None => connection.try_send(message),
-            };
-            match sent {
-                Ok(()) => {
-                    core.sent(conn);
-                    any = true;
-                }
-                Err(ChannelError::Full) => {
-                    if connection.arm_for_room() {
-                        return Ok(());
-                    }
-                }
-                Err(ChannelError::TooLong) => core.sent(conn),
-                Err(error) => return Err(error),
-            }
-        }
-        if any { connection.flush() } else { Ok(()) }
     }
 }
 
