@@ -79,6 +79,13 @@ impl Loop {
         privileged("losetup", &args).map(|device| Self(device.into()))
     }
 
+    /// One that writes nothing.
+    pub(crate) fn read_only(file: &Path) -> Option<Self> {
+        let file = file.to_str().expect("UTF-8");
+        let args = ["--find", "--show", "--read-only", file];
+        privileged("losetup", &args).map(|device| Self(device.into()))
+    }
+
     /// Takes the size of the file anew.
     pub(crate) fn resize(&self) {
         let device = self.0.to_str().expect("UTF-8");

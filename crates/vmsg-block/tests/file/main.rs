@@ -8,4 +8,7 @@ mod devices;
 mod ground;
 mod life;
 mod limits;
+mod locks;
 mod model;
+mod names;
+mod raw;

@@ -203,6 +203,7 @@ fn the_lock_of_a_killed_process_is_held_until_the_kernel_is_done_with_its_reques
             let Some((ext4, config)) = stuck(engine, direct) else {
                 return;
             };
+            // Whether it can be had at all.
             if open(&config).is_none() {
                 continue;
             }
