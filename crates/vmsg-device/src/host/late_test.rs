@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Devices that end what is under way before they do what their drivers ask for.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -11,6 +10,7 @@ use vmsg_bus::control::{Request, Status};
 use super::connection::ConnId;
 use super::stand::{House, NOW};
 use crate::device::{Device, DeviceError, Identity, Io, Progress, Upcoming};
+use crate::stand::is_also;
 use crate::worker::Slot;
 
 /// Requests are under way as long as `busy` is set.
@@ -60,19 +60,7 @@ struct Bench {
     disks: [Arc<Work>; 2],
 }
 
-impl Deref for Bench {
-    type Target = House;
-
-    fn deref(&self) -> &House {
-        &self.house
-    }
-}
-
-impl DerefMut for Bench {
-    fn deref_mut(&mut self) -> &mut House {
-        &mut self.house
-    }
-}
+is_also!(Bench, house: House);
 
 impl Bench {
     fn new() -> Self {

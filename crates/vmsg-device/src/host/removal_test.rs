@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,6 +10,7 @@ use super::super::core::AddError;
 use super::super::stand::{self, House, NOW, queue};
 use super::*;
 use crate::device::{Device, DeviceError, Identity, Io, Progress};
+use crate::stand::is_also;
 
 /// What has happened to a device.
 #[derive(Default)]
@@ -64,19 +64,7 @@ impl Device for Slow {
 /// A host of such devices.
 struct Bench(House);
 
-impl Deref for Bench {
-    type Target = House;
-
-    fn deref(&self) -> &House {
-        &self.0
-    }
-}
-
-impl DerefMut for Bench {
-    fn deref_mut(&mut self) -> &mut House {
-        &mut self.0
-    }
-}
+is_also!(Bench, 0: House);
 
 impl Bench {
     fn new() -> Self {

@@ -16,6 +16,26 @@ use crate::worker::{Fds, QueueStart, Slot};
 pub(crate) use self::driver::{BUFFERS, Driver};
 pub(crate) use self::worker::{Stand, counter};
 
+/// `is_also!(Bench, stand: Stand)`: what a test's own stand is made of does for it what it can do.
+macro_rules! is_also {
+    ($outer:ty, $field:tt: $inner:ty) => {
+        impl std::ops::Deref for $outer {
+            type Target = $inner;
+
+            fn deref(&self) -> &$inner {
+                &self.$field
+            }
+        }
+
+        impl std::ops::DerefMut for $outer {
+            fn deref_mut(&mut self) -> &mut $inner {
+                &mut self.$field
+            }
+        }
+    };
+}
+pub(crate) use is_also;
+
 /// Where the memory of drivers begins on the bus.
 pub(crate) const BASE: u64 = 0x4000_0000;
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use super::super::{QueueStart, Resume};
 use super::*;
 use crate::device::{Identity, Operation, ReadOnly};
 use crate::rng::Rng;
-use crate::stand::{BASE, NoFds, Ring, Stand, ring, start, table};
+use crate::stand::{BASE, NoFds, Ring, Stand, is_also, ring, start, table};
 
 const BYTES: usize = 1 << 20;
 const SLOT: Slot = Slot(0);
@@ -24,19 +23,7 @@ struct Bench {
     table: Arc<WindowTable>,
 }
 
-impl Deref for Bench {
-    type Target = Stand;
-
-    fn deref(&self) -> &Stand {
-        &self.stand
-    }
-}
-
-impl DerefMut for Bench {
-    fn deref_mut(&mut self) -> &mut Stand {
-        &mut self.stand
-    }
-}
+is_also!(Bench, stand: Stand);
 
 impl Bench {
     fn new(device: Box<dyn Device>) -> Self {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A block device in a worker, its driver, and its disk, all in one thread.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use vmsg_block::Facts;
@@ -10,7 +9,7 @@ use vmsg_queue::{Inflight, Token};
 
 use super::disk::{Scripted, facts};
 use crate::blk::{Blk, Settings, bits};
-use crate::stand::{Ring, Stand, ring, start, window};
+use crate::stand::{Ring, Stand, is_also, ring, start, window};
 use crate::worker::{Command, Notice, QueueStart, Record, Resume};
 
 pub(super) use crate::stand::BASE;
@@ -126,20 +125,7 @@ pub(super) struct Bench {
     pub(super) disk: Scripted,
 }
 
-/// What all devices' drivers do.
-impl Deref for Bench {
-    type Target = Stand;
-
-    fn deref(&self) -> &Stand {
-        &self.stand
-    }
-}
-
-impl DerefMut for Bench {
-    fn deref_mut(&mut self) -> &mut Stand {
-        &mut self.stand
-    }
-}
+is_also!(Bench, stand: Stand);
 
 pub(super) fn header(kind: u32, sector: u64) -> Vec<u8> {
     let mut bytes = kind.to_le_bytes().to_vec();

@@ -2,7 +2,6 @@
 //! A console device in a worker, its driver, and a client, all in one thread.
 
 use std::io::{ErrorKind, Read, Write};
-use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::console::{Console, Handle, Hub, HubConfig, Settings};
 use crate::device::Device;
-use crate::stand::{Driver, Stand, start};
+use crate::stand::{Driver, Stand, is_also, start};
 use crate::worker::{Command, QueueStart, Resume};
 
 const SIZE: u16 = 64;
@@ -23,20 +22,7 @@ pub(super) struct Bench {
     folder: TempDir,
 }
 
-/// What all devices' drivers do.
-impl Deref for Bench {
-    type Target = Stand;
-
-    fn deref(&self) -> &Stand {
-        &self.stand
-    }
-}
-
-impl DerefMut for Bench {
-    fn deref_mut(&mut self) -> &mut Stand {
-        &mut self.stand
-    }
-}
+is_also!(Bench, stand: Stand);
 
 /// A device with these ports after its console, its hubs in `folder`.
 pub(super) fn device(folder: &TempDir, settings: &Settings) -> Console {

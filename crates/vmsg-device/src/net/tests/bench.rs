@@ -2,7 +2,6 @@
 //! A network device in a worker, its driver, and its back end, all in one thread.
 
 use std::collections::VecDeque;
-use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
@@ -11,7 +10,7 @@ use vmsg_net::{Backend, Guest, Offloads, RxSink, Target, TxFrame, VnetHeader};
 
 use crate::device::Device;
 use crate::net::{Mac, Net, Settings};
-use crate::stand::{Driver, Stand, counter, start};
+use crate::stand::{Driver, Stand, counter, is_also, start};
 use crate::worker::{Command, QueueStart, Resume};
 
 pub(super) const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
@@ -156,20 +155,7 @@ pub(super) struct Bench {
     pub(super) header: usize,
 }
 
-/// What all devices' drivers do.
-impl Deref for Bench {
-    type Target = Stand;
-
-    fn deref(&self) -> &Stand {
-        &self.stand
-    }
-}
-
-impl DerefMut for Bench {
-    fn deref_mut(&mut self) -> &mut Stand {
-        &mut self.stand
-    }
-}
+is_also!(Bench, stand: Stand);
 
 impl Bench {
     /// A device with all that it can do, and memory that its driver has lent.
