@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use vmsg_mem::Held;
 use vmsg_mem::uring::{Operation, Ring, RingError};
 
@@ -17,7 +18,8 @@ pub(crate) enum Bare {
     /// pread and pwrite: what is submitted is done at once.
     OneByOne {
         file: File,
-        buffer: Vec<u8>,
+        /// Aligned as direct I/O needs it.
+        buffer: Held,
         done: Vec<usize>,
     },
     /// io_uring.
@@ -32,17 +34,17 @@ pub(crate) enum Bare {
 }
 
 impl Bare {
-    pub(crate) fn one_by_one(file: &Path) -> Self {
+    pub(crate) fn one_by_one(file: &Path, direct: bool) -> Self {
         Self::OneByOne {
-            file: open(file),
-            buffer: vec![0x5a; LONGEST],
+            file: open(file, direct),
+            buffer: Held::buffer(LONGEST, 4096),
             done: Vec::new(),
         }
     }
 
-    pub(crate) fn uring(file: &Path) -> Result<Self, RingError> {
+    pub(crate) fn uring(file: &Path, direct: bool) -> Result<Self, RingError> {
         Ok(Self::Uring {
-            file: Arc::new(open(file).into()),
+            file: Arc::new(open(file, direct).into()),
             ring: Box::new(Ring::new(u32::try_from(MOST).expect("few"))?),
             buffers: (0..MOST).map(|_| None).collect(),
             bytes: 0,
@@ -50,8 +52,11 @@ impl Bare {
     }
 }
 
-fn open(file: &Path) -> File {
+fn open(file: &Path, direct: bool) -> File {
     let mut options = File::options();
+    if direct {
+        options.custom_flags(OFlags::DIRECT.bits().cast_signed());
+    }
     options.read(true).write(true).open(file).expect("the file")
 }
 
@@ -59,12 +64,12 @@ impl Driven for Bare {
     fn submit(&mut self, job: Job) {
         match self {
             Self::OneByOne { file, buffer, done } => {
-                let part = &mut buffer[..job.load.bytes];
-                let ok = match job.load.write {
-                    true => file.write_all_at(part, job.offset),
-                    false => file.read_exact_at(part, job.offset),
+                let part = buffer.pieces().take(job.load.bytes);
+                let count = match job.load.write {
+                    true => part.write_to_at(&*file, job.offset),
+                    false => part.read_from_at(&*file, job.offset),
                 };
-                ok.expect("done");
+                assert_eq!(count.expect("done"), job.load.bytes, "all of it");
                 done.push(job.buffer);
             }
             Self::Uring {

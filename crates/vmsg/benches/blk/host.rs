@@ -36,12 +36,13 @@ pub(crate) fn start_null(socket: &Path) -> Ended {
     Ended::start(Command::new(program).arg(NULL_HOST).arg(socket))
 }
 
-pub(crate) fn start_serve(socket: &Path, file: &Path, engine: &str) -> Ended {
-    let disk = format!("blk,path={},engine={engine}", file.display());
+/// `disk`: a block device's keys.
+pub(crate) fn start_serve(socket: &Path, disk: &str, program: &str) -> Ended {
     let bus = format!("unix,path={}", socket.display());
     Ended::start(
-        Command::new(env!("CARGO_BIN_EXE_vmsg"))
-            .args(["serve", "--bus", &bus, "--device", &disk])
+        Command::new(program)
+            .args(["serve", "--bus", &bus])
+            .args(["--device", &format!("blk,{disk}")])
             .stderr(Stdio::null()),
     )
 }

@@ -6,6 +6,9 @@
 //!   ([`Requests`](vmsg_driver::blk::Requests)), set up by a vhost-user front end. With `aio=io_uring`, and with `aio=threads`, its default.
 //! * **bare**: the file itself, by pread(2) and pwrite(2), one after another, and by io_uring with as many under way.
 //!
+//! Also past the page cache (`cache=none`), a qcow2 image, and an export of nbdkit: there the daemon reads and writes the same image, or is
+//! a client of the same server, and nothing is bare.
+//!
 //! Prints a Markdown table. The driver has one CPU and polls, the other process has the other. Only ratios within one run mean anything: each
 //! repetition measures the daemon, ours, all others, and the daemon again, and counts only if the daemon's two figures are within 30 %.
 //!
@@ -14,9 +17,10 @@
 
 mod bare;
 mod host;
+mod stage;
 mod vhost_user;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,6 +31,7 @@ use vmsg_mem::BusAddr;
 
 use self::bare::Bare;
 use self::host::Ours;
+use self::stage::{Medium, Stage};
 use self::vhost_user::Theirs;
 
 /// Bytes of the disk: in the page cache after it was written once, and larger than the CPU's caches.
@@ -197,74 +202,6 @@ fn cpus() -> (usize, usize) {
     (first, own.next().unwrap_or(first))
 }
 
-/// What the disk is on.
-#[derive(Clone, Copy, PartialEq)]
-enum Medium {
-    Null,
-    Memory,
-    Disk,
-}
-
-/// The subjects of one medium. Files are removed with it.
-struct Stage {
-    dir: tempfile::TempDir,
-    file: Option<PathBuf>,
-    cpus: (usize, usize),
-}
-
-impl Stage {
-    fn new(medium: Medium, cpus: (usize, usize)) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let file = match medium {
-            Medium::Null => None,
-            Medium::Memory => Some(PathBuf::from(format!(
-                "/dev/shm/vmsg-bench-{}.img",
-                std::process::id()
-            ))),
-            Medium::Disk => Some(dir.path().join("disk.img")),
-        };
-        if let Some(file) = &file {
-            let block = vec![0x11; 1 << 20];
-            let mut out = std::fs::File::create(file).expect("a file");
-            for _ in 0..DISK >> 20 {
-                std::io::Write::write_all(&mut out, &block).expect("room for the disk");
-            }
-            out.sync_all().expect("written");
-        }
-        Self { dir, file, cpus }
-    }
-
-    fn ours(&self, engine: &str) -> Ours {
-        run_on(self.cpus.1);
-        let socket = self.dir.path().join(format!("{engine}.sock"));
-        let process = match &self.file {
-            None => host::start_null(&socket),
-            Some(file) => host::start_serve(&socket, file, engine),
-        };
-        wait_for(&socket);
-        run_on(self.cpus.0);
-        Ours::new(&socket, process)
-    }
-
-    fn theirs(&self, aio: &str) -> Option<Theirs> {
-        run_on(self.cpus.1);
-        let socket = self.dir.path().join(format!("{aio}.vu"));
-        let process = vhost_user::start(&socket, self.file.as_deref(), aio);
-        run_on(self.cpus.0);
-        let process = process?;
-        wait_for(&socket);
-        Some(Theirs::new(&socket, process))
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            let _ = std::fs::remove_file(file);
-        }
-    }
-}
-
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -282,6 +219,7 @@ struct Sample {
     threads: f64,
     one_by_one: f64,
     uring: f64,
+    other: f64,
 }
 
 /// Whatever ours is measured beside.
@@ -296,25 +234,27 @@ struct Beside {
 
 impl Beside {
     fn new(stage: &Stage) -> Self {
-        let Some(file) = &stage.file else {
-            return Self {
-                daemon: stage.theirs("null"),
-                threads: None,
-                one_by_one: None,
-                uring: None,
-            };
-        };
+        let daemon = |aio| stage.theirs(aio);
+        let bare = stage.bare();
         Self {
-            daemon: stage.theirs("io_uring"),
-            threads: stage.theirs("threads"),
-            one_by_one: Some(Bare::one_by_one(file)),
-            uring: Some(Bare::uring(file).expect("io_uring for the bare file")),
+            daemon: daemon("io_uring"),
+            threads: stage.has_threads().then(|| daemon("threads")).flatten(),
+            one_by_one: bare.map(|(file, direct)| Bare::one_by_one(file, direct)),
+            uring: bare.map(|(file, direct)| {
+                Bare::uring(file, direct).expect("io_uring for the bare file")
+            }),
         }
     }
 }
 
 /// Measures and prints one row.
-fn row(plan: &Plan, name: &str, load: Load, ours: &mut Ours, beside: &mut Beside) {
+fn row(
+    plan: &Plan,
+    name: &str,
+    load: Load,
+    (ours, other): (&mut Ours, &mut Option<Ours>),
+    beside: &mut Beside,
+) {
     fn maybe(driven: &mut Option<impl Driven>, load: Load, plan: &Plan) -> f64 {
         match driven {
             Some(driven) => measure(driven, load, plan),
@@ -331,6 +271,7 @@ fn row(plan: &Plan, name: &str, load: Load, ours: &mut Ours, beside: &mut Beside
             threads: maybe(&mut beside.threads, load, plan),
             one_by_one: maybe(&mut beside.one_by_one, load, plan),
             uring: maybe(&mut beside.uring, load, plan),
+            other: maybe(other, load, plan),
             daemon: before,
         };
         let after = maybe(&mut beside.daemon, load, plan);
@@ -358,8 +299,12 @@ fn row(plan: &Plan, name: &str, load: Load, ours: &mut Ours, beside: &mut Beside
         value if value.is_nan() => "–".to_owned(),
         value => format!("{value:.2}"),
     };
+    let compared = match other {
+        Some(_) => format!(" {} |", ratio(&|s| s.other / s.ours)),
+        None => String::new(),
+    };
     println!(
-        "{head}| {} | {} | {} | {} | {} | **{}** | {} | {} | {} of {tried} |",
+        "{head}| {} | {} | {} | {} | {} | **{}** | {} | {} | {} of {tried} |{compared}",
         figure(&|s| s.ours),
         figure(&|s| s.daemon),
         figure(&|s| s.threads),
@@ -384,6 +329,10 @@ fn main() {
     let only = arguments
         .iter()
         .find_map(|argument| argument.strip_prefix("--only="));
+    // For whoever changes something: another build of `vmsg`, in one more column.
+    let other = arguments
+        .iter()
+        .find_map(|argument| argument.strip_prefix("--beside="));
     let plan = match quick {
         true => Plan {
             time: Duration::from_millis(2),
@@ -399,21 +348,21 @@ fn main() {
         "| disk, our engine | request | under way | ours | daemon (io_uring) | daemon (threads) | bare, one by one | bare, io_uring | ours ÷ daemon (io_uring) | ours ÷ daemon (threads) | ours ÷ the better bare one | of |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
-    for (medium, name, engines) in [
-        (Medium::Null, "null", &["null"] as &[&str]),
-        (Medium::Memory, "tmpfs", &["inline", "uring"]),
-        (Medium::Disk, "file, cached", &["inline", "uring"]),
-    ] {
+    for medium in Medium::ALL {
+        let name = medium.name();
         if only.is_some_and(|only| !name.starts_with(only)) {
             continue;
         }
-        let stage = Stage::new(medium, cpus);
+        let Some(stage) = Stage::new(medium, cpus) else {
+            continue;
+        };
         let mut beside = Beside::new(&stage);
-        for engine in engines {
-            let mut ours = stage.ours(engine);
-            let name = match medium {
-                Medium::Null => name.to_owned(),
-                _ => format!("{name}, {engine}"),
+        for engine in medium.engines() {
+            let mut ours = stage.ours(engine, None);
+            let mut other = other.map(|program| stage.ours(engine, Some(program)));
+            let name = match engine {
+                &"" => name.to_owned(),
+                engine => format!("{name}, {engine}"),
             };
             for bytes in [4096, LONGEST] {
                 for write in [false, true] {
@@ -423,7 +372,8 @@ fn main() {
                             bytes,
                             depth,
                         };
-                        row(&plan, &name, load, &mut ours, &mut beside);
+                        let both = (&mut ours, &mut other);
+                        row(&plan, &name, load, both, &mut beside);
                     }
                 }
             }

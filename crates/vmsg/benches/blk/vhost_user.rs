@@ -15,7 +15,7 @@ use vmsg_driver::blk::{CELL, Pending, Requests};
 use vmsg_mem::BusAddr;
 use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueFeatures};
 
-use crate::{Buffers, DISK, Driven, Ended, Job, pool};
+use crate::{Buffers, Driven, Ended, Job, pool};
 
 /// Where a VMM has its guest's memory.
 const USER: u64 = 0x5555_0000_0000;
@@ -30,15 +30,8 @@ const EVENT_IDX: u64 = 1 << 29;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 const VERSION_1: u64 = 1 << 32;
 
-/// The daemon, with `file` or a null disk; `None` if it is not installed.
-pub(crate) fn start(socket: &Path, file: Option<&Path>, aio: &str) -> Option<Ended> {
-    let node = match file {
-        Some(file) => format!(
-            "driver=file,node-name=disk,filename={},aio={aio},locking=off",
-            file.display()
-        ),
-        None => format!("driver=null-co,node-name=disk,size={DISK},read-zeroes=off"),
-    };
+/// The daemon, with the disk `node`, whose name is `disk`; `None` if it is not installed.
+pub(crate) fn start(socket: &Path, node: &str) -> Option<Ended> {
     let export = format!(
         "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},writable=on,num-queues=1,iothread=thread",
         socket.display()
@@ -46,8 +39,9 @@ pub(crate) fn start(socket: &Path, file: Option<&Path>, aio: &str) -> Option<End
     let mut command = Command::new("qemu-storage-daemon");
     command
         .args(["--object", "iothread,id=thread,poll-max-ns=32768"])
-        .args(["--blockdev", &node, "--export", &export])
-        .stdin(Stdio::null());
+        .args(["--blockdev", node, "--export", &export])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     match command.spawn() {
         Ok(child) => Some(Ended(child)),
         Err(error) => {
