@@ -5,8 +5,10 @@ mod bare_metal;
 mod console;
 mod demo2b;
 mod disk;
+mod disk_daemon;
 mod disk_errors;
 mod disk_killed;
+mod disk_two_drivers;
 mod drives;
 mod endure;
 mod ivshmem;
@@ -142,6 +144,10 @@ impl Options {
             if any("disk") || any("share-folder") {
                 more.tools.extend(TOOLS);
                 more.trees.push(tree::disk_root);
+            }
+            if any("disk-daemon") {
+                more.tools
+                    .push(("qemu-storage-daemon", "qemu-system-common"));
             }
             if any("disk-whole") {
                 more.trees.push(tree::whole_root);

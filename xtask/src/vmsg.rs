@@ -38,28 +38,7 @@ pub(crate) struct Vmsg {
 impl Vmsg {
     /// Builds it, optimised. Cargo's own messages go to standard error.
     pub(crate) fn build() -> Result<Self> {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args([
-            "build",
-            "--quiet",
-            "--release",
-            "--package",
-            "vmsg",
-            "--bin",
-            "vmsg",
-        ]);
-        let status = command
-            .current_dir(dirs::workspace())
-            .status()
-            .context("cannot run cargo")?;
-        if !status.success() {
-            bail!("vmsg does not build ({status})");
-        }
-        let program = dirs::target().join("release/vmsg");
-        if !program.is_file() {
-            bail!("cargo has built no {}", program.display());
-        }
+        let program = build(&["--bin", "vmsg"], "vmsg")?;
         Ok(Self { program })
     }
 
@@ -69,6 +48,11 @@ impl Vmsg {
             .canonicalize()
             .with_context(|| format!("no program at {}", program.display()))?;
         Ok(Self { program })
+    }
+
+    /// An example of its package, built as it is.
+    pub(crate) fn example(&self, name: &str) -> Result<PathBuf> {
+        build(&["--example", name], &format!("examples/{name}"))
     }
 
     /// Where it is.
@@ -257,4 +241,24 @@ impl Vmsg {
             .output()
             .with_context(|| format!("cannot run {}", self.program.display()))
     }
+}
+
+/// Builds something of the package `vmsg`, which cargo calls `what`, and gives the program that comes of it.
+fn build(what: &[&str], program: &str) -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--release", "--package", "vmsg"]);
+    let status = command
+        .args(what)
+        .current_dir(dirs::workspace())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("{program} does not build ({status})");
+    }
+    let program = dirs::target().join("release").join(program);
+    if !program.is_file() {
+        bail!("cargo has built no {}", program.display());
+    }
+    Ok(program)
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The drivers of the `virtio-drivers` crate on devices of a bus, without any virtual machine: reads each disk, pings through each network.
+//! The drivers of the `virtio-drivers` crate on devices of a bus, without any virtual machine: reads each disk, pings through each network. With
+//! `--fill NUMBER`, each disk that can be written is filled with a pattern before.
 //!
 //! ```text
 //! vmsg serve --bus unix,path=b0.sock --device blk,path=disk.img --device net,backend=user &
@@ -14,6 +15,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
@@ -65,6 +67,14 @@ type Transport<'c> = MsgTransport<&'c RefCell<BusClient>>;
 /// # Errors
 /// If the bus cannot be reached, or a disk or a network does not do what it is there for.
 pub fn run(bus: &BusSpec) -> Result<String> {
+    drive(bus, None)
+}
+
+/// The same; where `fill` is a number, the disks are filled with its pattern before they are read.
+///
+/// # Errors
+/// As for [`run`]; if a disk does not have what was written.
+pub fn drive(bus: &BusSpec, fill: Option<u64>) -> Result<String> {
     let connector = bus.connector("virtio-drivers").timeout(PATIENCE);
     let bus = connector.connect().context("cannot reach a device host")?;
     let mut text = format!("device host: {}\n", bus.peer());
@@ -83,7 +93,7 @@ pub fn run(bus: &BusSpec) -> Result<String> {
         let name = name.map_or(String::new(), |name| format!(" {name}"));
         write!(text, "{device}{name}: ")?;
         match kind {
-            DeviceType::Block => disk(transport, &mut text)?,
+            DeviceType::Block => disk(transport, fill, &mut text)?,
             DeviceType::Network => network(transport, &mut text)?,
             other => writeln!(text, "{other:?}, left alone")?,
         }
@@ -116,7 +126,7 @@ fn memory(bus: &DriverBus) -> Result<DmaPool> {
     )?)
 }
 
-fn disk(transport: Transport<'_>, text: &mut String) -> Result<()> {
+fn disk(transport: Transport<'_>, fill: Option<u64>, text: &mut String) -> Result<()> {
     let mut disk = VirtIOBlk::<Hal, _>::new(transport)?;
     let bytes = disk.capacity() * SECTOR_SIZE as u64;
     let mut id = [0; 20];
@@ -127,6 +137,15 @@ fn disk(transport: Transport<'_>, text: &mut String) -> Result<()> {
     let access = if disk.readonly() { ", read-only" } else { "" };
     writeln!(text, "disk of {bytes} bytes{access}, id {id:?}")?;
 
+    let written = match fill {
+        Some(seed) if !disk.readonly() => {
+            let sum = write(&mut disk, bytes.min(READ), seed)?;
+            writeln!(text, "  filled with pattern {seed}, flushed")?;
+            Some(sum)
+        }
+        _ => None,
+    };
+    let mut digest = Sha256::new();
     let mut buffer = vec![0; CHUNK];
     let (mut read, mut sum, start) = (0, 0_u64, Instant::now());
     let mut first = [0; 16];
@@ -137,6 +156,7 @@ fn disk(transport: Transport<'_>, text: &mut String) -> Result<()> {
         if read == 0 {
             first.copy_from_slice(&buffer[..16]);
         }
+        digest.update(&buffer[..left]);
         sum = buffer[..left]
             .iter()
             .fold(sum, |sum, &byte| sum.wrapping_add(u64::from(byte)));
@@ -151,7 +171,47 @@ fn disk(transport: Transport<'_>, text: &mut String) -> Result<()> {
         "  {read} bytes read in {:.1} ms ({rate:.0} MB/s), their sum is {sum}",
         took.as_secs_f64() * 1e3
     )?;
+    let digest = hex(digest);
+    writeln!(text, "  their SHA-256 is {digest}")?;
+    if let Some(written) = written {
+        ensure!(digest == written, "{written} was written");
+    }
     Ok(())
+}
+
+/// Fills the first `bytes` of a disk with the pattern of `seed`, and gives their SHA-256. Requests have all lengths from a sector
+/// to [`CHUNK`].
+fn write(disk: &mut VirtIOBlk<Hal, Transport<'_>>, bytes: u64, seed: u64) -> Result<String> {
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    let (mut written, mut state) = (0, seed.wrapping_mul(2) | 1);
+    let sectors = CHUNK / SECTOR_SIZE;
+    for turn in 0.. {
+        if written == bytes {
+            break;
+        }
+        let len = (turn % sectors + 1) * SECTOR_SIZE;
+        let len = usize::try_from(bytes - written).unwrap_or(len).min(len);
+        for word in buffer[..len].chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        disk.write_blocks(
+            usize::try_from(written / SECTOR_SIZE as u64)?,
+            &buffer[..len],
+        )?;
+        digest.update(&buffer[..len]);
+        written += len as u64;
+    }
+    disk.flush()?;
+    Ok(hex(digest))
+}
+
+fn hex(digest: Sha256) -> String {
+    let bytes = digest.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn network(transport: Transport<'_>, text: &mut String) -> Result<()> {
@@ -301,10 +361,12 @@ fn exchange<T>(
 #[allow(dead_code, reason = "not where this file is part of a test")]
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [flag, spec] = arguments.as_slice() else {
-        bail!("usage: virtio_drivers --bus SPEC");
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (spec, fill) = match words.as_slice() {
+        ["--bus", spec] => (spec, None),
+        ["--bus", spec, "--fill", number] => (spec, Some(number.parse()?)),
+        _ => bail!("usage: virtio_drivers --bus SPEC [--fill NUMBER]"),
     };
-    ensure!(flag == "--bus", "usage: virtio_drivers --bus SPEC");
-    print!("{}", run(&spec.parse()?)?);
+    print!("{}", drive(&spec.parse()?, fill)?);
     Ok(())
 }

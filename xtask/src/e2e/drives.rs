@@ -5,17 +5,18 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Stage, vfio_user};
+use super::{STEP, Stage, vfio_user};
 use crate::disk::{self, Root};
 use crate::guest::Guest;
 use crate::http;
 use crate::kit::Kit;
 use crate::machine::Machine;
 use crate::qemu::{self, Backend, Board, Hardware};
-use crate::scene::Id;
+use crate::scene::{Id, Stream};
 use crate::secret;
 use crate::vmsg::{self, BUS, NET_SOCKET, RNG_SOCKET};
 
@@ -43,6 +44,8 @@ pub(super) struct Drive {
     pub(super) queues: u32,
     /// Bytes of a block, if not the usual ones.
     pub(super) block_size: Option<u32>,
+    /// A vhost-user daemon that listens on this socket has the image.
+    pub(super) daemon: Option<&'static str>,
 }
 
 impl Drive {
@@ -55,6 +58,7 @@ impl Drive {
             read_only: false,
             queues: 1,
             block_size: None,
+            daemon: None,
         }
     }
 
@@ -72,6 +76,9 @@ impl Drive {
             queues,
             ..
         } = self;
+        if let Some(socket) = self.daemon {
+            return format!("vhost-user,id={name},type=blk,socket={socket}");
+        }
         let mut text = format!("blk,id={name},serial={name},path={source},queues={queues}");
         if !source.starts_with("nbd") {
             text.push_str(&format!(",format={format}"));
@@ -150,6 +157,8 @@ pub(super) struct Drives {
     drives: Vec<Drive>,
     /// The device host; none with QEMU's own devices.
     pub(super) serve: Option<Id>,
+    /// The proxy; none with QEMU's own devices.
+    proxy: Option<Id>,
     /// What it is started with.
     devices: Vec<String>,
     starts: usize,
@@ -198,6 +207,7 @@ impl Drives {
             via,
             drives,
             serve: None,
+            proxy: None,
             devices: Vec::new(),
             starts: 0,
         };
@@ -221,7 +231,7 @@ impl Drives {
         all.extend(this.drives.iter().map(|d| d.front(via)));
         all.extend_from_slice(fronts);
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        vmsg.proxy_on(&mut stage.scene, BUS, &all)?;
+        this.proxy = Some(vmsg.proxy_on(&mut stage.scene, BUS, &all)?);
         Ok(this)
     }
 
@@ -240,6 +250,24 @@ impl Drives {
             Some(before) => vmsg.run_after(&mut stage.scene, &name, "serve", &options, before)?,
         });
         Ok(())
+    }
+
+    /// Waits until the proxy has said of `device` what begins with `text`, after `since`.
+    pub(super) fn proxy_says(
+        &self,
+        stage: &mut Stage,
+        device: &str,
+        text: &str,
+        since: Duration,
+    ) -> Result<()> {
+        let proxy = self.proxy.context("there is no proxy")?;
+        let link = format!("link=\"{device}\"");
+        stage
+            .scene
+            .expect((proxy, Stream::Err), text, STEP, |line| {
+                let fits = line.at > since && line.text.contains(text) && line.text.contains(&link);
+                fits.then_some(())
+            })
     }
 
     /// The guest's hardware.

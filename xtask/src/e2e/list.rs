@@ -4,8 +4,9 @@
 use anyhow::Result;
 
 use super::{
-    Stage, bare_metal, console, demo2b, disk, disk_errors, disk_killed, ivshmem, ivshmem_server,
-    linux_user, nic, share, socket, switch, up, vfio_user,
+    Stage, bare_metal, console, demo2b, disk, disk_daemon, disk_errors, disk_killed,
+    disk_two_drivers, ivshmem, ivshmem_server, linux_user, nic, share, socket, switch, up,
+    vfio_user,
 };
 use super::{
     checks, device_host_killed, memory_not_shared, next_guest, printed_arguments, proxy_first,
@@ -39,7 +40,7 @@ pub(super) enum Short {
 }
 
 /// All tests, in the order in which they are played.
-pub(super) const TESTS: [Test; 63] = [
+pub(super) const TESTS: [Test; 67] = [
     Test {
         name: "checks",
         reference: true,
@@ -393,6 +394,30 @@ pub(super) const TESTS: [Test; 63] = [
         reference: false,
         short: Short::No,
         play: disk_errors::vfio_user,
+    },
+    Test {
+        name: "disk-two-drivers",
+        reference: false,
+        short: Short::X86,
+        play: disk_two_drivers::vhost_user,
+    },
+    Test {
+        name: "disk-two-drivers-vfio-user",
+        reference: false,
+        short: Short::No,
+        play: disk_two_drivers::vfio_user,
+    },
+    Test {
+        name: "disk-daemon",
+        reference: false,
+        short: Short::No,
+        play: disk_daemon::vhost_user,
+    },
+    Test {
+        name: "disk-daemon-vfio-user",
+        reference: false,
+        short: Short::No,
+        play: disk_daemon::vfio_user,
     },
     Test {
         name: "share-folder",
