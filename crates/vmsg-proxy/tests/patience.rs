@@ -44,12 +44,12 @@ fn a_silent_host_holds_a_front_up_once_and_briefly() {
             "{op:?}: recorded for the replay: {result:?}"
         );
         assert!(took <= BOUND + GRACE, "{op:?} took {took:?}");
-        // The connection is given up: after that nobody stands still.
+        // The connection is given up, if it was needed: after that nobody stands still for long, and soon not at all.
         let mut took = Duration::ZERO;
         for op in requests() {
             took += world.op(op).1;
         }
-        assert!(took <= BOUND + 3 * GRACE, "all the rest took {took:?}");
+        assert!(took <= 2 * BOUND + 3 * GRACE, "all the rest took {took:?}");
         // Nor once it is known to have ended.
         world.session.handle_host_ended(world.now);
         for op in requests() {

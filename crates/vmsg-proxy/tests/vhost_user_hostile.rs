@@ -42,11 +42,10 @@ fn a_guest_can_be_powered_off_while_the_device_host_hangs() {
     let begin = Instant::now();
     assert_eq!(vmm.front.get_vring_base(0).unwrap(), 700);
     assert_eq!(vmm.front.get_vring_base(1).unwrap(), 5);
-    vmm.front.reset_owner().unwrap();
+    vmm.front
+        .reset_owner()
+        .expect_err("its memory may be in use");
     drop(vmm);
-    let mut next = UnixStream::connect(stage.socket()).unwrap();
-    next.write_all(&request(1, &[])).unwrap();
-    next.read_exact(&mut [0; 20]).unwrap();
     assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
     drop(host);
 }

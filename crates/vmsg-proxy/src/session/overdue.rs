@@ -121,15 +121,18 @@ impl Session {
         matches!(self.job, Some(Job::Overdue { .. }))
     }
 
+    /// Whether a guest that has ended is being released.
+    pub(super) fn is_releasing(&self) -> bool {
+        let op = match &self.job {
+            Some(Job::Op { op, .. } | Job::Overdue { op, .. }) => op,
+            _ => return false,
+        };
+        matches!(op, Op::Release)
+    }
+
     /// Answers what need not wait for the device.
     pub(super) fn answer_overdue(&mut self) {
-        let releases = matches!(
-            self.job,
-            Some(Job::Overdue {
-                op: Op::Release,
-                ..
-            })
-        );
+        let releases = self.is_releasing();
         let mut left = std::mem::take(&mut self.waiting);
         while let Some(Waiting { id, op, deadline }) = left.pop_front() {
             match &op {

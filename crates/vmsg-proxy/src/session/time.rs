@@ -64,14 +64,16 @@ impl Session {
         };
         // There is somebody to be given up.
         let asked = !matches!(self.phase, Phase::Down | Phase::Broken(_)) && !self.is_overdue();
-        if asked && self.waiting.iter().any(is_overdue) {
-            self.counters.timeouts += 1;
-            self.link_fault("the device host takes too long");
+        if self.waiting.iter().any(is_overdue) {
+            if asked {
+                self.counters.timeouts += 1;
+                self.link_fault("the device host takes too long");
+            }
             self.pump(now);
         }
         let error = if self.phase == Phase::Absent {
             OpError::NoDevice
-        } else if self.is_overdue() {
+        } else if self.is_overdue() || self.is_releasing() {
             OpError::Busy
         } else {
             OpError::TimedOut
@@ -87,7 +89,7 @@ impl Session {
                 continue;
             }
             self.waited_in_vain |= self.facts.is_none();
-            if matches!(waiting.op, Op::Release) {
+            if matches!(waiting.op, Op::Release) && !self.is_releasing() {
                 // Of a device that was never seen: there is nobody to tell.
                 self.record.release();
             }
