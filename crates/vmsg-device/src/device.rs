@@ -276,6 +276,8 @@ pub struct Snapshot {
     pub counters: Vec<(&'static str, u64)>,
     /// Counters of each queue pair.
     pub pairs: Vec<Vec<(&'static str, u64)>>,
+    /// What stays the same, for operators.
+    pub details: Vec<(&'static str, String)>,
 }
 
 /// Who a device is.

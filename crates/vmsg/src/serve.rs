@@ -25,10 +25,11 @@ mod late;
 mod make;
 mod operator;
 
+use disk::Ends;
 use fabric::Fabric;
 use kept::Keeping;
 use late::{Late, Numbers};
-use make::Consoles;
+use make::Known;
 use operator::{Names, Operator};
 
 /// What drivers see as the name of this program.
@@ -54,11 +55,12 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     // Asked for only when this process has the bus to itself: whoever held it before is gone.
     let mut keeping = keeping_for(&args, &buses, &network);
     let idle = keeping.is_idle();
-    let consoles = Consoles {
-        registry: Registry::default(),
+    let known = Known {
+        consoles: Registry::default(),
         control: args.control.clone(),
+        disks: Ends::default(),
     };
-    let built = build(&mut host, &buses, &network, &texts, &mut keeping, &consoles);
+    let built = build(&mut host, &buses, &network, &texts, &mut keeping, &known);
     let (fabric, late) = match built {
         Ok(built) => built,
         Err(error) => {
@@ -78,7 +80,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         network,
         named,
         keeping,
-        consoles,
+        known,
     ));
     late.start(&host.handle());
     let control = match &args.control {
@@ -125,7 +127,7 @@ fn build(
     network: &Network,
     texts: &Texts,
     keeping: &mut Keeping,
-    consoles: &Consoles,
+    known: &Known,
 ) -> anyhow::Result<(Fabric, Late)> {
     let fabric = Fabric::start(host, network)?;
     let mut late = Late::default();
@@ -145,7 +147,7 @@ fn build(
         let (worker, port) = fabric.place(device, network).with_context(context)?;
         let flows = keeping.take(id);
         let num = numbers.take(bus, common.num);
-        let made = match make::make(device, id, port, flows, consoles) {
+        let made = match make::make(device, id, port, flows, known) {
             Ok(made) => made,
             Err(error) => {
                 late.take_in(device, (bus, num, worker), error)
@@ -334,9 +336,10 @@ pub(crate) fn service_of(
         name: (*name).to_owned(),
         spec: BusSpec::Unix(vmsg_bus::UnixSpec::new(*name)),
     };
-    let consoles = Consoles {
-        registry: Registry::default(),
+    let known = Known {
+        consoles: Registry::default(),
         control: None,
+        disks: Ends::default(),
     };
     let network = Network {
         workers: 1,
@@ -350,6 +353,6 @@ pub(crate) fn service_of(
         network,
         Names::default(),
         Keeping::default(),
-        consoles,
+        known,
     ))
 }

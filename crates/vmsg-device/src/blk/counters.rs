@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a block device has done.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use crate::device::{Monitor, Snapshot};
 
@@ -33,6 +33,8 @@ macro_rules! counters {
             $($(#[$doc])* pub(super) $field: Count,)*
             /// Those of the disk, as they were when somebody last looked.
             pub(super) disk: Mutex<Vec<(&'static str, u64)>>,
+            /// How the disk is used.
+            details: OnceLock<Vec<(&'static str, String)>>,
         }
 
         impl Counters {
@@ -75,6 +77,11 @@ counters! {
 }
 
 impl Counters {
+    /// The disk is used so; only the first call counts.
+    pub(super) fn set_details(&self, details: Vec<(&'static str, String)>) {
+        let _ = self.details.set(details);
+    }
+
     /// Those of the disk are these now.
     pub(super) fn set_disk(&self, counters: Vec<(&'static str, u64)>) {
         if let Ok(mut known) = self.disk.lock() {
@@ -90,9 +97,9 @@ impl Monitor for Counters {
             counters.extend(disk.iter().copied());
         }
         Snapshot {
-            link: None,
             counters,
-            pairs: Vec::new(),
+            details: self.details.get().cloned().unwrap_or_default(),
+            ..Snapshot::default()
         }
     }
 }

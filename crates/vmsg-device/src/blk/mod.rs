@@ -8,14 +8,17 @@
 pub mod bits;
 mod config;
 mod counters;
+mod end;
 mod flights;
 mod places;
 mod report;
 mod request;
 mod work;
 
+use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use virtio_msg::FeatureSet;
@@ -31,6 +34,7 @@ use crate::device::{
 };
 
 pub use self::bits::SERIAL_BYTES;
+pub use self::end::End;
 
 /// Device id of a block device.
 pub const DEVICE_ID: u32 = 2;
@@ -84,6 +88,8 @@ struct Agreed {
 pub struct Blk {
     settings: Settings,
     disk: Box<dyn Disk>,
+    /// Goes behind the disk.
+    alive: Option<Sender<Infallible>>,
     /// What the disk was like when the device was made: what is offered stays the same.
     offered: Facts,
     facts: Facts,
@@ -136,7 +142,9 @@ impl Blk {
         let counters = Arc::new(Counters::default());
         counters.size.set(facts.size);
         counters.set_disk(disk.counters());
+        counters.set_details(disk.details());
         Self {
+            alive: None,
             write_back: settings.write_back,
             tell_write_back: false,
             report: Report::new(&settings.name),
@@ -156,6 +164,13 @@ impl Blk {
             settings,
             disk,
         }
+    }
+
+    /// For whoever waits for the end of the disk, after the device was removed. The latest caller hears of it.
+    pub fn end(&mut self) -> End {
+        let (alive, end) = End::new();
+        self.alive = Some(alive);
+        end
     }
 
     fn offers_discard(&self) -> bool {
@@ -304,6 +319,7 @@ impl Device for Blk {
         let Self {
             settings,
             disk,
+            alive: _,
             offered: _,
             facts: _,
             agreed,
@@ -417,10 +433,14 @@ impl Device for Blk {
         }
         let none = NullDisk { size: 0 };
         let disk = std::mem::replace(&mut self.disk, Box::new(none));
+        let alive = self.alive.take();
         // Without a thread it ends here.
         let _ = std::thread::Builder::new()
             .name("vmsg-disk-end".to_owned())
-            .spawn(move || drop(disk));
+            .spawn(move || {
+                drop(disk);
+                drop(alive);
+            });
     }
 
     fn is_touching_memory(&self) -> bool {

@@ -110,6 +110,7 @@ impl Monitor for Counters {
             }),
             counters: self.device.list(),
             pairs: self.pairs.iter().map(PairCounters::list).collect(),
+            details: Vec::new(),
         }
     }
 }

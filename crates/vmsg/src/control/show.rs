@@ -310,6 +310,7 @@ mod tests {
             link: None,
             counters: counters.clone(),
             pairs: vec![counters.clone(), counters.clone()],
+            details: BTreeMap::new(),
         };
         let lines = devices(&[device]).lines();
         let text = lines.join("\n");
@@ -367,6 +368,7 @@ mod tests {
             link: None,
             counters: counters.map(|(name, n)| (name.to_owned(), n)).into(),
             pairs: Vec::new(),
+            details: BTreeMap::new(),
         };
         let words = |device: &Device| {
             let table = devices(std::slice::from_ref(device)).lines();

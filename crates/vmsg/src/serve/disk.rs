@@ -1,20 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Disks, as their specifications say.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
 use vmsg_block::{
     Disk, Engine, FileConfig, FileDisk, NbdConfig, NbdDisk, NbdOpenError, OpenError, Qcow2Config,
     Qcow2Disk, Qcow2OpenError,
 };
-use vmsg_device::blk::Blk;
+use vmsg_device::blk::{Blk, End};
 
 use crate::Usage;
 use crate::spec::{BlkSpec, DiskEngine, Store};
 
+/// How long the end of a disk that was taken away is waited for.
+const CLOSING: Duration = Duration::from_secs(20);
+
+/// Ends of the disks that there are, by bus and id.
+#[derive(Debug, Default)]
+pub(super) struct Ends(Mutex<HashMap<(String, String), End>>);
+
+impl Ends {
+    fn note(&self, bus: &str, id: &str, end: End) {
+        let key = (bus.to_owned(), id.to_owned());
+        let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.insert(key, end);
+    }
+
+    /// Waits for the end of a disk whose device was removed, if it is one. False: that takes long.
+    pub(super) fn wait(&self, bus: &str, id: &str) -> bool {
+        let key = (bus.to_owned(), id.to_owned());
+        let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = ends.remove(&key);
+        drop(ends);
+        end.is_none_or(|end| end.wait(CLOSING))
+    }
+}
+
 /// Makes the disk called `id`. Waits for a file that somebody else has locked, and for a server, for some seconds.
-pub(super) fn make(spec: &BlkSpec, id: &str) -> anyhow::Result<Blk> {
+pub(super) fn make(spec: &BlkSpec, id: &str, ends: &Ends) -> anyhow::Result<Blk> {
     spec.check()?;
     let disk = open(spec)?;
-    Ok(Blk::new(&spec.settings(id), disk))
+    let details = disk.details().into_iter();
+    let details: Vec<_> = details
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    tracing::info!(device = id, "disk: {}", details.join("; "));
+    if is_guessed(spec) {
+        tracing::info!(
+            device = id,
+            "no format=: taken as raw, and writes that would make it look like a qcow2 image fail (format=raw allows them)"
+        );
+    }
+    let mut blk = Blk::new(&spec.settings(id), disk);
+    ends.note(spec.bus.as_deref().unwrap_or_default(), id, blk.end());
+    Ok(blk)
+}
+
+/// That it is a raw disk was not said.
+fn is_guessed(spec: &BlkSpec) -> bool {
+    spec.format.is_none() && !spec.ro && matches!(spec.store(), Ok(Store::File { .. }))
 }
 
 fn open(spec: &BlkSpec) -> anyhow::Result<Box<dyn Disk>> {
@@ -32,6 +78,7 @@ fn open(spec: &BlkSpec) -> anyhow::Result<Box<dyn Disk>> {
                     DiskEngine::Threads => Engine::Threads,
                 },
                 discard: spec.discard.unwrap_or(true),
+                guessed: is_guessed(spec),
                 ..FileConfig::new(path)
             };
             let disk = FileDisk::open(&config).map_err(|error| match error {

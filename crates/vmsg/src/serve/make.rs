@@ -16,6 +16,7 @@ use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::vhost_user::VhostUser;
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
+use super::disk::Ends;
 use super::kept::DeviceFlows;
 use super::{disk, late};
 use crate::Usage;
@@ -24,11 +25,12 @@ use crate::control::LinkState;
 use crate::keeper::Keeper;
 use crate::spec::{BackendKeys, ConsoleSpec, DeviceSpec, Duplex, NetBackend, SocketConfig};
 
-/// Consoles are made known here.
-pub(super) struct Consoles {
-    pub(super) registry: Registry,
+/// What devices make known of themselves.
+pub(super) struct Known {
+    pub(super) consoles: Registry,
     /// The control socket, which consoles have theirs beside.
     pub(super) control: Option<PathBuf>,
+    pub(super) disks: Ends,
 }
 
 /// Makes the device called `id`, which plugs into `port` if there is one. `flows`: what a process before has left to it.
@@ -37,12 +39,12 @@ pub(super) fn make(
     id: &str,
     port: Option<Box<dyn Backend>>,
     flows: Option<DeviceFlows>,
-    consoles: &Consoles,
+    known: &Known,
 ) -> anyhow::Result<Box<dyn Device>> {
     match spec {
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
-        DeviceSpec::Console(spec) => Ok(Box::new(make_console(spec, id, consoles)?)),
-        DeviceSpec::Blk(spec) => Ok(Box::new(disk::make(spec, id)?)),
+        DeviceSpec::Console(spec) => Ok(Box::new(make_console(spec, id, known)?)),
+        DeviceSpec::Blk(spec) => Ok(Box::new(disk::make(spec, id, &known.disks)?)),
         DeviceSpec::VhostUser(spec) => Ok(Box::new(late::connect(spec, id)?)),
         DeviceSpec::Net(spec) => {
             let goes_on = flows.as_ref().is_some_and(|kept| kept.keeper.was_found());
@@ -90,11 +92,11 @@ pub(super) fn make(
 }
 
 /// Makes a console, and what it can be reached by.
-fn make_console(spec: &ConsoleSpec, id: &str, consoles: &Consoles) -> anyhow::Result<Console> {
+fn make_console(spec: &ConsoleSpec, id: &str, known: &Known) -> anyhow::Result<Console> {
     spec.check(id)?;
     let mut hubs = Vec::new();
-    for config in spec.hubs(id, consoles.control.as_deref()) {
-        if consoles.registry.find(&config.name).is_some() {
+    for config in spec.hubs(id, known.control.as_deref()) {
+        if known.consoles.find(&config.name).is_some() {
             bail!(Usage(format!(
                 "there is a console `{}` already; its device needs another id=",
                 config.name
@@ -108,7 +110,7 @@ fn make_console(spec: &ConsoleSpec, id: &str, consoles: &Consoles) -> anyhow::Re
     }
     let console = Console::new(&spec.settings(), hubs)?;
     for handle in console.handles() {
-        consoles.registry.add(handle);
+        known.consoles.add(handle);
     }
     Ok(console)
 }

@@ -11,7 +11,7 @@ use vmsg_net::Mac;
 
 use super::fabric::{self, Fabric};
 use super::kept::{self, Keeping};
-use super::make::{self, Consoles};
+use super::make::{self, Known};
 use crate::Usage;
 use crate::buses::{self, NamedBus};
 use crate::control::{
@@ -27,7 +27,7 @@ pub(super) struct Operator {
     fabric: Fabric,
     state: Mutex<State>,
     keeping: Mutex<Keeping>,
-    consoles: Consoles,
+    known: Known,
     began: Instant,
     log: Mutex<LogLimit>,
 }
@@ -72,7 +72,7 @@ impl Operator {
         network: Network,
         named: Names,
         keeping: Keeping,
-        consoles: Consoles,
+        known: Known,
     ) -> Self {
         Self {
             handle,
@@ -80,7 +80,7 @@ impl Operator {
             fabric,
             state: Mutex::new(State { network, named }),
             keeping: Mutex::new(keeping),
-            consoles,
+            known,
             began: Instant::now(),
             log: Mutex::default(),
         }
@@ -212,7 +212,7 @@ impl Operator {
         let place = self.fabric.place(spec, &network);
         let (worker, port) = place.map_err(|error| refused(out::chain(&error)))?;
         let flows = lock(&self.keeping).take_late(id, kept::is_kept(spec));
-        let device = make::make(spec, id, port, flows, &self.consoles);
+        let device = make::make(spec, id, port, flows, &self.known);
         let device = device.map_err(|error| refused(out::chain(&error)))?;
         let num = spec.common().num;
         let added = self.handle.add_device(bus, id, num, worker, device);
@@ -230,6 +230,12 @@ impl Operator {
             .map_err(|error| self.failed(&error))?;
         if let Some(name) = name {
             lock(&self.state).forget_device(device, &name);
+            if !self.known.disks.wait(&name, device) {
+                let message = format!(
+                    "`{device}` is removed, but its disk is still being closed, and its image is locked until it is"
+                );
+                return Err(Failure::new(FailureKind::Unavailable, message));
+            }
         }
         self.done(format_args!("`{device}` removed"))
     }
@@ -458,9 +464,9 @@ impl Operator {
             | Request::StartPart { .. }
             | Request::StopPart { .. }
             | Request::RestartPart { .. } => Err(refused("only `vmsg up` has parts")),
-            Request::Consoles {} => Ok(console::control::list(&self.consoles.registry)),
+            Request::Consoles {} => Ok(console::control::list(&self.known.consoles)),
             Request::ConsoleLog { console, file } => {
-                let registry = &self.consoles.registry;
+                let registry = &self.known.consoles;
                 Ok(console::control::log(registry, &console, file.as_deref()))
             }
             Request::ConsoleSize {
@@ -468,7 +474,7 @@ impl Operator {
                 cols,
                 rows,
             } => {
-                let registry = &self.consoles.registry;
+                let registry = &self.known.consoles;
                 Ok(console::control::size(registry, &console, cols, rows))
             }
         }
@@ -506,5 +512,10 @@ fn describe(report: Report, buses: &[NamedBus]) -> Device {
         }),
         counters: counters(snapshot.counters),
         pairs: snapshot.pairs.into_iter().map(counters).collect(),
+        details: snapshot
+            .details
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
     }
 }

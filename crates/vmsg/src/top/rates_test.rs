@@ -63,6 +63,7 @@ fn device(id: &str, received: u64) -> Device {
         }),
         counters: BTreeMap::new(),
         pairs: vec![pair.map(|(name, count)| (name.to_owned(), count)).into()],
+        details: BTreeMap::new(),
     }
 }
 

@@ -32,6 +32,9 @@ pub(crate) struct Device {
     pub(crate) counters: BTreeMap<String, u64>,
     /// The same for each queue pair.
     pub(crate) pairs: Vec<BTreeMap<String, u64>>,
+    /// What it is on, and how that is used, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) details: BTreeMap<String, String>,
 }
 
 /// Who drives a device.
