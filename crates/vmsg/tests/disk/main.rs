@@ -3,6 +3,7 @@
 
 mod formats;
 mod hostile;
+mod images;
 mod killed;
 mod stand;
 mod trouble;
