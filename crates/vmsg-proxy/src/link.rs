@@ -22,7 +22,7 @@ use seat::Seat;
 use crate::log_limit::LogLimit;
 use crate::pace::Pace;
 use crate::places::SameFile;
-use crate::session::{CommonMemory, FileId, Op, OtherMemory, Outgoing, REMOVED, Session};
+use crate::session::{CommonMemory, FAULTLESS, FileId, Op, OtherMemory, Outgoing, Session};
 use crate::shadow::Parts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -269,7 +269,7 @@ impl Runner {
                 if let Some(unsaid) = self.limit.admit() {
                     tracing::warn!(link = self.name, why, unsaid, "giving the connection up");
                 }
-                self.link_down(&mut state, why != REMOVED);
+                self.link_down(&mut state, !FAULTLESS.contains(&why));
                 self.deliver();
             }
             if !self.sleep(&mut state, busy) {

@@ -38,7 +38,7 @@ mod windows;
 pub use inflight::InflightMemory;
 pub use machine::Session;
 pub use record::QueueVectors;
-pub(crate) use types::REMOVED;
+pub(crate) use types::FAULTLESS;
 pub use types::{
     Bell, CommonMemory, Counters, DeviceFacts, Event, FileId, Op, OpError, OpId, Options,
     OtherMemory, Outcome, Outgoing, QueueSetup, ResetReason, ResumeAt, SharedRegion, Target,

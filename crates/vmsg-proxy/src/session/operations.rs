@@ -4,7 +4,8 @@
 use super::machine::{ConfigRead, Job, Phase, Session, Waiting};
 use super::record::Notify;
 use super::types::{
-    DeviceFacts, Event, Op, OpError, OpId, Outcome, QueueSetup, ResetReason, ResumeAt, Window,
+    DeviceFacts, Event, Op, OpError, OpId, Outcome, QueueSetup, ResetReason, ResumeAt, STARTS_OVER,
+    Window,
 };
 use super::windows::Change;
 use super::{common_memory, script};
@@ -130,7 +131,7 @@ impl Session {
         self.apply(op, planned, DeviceStatus::RESET);
         self.finish(id, result);
         if starts_over {
-            self.link_fault("the device starts over after a failed replay");
+            self.link_fault(STARTS_OVER);
         }
     }
 

@@ -489,8 +489,13 @@ pub enum ResetReason {
     BusCannot(&'static str),
 }
 
-/// The reason of an [`Event::LinkFault`] that is nobody's fault.
-pub(crate) const REMOVED: &str = "the device was removed";
+/// The device is not there any more.
+pub(super) const REMOVED: &str = "the device was removed";
+/// The driver has reset a device that could not be replayed.
+pub(super) const STARTS_OVER: &str = "the device starts over after a failed replay";
+
+/// Reasons of an [`Event::LinkFault`] that are nobody's fault.
+pub(crate) const FAULTLESS: [&str; 2] = [REMOVED, STARTS_OVER];
 
 /// News for the front.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A front end with its guest, whose messages are sent one by one.
-#![allow(unreachable_pub, reason = "a part of a test program")]
+#![allow(dead_code, unreachable_pub, reason = "a part of a test program")]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -127,6 +127,20 @@ impl Vmm {
     pub fn disconnect(&mut self) {
         self.connection = None;
         self.at = 0;
+    }
+
+    /// The guest's driver starts over, and the front end is told to stop and to start: the connection stays. Gives where the ring was.
+    pub fn reset_driver(&mut self) -> Result<u32, End> {
+        let (front, _) = self.connection.as_mut().expect("a connection");
+        let base = front.get_vring_base(0).map_err(|_| End::SentAway)?;
+        self.memory.ram().fill(0);
+        self.queue = new_queue(self.memory);
+        self.asked_for.clear();
+        self.answered = 0;
+        self.used = 0;
+        // SET_FEATURES is the first message of a start.
+        self.at = 5;
+        Ok(base)
     }
 
     pub fn is_set_up(&self) -> bool {

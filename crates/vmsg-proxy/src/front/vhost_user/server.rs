@@ -389,10 +389,11 @@ impl Server {
             for event in self.desk.take_news() {
                 guest.news(&event);
                 match event {
-                    // Nothing the front end can do from within the connection would mend these.
-                    Event::NeedsReset(
-                        reason @ (ResetReason::CannotResume { .. } | ResetReason::OtherMemory(_)),
-                    ) => return Err(End::Lost(reason)),
+                    // Nothing the front end can do from within the connection would mend this. All else is mended when its driver starts over, and there are
+                    // front ends that do not connect again.
+                    Event::NeedsReset(reason @ ResetReason::OtherMemory(_)) => {
+                        return Err(End::Lost(reason));
+                    }
                     Event::NeedsReset(ResetReason::Removed) => removed = true,
                     // Another one was found in its place, and has all that the front end has set up.
                     Event::Ready { .. } => removed = false,
