@@ -14,7 +14,7 @@ use crate::buses::{self, NamedBus};
 use crate::cli::ServeArgs;
 use crate::console::Registry;
 use crate::control;
-use crate::signals::Interrupt;
+use crate::signals::{self, Interrupt};
 use crate::spec::{Network, Place, Problem};
 use crate::{Usage, descriptors};
 
@@ -46,6 +46,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     } = describe(&args, &buses)?;
     descriptors::raise_limit();
     let interrupt = Interrupt::new()?;
+    signals::outlive_file_limits()?;
 
     let mut host = Host::new(args.workers)?;
     for bus in &buses {

@@ -3,10 +3,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+
+/// A file that becomes larger than this process may make one (RLIMIT_FSIZE) is an error for who writes it from now on, and not the
+/// end of the process: a guest chooses where in its disk it writes.
+pub(crate) fn outlive_file_limits() -> std::io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    Ok(())
+}
 
 /// Becomes readable when the user wants the program to end.
 #[derive(Debug)]
