@@ -126,16 +126,25 @@ impl Mounted {
 
     /// ext4 of `size` bytes.
     pub(crate) fn ext4(size: u64) -> Option<Self> {
+        Self::on_a_device("ext4", size)
+    }
+
+    /// ext2 of `size` bytes, which has no way to make zeroes but to write them.
+    pub(crate) fn ext2(size: u64) -> Option<Self> {
+        Self::on_a_device("ext2", size)
+    }
+
+    fn on_a_device(kind: &str, size: u64) -> Option<Self> {
         let below = directory();
         let file = sparse(below.path(), size);
         let name = file.to_str().expect("UTF-8");
-        let made = privileged("mke2fs", &["-q", "-F", "-t", "ext4", "-m", "0", name]);
+        let made = privileged("mke2fs", &["-q", "-F", "-t", kind, "-m", "0", name]);
         made?;
         let device = Loop::new(&file, 512)?;
         let dir = directory();
         let at = dir.path().to_str().expect("UTF-8");
         let from = device.0.to_str().expect("UTF-8");
-        privileged("mount", &["-t", "ext4", from, at])?;
+        privileged("mount", &["-t", kind, from, at])?;
         Some(Self {
             dir,
             _device: Some(device),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use vmsg_block::{Disk, Engine, FileConfig, Request, Submitted};
 use vmsg_mem::Pieces;
 
-use super::ground::{ENGINES, Loop, directory, open, sparse};
+use super::ground::{ENGINES, Loop, Mounted, directory, open, sparse};
 use super::held::{Memory, pattern, read, wait};
 
 const SIZE: usize = 192 << 10;
@@ -288,8 +288,29 @@ fn a_file_in_memory_holds_what_was_written() {
         let dir = tempfile::tempdir_in("/dev/shm").ok()?;
         Some((sparse(dir.path(), SIZE as u64), dir))
     };
-    for direct in [false, true] {
-        stories(12, make, |config| config.direct = direct);
+    for engine in ENGINES {
+        for direct in [false, true] {
+            stories(12, make, |config| {
+                config.engine = engine;
+                config.direct = direct;
+            });
+        }
+    }
+}
+
+#[test]
+fn a_file_whose_system_cannot_make_zeroes_or_holes_holds_what_was_written() {
+    let Some(ext2) = Mounted::ext2(8 << 20) else {
+        return;
+    };
+    for engine in ENGINES {
+        for direct in [false, true] {
+            let make = || Some((sparse(ext2.path(), SIZE as u64), ()));
+            stories(12, make, |config| {
+                config.engine = engine;
+                config.direct = direct;
+            });
+        }
     }
 }
 
