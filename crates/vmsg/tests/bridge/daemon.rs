@@ -75,6 +75,12 @@ pub(crate) struct Shared {
     pub(crate) done_wrong: AtomicBool,
     /// Milliseconds before each answer.
     pub(crate) slow: AtomicU64,
+    /// These messages are always refused, by closing the connection or by saying so.
+    pub(crate) refused: Mutex<Vec<u32>>,
+    pub(crate) refuses_by_closing: AtomicBool,
+    /// As libvhost-user: a queue that was set up, be it stopped, must be in the memory when some comes, or the connection is closed.
+    pub(crate) keeps_addresses: AtomicBool,
+    pub(crate) lost_addresses: AtomicUsize,
     /// Requests are taken and not finished.
     pub(crate) hold: AtomicBool,
     /// The disk.
@@ -90,6 +96,8 @@ pub(crate) struct Shared {
     error: Mutex<Option<Doorbell>>,
     /// Regions that there are.
     pub(crate) regions: AtomicUsize,
+    /// Their addresses and lengths.
+    pub(crate) memory: Mutex<Vec<(u64, u64)>>,
     pub(crate) write_back: AtomicBool,
     ended: AtomicBool,
 }
@@ -204,6 +212,8 @@ struct Connection {
     regions: Vec<Region>,
     rings: Vec<Ring>,
     inflight: Option<(Arc<OwnedFd>, u64, u16)>,
+    /// Where queues were, also those that were stopped.
+    addresses: Vec<[u64; 3]>,
 }
 
 fn word(body: &[u8], at: usize) -> u32 {
@@ -227,6 +237,7 @@ impl Connection {
             regions: Vec::new(),
             rings: (0..QUEUES).map(|_| Ring::default()).collect(),
             inflight: None,
+            addresses: Vec::new(),
         }
     }
 
@@ -283,7 +294,30 @@ impl Connection {
         let (id, flags) = (word(&head, 0), word(&head, 4));
         let mut body = vec![0; word(&head, 8) as usize];
         self.socket.read_exact(&mut body).ok()?;
-        let (answer, file) = self.handle(id, &body, files);
+        let (mut answer, mut file) = self.handle(id, &body, files);
+        if self.shared.keeps_addresses.load(Ordering::SeqCst) && [5, 37].contains(&id) {
+            let there = |addr: &u64| {
+                let mut regions = self.regions.iter();
+                regions.any(|region| (region.0..region.0 + region.1).contains(addr))
+            };
+            if !self.addresses.iter().flatten().all(there) {
+                self.shared.lost_addresses.fetch_add(1, Ordering::SeqCst);
+                return None;
+            }
+        }
+        if self.shared.refused.lock().expect("sound").contains(&id) {
+            if self.shared.refuses_by_closing.load(Ordering::SeqCst) {
+                return None;
+            }
+            file = None;
+            if id == 32 {
+                self.inflight = None;
+            }
+            answer = Some(match id {
+                31 => vec![0; 24],
+                _ => 1u64.to_ne_bytes().to_vec(),
+            });
+        }
         let answer = match answer {
             Some(answer) => answer,
             None if flags & 8 != 0 && self.protocol & 1 << 3 != 0 => 0u64.to_ne_bytes().to_vec(),
@@ -403,7 +437,11 @@ impl Connection {
                 assert_eq!(self.regions.len() + 1, before);
             }
             8 => self.rings[index()].size = u16::try_from(word(body, 4)).expect("small"),
-            9 => self.rings[index()].addresses = [long(body, 8), long(body, 24), long(body, 16)],
+            9 => {
+                let addresses = [long(body, 8), long(body, 24), long(body, 16)];
+                self.rings[index()].addresses = addresses;
+                self.addresses.push(addresses);
+            }
             10 => self.rings[index()].base = u16::try_from(word(body, 4)).expect("small"),
             11 => {
                 let ring = &mut self.rings[index()];
@@ -471,6 +509,8 @@ impl Connection {
         }
         let count = self.regions.len();
         self.shared.regions.store(count, Ordering::SeqCst);
+        let memory = self.regions.iter().map(|region| (region.0, region.1));
+        *self.shared.memory.lock().expect("sound") = memory.collect();
         (None, None)
     }
 
@@ -523,6 +563,8 @@ fn process(
                 let (record, _) = Mapping::memfd("test", len, false).expect("memory");
                 let used = vmsg_queue::DeviceQueue::read_used_index(config, space).expect("there");
                 assert_eq!(used, ring.base, "where it is to begin");
+                // Nothing is in flight, as nothing was before.
+                Inflight::resume(record.ram(), ring.size, used).expect("a record");
                 let queue = RecordedQueue::resume(config, features, space, record.ram());
                 (queue.expect("a queue"), record)
             }

@@ -4,6 +4,8 @@
 mod daemon;
 mod disk;
 mod hostile;
+mod memory;
 mod others;
 mod passt;
+mod refused;
 mod station;
