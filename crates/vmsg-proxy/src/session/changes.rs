@@ -5,6 +5,7 @@ use super::machine::{CLAIM_PAUSE, Failure, Job, Phase, Session, Waiting, blank_f
 use super::operations::asked_status;
 use super::types::{Event, Op, OpError, REMOVED, ResetReason, Target};
 use super::{common_memory, script};
+use std::collections::BTreeMap;
 use virtio_msg::{DevNum, DeviceState, DeviceStatus, Frame, Instant, Message, QueueIndex, feature};
 
 impl Session {
@@ -78,7 +79,12 @@ impl Session {
                     .map_err(ResetReason::OtherMemory)?;
             }
         }
-        for (&queue, setup) in &self.record.queues {
+        let queues = if self.renews() {
+            &BTreeMap::new()
+        } else {
+            &self.record.queues
+        };
+        for (&queue, setup) in queues {
             self.check_queue(queue, setup)
                 .map_err(|error| match error {
                     OpError::NeedsReset(reason) => reason,
@@ -117,7 +123,7 @@ impl Session {
             {
                 // The connection before this one may not be buried yet.
                 self.job = Some(job);
-                self.script = script::replay(&self.record, &self.caps);
+                self.script = self.replay();
                 self.pause = Some(now + CLAIM_PAUSE);
             }
             (

@@ -6,10 +6,12 @@
 //! descriptors; a device with queues in order takes no notice. The form of a record is that of vhost-user's in-flight region, so a
 //! front end that keeps such memory can have it lent in place of the session's own, and the record outlives this process as well.
 
-use super::machine::Session;
+use super::machine::{Failure, Session};
 use super::record::Record;
-use super::script::Step;
-use super::types::{QueueSetup, ResumeAt};
+use super::script::{self, Step};
+use super::types::{QueueSetup, ResetReason, ResumeAt};
+use crate::shadow::Renewal;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use virtio_msg::Instant;
@@ -198,6 +200,34 @@ impl Session {
             self.do_without_inflight();
         }
         is_late.is_some()
+    }
+
+    /// Whether queues that are in use are begun anew in a replay, with what was in flight.
+    pub(super) fn renews(&self) -> bool {
+        let lends_records = self.caps.passes_fds && self.caps.runtime_windows;
+        self.record.renewal.is_some() && !lends_records
+    }
+
+    /// The replay.
+    pub(super) fn replay(&mut self) -> VecDeque<Step> {
+        let moved = |setup: &QueueSetup| setup.resume != ResumeAt::Start;
+        let renews = self.renews() && self.record.queues.values().any(moved);
+        if renews {
+            self.record.begin_anew();
+        }
+        self.renewing |= renews;
+        script::replay(&self.record, &self.caps, self.renewing)
+    }
+
+    /// The device was reset, and nobody uses the queues.
+    pub(super) fn renew(&mut self, now: Instant) {
+        let renewal = self.record.renewal.as_ref();
+        if renewal.is_some_and(Renewal::renew) {
+            self.renewing = false;
+            return;
+        }
+        let queue = self.record.queues.keys().next().copied().unwrap_or(0);
+        self.fail(now, Failure::Reset(ResetReason::CannotResume { queue }));
     }
 
     fn do_without_inflight(&mut self) {

@@ -199,6 +199,8 @@ pub struct Session {
     pub(super) now: Instant,
     /// Who may still use what was lent.
     pub(super) letting_go: LettingGo,
+    /// A replay is under way that begins the queues anew, or was.
+    pub(super) renewing: bool,
     next_op: u64,
     pub(super) tokens: RangeInclusive<u16>,
     pub(super) next_token: u16,
@@ -246,6 +248,7 @@ impl Session {
             links: 0,
             now: Instant(0),
             letting_go: LettingGo::default(),
+            renewing: false,
             next_op: 0,
             tokens: 1..=u16::MAX,
             next_token: 0,

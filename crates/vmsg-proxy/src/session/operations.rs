@@ -120,6 +120,7 @@ impl Session {
             Op::StopQueue(_)
                 | Op::SetNotify { .. }
                 | Op::KeepInflight(_)
+                | Op::SetRenewal(_)
                 | Op::ChangeWindows { .. }
         ) || (known && matches!(op, Op::Describe | Op::ReadConfig { .. }));
         if !starts_over && !harmless {
@@ -230,6 +231,7 @@ impl Session {
             | Op::Claim
             | Op::SetStatus(_)
             | Op::KeepInflight(_)
+            | Op::SetRenewal(_)
             | Op::Release => Ok(Change::default()),
         }
     }
@@ -379,6 +381,7 @@ impl Session {
                 record.set_notify(queue.0, Notify { kick, call });
             }
             Op::KeepInflight(memory) => record.inflight.front = memory,
+            Op::SetRenewal(renewal) => record.renewal = renewal,
             Op::Release => record.release(),
             Op::SharedMemory(_) | Op::Describe | Op::ReadConfig { .. } | Op::WriteConfig { .. } => {
             }

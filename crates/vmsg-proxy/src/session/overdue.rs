@@ -144,6 +144,7 @@ impl Session {
                 Op::Describe
                 | Op::ReadConfig { .. }
                 | Op::KeepInflight(_)
+                | Op::SetRenewal(_)
                 | Op::SetNotify { .. } => {
                     let result = self.validate(&op).map(|planned| {
                         let result = self.outcome_from_record(&op);

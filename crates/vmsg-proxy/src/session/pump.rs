@@ -82,6 +82,10 @@ impl Session {
                 }
             }
             if let Some(step) = self.script.pop_front() {
+                if matches!(step, Step::Renew) {
+                    self.renew(now);
+                    continue;
+                }
                 let batch = self.take_batch(&step);
                 self.send(now, step, batch);
                 continue;
@@ -98,7 +102,7 @@ impl Session {
                         had_config,
                     });
                     match self.check_device() {
-                        Ok(()) => self.script = script::replay(&self.record, &self.caps),
+                        Ok(()) => self.script = self.replay(),
                         Err(reason) => self.fail(now, Failure::Reset(reason)),
                     }
                 }

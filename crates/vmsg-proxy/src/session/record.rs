@@ -4,6 +4,7 @@
 use super::inflight::Inflight;
 use super::types::{QueueSetup, ResumeAt};
 use super::windows::Windows;
+use crate::shadow::Renewal;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub(super) struct Record {
     pub(super) write_cache: Option<u8>,
     /// Records of what is in flight. Kept over resets: a front may stop a queue with a reset and go on with it.
     pub(super) inflight: Inflight,
+    /// What begins the queues anew for another device host.
+    pub(super) renewal: Option<Renewal>,
 }
 
 impl Record {
@@ -128,6 +131,14 @@ impl Record {
         self.windows.clear();
         self.claimed = false;
         self.inflight.release();
+        self.renewal = None;
+    }
+
+    /// The queues begin at their beginning again.
+    pub(super) fn begin_anew(&mut self) {
+        for queue in self.queues.values_mut() {
+            queue.resume = ResumeAt::Start;
+        }
     }
 
     /// From now on a device may have moved in the queues: they resume at their used index.

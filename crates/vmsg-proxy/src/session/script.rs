@@ -99,6 +99,8 @@ pub(super) enum Step {
         setup: QueueSetup,
     },
     ResetQueue(u32),
+    /// Nothing is sent: the queues are begun anew on this side.
+    Renew,
     /// An event: no answer comes.
     Kick(u32),
 }
@@ -303,7 +305,8 @@ impl Step {
                 queue: QueueIndex(*queue),
                 next: 0,
             },
-            Step::NameOf(_)
+            Step::Renew
+            | Step::NameOf(_)
             | Step::Claim { .. }
             | Step::WindowAdd { .. }
             | Step::WindowRemove { .. }
@@ -315,7 +318,7 @@ impl Step {
             | Step::Region(_)
             | Step::Notify { .. }
             | Step::Inflight { .. }
-            | Step::Resume { .. } => unreachable!("those are bus messages of our own"),
+            | Step::Resume { .. } => unreachable!("those are bus messages of our own, or none"),
         }
     }
 }
@@ -355,7 +358,7 @@ pub(super) fn probe(target: &Target) -> VecDeque<Step> {
 }
 
 /// Brings a device, freshly found, to where the guest believes it is.
-pub(super) fn replay(record: &Record, caps: &Capabilities) -> VecDeque<Step> {
+pub(super) fn replay(record: &Record, caps: &Capabilities, renew: bool) -> VecDeque<Step> {
     let mut steps = VecDeque::new();
     if record.is_blank() {
         return steps;
@@ -389,6 +392,9 @@ pub(super) fn replay(record: &Record, caps: &Capabilities) -> VecDeque<Step> {
             data: vec![byte],
             tries: CONFIG_TRIES,
         });
+    }
+    if renew {
+        steps.push_back(Step::Renew);
     }
     for (&queue, setup) in &record.queues {
         steps.extend(set_queue(queue, setup, record, caps));
@@ -489,7 +495,7 @@ pub(super) fn of_op(
 ) -> VecDeque<Step> {
     let mut steps = VecDeque::new();
     match op {
-        Op::Describe | Op::KeepInflight(_) => {}
+        Op::Describe | Op::KeepInflight(_) | Op::SetRenewal(_) => {}
         Op::Claim => {
             if caps.claims && !record.claimed {
                 steps.push_back(Step::Claim { release: false });

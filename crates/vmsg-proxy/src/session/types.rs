@@ -4,6 +4,7 @@
 use super::inflight::InflightMemory;
 use super::record::QueueVectors;
 use crate::places::PlaceError;
+use crate::shadow::Renewal;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -290,6 +291,9 @@ pub enum Op {
     },
     /// The front end keeps what is in flight in the queues, there; without, the session does. For queues that are set up later.
     KeepInflight(Option<InflightMemory>),
+    /// The queues are copies, and can be begun anew for another device host with the requests that the one before had. On a bus that passes no
+    /// descriptors, where no record of these can be lent, they are.
+    SetRenewal(Option<Renewal>),
     /// Read configuration space, as last seen while the link is down. [`Outcome::Config`].
     ReadConfig {
         /// First byte.

@@ -7,6 +7,7 @@ use super::record::Recorder;
 use super::shared::NewQueue;
 use super::types::{Broken, Counters};
 use crate::memory::{GuestMemory, MemoryError};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vmsg_mem::{BusAddr, Doorbell, RamSlice};
@@ -63,6 +64,8 @@ struct Flight {
     readable: usize,
     /// The guest's buffers that the device's go to.
     targets: Vec<Buffer>,
+    /// Counts the requests of the queue.
+    order: u64,
 }
 
 impl Flight {
@@ -78,17 +81,42 @@ impl Flight {
     }
 }
 
+/// How a queue in the segment is made.
+#[derive(Clone, Copy)]
+struct Make {
+    layout: Layout,
+    features: QueueFeatures,
+    /// Bus address of the rings.
+    at: BusAddr,
+}
+
+impl Make {
+    fn queue<'m>(
+        &self,
+        rings: RamSlice<'m>,
+    ) -> Result<DriverQueue<'m, Vec<DriverSlot>>, QueueError> {
+        let slots = vec![DriverSlot::default(); self.layout.size().into()];
+        DriverQueue::new(self.layout, self.features, rings, self.at, slots)
+    }
+}
+
 /// A queue that runs.
 pub(super) struct Lane<'m> {
     queue: usize,
     guest: RemoteQueue,
     recorder: Option<Recorder>,
     device: DriverQueue<'m, Vec<DriverSlot>>,
+    /// As the device's queue was made.
+    make: Make,
     rings: RamSlice<'m>,
     /// By the index of the device queue's token.
     flights: Vec<Flight>,
     /// Came back from the device, and did not reach the guest yet.
     returning: Option<Used>,
+    /// The same, from a device that is gone: with how many bytes it wrote. These come first.
+    done: VecDeque<(Flight, u32)>,
+    /// Requests so far.
+    count: u64,
     /// The guest's buffers that are remembered in `flights`.
     targets: usize,
     most_targets: usize,
@@ -148,17 +176,24 @@ impl<'m> Lane<'m> {
             .get(place.rings.start, place.rings.len())
             .ok_or(QueueError::BadMemory { size })?;
         let at = BusAddr(base + place.rings.start as u64);
-        let slots = vec![DriverSlot::default(); size.into()];
-        let device = DriverQueue::new(layout, features, rings, at, slots)?;
+        let make = Make {
+            layout,
+            features,
+            at,
+        };
+        let device = make.queue(rings)?;
         let table = if features.indirect { table.into() } else { 0 };
         Ok(Lane {
             queue: new.index,
             guest,
             recorder,
             device,
+            make,
             rings,
             flights: (0..size).map(|_| Flight::default()).collect(),
             returning: None,
+            done: VecDeque::new(),
+            count: 0,
             targets: 0,
             most_targets: 4 * usize::from(size) + longest_chain,
             most_parts: table.max(size.into()),
@@ -233,18 +268,19 @@ impl<'m> Lane<'m> {
             if count == BATCH || bytes >= BATCH_BYTES {
                 break true;
             }
-            let Some(used) = self.next_used()? else {
-                break false;
+            let arrived = if self.done.is_empty() {
+                let Some(used) = self.next_used()? else {
+                    break false;
+                };
+                self.arrive(common, used).map(|()| used.written)
+            } else {
+                self.arrive_late(common)
             };
-            let arrived = self.arrive(common, used);
-            if let Err(halt) = arrived {
-                if !matches!(halt, Halt::Cancelled) {
-                    return Err(halt);
-                }
-                break true;
+            match arrived {
+                Ok(written) => bytes += u64::from(written),
+                Err(Halt::Cancelled) => break true,
+                Err(halt) => return Err(halt),
             }
-            self.returning = None;
-            bytes += u64::from(used.written);
             count += 1;
         };
         let memory = &*common.memory;
@@ -265,12 +301,40 @@ impl<'m> Lane<'m> {
         Ok(self.returning)
     }
 
-    /// Copies what the device wrote to the guest, and wipes it.
+    /// Brings a request back to the guest.
     fn arrive(&mut self, common: &mut Common<'_>, used: Used) -> Result<(), Halt> {
-        let flight = &mut self.flights[used.token.index()];
+        let at = used.token.index();
+        let mut flight = std::mem::take(&mut self.flights[at]);
+        let landed = self.land(common, &mut flight, used.written);
+        // With its lists, for the next one.
+        self.flights[at] = flight;
+        landed?;
+        self.returning = None;
+        Ok(())
+    }
+
+    /// The same for the next one of a device that is gone: how many bytes it wrote.
+    fn arrive_late(&mut self, common: &mut Common<'_>) -> Result<u32, Halt> {
+        let Some((mut flight, written)) = self.done.pop_front() else {
+            return Ok(0);
+        };
+        let landed = self.land(common, &mut flight, written);
+        if landed.is_err() {
+            self.done.push_front((flight, written));
+        }
+        landed.map(|()| written)
+    }
+
+    /// Copies what the device wrote to the guest, and wipes it.
+    fn land(
+        &mut self,
+        common: &mut Common<'_>,
+        flight: &mut Flight,
+        used: u32,
+    ) -> Result<(), Halt> {
         let written = &flight.parts[flight.readable..];
         let copied = copy(
-            u64::from(used.written),
+            u64::from(used),
             flight.targets.iter().copied(),
             written.iter().copied(),
             |target, (addr, len)| {
@@ -285,13 +349,13 @@ impl<'m> Lane<'m> {
         let readable = flight.readable;
         common
             .pool
-            .wipe_done(self.queue, &mut flight.parts, readable, used.written);
+            .wipe_done(self.queue, &mut flight.parts, readable, used);
         self.targets -= flight.targets.len();
         flight.clear();
         self.note(|recorder| recorder.completed(head.id()))?;
-        self.guest.complete(head, used.written);
+        self.guest.complete(head, used);
         common.counters.completed += 1;
-        common.counters.bytes_in += u64::from(used.written);
+        common.counters.bytes_in += u64::from(used);
         common.freed = true;
         Ok(())
     }
@@ -443,6 +507,8 @@ impl<'m> Lane<'m> {
         pool.served(self.queue);
         let flight = &mut self.flights[token.index()];
         flight.head = Some(chain.head());
+        flight.order = self.count;
+        self.count += 1;
         flight.parts.extend_from_slice(parts);
         flight.readable = split;
         flight.targets.extend_from_slice(chain.writable());
@@ -472,8 +538,49 @@ impl<'m> Lane<'m> {
         Ok(false)
     }
 
+    /// Begins the queue in the segment anew, for another device: with all that the one before had and has not given back, in the order in which it
+    /// was given. What it has given back is the guest's, and is not done again. Nobody uses the segment now.
+    pub(super) fn renew(&mut self) -> Result<(), Halt> {
+        while let Some(used) = self.next_used()? {
+            self.returning = None;
+            let flight = std::mem::take(&mut self.flights[used.token.index()]);
+            self.done.push_back((flight, used.written));
+        }
+        let under_way = self.flights.iter_mut().filter(|f| f.head.is_some());
+        let mut under_way: Vec<Flight> = under_way.map(std::mem::take).collect();
+        under_way.sort_unstable_by_key(|flight| flight.order);
+        let given = self.give_again(&mut under_way);
+        // Where that goes wrong nothing is brought back any more, but wiped at the end.
+        self.done
+            .extend(under_way.drain(..).map(|flight| (flight, 0)));
+        given.map_err(|error| self.device_fault(&error))
+    }
+
+    /// Leaves those in the list that could not be given.
+    fn give_again(&mut self, list: &mut Vec<Flight>) -> Result<(), QueueError> {
+        self.rings.fill(0);
+        self.device_armed = false;
+        self.device = self.make.queue(self.rings)?;
+        list.reverse();
+        while let Some(flight) = list.pop() {
+            let (readable, writable) = flight.parts.split_at(flight.readable);
+            match self.device.add(readable, writable) {
+                Ok(token) => self.flights[token.index()] = flight,
+                Err(error) => {
+                    list.push(flight);
+                    return Err(error);
+                }
+            }
+        }
+        // Whoever sets the queue up looks into it.
+        self.device.publish().map(drop)
+    }
+
     /// Ends the queue: nothing of the guest's stays in the segment.
     pub(super) fn end(mut self, pool: &mut Pool<'_>) {
+        for (flight, _) in &mut self.done {
+            pool.wipe_all(self.queue, &mut flight.parts);
+        }
         for flight in &mut self.flights {
             pool.wipe_all(self.queue, &mut flight.parts);
         }

@@ -58,6 +58,8 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// Op::StopQueue → stop_queue
 /// Op::SetStatus(0) → reset
 /// ```
+///
+/// With the segment the session is given [`Self::renewal`], so that it can go on with another device host where nobody keeps a record of what is in flight.
 pub struct Shadow {
     memory: Arc<dyn GuestMemory>,
     shared: Arc<Shared>,
@@ -291,15 +293,51 @@ impl Shadow {
         self.shared.counters()
     }
 
+    /// What begins all queues anew for another device host; for the session.
+    pub fn renewal(&self) -> Renewal {
+        Renewal {
+            memory: self.memory.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+
     /// Waits for the thread, and cancels what it waits for. `None`: it has ended.
     fn wait<T>(&self, reply: &Receiver<T>) -> Option<T> {
-        loop {
-            match reply.recv_timeout(PATIENCE) {
-                Ok(value) => return Some(value),
-                Err(RecvTimeoutError::Timeout) => self.memory.cancel(),
-                Err(RecvTimeoutError::Disconnected) => return None,
-            }
+        wait(&*self.memory, reply)
+    }
+}
+
+fn wait<T>(memory: &dyn GuestMemory, reply: &Receiver<T>) -> Option<T> {
+    loop {
+        match reply.recv_timeout(PATIENCE) {
+            Ok(value) => return Some(value),
+            Err(RecvTimeoutError::Timeout) => memory.cancel(),
+            Err(RecvTimeoutError::Disconnected) => return None,
         }
+    }
+}
+
+/// Begins the queues of a [`Shadow`] anew in the segment, with the requests that a device host had which is gone. Here it is known which these are,
+/// whatever the device has done with them and in whatever order: nobody else needs a record of them.
+#[derive(Clone)]
+pub struct Renewal {
+    memory: Arc<dyn GuestMemory>,
+    shared: Arc<Shared>,
+}
+
+impl Renewal {
+    /// Done when nobody uses the segment. After that all queues are to be set up at the device where they were, from their beginning. False if that is
+    /// not to be: the device needs a reset.
+    pub fn renew(&self) -> bool {
+        let (reply, renewed) = mpsc::sync_channel(1);
+        self.shared.command(Command::Renew(reply));
+        wait(&*self.memory, &renewed).unwrap_or(false)
+    }
+}
+
+impl fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewal").finish_non_exhaustive()
     }
 }
 

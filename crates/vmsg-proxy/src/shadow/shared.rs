@@ -42,6 +42,8 @@ pub(super) enum Command {
     Start(Box<NewQueue>, SyncSender<Result<(), StartError>>),
     Stop(usize, SyncSender<()>),
     Reset(SyncSender<()>),
+    /// Another device host begins at the beginning of all queues. False: it cannot.
+    Renew(SyncSender<bool>),
     Run,
     Interrupt(usize, Bell),
     /// The eventfd by which the guest's driver kicks.

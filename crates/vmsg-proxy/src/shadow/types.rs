@@ -220,6 +220,8 @@ pub struct Counters {
     pub waits: u64,
     /// Times the thread slept.
     pub sleeps: u64,
+    /// Times another device host was given all that the one before had.
+    pub renewals: u64,
     /// Kicks of the device.
     pub kicks: u64,
     /// Interrupts of the guest, or news to the front instead.

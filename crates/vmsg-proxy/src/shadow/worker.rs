@@ -150,6 +150,9 @@ impl Worker<'_> {
                 self.reset();
                 let _ = reply.send(());
             }
+            Command::Renew(reply) => {
+                let _ = reply.send(self.renew());
+            }
             Command::Run => {
                 self.running = true;
                 (0..self.lanes.len()).for_each(|queue| self.make_ready(queue));
@@ -240,6 +243,27 @@ impl Worker<'_> {
         let rings = rings.map(|place| place.rings.clone());
         self.plot.wipe(rings.chain(self.common.pool.take_touched()));
         self.shared.count(self.common.counters);
+    }
+
+    /// Begins all queues in the segment anew. False: the device needs a reset.
+    fn renew(&mut self) -> bool {
+        if self.plot.is_lost() {
+            return false;
+        }
+        for queue in 0..self.lanes.len() {
+            if self.broken {
+                return false;
+            }
+            if let Some(lane) = &mut self.lanes[queue] {
+                match lane.renew() {
+                    Ok(()) => self.make_ready(queue),
+                    Err(halt) => self.halt(queue, halt),
+                }
+            }
+        }
+        self.common.counters.renewals += 1;
+        self.shared.count(self.common.counters);
+        !self.broken
     }
 
     /// Puts a queue into the line, if it is one that runs.

@@ -270,6 +270,7 @@ impl Behind {
 
     fn lend(&mut self) -> Result<(), OpError> {
         if self.segment_lent {
+            self.set_renewal(None)?;
             self.set_windows(Vec::new())?;
             self.segment_lent = false;
         }
@@ -298,8 +299,10 @@ impl Behind {
             OpError::Invalid("there is no memory for copies")
         })?;
         let (wanted, window) = (shadow.set_features(features), shadow.window());
+        let renewal = shadow.renewal();
         if !self.segment_lent {
             self.set_windows(vec![window])?;
+            self.set_renewal(Some(renewal))?;
             self.segment_lent = true;
         }
         // Where this was not known when the driver chose its features, the device has those of a driver without copies.
@@ -315,6 +318,13 @@ impl Behind {
             }
         }
         Ok(())
+    }
+
+    fn set_renewal(&self, renewal: Option<shadow::Renewal>) -> Result<(), OpError> {
+        self.direct
+            .session()
+            .call(Op::SetRenewal(renewal))
+            .map(drop)
     }
 
     fn set_windows(&self, windows: Vec<Window>) -> Result<(), OpError> {

@@ -102,6 +102,9 @@ impl Guest {
             self.session
                 .call(Op::SetWindows(vec![shadow.window()]))
                 .map_err(op("lending the memory for copies"))?;
+            self.session
+                .call(Op::SetRenewal(Some(shadow.renewal())))
+                .map_err(op("saying how copies go on"))?;
             copies.lent = true;
         }
         Ok(())
