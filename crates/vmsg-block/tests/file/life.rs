@@ -42,7 +42,7 @@ fn an_event_is_there_only_as_long_as_something_is_to_be_told() {
                 continue;
             };
             let memory = Memory::new(4 << 20);
-            for round in 0..20u64 {
+            for round in 0..8u64 {
                 // Of no blocks: past the page cache threads do it, also beside io_uring.
                 let bytes = pattern(round, 3 << 20);
                 write(&mut disk, &memory, round + 1, &bytes).expect("written");

@@ -263,7 +263,7 @@ fn in_a_file(direct: bool) {
                 let dir = directory();
                 Some((sparse(dir.path(), SIZE as u64), dir))
             };
-            stories(12, make, |config| {
+            stories(8, make, |config| {
                 config.engine = engine;
                 config.direct = direct;
                 config.block_size = Some(block_size);
@@ -290,7 +290,7 @@ fn a_file_in_memory_holds_what_was_written() {
     };
     for engine in ENGINES {
         for direct in [false, true] {
-            stories(12, make, |config| {
+            stories(8, make, |config| {
                 config.engine = engine;
                 config.direct = direct;
             });
@@ -306,7 +306,7 @@ fn a_file_whose_system_cannot_make_zeroes_or_holes_holds_what_was_written() {
     for engine in ENGINES {
         for direct in [false, true] {
             let make = || Some((sparse(ext2.path(), SIZE as u64), ()));
-            stories(12, make, |config| {
+            stories(8, make, |config| {
                 config.engine = engine;
                 config.direct = direct;
             });
@@ -333,7 +333,7 @@ fn a_block_device_holds_what_was_written() {
                     return;
                 };
                 stories(
-                    12,
+                    8,
                     || Some((path.clone(), ())),
                     |config| {
                         config.engine = engine;

@@ -251,10 +251,12 @@ proptest! {
         write_back: bool,
         fua: bool,
         seed: u64,
+        // Longer requests go in parts, some of which may have been answered when the connection breaks.
+        maximum in prop::sample::select(vec![1024, 32 << 20]),
     ) {
         let fua = if fua { FUA } else { 0 };
         let flags = FLUSH | TRIM | ZEROES | fua;
-        story(&steps, Habits { flags, structured, breaks, seed }, write_back);
+        story(&steps, Habits { flags, structured, breaks, seed, maximum }, write_back);
     }
 }
 
@@ -267,6 +269,7 @@ fn writes_that_a_server_forgets_are_written_again_before_a_flush_is_told() {
         structured: true,
         breaks: vec![3],
         seed: 1,
+        maximum: 32 << 20,
     };
     let server = Forgetful::new(&socket, SIZE, habits);
     let memory = Memory::new(1 << 20);
@@ -284,4 +287,27 @@ fn writes_that_a_server_forgets_are_written_again_before_a_flush_is_told() {
     assert_eq!(counters["nbd_connections"], 2);
     assert_eq!(counters["nbd_rewritten"], 3);
     assert_eq!(counters["nbd_resent"], 1);
+}
+
+/// Half of a write is answered when the server ends and forgets it.
+#[test]
+fn the_part_of_a_write_that_a_server_forgets_is_written_again_too() {
+    for breaks in 1..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let habits = Habits {
+            flags: FLUSH,
+            structured: true,
+            breaks: vec![breaks],
+            seed: u64::from(breaks),
+            maximum: 1024,
+        };
+        let server = Forgetful::new(&socket, SIZE, habits);
+        let memory = Memory::new(1 << 20);
+        let mut disk = NbdDisk::open(&server::config(&socket, PATIENT)).unwrap();
+        let bytes = pattern(7, 8192);
+        write(&mut disk, &memory, 0, &bytes).unwrap();
+        run(&mut disk, Request::Flush, &memory).unwrap();
+        assert!(server.durable()[..8192] == bytes, "broken at {breaks}");
+    }
 }

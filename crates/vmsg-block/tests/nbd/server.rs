@@ -160,6 +160,8 @@ pub(crate) struct Habits {
     pub(crate) breaks: Vec<u32>,
     /// Replies come in another order, reads in pieces.
     pub(crate) seed: u64,
+    /// Bytes of a request at most.
+    pub(crate) maximum: u32,
 }
 
 impl Forgetful {
@@ -221,7 +223,14 @@ fn serve(
     medium: &Mutex<Medium>,
 ) -> io::Result<()> {
     let size = medium.lock().unwrap().cached.len();
-    greet(&mut socket, size as u64, habits.flags, habits.structured)?;
+    let blocks = (1, 512, habits.maximum);
+    greet_with(
+        &mut socket,
+        size as u64,
+        habits.flags,
+        habits.structured,
+        blocks,
+    )?;
     let mut dice = habits.seed | 1;
     let mut roll = move |sides: u64| {
         dice ^= dice << 13;

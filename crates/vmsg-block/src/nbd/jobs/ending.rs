@@ -140,7 +140,11 @@ impl Jobs {
             let half = half.is_some_and(|part| part.job == index);
             let job = self.jobs[index].as_mut().expect("looked at before");
             job.owner = Owner::Nobody;
-            job.data = job.data.take().filter(|_| half).map(|data| copy(&data));
+            job.data = job
+                .data
+                .take()
+                .filter(|_| half)
+                .map(|data| copy(data.pieces()));
             job.cut = job.len;
             if job.what.changes() {
                 self.ghosts += 1;

@@ -22,8 +22,8 @@ mod ending;
 const MOST_PARTS: usize = 64;
 /// Jobs at the same time.
 pub(in crate::nbd) const MOST_JOBS: usize = 1024;
-/// The most data of one request, in bytes, whatever the server takes.
-const LARGEST: u32 = 8 << 20;
+/// The most data of one request, in bytes, whatever the server takes: as much is copied at once when a write is answered.
+const LARGEST: u32 = 2 << 20;
 /// The most that is zeroed or discarded by one request, in bytes.
 const LARGEST_RANGE: u32 = 1 << 30;
 /// A job that is answered by nothing for so many timeouts fails, even if the server answers others.
@@ -72,8 +72,6 @@ struct Job {
     failure: Option<Failure>,
     /// A flush follows the write.
     then_flush: bool,
-    /// Some of what was written may be in the server's memory alone when it is answered.
-    volatile: bool,
     /// For a flush: the writes it covers end before this number.
     covers: u64,
     since: Instant,
@@ -190,7 +188,6 @@ impl Jobs {
             open: 0,
             failure: None,
             then_flush: false,
-            volatile: false,
             covers: 0,
             since: now,
         };
@@ -259,7 +256,9 @@ impl Jobs {
                 self.fresh.pop_front();
                 continue;
             };
-            if job.what.changes() && self.unflushed.cost() > unflushed::TOO_MANY {
+            // What is on the wire will be kept, too.
+            let kept = self.unflushed.cost() + writing(&self.parts);
+            if job.what.changes() && kept > unflushed::TOO_MANY {
                 return None;
             }
             let fault = fault(job, export, &mut self.lost);
@@ -365,7 +364,6 @@ impl Jobs {
             if !self.write_back && export.flags & wire::FLAG_SEND_FUA != 0 {
                 flags |= wire::CMD_FLAG_FUA;
             } else {
-                job.volatile = true;
                 job.then_flush |= !self.write_back;
             }
         }
@@ -452,6 +450,12 @@ impl Jobs {
         if job.failure.is_some() {
             // The rest is not sent.
             job.cut = job.len;
+        } else if export.flags & wire::FLAG_SEND_FLUSH != 0
+            && job.owner != Owner::Again
+            && let Some(entry) = keep(&part, job)
+        {
+            // At once, not when all of the job is answered: the connection may be lost before.
+            self.unflushed.push(entry);
         }
         if job.open == 0 && job.cut == job.len {
             self.finish(part.job, export, now);
@@ -464,16 +468,6 @@ impl Jobs {
         };
         let flushes = export.flags & wire::FLAG_SEND_FLUSH != 0;
         if job.failure.is_none() {
-            let kept = job.volatile && flushes && job.owner != Owner::Again;
-            let what = match job.what {
-                What::Write if kept => job.data.as_ref().map(|data| Written::Data(copy(data))),
-                What::Zeroes { hole } if kept => Some(Written::Zeroes { hole }),
-                _ => None,
-            };
-            if let Some(what) = what {
-                let (offset, len) = (job.offset, job.len);
-                self.unflushed.push(Entry { offset, len, what });
-            }
             if job.what == What::Flush {
                 self.unflushed.flushed(job.covers);
             } else if job.then_flush && flushes && matches!(job.owner, Owner::User(_)) {
@@ -547,9 +541,45 @@ fn fault(job: &Job, export: &Export, lost: &mut Option<String>) -> Option<Failur
     None
 }
 
+/// Bytes of writes that are on the wire.
+fn writing(parts: &[Option<Part>]) -> usize {
+    let written = |part: &Part| match part.header.command {
+        wire::CMD_WRITE if part.sent => part.header.len as usize,
+        _ => 0,
+    };
+    parts.iter().flatten().map(written).sum()
+}
+
+/// What the server may have in its memory alone of a part that it has answered.
+fn keep(part: &Part, job: &Job) -> Option<Entry> {
+    let RequestHeader {
+        flags,
+        command,
+        offset,
+        len,
+        ..
+    } = part.header;
+    if flags & wire::CMD_FLAG_FUA != 0 {
+        return None;
+    }
+    let what = match command {
+        wire::CMD_WRITE => {
+            let data = job.data.as_ref()?.pieces();
+            let skip = usize::try_from(part.skip).ok()?;
+            Written::Data(copy(data.skip(skip).take(len as usize)))
+        }
+        wire::CMD_WRITE_ZEROES => Written::Zeroes {
+            hole: flags & wire::CMD_FLAG_NO_HOLE == 0,
+        },
+        _ => return None,
+    };
+    let len = u64::from(len);
+    Some(Entry { offset, len, what })
+}
+
 /// The same bytes in memory of our own.
-fn copy(data: &Held) -> Held {
+fn copy(data: Pieces<'_>) -> Held {
     let copy = Held::buffer(data.len(), 1);
-    data.pieces().copy_to(copy.pieces());
+    data.copy_to(copy.pieces());
     copy
 }
