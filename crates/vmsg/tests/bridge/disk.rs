@@ -10,7 +10,7 @@ use vmsg_mem::BusAddr;
 use crate::station::{BASE, PATIENCE, Process, Station, has, until};
 
 const SECTORS: u64 = 65536;
-type Driver<'p> = BlkDriver<'p, DriverBus, Sleep, Vec<u8>>;
+pub(crate) type Driver<'p> = BlkDriver<'p, DriverBus, Sleep, Vec<u8>>;
 
 fn pool() -> DmaPool {
     DmaPool::new("test", BASE, 8 << 20).expect("memory")
@@ -24,12 +24,12 @@ fn bytes(seed: u8, len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn drive<'p>(client: BusClient, pool: &'p DmaPool, options: &BlkOptions) -> Driver<'p> {
+pub(crate) fn drive<'p>(client: BusClient, pool: &'p DmaPool, options: &BlkOptions) -> Driver<'p> {
     BlkDriver::new(client, DevNum(0), pool, options).expect("a disk")
 }
 
 /// Writes and reads all over the disk.
-fn use_it(driver: &mut Driver<'_>) {
+pub(crate) fn use_it(driver: &mut Driver<'_>) {
     assert_eq!(driver.config().capacity, SECTORS);
     for (round, sector) in [(1, 0), (2, 1000), (3, SECTORS - 64)] {
         let written = bytes(round, 32768);
@@ -41,7 +41,7 @@ fn use_it(driver: &mut Driver<'_>) {
     driver.flush(PATIENCE).expect("flushed");
 }
 
-fn set_up() -> Option<(Station, Process)> {
+pub(crate) fn set_up() -> Option<(Station, Process)> {
     if !has("qemu-storage-daemon") {
         return None;
     }

@@ -4,8 +4,14 @@
 mod daemon;
 mod disk;
 mod hostile;
+mod isolated;
+mod ivshmem;
 mod memory;
 mod others;
 mod passt;
 mod refused;
+#[path = "../isolated/search.rs"]
+mod search;
 mod station;
+#[path = "../../../vmsg-proxy/tests/vhost/mod.rs"]
+mod vhost_guest;

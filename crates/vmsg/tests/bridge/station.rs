@@ -24,6 +24,10 @@ impl Process {
         Self(command.spawn().expect("started"))
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.0.kill().expect("killed");
