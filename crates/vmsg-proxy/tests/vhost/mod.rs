@@ -247,13 +247,19 @@ impl Guest {
 
     /// What the device wrote for the next request that comes back; `None`: nothing came in time, or the ring's eventfd for errors was rung.
     pub fn answer_within(&mut self, queue: usize, time: Duration) -> Option<Vec<u8>> {
+        self.next_within(queue, time).map(|(_, answer)| answer)
+    }
+
+    /// The same, with the request that it is the answer to.
+    pub fn next_within(&mut self, queue: usize, time: Duration) -> Option<(Token, Vec<u8>)> {
         let end = Instant::now() + time;
         let queue = &mut self.queues[queue];
         loop {
             let _ = queue.call.read();
             if let Some(used) = queue.driver.pop_used().unwrap() {
                 let (at, _) = queue.asked.remove(&used.token).expect("asked for once");
-                return Some(self.ram.read(at + BUFFER / 2, used.written as usize));
+                let answer = self.ram.read(at + BUFFER / 2, used.written as usize);
+                return Some((used.token, answer));
             }
             if queue.driver.enable_notifications().unwrap() {
                 continue;

@@ -3,6 +3,7 @@
 //! that the process of `vmsg serve` has mapped and in all files it holds, before, during and after traffic.
 
 mod bounce;
+mod killed_disk;
 mod search;
 #[path = "../../../vmsg-proxy/tests/vfio/mod.rs"]
 mod vfio;
