@@ -13,6 +13,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
+// Offsets have 64 bits in either.
+#[cfg(not(target_env = "gnu"))]
+use libc::preadv2 as preadv64v2;
+#[cfg(target_env = "gnu")]
+use libc::preadv64v2;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::Pieces;
@@ -142,6 +147,21 @@ impl Pieces<'_> {
         self.with_iovecs(NOTHING, |iovecs| {
             // SAFETY: as in `read_with_head`.
             retry(|| unsafe { libc::preadv64(fd, iovecs.as_ptr(), count(iovecs), offset) })
+        })
+    }
+
+    /// As [`read_from_at`](Self::read_from_at), of what is there at once, in the page cache (preadv2 with RWF_NOWAIT).
+    ///
+    /// # Errors
+    ///
+    /// Those of preadv2(2): `EAGAIN` if the medium would be waited for, `EOPNOTSUPP` if the file cannot say so.
+    pub fn read_from_at_now(self, fd: impl AsFd, offset: u64) -> io::Result<usize> {
+        let fd = fd.as_fd().as_raw_fd();
+        let offset = file_offset(offset)?;
+        self.with_iovecs(NOTHING, |iovecs| {
+            let (at, count) = (iovecs.as_ptr(), count(iovecs));
+            // SAFETY: as in `read_with_head`.
+            retry(|| unsafe { preadv64v2(fd, at, count, offset, libc::RWF_NOWAIT) })
         })
     }
 

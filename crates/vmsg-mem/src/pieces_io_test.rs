@@ -196,3 +196,23 @@ fn what_does_not_fit_goes_behind_the_run() {
     assert_eq!(count.unwrap(), 2 + 1023);
     assert_eq!(&tail[..9], b"and stack");
 }
+
+#[test]
+fn what_is_in_the_page_cache_is_read_at_once() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[3; 10_000]).unwrap();
+    let words = [const { AtomicU64::new(0) }; 32];
+    let ram = RamSlice::from_atomics(&words);
+    let (one, two) = ram.split_at(100);
+    let pieces = [one, two];
+    match Pieces::new(&pieces).read_from_at_now(&file, 9_900) {
+        Ok(count) => {
+            assert_eq!(count, 100);
+            assert_eq!(ram.read_array(0), Some([3; 100]));
+        }
+        // Not every file system knows how.
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP)),
+    }
+    let (pipe, _other) = rustix::pipe::pipe().unwrap();
+    assert!(Pieces::new(&pieces).read_from_at_now(pipe, 0).is_err());
+}

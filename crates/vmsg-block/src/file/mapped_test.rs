@@ -198,3 +198,37 @@ fn a_file_that_must_not_be_written_is_read() {
     }
     assert!(rig.is_there(0));
 }
+
+#[test]
+fn a_file_of_huge_pages_is_written() {
+    use rustix::fs::MemfdFlags;
+    const HUGE: u64 = 2 << 20;
+    let flags = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB | MemfdFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::memfd_create("disk", flags) else {
+        println!("skipped: no huge pages");
+        return;
+    };
+    let file = File::from(fd.try_clone().unwrap());
+    file.set_len(2 * HUGE).unwrap();
+    if file.write_at(&[1], 0).is_ok() {
+        println!("skipped: this kernel writes such files like all others");
+        return;
+    }
+    let medium = Medium::new(fd, Kind::Regular, None);
+    let Some(mapped) = Mapped::new(&medium, 2 * HUGE, false) else {
+        println!("skipped: no huge page is free");
+        return;
+    };
+    let mut rig = Rig {
+        file,
+        medium,
+        mapped,
+        ..Rig::new(PAGE)
+    };
+    assert_eq!(rig.read(HUGE + 512, 512).unwrap(), [0; 512]);
+    match rig.write(HUGE - 512, &[7; 1024]) {
+        Ok(()) => assert_eq!(rig.read(HUGE - 512, 1024).unwrap(), [7; 1024]),
+        // Nobody has huge pages to spare: an error, and no signal.
+        Err(error) => assert!(matches!(error, Failure::Io(_)), "{error}"),
+    }
+}

@@ -266,6 +266,13 @@ impl Disk for FileDisk {
         if let Some(mapped) = &mut self.mapped {
             mapped.forget(&request);
         }
+        if is_short
+            && let (Workers::Uring(uring), Request::Read { offset, to }) =
+                (&mut self.workers, request)
+            && uring.read_now(offset, to)
+        {
+            return Submitted::Done(Ok(()));
+        }
         if self.in_flight >= LIMIT {
             return Submitted::Full;
         }
@@ -396,7 +403,11 @@ impl Disk for FileDisk {
     fn counters(&self) -> Vec<(&'static str, u64)> {
         match &self.workers {
             Workers::Uring(uring) => {
-                vec![("bounced", uring.bounced), ("retried", uring.retried)]
+                vec![
+                    ("cached", uring.cached),
+                    ("bounced", uring.bounced),
+                    ("retried", uring.retried),
+                ]
             }
             Workers::Inline(_) | Workers::Threads(_) => Vec::new(),
         }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
-use vmsg_mem::Held;
 use vmsg_mem::uring::{Finished, Operation, Ring, RingError};
+use vmsg_mem::{Held, Pieces};
 
 use super::LIMIT;
 use super::medium::{self, CHUNK, HOLE, Kind, Medium};
@@ -115,8 +115,42 @@ pub(super) struct Uring {
     pending: bool,
     /// The kernel has refused to take anything, which was logged.
     refused: bool,
+    /// Reads of what is in the page cache.
+    cache: Cache,
     pub(super) bounced: u64,
     pub(super) retried: u64,
+    /// Reads that the page cache had.
+    pub(super) cached: u64,
+}
+
+/// Whether reading without waiting pays: of a medium whose data is not in the page cache it is a system call in vain.
+#[derive(Debug, Default)]
+struct Cache {
+    /// Reads that are not tried so, as the last try was in vain.
+    skip: u32,
+    /// How many that were the last time; doubled each time.
+    skipped: u32,
+    /// The file knows no such reads.
+    never: bool,
+}
+
+impl Cache {
+    const MOST_SKIPPED: u32 = 64;
+
+    fn may_have_it(&mut self) -> bool {
+        let skips = self.skip > 0;
+        self.skip = self.skip.saturating_sub(1);
+        !skips && !self.never
+    }
+
+    fn found(&mut self) {
+        self.skipped = 0;
+    }
+
+    fn in_vain(&mut self) {
+        self.skipped = (2 * self.skipped).clamp(1, Self::MOST_SKIPPED);
+        self.skip = self.skipped;
+    }
 }
 
 /// Beside the ring.
@@ -143,13 +177,34 @@ impl Uring {
             touching: 0,
             pending: false,
             refused: false,
+            cache: Cache::default(),
             bounced: 0,
             retried: 0,
+            cached: 0,
         })
     }
 
     pub(super) fn event_fd(&self) -> BorrowedFd<'_> {
         self.ring.event_fd()
+    }
+
+    /// Reads what the page cache has, here and now: the ring would do the same, with more ado. False: that is for the ring.
+    pub(super) fn read_now(&mut self, offset: u64, to: Pieces<'_>) -> bool {
+        if self.medium.direct.is_some() || !self.cache.may_have_it() {
+            return false;
+        }
+        let result = to.read_from_at_now(&self.medium.fd, offset);
+        let all = matches!(result, Ok(count) if count == to.len());
+        match result {
+            Ok(_) if all => {
+                self.cache.found();
+                self.cached += 1;
+            }
+            Err(error) if medium::is_unsupported(&error) => self.cache.never = true,
+            // Whatever is wrong the ring finds out, too.
+            _ => self.cache.in_vain(),
+        }
+        all
     }
 
     /// Begins `work` with the next [`commit`](Self::commit).
