@@ -5,9 +5,10 @@ use crate::line::Line;
 use crate::link::Parts;
 use crate::trace::Interface;
 use crate::{Capabilities, CommonRam, Peer, Vectors};
+use rustix::event::epoll::{self, EventFlags};
 use std::any::Any;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use virtio_msg::{Channel, ChannelError};
@@ -23,6 +24,24 @@ pub struct WakeFds<'a> {
     /// A socket, for `EPOLLRDHUP | EPOLLET`: the other side is gone. `None`
     /// where the doorbell tells this too.
     pub hangup: Option<BorrowedFd<'a>>,
+}
+
+impl WakeFds<'_> {
+    /// Has an epoll instance watch them, edge-triggered; their events have the data 0.
+    ///
+    /// # Errors
+    ///
+    /// Of epoll_ctl(2).
+    pub fn add_to(&self, epoll: impl AsFd) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(0);
+        if let Some(doorbell) = self.doorbell {
+            epoll::add(&epoll, doorbell, data, EventFlags::IN | EventFlags::ET)?;
+        }
+        if let Some(hangup) = self.hangup {
+            epoll::add(&epoll, hangup, data, EventFlags::RDHUP | EventFlags::ET)?;
+        }
+        Ok(())
+    }
 }
 
 /// What went over one end of a bus.

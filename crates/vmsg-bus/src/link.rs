@@ -481,26 +481,12 @@ impl Link {
         }
         if self.epoll.is_none() {
             let fds = self.wake_fds();
-            let Some(doorbell) = fds.doorbell else {
+            if fds.doorbell.is_none() {
                 return Err(io::ErrorKind::Unsupported.into());
-            };
+            }
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             // Edge-triggered, for the doorbell is never read (docs/bus-unix.md §3).
-            let data = epoll::EventData::new_u64(0);
-            epoll::add(
-                &epoll,
-                doorbell,
-                data,
-                epoll::EventFlags::IN | epoll::EventFlags::ET,
-            )?;
-            if let Some(hangup) = fds.hangup {
-                epoll::add(
-                    &epoll,
-                    hangup,
-                    data,
-                    epoll::EventFlags::RDHUP | epoll::EventFlags::ET,
-                )?;
-            }
+            fds.add_to(&epoll)?;
             self.epoll = Some(epoll);
         }
         self.epoll

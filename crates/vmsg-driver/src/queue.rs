@@ -393,24 +393,7 @@ impl CallWait {
                     .map_err(failed)?;
                 }
                 let bus = client.channel().wake_fds();
-                if let Some(doorbell) = bus.doorbell {
-                    epoll::add(
-                        &epoll,
-                        doorbell,
-                        data,
-                        epoll::EventFlags::IN | epoll::EventFlags::ET,
-                    )
-                    .map_err(failed)?;
-                }
-                if let Some(hangup) = bus.hangup {
-                    epoll::add(
-                        &epoll,
-                        hangup,
-                        data,
-                        epoll::EventFlags::RDHUP | epoll::EventFlags::ET,
-                    )
-                    .map_err(failed)?;
-                }
+                bus.add_to(&epoll).map_err(Error::Io)?;
                 self.epoll.insert(epoll)
             }
         };

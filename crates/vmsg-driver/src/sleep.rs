@@ -50,24 +50,8 @@ impl Sleep {
             Some(epoll) => epoll,
             None => {
                 let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-                let data = epoll::EventData::new_u64(0);
                 // Edge-triggered, for nobody reads them (`docs/bus-unix.md` §3).
-                if let Some(doorbell) = fds.doorbell {
-                    epoll::add(
-                        &epoll,
-                        doorbell,
-                        data,
-                        epoll::EventFlags::IN | epoll::EventFlags::ET,
-                    )?;
-                }
-                if let Some(hangup) = fds.hangup {
-                    epoll::add(
-                        &epoll,
-                        hangup,
-                        data,
-                        epoll::EventFlags::RDHUP | epoll::EventFlags::ET,
-                    )?;
-                }
+                fds.add_to(&epoll)?;
                 self.epoll.insert(epoll)
             }
         };
