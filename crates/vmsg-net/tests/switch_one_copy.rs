@@ -4,7 +4,7 @@
 
 mod switching;
 
-use switching::{Bench, EVERYBODY, everything, frame, mac};
+use switching::{Bench, EVERYBODY, everything, frame, mac, segment};
 use vmsg_net::switch::{Port, PortConfig, Rule, Switch, SwitchConfig, Vlans};
 use vmsg_net::{Guest, VnetHeader};
 
@@ -102,24 +102,6 @@ fn a_tag_is_put_in_and_taken_out_on_the_way() {
 #[test]
 fn a_large_segment_crosses_whole_in_one_copy() {
     let (mut bench, mut ports, keys) = bench(plain(2), &everything());
-    let mut bytes = frame(mac(1), mac(0), &[], 0, 14 + 20 + 20 + 60_000);
-    bytes[12..14].copy_from_slice(&[8, 0]);
-    let [high, low] = (40u16 + 60_000).to_be_bytes();
-    let ip = [
-        0x45, 0, high, low, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
-    ];
-    bytes[14..34].copy_from_slice(&ip);
-    let tcp = [
-        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
-    ];
-    bytes[34..54].copy_from_slice(&tcp);
-    let header = VnetHeader {
-        flags: VnetHeader::NEEDS_CSUM,
-        gso_type: VnetHeader::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1448,
-        csum_start: 34,
-        csum_offset: 16,
-    };
+    let (header, bytes) = segment(mac(1), 60_000, 1448);
     one_copy(&mut bench, &mut ports, &keys, &[(header, bytes)], 1);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use switching::{Bench, EVERYBODY, everything, frame, mac, number, wait};
+use switching::{Bench, EVERYBODY, everything, frame, gso, mac, number, segment, wait};
 use vmsg_net::switch::{
     Port, PortChange, PortConfig, PortReport, Reason, Rule, Switch, SwitchConfig, Unknown, Vlans,
 };
@@ -308,14 +308,7 @@ fn tags_are_changed_on_the_way_out() {
             .ask(move |control| control.set_port(port, change))
             .unwrap();
     }
-    let header = VnetHeader {
-        flags: VnetHeader::NEEDS_CSUM,
-        gso_type: VnetHeader::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1000,
-        csum_start: 34,
-        csum_offset: 16,
-    };
+    let header = gso(1000);
     let plain = frame(mac(9), mac(0), &[], 1, 4000);
     net.bench
         .send_with(&mut net.ports[0], &[(header, plain.clone())]);
@@ -336,24 +329,7 @@ fn tags_are_changed_on_the_way_out() {
 #[test]
 fn what_an_uplink_cannot_take_whole_is_cut() {
     let mut net = Net::new(PortConfig::new("up"), Offloads::NONE);
-    let mut bytes = frame(EVERYBODY, mac(0), &[], 0, 54 + 4000);
-    bytes[12..14].copy_from_slice(&[8, 0]);
-    let ip = [
-        0x45, 0, 0x0f, 0xc8, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
-    ];
-    bytes[14..34].copy_from_slice(&ip);
-    let tcp = [
-        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
-    ];
-    bytes[34..54].copy_from_slice(&tcp);
-    let header = VnetHeader {
-        flags: VnetHeader::NEEDS_CSUM,
-        gso_type: VnetHeader::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1000,
-        csum_start: 34,
-        csum_offset: 16,
-    };
+    let (header, bytes) = segment(EVERYBODY, 4000, 1000);
     net.bench
         .send_with(&mut net.ports[0], &[(header, bytes.clone())]);
     let got = std::mem::take(&mut net.up.far().got);

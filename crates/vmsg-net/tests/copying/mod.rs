@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Frames of any bytes, made from any bytes, into receivers of any kind; what arrives is judged by code that shares nothing with
 //! what cuts frames and sums them.
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "not everybody needs all of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "not everybody needs all of it"
+)]
 
 mod built;
 mod judge;

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use vmsg_net::switch::{PortChange, PortConfig, Reason};
-use vmsg_net::{Backend, Closed, Guest, Offloads, VnetHeader};
+use vmsg_net::{Backend, Closed, Guest, Offloads};
 
 use crate::net::{Net, all, open, plain, to};
-use crate::switching::{EVERYBODY, Mood, everything, frame, mac};
+use crate::switching::{EVERYBODY, Mood, everything, frame, mac, segment};
 
 #[test]
 fn a_storm_is_held_back_and_nothing_else_is() {
@@ -140,24 +140,7 @@ fn a_large_segment_is_cut_for_one_who_cannot_take_it_and_crosses_whole_to_others
         ..everything()
     };
     net.ports[2].set_guest(&small);
-    let mut bytes = frame(EVERYBODY, mac(0), &[], 0, 14 + 20 + 20 + 4000);
-    bytes[12..14].copy_from_slice(&[8, 0]);
-    let ip = [
-        0x45, 0, 0x0f, 0xc8, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
-    ];
-    bytes[14..34].copy_from_slice(&ip);
-    let tcp = [
-        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
-    ];
-    bytes[34..54].copy_from_slice(&tcp);
-    let header = VnetHeader {
-        flags: VnetHeader::NEEDS_CSUM,
-        gso_type: VnetHeader::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1000,
-        csum_start: 34,
-        csum_offset: 16,
-    };
+    let (header, bytes) = segment(EVERYBODY, 4000, 1000);
     let sent = net
         .bench
         .send_with(&mut net.ports[0], &[(header, bytes.clone())]);

@@ -296,6 +296,34 @@ pub fn frame(to: [u8; 6], from: [u8; 6], tags: &[(u16, u16)], number: u32, len: 
     bytes
 }
 
+/// A large segment of TCP over IPv4 with so many bytes, to be cut every `size`.
+pub fn segment(to: [u8; 6], payload: usize, size: u16) -> (VnetHeader, Vec<u8>) {
+    let mut bytes = frame(to, mac(0), &[], 0, 54 + payload);
+    bytes[12..14].copy_from_slice(&[8, 0]);
+    let [high, low] = u16::try_from(40 + payload).expect("short").to_be_bytes();
+    let ip = [
+        0x45, 0, high, low, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+    ];
+    bytes[14..34].copy_from_slice(&ip);
+    let tcp = [
+        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
+    ];
+    bytes[34..54].copy_from_slice(&tcp);
+    (gso(size), bytes)
+}
+
+/// What is said of such a segment.
+pub const fn gso(size: u16) -> VnetHeader {
+    VnetHeader {
+        flags: VnetHeader::NEEDS_CSUM,
+        gso_type: VnetHeader::GSO_TCPV4,
+        hdr_len: 54,
+        gso_size: size,
+        csum_start: 34,
+        csum_offset: 16,
+    }
+}
+
 /// The number in a frame.
 pub fn number(frame: &[u8]) -> u32 {
     let at = (12..frame.len() - 5)
