@@ -148,7 +148,7 @@ fn what_is_settled_does_not_change_any_more_and_the_rest_may() {
         ram.get(5000, 7).unwrap(),
     ];
     let mut held = Held::new(Pieces::new(&pieces), &table).unwrap();
-    held.pieces().fill(1);
+    held.pieces().iter().for_each(|piece| piece.fill(1));
     held.settle(512, 512);
     assert_eq!(lengths(&held), [512, 91, 7]);
     assert_eq!(held.len(), 610);

@@ -27,6 +27,8 @@ pub use error::RingError;
 const MOST: usize = 1024;
 /// Most bytes that Linux moves in one operation.
 const MOST_BYTES: usize = 0x7fff_f000;
+/// Reads and writes of more bytes are begun by threads of the kernel: what the page cache has is otherwise copied by whoever submits.
+const LONG: usize = 2 << 20;
 /// Marks completions of what nobody asked for: of cancellations.
 const NOBODY: u64 = u64::MAX;
 /// How long dropping a ring waits before another thread goes on with that.
@@ -159,6 +161,7 @@ impl Ring {
     /// # Errors
     ///
     /// The operation itself, if there are too many.
+    #[expect(clippy::result_large_err, reason = "it is given back")]
     pub fn push(
         &mut self,
         tag: u64,
@@ -195,12 +198,18 @@ impl Ring {
                 (allocate.build(), None)
             }
         };
+        let is_long = memory.as_ref().is_some_and(|memory| memory.len() > LONG);
+        let flags = if is_long {
+            squeue::Flags::ASYNC
+        } else {
+            squeue::Flags::empty()
+        };
         slot.request = Some(Request {
             tag,
             _file: Arc::clone(file),
             memory,
         });
-        let entry = entry.user_data(index as u64);
+        let entry = entry.flags(flags).user_data(index as u64);
         // SAFETY: the memory and the file are kept in the slot, and the list of pieces is not touched, until the operation is
         // done: `pop` takes them away then, and dropping the ring waits for it or forgets them.
         let pushed = unsafe { self.ring.submission().push(&entry) };

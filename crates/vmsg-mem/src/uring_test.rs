@@ -295,3 +295,22 @@ fn another_file_under_the_same_number_is_not_touched() {
     // SAFETY: just made, and given away once.
     drop(unsafe { OwnedFd::from_raw_fd(other) });
 }
+
+/// The page cache has all of it: whoever submits would copy it.
+#[test]
+fn what_is_long_does_not_hold_up_who_submits_nor_what_is_short() {
+    let Some(mut ring) = ring(4) else { return };
+    let (fd, plain) = file();
+    let len = 64 << 20;
+    plain.set_len(len as u64).unwrap();
+    let memory = Memory::new(1 << 20);
+    let whole = vec![(0, 1 << 20); 64];
+    for (tag, parts) in [(1, &whole[..]), (2, &[(0, 4096)])] {
+        let to = memory.hold(parts);
+        let read = Operation::Read { offset: 0, to };
+        assert!(ring.push(tag, &fd, read).is_ok());
+    }
+    assert_eq!(wait(&mut ring).tag, 2);
+    let long = wait(&mut ring);
+    assert_eq!((long.tag, long.result.unwrap()), (1, len));
+}
