@@ -73,15 +73,10 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
     drives.modules.push("virtiofs");
     let mut board = drives.board(stage);
     board.more.extend(device);
-    // QEMU's vhost-user device for folders does not connect again when the proxy gives its connection up.
-    let kills = match via {
-        Via::VhostUser => "daemon",
-        Via::VfioUser => "daemon host",
-    };
     let settings = vec![
         ("LARGE_SUM", large_sum),
         ("MANY_SUM", many_sum),
-        ("KILLS", kills.to_owned()),
+        ("KILLS", "daemon host".to_owned()),
     ];
     let script = format!(
         "{EXERCISES}
@@ -108,21 +103,19 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
     stage.scene.kill(daemon, Signal::KILL)?;
     let daemon = start_daemon(&mut stage.scene, "virtiofsd-again", &dir)?;
     guest.tell(&mut stage.scene, "killed")?;
-    if via == Via::VfioUser {
-        guest.mark(&mut stage.scene, "kill-host", ALL_CHECKS)?;
-        // It ends with its connection.
-        stage.scene.may_end(daemon);
-        if let Some(serve) = drives.serve.take() {
-            stage.scene.kill(serve, Signal::KILL)?;
-            stage
-                .scene
-                .wait_end(daemon, STEP)
-                .context("virtiofsd outlives its connection")?;
-            start_daemon(&mut stage.scene, "virtiofsd-last", &dir)?;
-            drives.serve_again(stage)?;
-        }
-        guest.tell(&mut stage.scene, "killed")?;
+    guest.mark(&mut stage.scene, "kill-host", ALL_CHECKS)?;
+    // It ends with its connection.
+    stage.scene.may_end(daemon);
+    if let Some(serve) = drives.serve.take() {
+        stage.scene.kill(serve, Signal::KILL)?;
+        stage
+            .scene
+            .wait_end(daemon, STEP)
+            .context("virtiofsd outlives its connection")?;
+        start_daemon(&mut stage.scene, "virtiofsd-last", &dir)?;
+        drives.serve_again(stage)?;
     }
+    guest.tell(&mut stage.scene, "killed")?;
     stage.finish(guest, report)?;
     if let Some(serve) = drives.serve {
         stage.scene.kill(serve, Signal::TERM)?;
