@@ -4,7 +4,10 @@
 #[path = "../held/mod.rs"]
 mod held;
 
-mod bad;
 mod forgetful;
+mod gone;
+mod greeting;
+mod nonsense;
+mod place;
 mod real;
 mod server;
