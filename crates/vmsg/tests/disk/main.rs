@@ -6,4 +6,5 @@ mod hostile;
 mod images;
 mod killed;
 mod stand;
+mod storms;
 mod trouble;

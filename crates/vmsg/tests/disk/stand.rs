@@ -145,6 +145,10 @@ impl Host {
         Self { child }
     }
 
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL; gives what it has said on stderr, if that is a pipe.
     pub(super) fn kill(mut self) -> String {
         self.end()
