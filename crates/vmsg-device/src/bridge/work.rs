@@ -178,8 +178,11 @@ impl Bridge {
 
     /// Hears what the daemon says by itself.
     pub(super) fn hear(&mut self, now: Instant, space: AddressSpace<'_>) {
-        let State::Up(link) = &mut self.state else {
-            return;
+        let link = match &mut self.state {
+            State::Up(link) => &mut **link,
+            // What is not read would have this polled again at once.
+            State::Greeting(both) => &mut both.0,
+            State::Down(_) => return,
         };
         let result = link.hear(now);
         let closed = link.is_channel_closed();

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A vhost-user daemon that answers anything, and a driver that does not wait for it.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use virtio_msg::FeatureSet;
 use vmsg_device::bridge::{Bridge, Resume, Settings};
 use vmsg_device::worker::{Command, Core, Fds, Notice, QueueStart, Record, Reply, Slot};
@@ -27,11 +32,17 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Of a request's header, and of an answer's.
 const HEADER: usize = 12;
 
-struct NoFds;
+/// What the device wants to be polled for.
+#[derive(Default)]
+struct Watched(Option<OwnedFd>);
 
-impl Fds for NoFds {
+impl Fds for Watched {
     fn add_kick(&mut self, _slot: Slot, _queue: usize, _fd: BorrowedFd<'_>) {}
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
+
+    fn add_device(&mut self, _slot: Slot, fd: BorrowedFd<'_>) {
+        self.0 = Some(fd.try_clone_to_owned().expect("a descriptor"));
+    }
+
     fn remove(&mut self, _fd: BorrowedFd<'_>) {}
 }
 
@@ -44,6 +55,8 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 struct Daemon {
     socket: UnixStream,
     have: Vec<u8>,
+    /// Where it asks by itself.
+    channel: Option<OwnedFd>,
 }
 
 /// What is done with the next answer; 0: it is a good one.
@@ -74,7 +87,7 @@ fn answer(request: &[u8], wrong: u8, any: u64) -> Vec<u8> {
     let bytes = any.to_ne_bytes();
     let (any, few) = (word(&bytes, 0), usize::from(bytes[0]));
     match wrong {
-        1 => return Vec::new(),
+        1 | 13 => return Vec::new(),
         2 => body.truncate(few % 24),
         3 => body.resize(few * 5 % 1200, 0xff),
         4 => len = Some(any),
@@ -104,9 +117,22 @@ impl Daemon {
             return Some(request);
         }
         let mut room = [0; 4096];
-        if let Ok(count) = self.socket.read(&mut room) {
-            self.have.extend(&room[..count]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut room)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        if let Ok(received) = recvmsg(&self.socket, &mut into, &mut control, flags) {
+            self.have.extend(&room[..received.bytes]);
         }
+        let mut files = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => files.collect(),
+            _ => Vec::new(),
+        });
+        // SET_BACKEND_REQ_FD.
+        if word(&self.have, 0) == 21 {
+            self.channel = files.next();
+        }
+        drop(files);
         self.take()
     }
 
@@ -150,6 +176,7 @@ impl Daemon {
 struct Story<'a> {
     bytes: &'a [u8],
     core: Core,
+    watched: Watched,
     listener: UnixListener,
     daemons: Vec<Daemon>,
     memory: Arc<Mapping>,
@@ -183,7 +210,8 @@ impl Story<'_> {
     fn begin(&mut self, command: Command) {
         self.tickets += 1;
         self.open.push(self.tickets);
-        self.core.command(SLOT, self.tickets, command, &mut NoFds);
+        self.core
+            .command(SLOT, self.tickets, command, &mut self.watched);
         self.take_replies();
     }
 
@@ -205,7 +233,7 @@ impl Story<'_> {
     fn poll(&mut self) {
         self.core.handle_timeouts(self.now);
         self.core.poll_device(SLOT, self.now);
-        self.core.carry_on(&mut NoFds);
+        self.core.carry_on(&mut self.watched);
         self.take_replies();
     }
 
@@ -217,6 +245,7 @@ impl Story<'_> {
                 self.daemons.push(Daemon {
                     socket,
                     have: Vec::new(),
+                    channel: None,
                 });
             }
             let Some(request) = self.daemons.last_mut().and_then(Daemon::next) else {
@@ -246,6 +275,16 @@ impl Story<'_> {
             daemon.send(&bytes, files);
             match wrong {
                 11 => daemon.send(&bytes, 0),
+                13 => {
+                    // It asks instead.
+                    let call = [2u32, 1, 0].map(u32::to_ne_bytes).concat();
+                    if let Some(channel) = &daemon.channel {
+                        let _ = rustix::io::write(channel, &call);
+                    }
+                    self.poll();
+                    self.comes_to_rest();
+                    return;
+                }
                 12 => {
                     let _ = daemon.socket.shutdown(std::net::Shutdown::Both);
                 }
@@ -253,6 +292,20 @@ impl Story<'_> {
             }
             self.poll();
         }
+    }
+
+    /// As long as nobody does anything the device has nothing to do.
+    fn comes_to_rest(&mut self) {
+        for _ in 0..40 {
+            let Some(fd) = &self.watched.0 else { return };
+            let at_once = Timespec::default();
+            let ready = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&at_once));
+            if ready == Ok(0) {
+                return;
+            }
+            self.poll();
+        }
+        panic!("the device is polled for ever");
     }
 
     /// Whatever the daemon does, the device has done what it was told when its patience is at an end.
@@ -325,6 +378,7 @@ impl Story<'_> {
                 let time = u64::from(self.byte()) * 4;
                 self.now += Duration::from_millis(time);
                 self.poll();
+                self.comes_to_rest();
             }
             6 => {
                 let table = self.table();
@@ -359,11 +413,27 @@ impl Story<'_> {
                 self.begin(Command::WriteConfig { offset, data });
             }
             14 => {
-                let bytes = self.long().to_le_bytes();
-                if let Some(daemon) = self.daemons.last() {
-                    daemon.send(&bytes, 0);
+                // What nobody has asked for.
+                let (how, bytes) = (self.byte(), self.long().to_le_bytes());
+                let Some(daemon) = self.daemons.last() else {
+                    return;
+                };
+                let flags = 1 | u32::from(how & 0x38);
+                let call = [2 + u32::from(how >> 6), flags, u32::from(how & 2) * 4];
+                let call = call.map(u32::to_ne_bytes).concat();
+                match &daemon.channel {
+                    Some(channel) if how & 1 == 0 => {
+                        for _ in 0..=how >> 2 & 1 {
+                            let _ = rustix::io::write(channel, &call);
+                        }
+                    }
+                    Some(channel) if how & 5 == 5 => {
+                        let _ = rustix::io::write(channel, &bytes);
+                    }
+                    _ => daemon.send(&bytes, 0),
                 }
                 self.poll();
+                self.comes_to_rest();
             }
             _ => {
                 let table = {
@@ -407,6 +477,7 @@ pub(crate) fn one(bytes: &[u8]) {
         let mut daemon = Daemon {
             socket,
             have: Vec::new(),
+            channel: None,
         };
         loop {
             match daemon.next() {
@@ -429,6 +500,7 @@ pub(crate) fn one(bytes: &[u8]) {
     let mut story = Story {
         bytes: bytes.get(1..).unwrap_or(&[]),
         core: Core::new(),
+        watched: Watched::default(),
         listener,
         daemons: vec![daemon],
         memory: memory("guest", QUEUES * PART),
@@ -440,7 +512,7 @@ pub(crate) fn one(bytes: &[u8]) {
     };
     story
         .core
-        .command(SLOT, 0, Command::Add(Box::new(bridge)), &mut NoFds);
+        .command(SLOT, 0, Command::Add(Box::new(bridge)), &mut story.watched);
     story.take_replies();
     for _ in 0..STEPS {
         if story.bytes.is_empty() {
@@ -451,6 +523,7 @@ pub(crate) fn one(bytes: &[u8]) {
     story.settle();
     story.begin(Command::Reset);
     story.settle();
+    story.comes_to_rest();
     story.begin(Command::Remove);
     story.settle();
 }
