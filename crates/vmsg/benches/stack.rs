@@ -12,19 +12,21 @@
 mod driver;
 #[path = "../../vmsg-net/benches/guest_tcp/mod.rs"]
 mod guest_tcp;
+#[path = "../../vmsg-device/benches/two_sides/mod.rs"]
+mod two_sides;
 
 use std::cell::RefCell;
 use std::hint::spin_loop;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use driver::Driver;
 use guest_tcp::{Amount, BATCH, Guest, SEGMENT};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
+use two_sides::{
+    FAR_NS, Places, beside, eventfd_round_trip, line_round_trip, median, moved, run_on, time,
+};
 use virtio_msg::DevNum;
 use vmsg_bus::DriverBus;
 use vmsg_bus::unix::{Connector, Listener, ListenerOptions};
@@ -43,8 +45,6 @@ const NET: DevNum = DevNum(1);
 /// Bytes that the entropy device is asked for.
 const ENTROPY: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Above this, a cache line's round trip is between far CPUs.
-const FAR_NS: f64 = 250.0;
 /// How long one row may take on a restless machine.
 const ROW: Duration = Duration::from_secs(40);
 
@@ -56,88 +56,6 @@ struct Plan {
     /// Repetitions that must count.
     enough: usize,
     copy: Amount,
-}
-
-/// Where threads may run: one side here, the other there.
-#[derive(Clone)]
-struct Places {
-    name: &'static str,
-    here: CpuSet,
-    there: CpuSet,
-}
-
-impl Places {
-    fn two(&self) -> bool {
-        self.here != self.there
-    }
-
-    fn new(name: &'static str, here: usize, there: usize) -> Self {
-        let only = |cpu| {
-            let mut set = CpuSet::new();
-            set.set(cpu);
-            set
-        };
-        Self {
-            name,
-            here: only(here),
-            there: only(there),
-        }
-    }
-}
-
-/// From now on this thread, and those it starts, run on these CPUs only.
-fn run_on(cpus: &CpuSet) {
-    sched_setaffinity(None, cpus).expect("CPUs that this process may use");
-}
-
-/// Nanoseconds for each of `count` things that `work` does.
-fn time(count: u32, mut work: impl FnMut(u32)) -> f64 {
-    let start = Instant::now();
-    for number in 1..=count {
-        work(number);
-    }
-    start.elapsed().as_secs_f64() * 1e9 / f64::from(count)
-}
-
-/// Runs `one` here and `other` on a thread there; returns what `one` does.
-fn beside<R>(places: &Places, other: impl FnOnce() + Send, one: impl FnOnce() -> R) -> R {
-    let ready = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            run_on(&places.there);
-            ready.store(true, Ordering::Release);
-            other();
-        });
-        while !ready.load(Ordering::Acquire) {
-            thread::yield_now();
-        }
-        one()
-    })
-}
-
-#[repr(align(128))]
-#[derive(Default)]
-struct Line(AtomicU32);
-
-/// A number, there and back, each way in a cache line of its own.
-fn line_round_trip(places: &Places, rounds: u32) -> f64 {
-    let (there, back) = (Line::default(), Line::default());
-    let other = || {
-        for round in 1..=rounds {
-            while there.0.load(Ordering::Acquire) != round {
-                spin_loop();
-            }
-            back.0.store(round, Ordering::Release);
-        }
-    };
-    beside(places, other, || {
-        time(rounds, |round| {
-            there.0.store(round, Ordering::Release);
-            while back.0.load(Ordering::Acquire) != round {
-                spin_loop();
-            }
-        })
-    })
 }
 
 /// A 64-byte message there and back over two bare queues, both sides polling.
@@ -173,31 +91,6 @@ fn queue_round_trip(places: &Places, rounds: u32) -> f64 {
             let [number, ..] = round.to_le_bytes();
             send(&mut ask, &[number; SLOT_SIZE]);
             receive(&mut answered, &mut message);
-        })
-    })
-}
-
-/// An eventfd there and another back, both sides asleep in read(2): the least that it takes to
-/// wake somebody and to be woken.
-fn eventfd_round_trip(places: &Places, rounds: u32) -> f64 {
-    fn ring(fd: &OwnedFd) {
-        rustix::io::write(fd, &1u64.to_ne_bytes()).expect("an eventfd");
-    }
-    fn wait(fd: &OwnedFd) {
-        rustix::io::read(fd, &mut [0; 8]).expect("an eventfd");
-    }
-    let bell = || eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
-    let (there, back) = (bell(), bell());
-    let other = || {
-        for _ in 0..rounds {
-            wait(&there);
-            ring(&back);
-        }
-    };
-    beside(places, other, || {
-        time(rounds, |_| {
-            ring(&there);
-            wait(&back);
         })
     })
 }
@@ -264,15 +157,6 @@ impl Drop for Running {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn moved(one: f64, two: f64) -> bool {
-    one.max(two) > one.min(two) * 1.3
-}
-
 /// Measures and prints one row.
 fn row(
     plan: &Plan,
@@ -283,7 +167,7 @@ fn row(
     mut subject: impl FnMut() -> f64,
 ) {
     // On one CPU there is nothing between the two sides.
-    let line = || match places.two() {
+    let line = || match places.are_two() {
         true => line_round_trip(places, plan.fast),
         false => 1.0,
     };
@@ -314,7 +198,7 @@ fn row(
         pick(&|sample| sample.2 / 1e3),
         pick(&|sample| sample.1 / 1e3),
         samples.len(),
-        if places.two() {
+        if places.are_two() {
             format!(", {far} far")
         } else {
             String::new()
@@ -324,9 +208,9 @@ fn row(
 
 /// Round trips of messages and of requests, with the host there and the driver here.
 fn round_trips(plan: &Plan, places: &Places) {
-    run_on(&places.there);
+    run_on(places.there);
     let host = Running::start();
-    run_on(&places.here);
+    run_on(places.here);
     let eventfds = || eventfd_round_trip(places, plan.slow);
 
     let mut asleep = host.client(Sleep::spinning(Duration::ZERO));
@@ -344,7 +228,7 @@ fn round_trips(plan: &Plan, places: &Places) {
         ping,
     );
 
-    if places.two() {
+    if places.are_two() {
         let mut default = host.client(Sleep::new());
         let ping = || {
             time(plan.slow, |number| {
@@ -441,19 +325,18 @@ fn main() {
         }
     };
     let cpus = sched_getaffinity(None).expect("CPUs");
-    let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu));
-    let first = usable.next().expect("this thread runs somewhere");
+    let (two, one) = Places::find();
     println!("| round trip | ratio | target (floor to pass) | ours | floor | samples |");
     println!("|---|---|---|---|---|---|");
-    if let Some(second) = usable.next() {
-        round_trips(&plan, &Places::new("two CPUs", first, second));
+    if let Some(two) = two {
+        round_trips(&plan, &two);
     }
-    round_trips(&plan, &Places::new("one CPU", first, first));
+    round_trips(&plan, &one);
     println!();
     guest_tcp::print_head("TCP through driver, bus, device and `user`, large segments");
-    run_on(&cpus);
+    sched_setaffinity(None, &cpus).expect("as it was");
     tcp(&plan, "all CPUs");
     // How much work it is, where the scheduler has no say.
-    run_on(&Places::new("one CPU", first, first).here);
+    run_on(one.here);
     tcp(&plan, "one CPU");
 }

@@ -13,7 +13,8 @@ use vmsg_net::tap::{Tap, TapConfig};
 use vmsg_net::{Backend, Guest, Offloads};
 
 use crate::frames::Shape;
-use crate::measure::{Places, Plan, beside, pace};
+use crate::measure::{Plan, pace};
+use crate::two_sides::{Places, beside};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Frames written before they are read.

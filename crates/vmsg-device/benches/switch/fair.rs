@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::frames::{FULL, HEADER, LARGE, QUEUE, SMALL, Shape};
 use crate::lan::{Lan, Server};
-use crate::measure::{Plan, median};
+use crate::measure::Plan;
+use crate::two_sides::median;
 
 /// Frames that a sender who does not flood keeps under way: as many as one turn of a queue takes.
 const MODEST: usize = 32;

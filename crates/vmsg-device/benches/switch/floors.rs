@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The same without us: bare copies, a pair of Unix datagram sockets, an eventfd.
+//! The same without us: bare copies, a pair of Unix datagram sockets.
 
 use std::hint::{black_box, spin_loop};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair, sockopt};
 use vmsg_mem::{Mapping, RamSlice};
 
 use crate::frames::{HEADER, QUEUE, Shape};
-use crate::measure::{Places, Plan, beside, pace, time};
+use crate::measure::{Plan, pace};
+use crate::two_sides::{Places, beside};
 
 /// Memory as that of one sender and one receiver.
 pub(crate) struct Copies {
@@ -229,28 +229,4 @@ impl Datagrams {
         while rustix::net::recv(&self.ends.1, self.room.as_mut_slice(), flags).is_ok() {}
         result
     }
-}
-
-/// An eventfd there and another back, both sides asleep in read(2): the least that it takes to wake somebody and to be woken.
-pub(crate) fn eventfd_round_trip(places: &Places, rounds: u32) -> f64 {
-    fn ring(fd: &OwnedFd) {
-        rustix::io::write(fd, &1u64.to_ne_bytes()).expect("an eventfd");
-    }
-    fn wait(fd: &OwnedFd) {
-        rustix::io::read(fd, &mut [0; 8]).expect("an eventfd");
-    }
-    let bell = || eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
-    let (there, back) = (bell(), bell());
-    let other = || {
-        for _ in 0..rounds {
-            wait(&there);
-            ring(&back);
-        }
-    };
-    beside(places, other, || {
-        time(rounds, |_| {
-            ring(&there);
-            wait(&back);
-        })
-    })
 }

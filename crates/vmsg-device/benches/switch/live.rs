@@ -7,11 +7,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vmsg_mem::Doorbell;
 
 use crate::bridge::Bridge;
-use crate::floors::{Datagrams, copies_across, eventfd_round_trip, most_in_flight};
+use crate::floors::{Datagrams, copies_across, most_in_flight};
 use crate::frames::{FULL, HEADER, LARGE, SMALL, Shape};
 use crate::lan::{Lan, Server};
-use crate::measure::{Places, Plan, pace, run_on, sample, span, time};
+use crate::measure::{Plan, pace, sample, span};
 use crate::through::{head, row};
+use crate::two_sides::{Places, eventfd_round_trip, run_on, time};
 
 /// Stations 0 and 1 here, and their worker there.
 fn pair(places: &Places, shape: &Shape) -> Lan {

@@ -17,12 +17,15 @@ mod lan;
 mod live;
 mod measure;
 mod through;
+#[path = "../two_sides/mod.rs"]
+mod two_sides;
 
 use std::process::Command;
 use std::time::Duration;
 
 use bridge::Bridge;
-use measure::{Places, Plan};
+use measure::Plan;
+use two_sides::{Places, run_on};
 
 /// Set where there is a namespace for a bridge.
 const ROLE: &str = "VMSG_BENCH_SWITCH";
@@ -67,7 +70,7 @@ fn main() {
         return;
     }
     let mut bridge = alone.then(Bridge::new);
-    measure::run_on(one.here);
+    run_on(one.here);
     if wanted("one") {
         through::print_one(&plan, &one, &mut bridge);
     }

@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Floor, subject, floor; medians; which CPU; how far they are from each other.
 
-use std::hint::spin_loop;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Longer there and back than this and the two CPUs are far from each other.
-const FAR_NS: f64 = 250.0;
+use crate::two_sides::{FAR_NS, Places, line_round_trip, median, moved};
+
 /// After this long a row is given up.
 const ROW: Duration = Duration::from_secs(60);
 
@@ -23,74 +19,6 @@ pub(crate) struct Plan {
     pub(crate) rounds: u32,
     /// Repetitions that must count.
     pub(crate) enough: usize,
-}
-
-/// Where the two sides run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Places {
-    pub(crate) name: &'static str,
-    pub(crate) here: usize,
-    pub(crate) there: usize,
-}
-
-impl Places {
-    /// Two CPUs if there are as many, and one.
-    pub(crate) fn find() -> (Option<Self>, Self) {
-        let cpus = sched_getaffinity(None).expect("CPUs");
-        let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu));
-        let here = usable.next().expect("this thread runs somewhere");
-        let two = usable.next().map(|there| Self {
-            name: "two CPUs",
-            here,
-            there,
-        });
-        let one = Self {
-            name: "one CPU",
-            here,
-            there: here,
-        };
-        (two, one)
-    }
-
-    pub(crate) fn are_two(&self) -> bool {
-        self.here != self.there
-    }
-}
-
-/// From now on this thread, and those it starts, run on this CPU only.
-pub(crate) fn run_on(cpu: usize) {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu);
-    sched_setaffinity(None, &cpus).expect("a CPU that this process may use");
-}
-
-/// Runs `one` here and `other` on a thread there; returns what `one` does.
-pub(crate) fn beside<R>(
-    places: &Places,
-    other: impl FnOnce() + Send,
-    one: impl FnOnce() -> R,
-) -> R {
-    let ready = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            run_on(places.there);
-            ready.store(true, Ordering::Release);
-            other();
-        });
-        while !ready.load(Ordering::Acquire) {
-            thread::yield_now();
-        }
-        one()
-    })
-}
-
-/// Nanoseconds for each of `count` things that `work` does.
-pub(crate) fn time(count: u32, mut work: impl FnMut(u32)) -> f64 {
-    let start = Instant::now();
-    for number in 1..=count {
-        work(number);
-    }
-    start.elapsed().as_secs_f64() * 1e9 / f64::from(count)
 }
 
 /// The processor time that this thread has had.
@@ -130,41 +58,6 @@ pub(crate) fn pace(plan: &Plan, mut work: impl FnMut() -> usize) -> f64 {
     }
 }
 
-#[repr(align(128))]
-#[derive(Default)]
-struct Line(AtomicU32);
-
-/// A number, there and back, each way in a cache line of its own.
-pub(crate) fn line_round_trip(places: &Places) -> f64 {
-    const ROUNDS: u32 = 5000;
-    let (there, back) = (Line::default(), Line::default());
-    let other = || {
-        for round in 1..=ROUNDS {
-            while there.0.load(Ordering::Acquire) != round {
-                spin_loop();
-            }
-            back.0.store(round, Ordering::Release);
-        }
-    };
-    beside(places, other, || {
-        time(ROUNDS, |round| {
-            there.0.store(round, Ordering::Release);
-            while back.0.load(Ordering::Acquire) != round {
-                spin_loop();
-            }
-        })
-    })
-}
-
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn moved(one: f64, two: f64) -> bool {
-    one.max(two) > one.min(two) * 1.3
-}
-
 /// What was measured of one thing.
 #[derive(Clone, Debug)]
 pub(crate) struct Sampled {
@@ -192,7 +85,7 @@ pub(crate) fn sample(
     subject: &mut dyn FnMut() -> f64,
 ) -> Option<Sampled> {
     let line = || match places.are_two() {
-        true => line_round_trip(places),
+        true => line_round_trip(places, 5000),
         false => 1.0,
     };
     let mut samples = Vec::new();

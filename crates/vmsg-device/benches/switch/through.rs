@@ -7,7 +7,8 @@ use crate::bridge::Bridge;
 use crate::floors::{Copies, Datagrams};
 use crate::frames::{FULL, LARGE, QUEUE, SINGLE, SMALL, Shape};
 use crate::lan::{Lan, Server};
-use crate::measure::{Places, Plan, Sampled, sample, span, work, worked};
+use crate::measure::{Plan, Sampled, sample, span, work, worked};
+use crate::two_sides::Places;
 
 /// Of so many rounds the time of the device side and the switch is taken in one, as looking at the clock takes time.
 const SELDOM: usize = 64;
