@@ -157,6 +157,64 @@ proptest! {
     }
 }
 
+/// A guest that writes tables, in an image whose clusters of data are its tables.
+fn write_tables(image: &[u8], links: &[(u64, u64)], writes: &[(u64, Vec<u64>)]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs::write(&path, image).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&path);
+    let file = file.unwrap();
+    let mut l1 = [0; 8];
+    file.read_exact_at(&mut l1, 40).unwrap();
+    let mut l2 = [0; 8];
+    file.read_exact_at(&mut l2, u64::from_be_bytes(l1)).unwrap();
+    let l2 = u64::from_be_bytes(l2) & !(1 << 63);
+    for &(entry, cluster) in links {
+        let number = 1 << 63 | cluster << 12;
+        file.write_all_at(&number.to_be_bytes(), l2 + entry * 8)
+            .unwrap();
+    }
+    let config = Qcow2Config {
+        patience: Duration::ZERO,
+        ..Qcow2Config::new(&path)
+    };
+    let begun = Instant::now();
+    if let Ok(mut disk) = Qcow2Disk::open(&config) {
+        let memory = Memory::new(64 << 10);
+        for (cluster, numbers) in writes {
+            let mut bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_be_bytes()).collect();
+            bytes.resize(4096, 0);
+            let _ = write(&mut disk, &memory, cluster * 4096, &bytes);
+            let _ = run(&mut disk, Request::Flush, &memory);
+            // Something new has to be found room for.
+            for far in 0..8 {
+                let offset = (1 << 20) + cluster * 65_536 + far * 8192;
+                let _ = write(&mut disk, &memory, offset, &[1; 4096]);
+            }
+            let offset = cluster * 4096;
+            let _ = read(&mut disk, &memory, offset, 65_536);
+            let _ = run(&mut disk, Request::Discard { offset, len: 4096 }, &memory);
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn guests_that_write_tables_of_their_images_come_to_an_end(
+        links in prop::collection::vec((0..16u64, 0..16u64), 1..12),
+        writes in prop::collection::vec((0..16u64, prop::collection::vec(number(), 0..24)), 1..8),
+        old: bool,
+    ) {
+        if tools::there() {
+            static IMAGES: std::sync::OnceLock<[Vec<u8>; 2]> = std::sync::OnceLock::new();
+            let images = IMAGES.get_or_init(|| [image("cluster_size=4k"), image("cluster_size=4k,compat=0.10")]);
+            write_tables(&images[usize::from(old)], &links, &writes);
+        }
+    }
+}
+
 /// Each of a million blocks of refcounts could count sixteen million clusters, none of which is there.
 #[test]
 fn refcounts_of_what_no_file_has_are_not_looked_at_one_by_one() {
