@@ -66,7 +66,7 @@ fn discards_and_zeroes_reach_a_block_device_whatever_their_place() {
             ] {
                 let request = Request::WriteZeroes { offset, len, unmap };
                 run(&mut disk, request, &memory).expect("zeroes");
-                let (at, len) = (usize::try_from(offset).unwrap(), len as usize);
+                let [at, len] = [offset, len].map(|bytes| usize::try_from(bytes).unwrap());
                 let around = read(&mut disk, &memory, offset.saturating_sub(64), len + 128);
                 let around = around.expect("read");
                 let before = at.min(64);
