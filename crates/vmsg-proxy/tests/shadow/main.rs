@@ -8,6 +8,7 @@ mod hostile_device;
 mod hostile_guest;
 mod hostile_property;
 mod real_host;
+mod renewal;
 mod room;
 mod secret;
 mod stop;

@@ -183,14 +183,15 @@ impl Server {
             Ok(mut served) => {
                 let end = self.converse(&mut connection, &mut served);
                 self.tell_nonsense(&connection);
-                drop(connection);
                 // First: copying stops, and nobody rings the client's eventfds.
                 drop(served);
                 end
             }
             Err(refusal) => self.turn_away(&mut connection, refusal),
         };
+        // Before a client that lives knows: then it takes its guest's memory for other things.
         self.desk.released(self.desk.session.call(Op::Release));
+        drop(connection);
         match end {
             End::Stop => return false,
             End::Client(vmsg_vfio_user::End::Closed) => {

@@ -514,9 +514,17 @@ impl Guest {
         Ok(())
     }
 
-    /// The front end is gone: nothing of it stays.
-    pub(super) fn release(self) -> Result<(), OpError> {
-        self.session.call(Op::Release).map(drop)
+    /// The front end is gone, or is sent away: nothing of it stays. `patient`: a device that has requests under way is waited for as when it is stopped.
+    pub(super) fn release(self, patient: bool) -> Result<(), OpError> {
+        let until = self.stops_until;
+        let until = until.unwrap_or_else(|| Instant::now() + self.stop_patience);
+        loop {
+            let result = self.session.call(Op::Release).map(drop);
+            let waits = matches!(result, Err(OpError::Busy | OpError::StillInUse));
+            if !(waits && patient && Instant::now() < until) {
+                return result;
+            }
+        }
     }
 }
 

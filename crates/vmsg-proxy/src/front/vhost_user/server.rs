@@ -377,8 +377,19 @@ impl Server {
             self.pause = Some(Pause::Removed);
             self.listener = None;
         }
+        let patient = match &end {
+            // It has ended, most likely: nobody waits.
+            Err(End::Connection(ConnectionError::Closed)) => {
+                drop(connection);
+                self.desk.released(guest.release(false));
+                return end;
+            }
+            Err(End::Stop) => false,
+            _ => true,
+        };
+        // A front end that is sent away lives, with its guest: what it takes for other things when it knows must be free.
+        self.desk.released(guest.release(patient));
         drop(connection);
-        self.desk.released(guest.release());
         end
     }
 
