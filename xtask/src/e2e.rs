@@ -145,7 +145,7 @@ impl Options {
                 more.tools.extend(TOOLS);
                 more.trees.push(tree::disk_root);
             }
-            if any("disk-daemon") {
+            if any("disk-daemon") || any("disk-errors") {
                 more.tools
                     .push(("qemu-storage-daemon", "qemu-system-common"));
             }

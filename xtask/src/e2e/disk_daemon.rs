@@ -3,7 +3,7 @@
 //! while the guest does nothing, and it goes on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,9 +100,7 @@ fn play(stage: &mut Stage, report: &mut Report, via: Via) -> Result<()> {
 /// Starts a daemon with the root disk and waits until it listens.
 fn start_daemon(scene: &mut Scene, name: &str, dir: &Path) -> Result<Id> {
     let _ = fs::remove_file(dir.join(SOCKET));
-    let program = in_path("qemu-storage-daemon")
-        .context("qemu-storage-daemon is missing: apt install qemu-system-common")?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(storage_daemon()?);
     command.args([
         "--blockdev",
         "driver=file,node-name=root,filename=root.img",
@@ -122,4 +120,10 @@ fn start_daemon(scene: &mut Scene, name: &str, dir: &Path) -> Result<Id> {
         thread::sleep(Duration::from_millis(10));
     }
     Ok(id)
+}
+
+/// QEMU's daemon for disks.
+pub(super) fn storage_daemon() -> Result<PathBuf> {
+    in_path("qemu-storage-daemon")
+        .context("qemu-storage-daemon is missing: apt install qemu-system-common")
 }

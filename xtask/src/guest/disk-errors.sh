@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 # Disks that fail: what they cannot do gives an error, what they can do goes on, and when they are whole again all goes on.
-is() { [ "$1" = "$2" ] || { echo "$1 instead of $2"; return 1; }; }
+# With exercises.sh.
 full=$(disk_of full)
 nbd=$(disk_of nbd)
 [ -n "$full" ] && [ -n "$nbd" ] || fail "disks are missing: full '$full' nbd '$nbd'"
-head -c 4194304 /dev/urandom > /tmp/some
+[ -e /root/some ] || head -c 4194304 /dev/urandom > /root/some
+cp /root/some /tmp/some
+sync
 
 # put DISK MIB: writes there; get DISK MIB: what is there is what was written.
 put() { dd if=/tmp/some of="/dev/$1" bs=1M seek="$2" oflag=direct 2>&1; }
@@ -15,6 +17,19 @@ errs() {
     case $said in *"I/O error"* | *"Input/output error"* | *"No space left"*) ;; *) echo "$said"; return 1 ;; esac
 }
 fill() { for at in 4 8 12 16 20 24 28; do put "$full" $at || return 1; done; }
+
+# The second boot: the first one ended while the server stood still.
+if [ -e /root/rebooted ]; then
+    check rebooted-root is "$(cat /root/rebooted)" "a file from before"
+    check rebooted-nbd await 40 get "$nbd" 0
+    check rebooted-nbd-write put "$nbd" 12
+    check rebooted-nbd-read get "$nbd" 12
+    check rebooted-full get "$full" 0
+    check rebooted-dhcp lease eth1
+    check rebooted-rng random 4
+    return 0
+fi
+check dhcp lease eth1
 
 check full-some put "$full" 0
 check full-rest-fails errs fill
@@ -47,3 +62,38 @@ check back await 40 get "$nbd" 0
 check back-other get "$nbd" 4
 check back-write put "$nbd" 8
 check back-read get "$nbd" 8
+
+# A server that stands still: the request waits for a while, all else goes on.
+mark hang
+read -r answer
+begun=$(cut -d . -f 1 /proc/uptime)
+(errs get "$nbd" 0 > /tmp/hung.said 2>&1; echo $? > /tmp/hung.code) &
+others() {
+    put "$full" 4 && get "$full" 4 && dd if=/tmp/some of=/root/more bs=1M conv=fsync 2>&1 && cmp /tmp/some /root/more &&
+        ping -q -c 3 -i 0.1 10.0.2.2 && fetch /tmp/fetched && random 16
+}
+for time in 1 2 3; do
+    check hung-others-$time others
+done
+check hung-waits test ! -e /tmp/hung.code
+wait
+check hung-fails is "$(cat /tmp/hung.code /tmp/hung.said)" 0
+mark hung "$(($(cut -d . -f 1 /proc/uptime) - begun)) s"
+check hung-then-others others
+mark wake
+read -r answer
+check woken await 40 get "$nbd" 0
+check woken-write put "$nbd" 12
+check woken-read get "$nbd" 12
+
+# The machine starts anew while a request waits.
+echo "a file from before" > /root/rebooted
+sync
+mark hang-again
+read -r answer
+get "$nbd" 0 > /dev/null 2>&1 &
+inflight() { [ "$(awk '{ print $1 + $2 }' "/sys/block/$nbd/inflight")" -gt 0 ]; }
+check hung-again await 10 inflight
+mark rebooting
+reboot -n -f
+sleep 100
