@@ -439,7 +439,10 @@ impl Device for Served {
             Ok(()) => Ok(gone),
             Err(error) => {
                 self.trouble("taking memory back", &error);
-                self.function.needs_reset();
+                // A host that has lost its connection may have the memory; the next one does not get it, and goes on.
+                if error != OpError::StillInUse {
+                    self.function.needs_reset();
+                }
                 self.refused += 1;
                 Err(Errno::IO)
             }

@@ -36,7 +36,9 @@ impl Lending {
         match &self.lent {
             Lent::Windows(lent) => {
                 let remove = lent.iter().copied().collect();
-                self.change(remove, windows)?;
+                self.change(remove, windows).inspect_err(|_| {
+                    self.lent = Lent::Unknown;
+                })?;
             }
             Lent::Nothing => self.change(Vec::new(), windows)?,
             Lent::Unknown => {
@@ -94,8 +96,11 @@ impl Lending {
 
     fn change(&mut self, remove: Vec<u64>, add: Vec<Window>) -> Result<(), OpError> {
         let op = Op::ChangeWindows { remove, add };
-        self.session.call(op).map(drop).inspect_err(|_| {
-            self.lent = Lent::Unknown;
+        self.session.call(op).map(drop).inspect_err(|error| {
+            // Recorded all the same.
+            if *error != OpError::StillInUse {
+                self.lent = Lent::Unknown;
+            }
         })
     }
 }
