@@ -20,7 +20,7 @@ proptest! {
 
 #[test]
 fn a_daemon_that_asks_before_it_has_answered_the_first_questions_keeps_nobody_busy() {
-    // A reset, after which the configuration is read; the connection is closed instead, and opened again 80 ms later.
+    // A reset, after which the configuration is read; the connection is closed instead, and opened again 2 s later.
     let again = [0, 10, 0, 0, 12, 0, 5, 20];
     // Good answers to GET_FEATURES, GET_PROTOCOL_FEATURES and so on up to SET_BACKEND_REQ_FD.
     let asks = [0, 0, 0, 0, 0, 0, 0, 0, 13];

@@ -27,8 +27,8 @@ const AVAIL: usize = 0x400;
 const USED: usize = 0x600;
 const SLOT: Slot = Slot(0);
 const STEPS: usize = 64;
-/// As long as a daemon may think, in the time of the story.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// As long as a daemon may think, in the time of the story; at its beginning in everybody's.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Of a request's header, and of an answer's.
 const HEADER: usize = 12;
 
@@ -375,7 +375,7 @@ impl Story<'_> {
             0..=3 => self.exchange(true),
             4 => self.exchange(false),
             5 => {
-                let time = u64::from(self.byte()) * 4;
+                let time = u64::from(self.byte()) * 100;
                 self.now += Duration::from_millis(time);
                 self.poll();
                 self.comes_to_rest();
