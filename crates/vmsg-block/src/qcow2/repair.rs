@@ -18,6 +18,8 @@ const COMPRESSED: u64 = 1 << 62;
 const MOST_CLUSTERS: u64 = 1 << 26;
 /// Second-level tables of so many bytes are read at least before their number is doubted.
 const PLENTY: u64 = 4 << 30;
+/// So much of a block of refcounts is read to look at some of them, in bytes.
+const PART: u64 = 4 << 10;
 
 /// What was wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,24 +128,28 @@ pub(super) fn check(file: &File, header: &Header) -> Result<(), Fault> {
         )));
     }
     let per_block = (size * 8) >> header.refcount_order;
-    let mut block = vec![0; usize::try_from(size).unwrap_or(0)];
+    // Of blocks only what is looked at is read: large ones may be many, and have a single number each.
+    let part = size.min(PART);
+    let per_part = (part * 8) >> header.refcount_order;
+    let mut numbers = vec![0; usize::try_from(part).unwrap_or(0)];
     let mut loaded = None;
     for cluster in clusters {
-        let index = cluster / per_block;
+        let index = cluster / per_part;
         if loaded != Some(index) {
-            let entry = usize::try_from(index)
+            let entry = usize::try_from(cluster / per_block)
                 .ok()
-                .and_then(|index| reftable.get(index));
+                .and_then(|block| reftable.get(block));
             let offset = entry.copied().filter(|&offset| offset != 0);
             let Some(offset) = offset else {
                 return Err(Fault::Damaged("tables that have no refcounts".to_owned()));
             };
-            block.fill(0);
-            read_up_to(file, &mut block, offset)?;
+            numbers.fill(0);
+            let inside = cluster % per_block / per_part * part;
+            read_up_to(file, &mut numbers, offset.saturating_add(inside))?;
             loaded = Some(index);
         }
-        let at = usize::try_from(cluster % per_block).unwrap_or(0);
-        if get(&block, header.refcount_order, at) == 0 {
+        let at = usize::try_from(cluster % per_part).unwrap_or(0);
+        if get(&numbers, header.refcount_order, at) == 0 {
             return Err(Fault::Damaged(format!(
                 "cluster {cluster} has a table and is counted as free"
             )));
