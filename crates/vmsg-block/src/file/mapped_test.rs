@@ -62,7 +62,8 @@ impl Rig {
     }
 
     fn is_there(&self, page: u64) -> bool {
-        self.mapped.is_there(page * PAGE, PAGE as usize)
+        let len = usize::try_from(PAGE).unwrap();
+        self.mapped.is_there(page * PAGE, len)
     }
 }
 

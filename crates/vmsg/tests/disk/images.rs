@@ -135,7 +135,7 @@ fn a_guest_cannot_make_its_disk_look_like_an_image_unless_format_raw_is_said() {
         .collect();
     assert_eq!(told.len(), 1, "{log}");
     assert!(told[0].contains("format=raw"), "{log}");
-    drop(stand.serve(&[guessed.clone()]));
+    drop(stand.serve(std::slice::from_ref(&guessed)));
     // Where it is said, all of the disk is the guest's, and that it comes up again the operator's.
     let host = stand.serve(std::slice::from_ref(&said));
     let mut driver = stand.driver(0, &pools[1]);
