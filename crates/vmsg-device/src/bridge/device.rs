@@ -11,7 +11,9 @@ use virtio_msg::FeatureSet;
 use vmsg_mem::{Doorbell, WindowTable};
 use vmsg_vhost_user::{Protocol, Request};
 
-use super::{BROKEN, Bridge, CALLS, CHANNEL, Counters, KICKS, LINK, State, Told, WAKE, memory};
+use super::{
+    BROKEN, Bridge, CALLS, CHANNEL, Counters, KICKS, LINK, LISTENER, State, Told, WAKE, memory,
+};
 use crate::device::{
     Device, DeviceError, Identity, Io, Monitor, Passthrough, Progress, ReadOnly, Upcoming,
     VENDOR_ID,
@@ -196,6 +198,7 @@ impl Device for Bridge {
                     let _ = self.wake.drain();
                 }
                 LINK => {}
+                LISTENER => self.has_connected(io.now),
                 CHANNEL => called = true,
                 KICKS => self.hear_kicks(io.now),
                 BROKEN => {

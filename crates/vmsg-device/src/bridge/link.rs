@@ -53,13 +53,22 @@ pub(super) struct Calls {
 }
 
 impl Link {
-    /// Connects, which never waits, and asks the first question.
+    /// Connects, or takes the next one who has connected, which never waits, and asks the first question.
+    ///
+    /// # Errors
+    /// [`Errno::AGAIN`]: nobody has connected.
     pub(super) fn open(settings: &Settings, kind: &Kind) -> Result<(Self, Greeting), Errno> {
-        let address = SocketAddrUnix::new(&settings.socket)?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (unix, stream) = (AddressFamily::UNIX, SocketType::STREAM);
-        let socket = socket_with(unix, stream, flags, None)?;
-        connect(&socket, &address)?;
+        let socket = match &settings.listener {
+            Some(listener) => listener.accept()?,
+            None => {
+                let address = SocketAddrUnix::new(&settings.socket)?;
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = socket_with(unix, stream, flags, None)?;
+                connect(&socket, &address)?;
+                socket
+            }
+        };
         let (ours, theirs) = socketpair(unix, stream, SocketFlags::CLOEXEC, None)?;
         // Of rings of a driver before, libvhost-user keeps the addresses, and wants to find them in the memory of the next one, in each
         // region for itself. A daemon that cannot be called anew is given all of it at once.

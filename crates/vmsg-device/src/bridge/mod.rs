@@ -11,6 +11,7 @@ mod away;
 mod device;
 mod kind;
 mod link;
+mod listen;
 mod memory;
 mod monitor;
 mod record;
@@ -34,6 +35,7 @@ use vmsg_vhost_user::{Fault, Greeting, Inflight, Offer, Region};
 use self::away::Kicks;
 use self::kind::Kind;
 use self::link::Link;
+pub use self::listen::Listener;
 use self::monitor::Counters;
 use self::ring::{Base, Ring};
 pub use self::settings::{Resume, Settings};
@@ -51,12 +53,13 @@ const ATTEMPTS: u32 = 5;
 const RECORD_ATTEMPTS: u32 = 2;
 
 /// What epoll tells: the connection, the daemon's own requests, this side's wish to be polled, the daemon's complaint about a ring, kicks of
-/// queues that are away; from `CALLS` on each queue.
+/// queues that are away, who connects; from `CALLS` on each queue.
 const LINK: u64 = 0;
 const CHANNEL: u64 = 1;
 const WAKE: u64 = 2;
 const BROKEN: u64 = 3;
 const KICKS: u64 = 4;
+const LISTENER: u64 = 5;
 const CALLS: u64 = 16;
 
 /// Why there is no device yet.
@@ -168,6 +171,8 @@ pub struct Bridge {
     no_record: bool,
     /// That has been said.
     no_record_said: bool,
+    /// The daemon is to connect, and may do so at any time.
+    expecting: bool,
 }
 
 /// What a daemon has been told since it is there.
@@ -207,7 +212,12 @@ impl Bridge {
         let path = || settings.socket.display().to_string();
         let nobody = |error: Errno| ConnectError::Nobody {
             path: path(),
-            source: error.into(),
+            source: match error {
+                Errno::AGAIN if settings.listener.is_some() => {
+                    std::io::Error::new(std::io::ErrorKind::WouldBlock, "it has not connected")
+                }
+                error => error.into(),
+            },
         };
         let kind = Kind::of(settings.device_id);
         let (mut link, mut greeting) = Link::open(settings, &kind).map_err(nobody)?;
@@ -263,6 +273,7 @@ impl Bridge {
             record_in_vain: 0,
             no_record: false,
             no_record_said: false,
+            expecting: false,
             kind,
         };
         this.fit_config();
@@ -270,6 +281,10 @@ impl Bridge {
             .watch(this.wake.as_fd(), WAKE, epoll::EventFlags::IN)
             .and_then(|()| this.watch_edges(this.broken.as_fd(), BROKEN))
             .and_then(|()| this.watch(&this.kicks, KICKS, epoll::EventFlags::IN))
+            .and_then(|()| match &this.settings.listener {
+                Some(listener) => this.watch_edges(listener, LISTENER),
+                None => Ok(()),
+            })
             .and_then(|()| this.watch_link(&link));
         watched.map_err(|error| os(error.into()))?;
         this.state = State::Up(Box::new(link));

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Listener;
+
 /// What is done with requests that were under way when a daemon, or this process, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
@@ -20,6 +22,8 @@ pub enum Resume {
 pub struct Settings {
     /// Its socket.
     pub socket: PathBuf,
+    /// Where it connects, if it is the one that does: at `socket`.
+    pub listener: Option<Listener>,
     /// The virtio id of its type.
     pub device_id: u32,
     /// Queues; by default as many as the daemon says, or the type has.
@@ -50,6 +54,7 @@ impl Settings {
     pub fn new(socket: impl Into<PathBuf>, device_id: u32) -> Self {
         Self {
             socket: socket.into(),
+            listener: None,
             device_id,
             queues: None,
             queue_size: None,

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::io::Errno;
 use virtio_msg::{DeviceStatus, FeatureSet};
 use vmsg_mem::{AddressSpace, WindowTable};
 use vmsg_vhost_user::{
@@ -13,7 +14,7 @@ use vmsg_vhost_user::{
 
 use super::link::{Link, duplicate};
 use super::ring::Base;
-use super::{Bridge, CALLS, Counters, Resume, State, memory, record};
+use super::{Bridge, CALLS, Counters, FIRST_PAUSE, Resume, State, memory, record};
 use crate::device::Io;
 
 impl Bridge {
@@ -220,9 +221,22 @@ impl Bridge {
         }
     }
 
+    /// Somebody has connected. Who was cut off is not listened to before the pause is over.
+    pub(super) fn has_connected(&mut self, now: Instant) {
+        if let (true, State::Down(until)) = (self.expecting, &mut self.state) {
+            *until = now;
+        }
+    }
+
     /// Tries to reach the daemon.
     fn call(&mut self, now: Instant, space: AddressSpace<'_>) {
         let opened = Link::open(&self.settings, &self.kind);
+        let listens = self.settings.listener.is_some();
+        self.expecting = listens && matches!(opened, Err(Errno::AGAIN));
+        if self.expecting {
+            self.state = State::Down(now + self.settings.reconnect.max(FIRST_PAUSE));
+            return;
+        }
         let watched = opened.and_then(|both| self.watch_link(&both.0).map(|()| both));
         match watched {
             Ok(both) => self.state = State::Greeting(Box::new(both)),

@@ -19,7 +19,7 @@ mod stream;
 pub(crate) mod watch;
 
 pub use self::dgram::{Dgram, DgramConfig};
-pub use self::open::SocketError;
+pub use self::open::{BoundPath, SocketError};
 pub use self::stream::{Stream, StreamAddress, StreamConfig};
 
 use crate::{Offloads, TxFrame, VnetHeader};

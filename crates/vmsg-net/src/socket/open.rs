@@ -96,7 +96,7 @@ pub(super) fn listen_tcp(addresses: &[SocketAddr], shown: &str) -> Result<OwnedF
 
 /// A path that a socket of this process is bound to; it is removed with it.
 #[derive(Debug)]
-pub(crate) struct BoundPath {
+pub struct BoundPath {
     path: PathBuf,
     /// Device and inode: somebody else may have put another socket there.
     identity: Option<(u64, u64)>,
@@ -108,6 +108,22 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl BoundPath {
+    /// A stream socket that never blocks, bound to `path` and then given to `ready`, which has it listen. What a dead process has left
+    /// there is removed.
+    ///
+    /// # Errors
+    /// [`SocketError::InUse`], [`SocketError::NotASocket`], [`SocketError::Os`].
+    pub fn stream(
+        path: &Path,
+        ready: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<(OwnedFd, Self), SocketError> {
+        let shown = || path.display().to_string();
+        let socket = new_socket(AddressFamily::UNIX, SocketType::STREAM).map_err(os(shown()))?;
+        let bound = Self::bind(&socket, SocketType::STREAM, path)?;
+        ready(&socket).map_err(os(shown()))?;
+        Ok((socket, bound))
+    }
+
     /// Binds `socket` to `path`. What a dead process has left there is removed.
     pub(crate) fn bind(
         socket: &OwnedFd,

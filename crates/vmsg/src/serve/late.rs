@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use vmsg_device::bridge::{Bridge, ConnectError, Settings};
+use vmsg_device::bridge::{Bridge, ConnectError, Listener, Settings};
+use vmsg_device::device::Device;
 use vmsg_device::host::Handle;
 
 use crate::Usage;
@@ -15,10 +16,36 @@ use crate::spec::{DeviceSpec, VhostUserSpec};
 /// The first pause between two attempts to reach a daemon.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
+/// There is no device yet.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+struct NotYet {
+    error: ConnectError,
+    /// With the socket where the daemon is to connect, if it does that.
+    settings: Settings,
+}
+
 /// The device of a daemon that is there.
-pub(super) fn connect(spec: &VhostUserSpec, id: &str) -> anyhow::Result<Bridge> {
-    let settings = spec.settings(id)?;
-    Ok(Bridge::connect(&settings, settings.patience)?)
+pub(super) fn connect(spec: &VhostUserSpec, id: &str) -> anyhow::Result<Box<dyn Device>> {
+    connect_within(spec, id, Duration::ZERO)
+}
+
+/// The same; one that connects to us may take `time` for that.
+pub(super) fn connect_within(
+    spec: &VhostUserSpec,
+    id: &str,
+    time: Duration,
+) -> anyhow::Result<Box<dyn Device>> {
+    let mut settings = spec.settings(id)?;
+    if spec.server {
+        let listener = Listener::bind(&settings.socket)?;
+        listener.wait(time);
+        settings.listener = Some(listener);
+    }
+    match Bridge::connect(&settings, settings.patience) {
+        Ok(bridge) => Ok(Box::new(bridge)),
+        Err(error) => Err(NotYet { error, settings }.into()),
+    }
 }
 
 /// Which numbers devices get, those included that come later.
@@ -68,18 +95,18 @@ impl Late {
         place: (usize, Option<u16>, Option<usize>),
         error: anyhow::Error,
     ) -> anyhow::Result<()> {
-        let temporary = error
-            .downcast_ref::<ConnectError>()
-            .is_some_and(ConnectError::is_temporary);
-        let (DeviceSpec::VhostUser(daemon), true) = (spec, temporary) else {
+        let DeviceSpec::VhostUser(daemon) = spec else {
             return Err(error);
         };
+        let NotYet { error, settings } = error.downcast()?;
+        if !error.is_temporary() {
+            return Err(error.into());
+        }
         let id = daemon.id.clone().unwrap_or_default();
         tracing::warn!(
             device = id,
             "{error}; the device comes when the daemon does"
         );
-        let settings = daemon.settings(&id)?;
         let (bus, num, worker) = place;
         self.0.push(Missing {
             id,
@@ -111,7 +138,10 @@ impl Missing {
         let mut pause = FIRST_PAUSE;
         let mut said = None;
         let bridge = loop {
-            std::thread::sleep(pause);
+            match &self.settings.listener {
+                Some(listener) => listener.wait(pause),
+                None => std::thread::sleep(pause),
+            }
             pause = (pause * 2).min(self.settings.reconnect.max(FIRST_PAUSE));
             match Bridge::connect(&self.settings, self.settings.patience) {
                 Ok(bridge) => break bridge,

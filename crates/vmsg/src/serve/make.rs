@@ -45,7 +45,7 @@ pub(super) fn make(
         DeviceSpec::Rng(_) => Ok(Box::new(Rng::new())),
         DeviceSpec::Console(spec) => Ok(Box::new(make_console(spec, id, known)?)),
         DeviceSpec::Blk(spec) => Ok(Box::new(disk::make(spec, id, &known.disks)?)),
-        DeviceSpec::VhostUser(spec) => Ok(Box::new(late::connect(spec, id)?)),
+        DeviceSpec::VhostUser(spec) => late::connect(spec, id),
         DeviceSpec::Net(spec) => {
             let goes_on = flows.as_ref().is_some_and(|kept| kept.keeper.was_found());
             // A switch records what passes a port itself.

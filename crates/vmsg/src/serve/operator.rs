@@ -5,12 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use virtio_msg::feature;
+use vmsg_device::bridge::Settings;
 use vmsg_device::device::Operation;
 use vmsg_device::host::{Handle, HandleError, LogLimit, Report};
 use vmsg_net::Mac;
 
 use super::fabric::{self, Fabric};
 use super::kept::{self, Keeping};
+use super::late;
 use super::make::{self, Known};
 use crate::Usage;
 use crate::buses::{self, NamedBus};
@@ -212,7 +214,11 @@ impl Operator {
         let place = self.fabric.place(spec, &network);
         let (worker, port) = place.map_err(|error| refused(out::chain(&error)))?;
         let flows = lock(&self.keeping).take_late(id, kept::is_kept(spec));
-        let device = make::make(spec, id, port, flows, &self.known);
+        let device = match spec {
+            // One that connects to us by itself tries each second or so.
+            DeviceSpec::VhostUser(daemon) => late::connect_within(daemon, id, Settings::PATIENCE),
+            spec => make::make(spec, id, port, flows, &self.known),
+        };
         let device = device.map_err(|error| refused(out::chain(&error)))?;
         let num = spec.common().num;
         let added = self.handle.add_device(bus, id, num, worker, device);

@@ -40,6 +40,9 @@ pub struct VhostUserSpec {
     /// The daemon's socket.
     #[serde(skip_serializing_if = "is_default")]
     pub socket: Option<PathBuf>,
+    /// Listen there, and let the daemon connect (`dpdkvhostuserclient`), instead of connecting.
+    #[serde(skip_serializing_if = "is_default")]
+    pub server: bool,
     /// What it is: a name, as `fs`, or the number that the specification gives it. In TOML tables, whose `type` says that it is
     /// `vhost-user`, this is `device-type`.
     #[serde(
@@ -188,6 +191,9 @@ impl VhostUserSpec {
             return Err(Usage(format!("config-size={size}: at most 256")));
         }
         settings.config_size = self.config_size;
+        if self.server && self.reconnect.is_some() {
+            return Err(Usage("reconnect= cannot be with server=on".to_owned()));
+        }
         settings.reconnect = self.reconnect.map_or(Settings::RECONNECT, |seconds| {
             Duration::from_secs(seconds.into())
         });

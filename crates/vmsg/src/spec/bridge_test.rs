@@ -56,6 +56,10 @@ fn what_cannot_be_is_named() {
     for (text, words) in [
         ("vhost-user,socket=s", "type= is missing"),
         ("vhost-user,type=fs", "socket= is missing"),
+        (
+            "vhost-user,type=net,socket=s,server=on,reconnect=1",
+            "reconnect= cannot be with server=on",
+        ),
         ("vhost-user,socket=s,type=fish", "`blk`"),
         ("vhost-user,socket=s,type=blk,tag=x", "type=fs"),
         ("vhost-user,socket=s,type=fs,tag=x,config=00", "leave one"),

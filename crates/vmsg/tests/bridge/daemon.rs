@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
@@ -106,10 +107,40 @@ pub(crate) struct Shared {
 pub(crate) struct Daemon {
     pub(crate) shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    listener: UnixListener,
+    /// Unless it is the one that connects.
+    listener: Option<UnixListener>,
 }
 
 impl Daemon {
+    /// A daemon that connects to `path`, again and again, as Open vSwitch does.
+    pub(crate) fn calling(path: &Path, protocol: u64, shared: Arc<Shared>) -> Self {
+        let bytes = usize::try_from(SECTORS * 512).expect("small");
+        shared.ended.store(false, Ordering::SeqCst);
+        shared.disk.lock().expect("sound").resize(bytes, 0);
+        let of_thread = Arc::clone(&shared);
+        let path = path.to_owned();
+        let thread = std::thread::spawn(move || {
+            while !of_thread.ended.load(Ordering::SeqCst) {
+                let Ok(socket) = UnixStream::connect(&path) else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                let copy = socket.try_clone().expect("a descriptor");
+                *of_thread.socket.lock().expect("sound") = Some(copy);
+                if of_thread.ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let mut connection = Connection::new(socket, protocol, Arc::clone(&of_thread));
+                while connection.serve().is_some() {}
+            }
+        });
+        Self {
+            shared,
+            thread: Some(thread),
+            listener: None,
+        }
+    }
+
     pub(crate) fn start(path: &Path, protocol: u64, shared: Arc<Shared>) -> Self {
         let listener = UnixListener::bind(path).expect("a socket");
         shared
@@ -134,7 +165,7 @@ impl Daemon {
         Self {
             shared,
             thread: Some(thread),
-            listener: copy,
+            listener: Some(copy),
         }
     }
 
@@ -181,7 +212,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
         self.hang_up();
-        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        if let Some(listener) = &self.listener {
+            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+        }
         if let Some(thread) = self.thread.take() {
             let result = thread.join();
             if !std::thread::panicking() {
