@@ -1,46 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The command over the bus `ivshmem`: a device host in one process, who looks at it in another, and what is killed.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+mod program;
 
-const VMSG: &str = env!("CARGO_BIN_EXE_vmsg");
+use std::path::Path;
+use std::process::{Output, Stdio};
 
-/// A process that has said that it is ready; killed when it is dropped.
-struct Ready(Child);
+use program::{Running, output, vmsg};
 
-impl Ready {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(VMSG)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let out = child.stdout.take().unwrap();
-        BufReader::new(out).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "{line}");
-        Self(child)
-    }
-
-    fn serve(bus: &str) -> Self {
-        Self::start(&["serve", "--bus", bus, "--device", "rng"])
-    }
+fn start(arguments: &[&str]) -> Running {
+    Running::start(vmsg(Path::new("."), arguments).stderr(Stdio::null()))
 }
 
-impl Drop for Ready {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn serve(bus: &str) -> Running {
+    start(&["serve", "--bus", bus, "--device", "rng"])
 }
 
 fn ls(bus: &str) -> Output {
-    Command::new(VMSG)
-        .args(["ls", "--bus", bus])
-        .output()
-        .unwrap()
+    output(Path::new("."), &["ls", "--bus", bus])
 }
 
 #[track_caller]
@@ -58,7 +35,7 @@ fn sees_the_device(bus: &str) {
 fn a_killed_device_host_is_served_again_in_either_layout() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
-    let _server = Ready::start(&[
+    let _server = start(&[
         "ivshmem",
         "server",
         "--socket",
@@ -66,11 +43,11 @@ fn a_killed_device_host_is_served_again_in_either_layout() {
     ]);
     for layout in ["amp", "spsc"] {
         let bus = format!("ivshmem,socket={},layout={layout}", socket.display());
-        let host = Ready::serve(&bus);
+        let host = serve(&bus);
         sees_the_device(&bus);
         drop(host);
         assert!(!ls(&bus).status.success(), "nobody is there");
-        let _host = Ready::serve(&bus);
+        let _host = serve(&bus);
         sees_the_device(&bus);
         sees_the_device(&bus);
     }
@@ -81,10 +58,10 @@ fn memory_without_doorbells_does() {
     let dir = tempfile::tempdir().unwrap();
     let memory = dir.path().join("memory");
     let bus = format!("ivshmem,file={},size=64K", memory.display());
-    let host = Ready::serve(&bus);
+    let host = serve(&bus);
     sees_the_device(&bus);
     drop(host);
-    let _host = Ready::serve(&bus);
+    let _host = serve(&bus);
     sees_the_device(&bus);
 }
 

@@ -4,46 +4,26 @@
 #[path = "../examples/virtio_drivers.rs"]
 #[allow(unreachable_pub, reason = "a program of its own")]
 mod example;
+mod program;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
-const VMSG: &str = env!("CARGO_BIN_EXE_vmsg");
+use program::{Running, vmsg};
 
 /// Bytes of the disk: more than the message of a read, and no multiple of one.
 const DISK: usize = 3 * 128 * 1024 + 512;
 
 /// A device host that has said that it is ready; killed when it is dropped.
-struct Host(Child);
-
-impl Host {
-    fn start(dir: &Path, bus: &str) -> Self {
-        let disk: Vec<u8> = (1..=250).cycle().take(DISK).collect();
-        fs::write(dir.join("disk.img"), disk).unwrap();
-        let mut child = Command::new(VMSG)
-            .args(["serve", "--bus", bus, "--device", "rng"])
-            .args(["--device", "blk,path=disk.img,serial=number 7"])
-            .args(["--device", "net,backend=user"])
-            .current_dir(dir)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let out = child.stdout.take().unwrap();
-        BufReader::new(out).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "{line}");
-        Self(child)
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn serve(dir: &Path, bus: &str) -> Running {
+    let disk: Vec<u8> = (1..=250).cycle().take(DISK).collect();
+    fs::write(dir.join("disk.img"), disk).unwrap();
+    let mut host = vmsg(dir, &["serve", "--bus", bus, "--device", "rng"]);
+    host.args(["--device", "blk,path=disk.img,serial=number 7"])
+        .args(["--device", "net,backend=user"])
+        .stderr(Stdio::null());
+    Running::start(&mut host)
 }
 
 /// Serves on a bus and drives what is there, twice. `DIR` in its name stands for a folder of its own, with the files `ram` and `common`.
@@ -55,7 +35,7 @@ fn both_work_over(bus: &str) {
         file.set_len(16 << 20).unwrap();
     }
     let bus = bus.replace("DIR", &dir.path().display().to_string());
-    let _host = Host::start(dir.path(), &bus);
+    let _host = serve(dir.path(), &bus);
     let sum: u64 = (1..=250_u64).cycle().take(DISK).sum();
     for round in 0..2 {
         let text = example::run(&bus.parse().unwrap()).unwrap();

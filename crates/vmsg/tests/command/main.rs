@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The command as a user runs it.
 
+#[path = "../program/mod.rs"]
+mod program;
 mod qemu_arguments;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
+use program::{output, vmsg};
 use tempfile::TempDir;
 
 /// A running `vmsg`, which is killed if a test leaves it behind.
@@ -61,20 +64,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn vmsg(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vmsg"));
-    command
-        .current_dir(folder)
-        .args(args)
-        .stdin(Stdio::null())
-        .env_remove("VMSG_LOG");
-    command
-}
-
-fn output(folder: &Path, args: &[&str]) -> Output {
-    vmsg(folder, args).output().expect("vmsg runs")
 }
 
 fn text(bytes: &[u8]) -> String {

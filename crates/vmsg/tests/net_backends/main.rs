@@ -7,14 +7,17 @@
 mod guest_tcp;
 
 mod flows;
+#[path = "../program/mod.rs"]
+mod program;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use guest_tcp::{BATCH, Frame, Guest, HEADERS, SEGMENT, Wire};
+use program::Running;
 use virtio_msg::{DevNum, FeatureSet};
 use vmsg_bus::DriverBus;
 use vmsg_bus::unix::Connector;
@@ -85,7 +88,7 @@ fn gateway_with(name: &str, arguments: &str) {
 
 /// A running `vmsg serve`.
 struct Serve {
-    child: Child,
+    _process: Running,
     path: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -98,19 +101,13 @@ impl Serve {
     fn with(arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bus");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmsg"));
+        command
             .args(["serve", "--bus"])
             .arg(format!("unix,path={}", path.display()))
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("started");
-        let mut line = String::new();
-        let out = child.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("a line");
-        assert!(line.starts_with("ready"), "{arguments:?}: {line:?}");
+            .args(arguments);
         Self {
-            child,
+            _process: Running::start(&mut command),
             path,
             _dir: dir,
         }
@@ -123,13 +120,6 @@ impl Serve {
         let mut client = BusClient::on_bus(bus);
         client.set_timeout(PATIENCE);
         client
-    }
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -327,25 +317,14 @@ fn sixteen_mebibytes_each_way_in_large_segments() {
 }
 
 /// A `vmsg proxy` that shows a device to who comes to `socket`, as a vhost-user back end.
-struct Front(Child);
-
-impl Front {
-    fn start(serve: &Serve, socket: &Path) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
-            .args(["proxy", "--bus"])
-            .arg(format!("unix,path={}", serve.path.display()))
-            .arg("--front")
-            .arg(format!("vhost-user,socket={},dev=0", socket.display()))
-            .spawn();
-        Self(child.expect("started"))
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn front(serve: &Serve, socket: &Path) -> Running {
+    let child = Command::new(env!("CARGO_BIN_EXE_vmsg"))
+        .args(["proxy", "--bus"])
+        .arg(format!("unix,path={}", serve.path.display()))
+        .arg("--front")
+        .arg(format!("vhost-user,socket={},dev=0", socket.display()))
+        .spawn();
+    Running(child.expect("started"))
 }
 
 /// Frames that the interface `t0` has got of its other side.
@@ -381,7 +360,7 @@ fn sixteen_mebibytes_each_way_through_a_vhost_user_back_end() {
     gateway("t0");
     let far = Serve::start("net,backend=tap,ifname=t0");
     let socket = far.path.with_file_name("port");
-    let _front = Front::start(&far, &socket);
+    let _front = front(&far, &socket);
     let near = Serve::start(&format!("net,backend=vhost-user,path={}", socket.display()));
     let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 64 << 20).expect("memory");
     let mut wire = driver(&near, &pool, &LARGE);
@@ -443,12 +422,12 @@ fn a_switch_reaches_the_world_through_a_vhost_user_back_end_whenever_there_is_on
         &uplink,
     ]);
     let pool = DmaPool::new("net", BusAddr(0x1_0000_0000), 64 << 20).expect("memory");
-    let front = Front::start(&far, &socket);
+    let before = front(&far, &socket);
     let mut wire = driver(&near, &pool, &LARGE);
     until_the_host_answers(&mut wire);
-    drop(front);
+    drop(before);
     for _ in 0..2 {
-        let _front = Front::start(&far, &socket);
+        let _front = front(&far, &socket);
         until_the_host_answers(&mut wire);
     }
 }

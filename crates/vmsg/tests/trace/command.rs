@@ -4,27 +4,14 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 use vmsg_bus::trace::Layout;
 
+use crate::program::{output, vmsg};
 use crate::{direction, interface, samples};
-
-fn vmsg(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vmsg"));
-    command
-        .current_dir(folder)
-        .args(args)
-        .stdin(Stdio::null())
-        .env_remove("VMSG_LOG");
-    command
-}
-
-fn output(folder: &Path, args: &[&str]) -> Output {
-    vmsg(folder, args).output().expect("vmsg runs")
-}
 
 /// What it prints; it must end well.
 fn lines(folder: &Path, args: &[&str]) -> Vec<String> {

@@ -4,6 +4,8 @@
 mod command;
 mod golden;
 mod older;
+#[path = "../program/mod.rs"]
+mod program;
 mod samples;
 mod tshark;
 mod wireshark;
