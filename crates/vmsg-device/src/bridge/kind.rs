@@ -70,9 +70,10 @@ const KINDS: &[Kind] = &[
         },
         ..any(2)
     },
-    // Console.
+    // Console: vhost-device-console 0.1.
     Kind {
         queues: 2,
+        queue_size: 128,
         resume: Resume::InOrder,
         config_len: |_| 12,
         ..any(3)
