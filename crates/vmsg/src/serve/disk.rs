@@ -116,3 +116,7 @@ fn open(spec: &BlkSpec) -> anyhow::Result<Box<dyn Disk>> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "disk_test.rs"]
+mod tests;

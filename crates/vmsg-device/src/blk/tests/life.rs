@@ -451,10 +451,13 @@ fn a_disk_that_is_slow_to_end_does_not_hold_up_who_takes_it_away() {
     let (ended, end) = std::sync::mpsc::channel();
     let disk = Box::new(SlowToEnd(waits, ended));
     let mut blk = Blk::new(&Settings::new("disk0"), disk);
+    let told = blk.end();
     blk.reset();
     // Would not come back otherwise.
     blk.removed();
     drop(blk);
+    assert!(!told.wait(Duration::from_millis(50)), "it has not ended");
     drop(go);
+    assert!(told.wait(Duration::from_secs(60)));
     end.recv_timeout(Duration::from_secs(60)).expect("it ends");
 }
