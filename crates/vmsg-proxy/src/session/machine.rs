@@ -393,8 +393,10 @@ impl Session {
         self.epoch = Some(epoch);
         if self.new_host {
             self.forget_unknown_inflight();
-            // There is one host at a place at a time.
-            self.has_let_go();
+            // There is one host at a place at a time. Others than ours need not say who they are: they are asked.
+            if self.caps.claims {
+                self.has_let_go();
+            }
         }
         self.attach(now);
         self.pump(now);
