@@ -128,7 +128,10 @@ impl FileDisk {
                 }
             },
         };
-        let mapped = (opened.in_memory && matches!(workers, Workers::Inline(_)))
+        // Others are not read and written faster so: from worker to driver a copy of 4 KiB takes the processor longer than the system
+        // call does it in.
+        let only_way = opened.in_memory && open::is_in_huge_pages(&medium);
+        let mapped = (only_way && matches!(workers, Workers::Inline(_)))
             .then(|| Mapped::new(&medium, opened.facts.size, opened.facts.read_only))
             .flatten();
         let mut details = opened.details;
