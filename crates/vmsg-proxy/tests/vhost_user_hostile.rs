@@ -46,7 +46,8 @@ fn a_guest_can_be_powered_off_while_the_device_host_hangs() {
         .reset_owner()
         .expect_err("its memory may be in use");
     drop(vmm);
-    assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
+    // Until it is given up, and then for it to come back.
+    assert!(begin.elapsed() < 2 * BOUND, "{:?}", begin.elapsed());
     drop(host);
 }
 

@@ -11,8 +11,10 @@ const BUFFERS: u64 = GUEST + 0x10_0000;
 const RAM: u64 = 0x40_0000;
 const LEN: u32 = 600;
 
+type Piece = [(BusAddr, u32); 1];
+
 /// Where the bytes of a request are, and the room for its answer.
-fn buffers(n: u64) -> ([(BusAddr, u32); 1], [(BusAddr, u32); 1]) {
+fn buffers(n: u64) -> (Piece, Piece) {
     let at = BUFFERS + n * 0x1000;
     ([(BusAddr(at), LEN)], [(BusAddr(at + 0x800), LEN)])
 }
