@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 use virtio_msg::FeatureSet;
 use vmsg_device::bridge::{Bridge, Resume, Settings};
@@ -29,6 +29,8 @@ const SLOT: Slot = Slot(0);
 const STEPS: usize = 64;
 /// As long as a daemon may think, in the time of the story; at its beginning in everybody's.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Nobody waits, and a connection that is closed ends no process.
+const QUIET: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 /// Of a request's header, and of an answer's.
 const HEADER: usize = 12;
 
@@ -169,7 +171,7 @@ impl Daemon {
         let mut control = SendAncillaryBuffer::new(&mut room);
         control.push(SendAncillaryMessage::ScmRights(&all));
         let rest = [std::io::IoSlice::new(bytes)];
-        let _ = sendmsg(&self.socket, &rest, &mut control, SendFlags::DONTWAIT);
+        let _ = sendmsg(&self.socket, &rest, &mut control, QUIET);
     }
 }
 
@@ -279,7 +281,7 @@ impl Story<'_> {
                     // It asks instead.
                     let call = [2u32, 1, 0].map(u32::to_ne_bytes).concat();
                     if let Some(channel) = &daemon.channel {
-                        let _ = rustix::io::write(channel, &call);
+                        let _ = send(channel, &call, QUIET);
                     }
                     self.poll();
                     self.comes_to_rest();
@@ -424,11 +426,11 @@ impl Story<'_> {
                 match &daemon.channel {
                     Some(channel) if how & 1 == 0 => {
                         for _ in 0..=how >> 2 & 1 {
-                            let _ = rustix::io::write(channel, &call);
+                            let _ = send(channel, &call, QUIET);
                         }
                     }
                     Some(channel) if how & 5 == 5 => {
-                        let _ = rustix::io::write(channel, &bytes);
+                        let _ = send(channel, &bytes, QUIET);
                     }
                     _ => daemon.send(&bytes, 0),
                 }
