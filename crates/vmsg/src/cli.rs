@@ -114,7 +114,7 @@ pub struct ServeArgs {
     /// without its ending, or by its id= or name=; may be repeated
     #[arg(long = "bus", value_name = "SPEC", required = true)]
     pub buses: Vec<String>,
-    /// A device: net, rng or console, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
+    /// A device: net, blk, console, rng or vhost-user, and what is to be set about it, as in net,id=net0,mtu=9000; may be repeated
     #[arg(
         long = "device",
         value_name = "SPEC",

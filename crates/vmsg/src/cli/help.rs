@@ -84,6 +84,18 @@ console:
                                standard, by default; Linux before 6.15 (stable kernels: before 2026)
                                wants rows-first
 
+vhost-user (the device of a vhost-user daemon; docs/bridge.md):
+  socket=PATH                  where the daemon listens
+  server=on|off                we listen there and the daemon connects; off by default
+  type=NAME|NUMBER             what it is: blk, fs, net, vsock, scsi, i2c, gpio, sound, gpu, …, or the
+                               number that the specification gives the type
+  queues=N, queue-size=N       virtqueues in all, and entries of each at most; what the daemon says, or
+                               what daemons of the type take, by default
+  config-size=N, config=HEX    the configuration space, where the daemon does not tell it
+  tag=TAG, cid=N, mac=ADDRESS  of fs, vsock and net, where the daemon does not tell it
+  resume=in-order|record|never what becomes of requests under way when the daemon ends; by type
+  reconnect=SECONDS            between two attempts to reach the daemon at most; 1 by default
+
 net:
   backend=user|tap|socket|vhost-user|none
                                a private network with DHCP, DNS and a way out (default), an interface
