@@ -174,6 +174,12 @@ impl Session {
         self.finish(id, Err(error));
     }
 
+    /// Whether `op` only had to wait because of others that were held back, of which there are none any more.
+    pub(super) fn stood_behind(&self, op: &Op) -> bool {
+        let free = !self.waiting.iter().any(|w| self.is_held_back(&w.op));
+        self.phase == Phase::Down && self.may_be_in_use() && self.recordable(op) && free
+    }
+
     /// Whether somebody waits for a host that could be asked on a new connection.
     pub(super) fn wants_to_ask_anew(&self) -> bool {
         let starts_over = |w: &Waiting| match &w.op {

@@ -88,6 +88,11 @@ impl Session {
                 self.give_up_held_back(waiting);
                 continue;
             }
+            if self.stood_behind(&waiting.op) {
+                // What it stood behind was given up just now.
+                self.waiting.push_back(waiting);
+                continue;
+            }
             self.waited_in_vain |= self.facts.is_none();
             if matches!(waiting.op, Op::Release) && !self.is_releasing() {
                 // Of a device that was never seen: there is nobody to tell.

@@ -422,6 +422,11 @@ impl<'m> Guest<'m> {
         }
     }
 
+    /// No device will be shown a buffer again that one may still write to.
+    pub(crate) fn lose(&mut self, queue: usize, slot: usize) {
+        self.queues[queue].shown.remove(&slot);
+    }
+
     /// A buffer that the device has is hidden: the guest gives its request up.
     pub(crate) fn give_up(&mut self, queue: usize, slot: usize) {
         self.queues[queue].early.insert(slot, false);

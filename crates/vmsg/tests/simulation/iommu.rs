@@ -75,6 +75,8 @@ impl World<'_> {
                 }
             }
             (false, Ok(_)) => self.guest.is_hidden(queue, slot),
+            // Whoever had the connection before may have it for ever: the guest does not use it for anything else.
+            (false, Err(OpError::StillInUse)) => self.guest.lose(queue, slot),
             (false, Err(OpError::TooMany)) if use_after => self.guest.give_back(queue, slot),
             (false, Err(OpError::TooMany)) => self.guest.back.push((queue, slot)),
             (_, Err(error)) => panic!("a window that comes and goes: {error}"),
