@@ -50,6 +50,22 @@ fn what_does_not_speak_the_protocol_is_named_at_once() {
 }
 
 #[test]
+fn an_export_without_a_block_is_no_disk() {
+    for size in [0, 511] {
+        let place = place(move |_, mut socket| {
+            greet(&mut socket, size, FLUSH, false).unwrap();
+            say(socket, &[]);
+        });
+        let error = place.open(LONG).unwrap_err();
+        assert!(
+            matches!(&error, NbdOpenError::Unusable { .. })
+                && error.to_string().contains(&format!("has {size} bytes")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_server_that_says_no_is_quoted() {
     let place = place(|_, mut socket| {
         socket.write_all(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();

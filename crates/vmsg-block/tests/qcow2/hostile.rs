@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rustix::time::{ClockId, clock_gettime};
 use vmsg_block::{Disk, Qcow2Config, Qcow2Disk, Request};
 
 use super::held::{Memory, read, run, write};
@@ -196,7 +197,7 @@ fn write_tables(image: &[u8], links: &[(u64, u64)], writes: &[(u64, Vec<u64>)]) 
             let _ = run(&mut disk, Request::Discard { offset, len: 4096 }, &memory);
         }
     }
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
 proptest! {
@@ -233,11 +234,14 @@ fn refcounts_of_what_no_file_has_are_not_looked_at_one_by_one() {
     file.write_all_at(&table.to_be_bytes(), 48).unwrap();
     file.write_all_at(&4u32.to_be_bytes(), 56).unwrap();
     file.write_all_at(&[1], 79).unwrap();
-    let begun = Instant::now();
+    // Of the processor, as others may have it meanwhile.
+    let spent = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+    let begun = spent();
     let error = Qcow2Disk::open(&Qcow2Config::new(&path)).unwrap_err();
     assert!(
         matches!(error, vmsg_block::Qcow2OpenError::Damaged { .. }),
         "{error}"
     );
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    let took = spent() - begun;
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }

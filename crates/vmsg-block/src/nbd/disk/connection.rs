@@ -46,7 +46,10 @@ impl NbdDisk {
             match self.step(now) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(Attempt::Failed(why)) => self.attempt_failed(why, now),
+                Err(Attempt::Failed(why)) => {
+                    self.say_waiting(&why);
+                    self.attempt_failed(why, now);
+                }
                 Err(Attempt::Refused(error)) => {
                     self.attempt_failed(error.to_string(), now);
                     refused = Some(error);
@@ -249,6 +252,13 @@ impl NbdDisk {
             let reason = format!("{} bytes are more than there can be", export.size);
             return Err(Attempt::Refused(NbdOpenError::Unusable { uri, reason }));
         }
+        if first && facts.size == 0 {
+            let reason = format!(
+                "it has {} bytes, less than a block of {}",
+                export.size, facts.block_size
+            );
+            return Err(Attempt::Refused(NbdOpenError::Unusable { uri, reason }));
+        }
         if facts.read_only && !self.config.read_only {
             // Whoever has a disk to write on cannot do with one that cannot be written on.
             return Err(Attempt::Refused(NbdOpenError::ReadOnly(uri)));
@@ -381,10 +391,14 @@ impl NbdDisk {
         false
     }
 
-    fn attempt_failed(&mut self, why: String, now: Instant) {
-        if self.counts.connections == 0 && self.lost.as_ref().is_none_or(|(_, old)| *old != why) {
+    /// Tells once what a disk that is being opened waits for.
+    fn say_waiting(&self, why: &str) {
+        if self.counts.connections == 0 && self.lost.as_ref().is_none_or(|(_, old)| old != why) {
             tracing::info!("waiting for {}: {why}", self.config.uri);
         }
+    }
+
+    fn attempt_failed(&mut self, why: String, now: Instant) {
         match &mut self.lost {
             Some((_, old)) => *old = why,
             None => self.lost = Some((now, why)),
