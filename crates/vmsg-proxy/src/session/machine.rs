@@ -93,6 +93,8 @@ pub(super) struct Exchange {
     pub(super) dev: DevNum,
     pub(super) deadline: Instant,
     pub(super) ping: Ping,
+    /// How often its time was over, and it was waited for.
+    pub(super) waited: u32,
     /// Requests that were sent together with it, and are answered after it with the same token.
     pub(super) batch: VecDeque<Step>,
 }

@@ -25,6 +25,9 @@ pub(super) enum Ping {
     Answered,
 }
 
+/// Times a CLAIM is waited for before it is sent again on another connection, if it was the answer that got lost.
+const CLAIM_PERIODS: u32 = 5;
+
 /// What the PING carries; the token says which one is answered.
 const DATA: u32 = 0;
 
@@ -96,6 +99,12 @@ impl Session {
         if exchange.deadline > now || exchange.ping != Ping::Answered {
             return;
         }
+        // A CLAIM is not sent twice on a connection: it is counted there.
+        let claims = matches!(exchange.step, Step::Claim { .. });
+        if claims && exchange.waited >= CLAIM_PERIODS {
+            return;
+        }
+        exchange.waited += 1;
         exchange.deadline = now + self.options.request_timeout;
         exchange.ping = Ping::Due(now + self.options.request_timeout / 2);
         match self.job.take() {

@@ -212,6 +212,7 @@ impl Session {
                 dev,
                 deadline,
                 ping,
+                waited: 0,
                 batch,
             });
         }
