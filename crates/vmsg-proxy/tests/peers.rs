@@ -9,7 +9,7 @@ mod qemu;
 use qemu::{PLATFORM, Qemu, SIZE};
 use std::fs::File;
 use std::sync::Arc;
-use virtio_msg::{DevNum, DeviceStatus, FeatureSet, Instant, QueueIndex, QueueSize};
+use virtio_msg::{DevNum, DeviceStatus, FeatureSet, Instant, Message, QueueIndex, QueueSize};
 use vmsg_bus::Capabilities;
 use vmsg_proxy::session::{
     CommonMemory, Event, FileId, Op, OpError, Options, OtherMemory, Outcome, QueueSetup,
@@ -453,7 +453,11 @@ fn a_foreign_device_host_would_begin_anew_so_the_guest_is_not_given_to_it() {
     // A driver that starts anew is served again.
     let result = world.op(Op::SetStatus(ACCEPTED));
     assert!(matches!(result, Err(OpError::NeedsReset(_))), "{result:?}");
+    // The host of before may live, so this one is reset first.
+    let before = world.host.log.len();
     world.ok(Op::Release);
+    let reset = Message::SetDeviceStatus(DeviceStatus::RESET).to_string();
+    assert_eq!(world.host.log[before..], [reset]);
     assert!(
         world
             .events

@@ -9,7 +9,7 @@
 
 use super::machine::{Job, Phase, Session, Waiting};
 use super::script::Step;
-use super::types::{Op, OpError};
+use super::types::{Op, OpError, STARTS_OVER};
 use super::windows::Change;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -190,6 +190,26 @@ impl Session {
         matches!(self.phase, Phase::Broken(_))
             && self.may_be_in_use()
             && self.waiting.iter().any(starts_over)
+    }
+
+    /// Asks on a new connection, whose replay claims the device. A host without claims is asked here: it may be one that a replay does not get to.
+    pub(super) fn ask_anew(&mut self) {
+        if self.caps.claims {
+            self.link_fault("the device has not let go of what another connection lent");
+            return;
+        }
+        self.script = self.question();
+        self.job = Some(Job::Overdue {
+            op: Op::SetStatus(DeviceStatus::RESET),
+            planned: Change::default(),
+        });
+    }
+
+    /// A device that could not be replayed was reset after all: it is looked for again.
+    pub(super) fn start_over_if_broken(&mut self) {
+        if matches!(self.phase, Phase::Broken(_)) && !self.record.is_negotiated() {
+            self.link_fault(STARTS_OVER);
+        }
     }
 
     /// Asks a host that nobody uses whether it has let go. Where a guest is there, the replay has asked.

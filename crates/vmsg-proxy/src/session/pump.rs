@@ -121,15 +121,15 @@ impl Session {
                     let result = self.outcome(&op, status);
                     self.apply(op, planned, status);
                     self.finish(id, result);
+                    self.start_over_if_broken();
                 }
                 Some(Job::Overdue { op, planned }) => {
                     self.apply(op, planned, DeviceStatus::RESET);
+                    self.start_over_if_broken();
                 }
                 Some(Job::Refresh) => self.push_once(Event::ConfigChanged),
                 Some(Job::Tidy) => {}
-                None if self.wants_to_ask_anew() => {
-                    self.link_fault("the device has not let go of what another connection lent");
-                }
+                None if self.wants_to_ask_anew() => self.ask_anew(),
                 None if self.ask(now) => {}
                 // Operations first: a device can say without end that its configuration has changed.
                 None if self.start_next(now) => {}
