@@ -219,8 +219,8 @@ pub trait Passthrough {
     /// something was used.
     fn set_notify(&mut self, queue: usize, kick: Option<&Doorbell>, call: Option<&Doorbell>);
 
-    /// The driver has kicked a queue by a message, or may have kicked it by whatever means when nobody looked: the queue is to be looked
-    /// at once.
+    /// The driver has kicked a queue by a message, now or before it was at work. What it kicks by a descriptor is told nowhere, before
+    /// [`set_notify`](Self::set_notify) neither: the descriptor keeps it.
     fn kick(&mut self, queue: usize);
 
     /// The queue is taken away, after [`Device::prepare`] has said that it can be. Its descriptors stay.

@@ -75,6 +75,11 @@ impl Stream {
         }
     }
 
+    /// The socket, without what was read and not taken.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
     /// Whether the last message given to [`send`](Self::send) is on its way: only then may another one be given.
     pub fn is_ready(&self) -> bool {
         self.out.is_none()

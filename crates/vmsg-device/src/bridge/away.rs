@@ -107,10 +107,7 @@ impl Bridge {
                 self.is_back(queue);
                 continue;
             }
-            let waited = self.preparing.is_some_and(|preparing| preparing.waited);
             self.rings[queue].away = true;
-            // When something was waited for, all queues are kicked afterwards.
-            self.rings[queue].kick_means_nothing |= waited;
             self.watch_kick(queue, now);
             let ring = &mut self.rings[queue];
             if self.resume == Resume::Record && ring.has_more(space) {

@@ -12,7 +12,8 @@ use vmsg_mem::{Doorbell, WindowTable};
 use vmsg_vhost_user::{Protocol, Request};
 
 use super::{
-    BROKEN, Bridge, CALLS, CHANNEL, Counters, KICKS, LINK, LISTENER, State, Told, WAKE, memory,
+    BROKEN, Bridge, CALLS, CHANNEL, Counters, HELD, KICKS, LINK, LISTENER, State, Told, WAKE,
+    memory,
 };
 use crate::device::{
     Device, DeviceError, Identity, Io, Monitor, Passthrough, Progress, ReadOnly, Upcoming,
@@ -53,9 +54,17 @@ impl Device for Bridge {
 
     fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), ReadOnly> {
         let can = self.offer.protocol.contains(Protocol::CONFIG) && self.settings.config.is_none();
-        let place = offset
-            .checked_add(data.len())
-            .and_then(|end| self.config.get_mut(offset..end));
+        let end = offset.checked_add(data.len());
+        let place = end.and_then(|end| self.config.get_mut(offset..end));
+        if place.as_deref() == Some(data) && !self.config_asked {
+            // It is so.
+            return Ok(());
+        }
+        let known = self.kind.writable.as_ref();
+        let can = can
+            && end.is_some_and(|end| {
+                known.is_none_or(|known| known.contains(&offset) && end <= known.end)
+            });
         let (State::Up(link), Some(place), Ok(offset)) = (
             &mut self.state,
             place.filter(|_| can),
@@ -68,6 +77,8 @@ impl Device for Bridge {
             return Err(ReadOnly);
         }
         place.copy_from_slice(data);
+        // What is being read may be older than this.
+        self.config_due |= self.config_asked;
         link.ask(Request::SetConfig {
             offset,
             data: data.to_vec(),
@@ -110,10 +121,10 @@ impl Device for Bridge {
                 // Daemons have it, too, so the system would go on watching it.
                 let _ = epoll::delete(&self.epoll, &own);
             }
-            let live = ring.live;
+            let (live, held) = (ring.live, ring.held);
             *ring = super::Ring::default();
             // Should nobody have waited for its end.
-            ring.live = live;
+            (ring.live, ring.held) = (live, held);
         }
         self.config_due = true;
         self.wake();
@@ -139,14 +150,10 @@ impl Device for Bridge {
                 drained_by: io.now + super::stop::DRAIN,
                 answered_by: io.now + super::stop::MOST_ANSWERS * self.settings.patience,
                 for_good: matches!(upcoming, Upcoming::Reset),
-                waited: false,
             });
         }
         self.turn(io.now, io.space);
-        if !self.is_prepared(io.now, io.space) {
-            if let Some(preparing) = &mut self.preparing {
-                preparing.waited = true;
-            }
+        if !self.is_prepared(io.now, io.space) || !self.lets_go(&upcoming) {
             return false;
         }
         if let Upcoming::Memory(table) = upcoming {
@@ -174,6 +181,7 @@ impl Device for Bridge {
 
     fn next_timeout(&self) -> Option<Instant> {
         let link = match &self.state {
+            State::Down(_) if self.clinging.is_some() => None,
             State::Down(until) => Some(*until),
             State::Greeting(both) => both.0.deadline(),
             State::Up(link) => link.deadline(),
@@ -198,6 +206,7 @@ impl Device for Bridge {
                     let _ = self.wake.drain();
                 }
                 LINK => {}
+                HELD => self.has_let_go(io.now, io.space),
                 LISTENER => self.has_connected(io.now),
                 CHANNEL => called = true,
                 KICKS => self.hear_kicks(io.now),
@@ -240,6 +249,7 @@ impl Device for Bridge {
 
     fn removed(&mut self) {
         self.state = State::Down(Instant::now());
+        self.clinging = None;
         self.told = Told::default();
     }
 }
@@ -293,10 +303,13 @@ impl Passthrough for Bridge {
         let Some(ring) = self.rings.get_mut(queue) else {
             return;
         };
-        let means_nothing = std::mem::take(&mut ring.kick_means_nothing);
-        if !ring.away {
+        if ring.live && !ring.kick_due {
             ring.ring_kick();
-        } else if !means_nothing {
+            return;
+        }
+        // When the daemon has it.
+        ring.must_kick = true;
+        if ring.away {
             self.is_kicked_away(queue, Instant::now());
             self.wake();
         }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What is known of the types of devices, where a daemon does not say it.
 
+use std::ops::Range;
+
 use super::Resume;
 
 /// Transport features (virtio 1.3, 6) that are the daemon's and the driver's business alone: indirect descriptors, events by index, the
@@ -11,7 +13,7 @@ const TRANSPORT: u64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40;
 const OF_TYPES: u64 = 0x00ff_ffff | 0xfffc_0000_0000_0000;
 
 /// What is known of a type.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Kind {
     /// Virtio id.
     pub(super) id: u32,
@@ -29,6 +31,10 @@ pub(super) struct Kind {
     pub(super) reconnects: bool,
     /// Bytes of the configuration space.
     pub(super) config_len: fn(u64) -> u32,
+    /// Bytes of the configuration that daemons take from a driver; `None`: any.
+    pub(super) writable: Option<Range<usize>>,
+    /// A queue that drivers fill and do not kick at first, and daemons do not look at.
+    pub(super) quiet: Option<usize>,
     /// Features that need something vhost-user does not pass on.
     without: u64,
 }
@@ -43,6 +49,8 @@ const fn any(id: u32) -> Kind {
         resume: Resume::Never,
         reconnects: true,
         config_len: |_| 0,
+        writable: None,
+        quiet: None,
         without: 0,
     }
 }
@@ -68,6 +76,8 @@ const KINDS: &[Kind] = &[
             1 => 72,
             _ => 96,
         },
+        // The write cache.
+        writable: Some(32..33),
         ..any(2)
     },
     // Console: vhost-device-console 0.1.
@@ -80,11 +90,12 @@ const KINDS: &[Kind] = &[
     },
     // Entropy. In vhost-device-rng 0.1, and others as old, the used index begins at 0 after a restart, wherever the driver is.
     Kind { ..any(4) },
-    // SCSI host. As entropy: vhost-device-scsi 0.1.
+    // SCSI host. As entropy: vhost-device-scsi 0.1. Linux writes the sizes of sense data and commands; no VMM passes that on.
     Kind {
         queues: 3,
         queue_size: 128,
         config_len: |_| 36,
+        writable: Some(0..0),
         ..any(8)
     },
     // GPU.
@@ -114,10 +125,12 @@ const KINDS: &[Kind] = &[
         config_len: |_| 56,
         ..any(20)
     },
-    // Sound.
+    // Sound. When the queue of events was kicked, vhost-device-sound 0.3 turns in a circle: it does not take what is there, and looks whether
+    // something is.
     Kind {
         queues: 4,
         queue_size: 64,
+        quiet: Some(1),
         config_len: |_| 12,
         ..any(25)
     },
@@ -150,30 +163,7 @@ impl Kind {
     /// What is known of the type with this virtio id.
     pub(super) fn of(id: u32) -> Self {
         let known = KINDS.iter().find(|kind| kind.id == id);
-        match known {
-            Some(&Self {
-                id,
-                queues,
-                queues_fixed,
-                may_lack_queues,
-                queue_size,
-                resume,
-                reconnects,
-                config_len,
-                without,
-            }) => Self {
-                id,
-                queues,
-                queues_fixed,
-                may_lack_queues,
-                queue_size,
-                resume,
-                reconnects,
-                config_len,
-                without,
-            },
-            None => any(id),
-        }
+        known.cloned().unwrap_or_else(|| any(id))
     }
 
     /// Of a daemon's features, those that its device can have here.

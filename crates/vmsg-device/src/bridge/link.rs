@@ -219,6 +219,11 @@ impl Link {
         Ok(calls)
     }
 
+    /// The connection without what was said on it.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        self.stream.into_socket()
+    }
+
     pub(super) fn channel(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }

@@ -8,6 +8,7 @@
 //! whenever the daemon has done what it was asked. A daemon that does not answer in time, or not properly, is cut off.
 
 mod away;
+mod clinging;
 mod device;
 mod kind;
 mod link;
@@ -33,6 +34,7 @@ pub use vmsg_vhost_user::MAX_QUEUES;
 use vmsg_vhost_user::{Fault, Greeting, Inflight, Offer, Region};
 
 use self::away::Kicks;
+use self::clinging::Clinging;
 use self::kind::Kind;
 use self::link::Link;
 pub use self::listen::Listener;
@@ -53,13 +55,14 @@ const ATTEMPTS: u32 = 5;
 const RECORD_ATTEMPTS: u32 = 2;
 
 /// What epoll tells: the connection, the daemon's own requests, this side's wish to be polled, the daemon's complaint about a ring, kicks of
-/// queues that are away, who connects; from `CALLS` on each queue.
+/// queues that are away, who connects, a daemon that was cut off; from `CALLS` on each queue.
 const LINK: u64 = 0;
 const CHANNEL: u64 = 1;
 const WAKE: u64 = 2;
 const BROKEN: u64 = 3;
 const KICKS: u64 = 4;
 const LISTENER: u64 = 5;
+const HELD: u64 = 6;
 const CALLS: u64 = 16;
 
 /// Why there is no device yet.
@@ -122,6 +125,8 @@ pub struct Bridge {
     offered: FeatureSet,
     config: Vec<u8>,
     state: State,
+    /// The daemon that was cut off and may still use the driver's memory.
+    clinging: Option<Clinging>,
     /// Of the daemon that is there, or was.
     offer: Offer,
     pause: Duration,
@@ -199,8 +204,6 @@ struct Preparing {
     answered_by: Instant,
     /// No queue goes on after that.
     for_good: bool,
-    /// It did not end at once.
-    waited: bool,
 }
 
 impl Bridge {
@@ -244,6 +247,7 @@ impl Bridge {
             offered,
             config,
             state: State::Down(now),
+            clinging: None,
             offer,
             pause: FIRST_PAUSE,
             since: now,
@@ -387,10 +391,14 @@ impl Bridge {
                 tracing::warn!(%path, %fault, "the daemon is gone");
             }
         }
+        if *fault != Fault::Closed {
+            self.cling(space);
+        }
         let (mut live, mut pausing, mut parked) = (false, false, false);
         for ring in &mut self.rings {
             ring.stopped_at = None;
             ring.kick_due = false;
+            ring.held = false;
             let was_live = std::mem::take(&mut ring.live);
             let was_pausing = std::mem::take(&mut ring.pausing);
             live |= was_live;
@@ -399,7 +407,7 @@ impl Bridge {
             if was_live || was_pausing {
                 ring.call_due = true;
                 // What comes from now on was not begun by anybody.
-                let idle = ring.idle_at(space);
+                let idle = ring.idle_at(space).filter(|_| self.clinging.is_none());
                 if let Some(wanted) = &mut ring.wanted {
                     wanted.base = idle.map_or(Base::InRing, Base::At);
                     wanted.recorded = self.told.inflight;

@@ -44,8 +44,9 @@ pub(super) struct Ring {
     pub(super) live: bool,
     /// The eventfds of a live ring are others than the daemon's.
     pub(super) renotify: bool,
-    /// When the daemon has it, it is to be kicked; and the driver to be interrupted, too.
+    /// When the daemon has it, it is to be looked whether it must be kicked; it must; and the driver is to be interrupted, too.
     pub(super) kick_due: bool,
+    pub(super) must_kick: bool,
     pub(super) call_due: bool,
     /// Where the daemon has stopped.
     pub(super) stopped_at: Option<u16>,
@@ -57,8 +58,8 @@ pub(super) struct Ring {
     pub(super) away: bool,
     /// Since when it is kicked without its memory being there.
     pub(super) kicked: Option<Instant>,
-    /// The next kick may not have been one.
-    pub(super) kick_means_nothing: bool,
+    /// The daemon has it, and has not said that it has stopped.
+    pub(super) held: bool,
 }
 
 impl Ring {
@@ -216,6 +217,16 @@ impl Ring {
     pub(super) fn call_file(&self) -> Option<std::io::Result<Arc<OwnedFd>>> {
         let fd = self.call.as_ref().and_then(Doorbell::eventfd)?;
         Some(duplicate(fd).map(Arc::new).map_err(Into::into))
+    }
+
+    /// Kicks the daemon, which has the ring now, if it cannot have been kicked for all that is there: of a queue that was in use before it may
+    /// have been the last daemon, and some take kicks out of the eventfd before the ring is enabled. A queue that was never used and is
+    /// empty is left alone, and with `quiet` one that its driver has not kicked by a message.
+    pub(super) fn kick_at_start(&mut self, quiet: bool, space: AddressSpace<'_>) {
+        let must = std::mem::take(&mut self.must_kick);
+        if must || (!quiet && self.has_more(space)) {
+            self.ring_kick();
+        }
     }
 
     /// Kicks the daemon.

@@ -158,6 +158,7 @@ impl Bridge {
             (Request::GetRingBase { queue }, Answer::Base(base)) => {
                 if let Some(ring) = self.rings.get_mut(usize::from(queue)) {
                     ring.stopped_at = Some(base);
+                    ring.held = false;
                 }
             }
             (Request::GetInflight { .. }, Answer::Inflight(inflight)) => {
@@ -208,6 +209,7 @@ impl Bridge {
     /// What has its time.
     pub(super) fn on_time(&mut self, now: Instant, space: AddressSpace<'_>) {
         let late = match &self.state {
+            State::Down(_) if self.clinging.is_some() => Ok(()),
             State::Down(until) if *until <= now => {
                 self.call(now, space);
                 return;
@@ -329,10 +331,9 @@ impl Bridge {
             // It has taken all that it was given.
             self.in_vain = 0;
         }
-        for ring in &mut self.rings {
+        for (queue, ring) in self.rings.iter_mut().enumerate() {
             if ring.live && std::mem::take(&mut ring.kick_due) {
-                // What was there before, nobody kicks for.
-                ring.ring_kick();
+                ring.kick_at_start(self.kind.quiet == Some(queue), space);
             }
         }
         Ok(false)
@@ -479,6 +480,8 @@ impl Bridge {
             return Ok(());
         };
         let config = wanted.start.config;
+        let resumed = wanted.start.resume.is_some();
+        let quiet = self.kind.quiet == Some(queue);
         let recorded = wanted.recorded && self.told.inflight;
         let base = ring.begin_at(self.resume, recorded, space)?;
         if wanted.base == Base::InRing {
@@ -486,6 +489,10 @@ impl Bridge {
         }
         self.told.rings = true;
         ring.live = true;
+        ring.held = true;
+        // With kicks told by index, its driver may have had no reason to kick for what comes next.
+        let used_before = ring.call_due || ring.parked || resumed;
+        ring.must_kick |= base != 0 || (used_before && !quiet);
         ring.parked = false;
         ring.kick_due = true;
         ring.renotify = false;

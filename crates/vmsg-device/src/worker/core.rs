@@ -113,6 +113,9 @@ impl Core {
             Command::Kick { queue, pending } => {
                 // Before the queue is looked at: a kick that comes later is a command of its own.
                 pending.take();
+                if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize) {
+                    entry.note_kick(queue);
+                }
                 self.kick(slot, queue);
             }
             command => self.take(slot, ticket, command, fds),
@@ -409,11 +412,13 @@ impl Core {
     }
 
     fn process(&mut self, slot: Slot, queue: usize, now: Instant) {
-        match self.entries.get(slot.0 as usize) {
+        match self.entries.get_mut(slot.0 as usize) {
             // All queues are looked at when that is over.
             Some(Some(entry)) if entry.waits() => return,
             Some(Some(entry)) if entry.passthrough => {
-                if entry.is_passed_on(queue) {
+                // That it is its turn means that it may have been kicked; who works on it knows better.
+                let kicked = entry.is_passed_on(queue) && entry.take_kick(queue);
+                if kicked {
                     self.with_device(slot, now, |device, _| {
                         if let Some(passthrough) = device.passthrough() {
                             passthrough.kick(queue);

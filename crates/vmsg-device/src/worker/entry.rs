@@ -26,6 +26,8 @@ pub(super) struct QueueSlot {
     pub(super) resumed: bool,
     /// Set up by the driver, and another process works on it.
     pub(super) passed_on: bool,
+    /// The driver has kicked it by a message, which whoever works on it has not been told.
+    pub(super) kicked: bool,
 }
 
 pub(super) struct Entry {
@@ -185,6 +187,7 @@ impl Entry {
         {
             passthrough.stop_queue(queue);
         }
+        slot.kicked = false;
         slot.waiting = None;
         let stopped = self.active[queue].take();
         let was_active = stopped.is_some();

@@ -13,6 +13,19 @@ impl Entry {
         self.running && slot.is_some_and(|slot| slot.passed_on)
     }
 
+    /// The driver has kicked `queue` by a message, be it before the queue is at work.
+    pub(super) fn note_kick(&mut self, queue: usize) {
+        if let Some(slot) = self.slots.get_mut(queue).filter(|_| self.passthrough) {
+            slot.kicked = true;
+        }
+    }
+
+    /// Whether the device is to be told of a kick, once.
+    pub(super) fn take_kick(&mut self, queue: usize) -> bool {
+        let slot = self.slots.get_mut(queue);
+        slot.is_some_and(|slot| std::mem::take(&mut slot.kicked))
+    }
+
     /// Tells the device of a queue, which is looked at first as any other: its rings are in the driver's memory, and where it goes on is
     /// known.
     pub(super) fn pass_on(&mut self, start: &QueueStart) -> Result<(), String> {

@@ -2,6 +2,7 @@
 //! Daemons of vhost-user as devices: `vmsg serve` in a process of its own, a driver in this one, and the daemon beside both.
 
 mod calling;
+mod clinging;
 mod daemon;
 mod disk;
 mod hostile;
