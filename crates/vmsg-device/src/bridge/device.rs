@@ -303,16 +303,20 @@ impl Passthrough for Bridge {
         let Some(ring) = self.rings.get_mut(queue) else {
             return;
         };
-        if ring.live && !ring.kick_due {
+        if ring.away {
+            ring.must_kick = true;
+            self.is_kicked_away(queue, Instant::now());
+        } else if ring.kick.as_ref().and_then(Doorbell::eventfd).is_some() {
+            // Its driver has kicked the daemon itself if it wanted to; who speaks for a driver says it of all queues when they start.
+            ring.kick_due = true;
+        } else if ring.live && !ring.kick_due {
             ring.ring_kick();
             return;
+        } else {
+            // When the daemon has it.
+            ring.must_kick |= self.kind.quiet != Some(queue);
         }
-        // When the daemon has it.
-        ring.must_kick = true;
-        if ring.away {
-            self.is_kicked_away(queue, Instant::now());
-            self.wake();
-        }
+        self.wake();
     }
 
     fn stop_queue(&mut self, queue: usize) {

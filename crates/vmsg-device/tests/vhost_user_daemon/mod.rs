@@ -125,6 +125,10 @@ impl Daemon {
         let flags = RecvFlags::CMSG_CLOEXEC;
         if let Ok(received) = recvmsg(&self.socket, &mut into, &mut control, flags) {
             self.have.extend(&room[..received.bytes]);
+            if received.bytes == 0 {
+                // It was cut off, and lets go.
+                let _ = self.socket.shutdown(std::net::Shutdown::Both);
+            }
         }
         let mut files = control.drain().flat_map(|message| match message {
             RecvAncillaryMessage::ScmRights(files) => files.collect(),

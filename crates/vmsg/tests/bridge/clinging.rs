@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use virtio_msg::FeatureSet;
+use virtio_msg::{FeatureSet, QueueIndex};
 use vmsg_driver::blk::{BlkDriver, BlkOptions};
 
 use crate::daemon::Mischief;
@@ -26,6 +26,7 @@ fn a_reset_is_not_answered_while_a_daemon_that_hangs_may_write() {
         if busy {
             in_flight(&mut driver, &daemon, &pool, 3);
         }
+        daemon.has_queues();
         *daemon.shared.mischief.lock().expect("sound") = Some((id, Mischief::Stuck));
         std::thread::scope(|scope| {
             let (done, ended) = channel();
@@ -66,6 +67,11 @@ fn a_queue_that_was_never_used_is_not_kicked() {
         let client = party.client(&pool);
         let mut driver = BlkDriver::new(client, DISK, &pool, &options).expect("a disk");
         // Blocking requests go to the first.
+        if doorbells {
+            // As who speaks for a driver does when it starts.
+            let kick = driver.client().notify_available(DISK, QueueIndex(1), 0);
+            kick.expect("sent");
+        }
         use_it(&mut driver, 1).expect("used");
         let kicks = |queue: usize| daemon.shared.kicks[queue].load(Ordering::SeqCst);
         assert!(kicks(0) > 0);

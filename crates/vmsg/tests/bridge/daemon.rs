@@ -15,6 +15,7 @@ use std::time::Duration;
 use vmsg_mem::Doorbell;
 
 use self::connection::Connection;
+use crate::station::until;
 
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS.
 pub(crate) const ALL: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15;
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) done_wrong: AtomicBool,
     /// Who is stuck goes on.
     pub(crate) let_go: AtomicBool,
+    /// Queues that were enabled when it last had nothing to answer.
+    pub(crate) enabled: AtomicUsize,
     /// How often each queue was kicked.
     pub(crate) kicks: [AtomicUsize; QUEUES as usize],
     /// Writes to the configuration.
@@ -183,6 +186,14 @@ impl Daemon {
         if let Some(socket) = self.shared.socket.lock().expect("sound").take() {
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
+    }
+
+    /// Waits until all queues are enabled. The first may be at work before the last is.
+    pub(crate) fn has_queues(&self) {
+        until("the queues", || {
+            let enabled = self.shared.enabled.load(Ordering::SeqCst);
+            (enabled == usize::from(QUEUES)).then_some(())
+        });
     }
 
     /// Says that a ring is broken.

@@ -224,6 +224,7 @@ fn whatever_goes_wrong_when_the_queues_are_taken_back_holds_nobody_up() {
         let pool = pool();
         let mut driver = party.drive(&pool, false).expect("a disk");
         use_it(&mut driver, 1).expect("used");
+        daemon.has_queues();
         *daemon.shared.mischief.lock().expect("sound") = Some((id, what));
         let begin = Instant::now();
         std::thread::scope(|scope| {

@@ -53,6 +53,8 @@ impl Connection {
 
     /// Waits for something to do, and does it; `None` at the end.
     pub(super) fn serve(&mut self) -> Option<()> {
+        let enabled = self.rings.iter().filter(|ring| ring.enabled).count();
+        self.shared.enabled.store(enabled, Ordering::SeqCst);
         let ready: Vec<bool> = {
             let kicks = self.rings.iter().filter(|ring| ring.enabled);
             let kicks = kicks.filter_map(|ring| ring.kick.as_ref());
