@@ -11,6 +11,7 @@ use virtio_msg::FeatureSet;
 use vmsg_mem::{Doorbell, WindowTable};
 use vmsg_vhost_user::{Protocol, Request};
 
+use super::ring::is_same;
 use super::{
     BROKEN, Bridge, CALLS, CHANNEL, Counters, HELD, KICKS, LINK, LISTENER, State, Told, WAKE,
     memory,
@@ -290,8 +291,11 @@ impl Passthrough for Bridge {
         self.is_back(queue);
         let ring = &mut self.rings[queue];
         let copy = |bell: Option<&Doorbell>| bell.and_then(|bell| bell.try_clone().ok());
-        (ring.kick, ring.call) = (copy(kick), copy(call));
-        ring.renotify = ring.live;
+        let (kick, call) = (copy(kick), copy(call));
+        // Some daemons (QEMU's virtiofsd) end if a running ring gets its kick once more.
+        ring.rekick |= ring.live && !is_same(ring.kick.as_ref(), kick.as_ref());
+        ring.recall |= ring.live && !is_same(ring.call.as_ref(), call.as_ref());
+        (ring.kick, ring.call) = (kick, call);
         if away {
             (ring.away, ring.kicked) = (true, kicked);
             self.watch_kick(queue, Instant::now());

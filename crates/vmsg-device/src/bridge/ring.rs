@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! One queue: what the driver wants of it, and what the daemon has of it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,8 +42,9 @@ pub(super) struct Ring {
     pub(super) own_call: Option<Doorbell>,
     /// The daemon works on it, as far as it is asked to.
     pub(super) live: bool,
-    /// The eventfds of a live ring are others than the daemon's.
-    pub(super) renotify: bool,
+    /// The eventfd for interrupts of a live ring, and that for kicks, is another one than the daemon's.
+    pub(super) recall: bool,
+    pub(super) rekick: bool,
     /// When the daemon has it, it is to be looked whether it must be kicked; it must; and the driver is to be interrupted, too.
     pub(super) kick_due: bool,
     pub(super) must_kick: bool,
@@ -60,6 +61,21 @@ pub(super) struct Ring {
     pub(super) kicked: Option<Instant>,
     /// The daemon has it, and has not said that it has stopped.
     pub(super) held: bool,
+}
+
+/// Whether both are copies of one eventfd, as far as the kernel tells (`eventfd-id`, since Linux 5.2).
+pub(super) fn is_same(one: Option<&Doorbell>, other: Option<&Doorbell>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else {
+        return one.is_none() && other.is_none();
+    };
+    let id = |bell: &Doorbell| {
+        let fd = bell.eventfd()?.as_raw_fd();
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let mut lines = text.lines();
+        let id = lines.find_map(|line| line.strip_prefix("eventfd-id:"))?;
+        id.trim().parse::<u64>().ok()
+    };
+    id(one).is_some_and(|one| id(other) == Some(one))
 }
 
 impl Ring {
@@ -241,3 +257,7 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ring_test.rs"]
+mod tests;

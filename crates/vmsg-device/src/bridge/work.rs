@@ -318,8 +318,15 @@ impl Bridge {
         }
         let mut any = false;
         for queue in 0..self.rings.len() {
-            if self.rings[queue].live && std::mem::take(&mut self.rings[queue].renotify) {
-                self.give_eventfds(queue)?;
+            if !self.rings[queue].live {
+                continue;
+            }
+            if std::mem::take(&mut self.rings[queue].recall) {
+                self.give_call(queue)?;
+                any = true;
+            }
+            if std::mem::take(&mut self.rings[queue].rekick) {
+                self.give_kick(queue)?;
                 self.rings[queue].kick_due = true;
                 any = true;
             }
@@ -495,7 +502,7 @@ impl Bridge {
         ring.must_kick |= base != 0 || (used_before && !quiet);
         ring.parked = false;
         ring.kick_due = true;
-        ring.renotify = false;
+        (ring.recall, ring.rekick) = (false, false);
         self.ask(Request::SetRingSize {
             queue: index,
             size: config.size,
@@ -514,7 +521,8 @@ impl Bridge {
             queue: index,
             file: Arc::new(broken),
         });
-        self.give_eventfds(queue)?;
+        self.give_call(queue)?;
+        self.give_kick(queue)?;
         if self.offer.features & F_PROTOCOL_FEATURES != 0 {
             self.ask(Request::EnableRing {
                 queue: index,
@@ -525,11 +533,18 @@ impl Bridge {
     }
 
     /// Gives the daemon the eventfds of a ring.
-    fn give_eventfds(&mut self, queue: usize) -> Result<(), String> {
+    fn give_kick(&mut self, queue: usize) -> Result<(), String> {
+        let words = |error: std::io::Error| format!("eventfds: {error}");
+        let index = u16::try_from(queue).map_err(|_| "too many queues")?;
+        let file = self.rings[queue].kick_file().map_err(words)?;
+        self.ask(Request::SetRingKick { queue: index, file });
+        Ok(())
+    }
+
+    fn give_call(&mut self, queue: usize) -> Result<(), String> {
         let words = |error: std::io::Error| format!("eventfds: {error}");
         let index = u16::try_from(queue).map_err(|_| "too many queues")?;
         let ring = &mut self.rings[queue];
-        let kick = ring.kick_file().map_err(words)?;
         let call = match ring.call_file() {
             Some(call) => call.map_err(words)?,
             None => {
@@ -546,10 +561,6 @@ impl Bridge {
         self.ask(Request::SetRingCall {
             queue: index,
             file: call,
-        });
-        self.ask(Request::SetRingKick {
-            queue: index,
-            file: kick,
         });
         Ok(())
     }
