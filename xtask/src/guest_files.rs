@@ -72,10 +72,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let file = dir.join("vars");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    println!(
-        ". {}       # then, for one: vmsg up demos/vswitch/vswitch.toml",
-        file.display()
-    );
+    let demo = if options.disk {
+        "demos/disk/disk.toml"
+    } else {
+        "demos/vswitch/vswitch.toml"
+    };
+    println!(". {}       # then, for one: vmsg up {demo}", file.display());
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The other end of the control socket: one that asks.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::protocol::{Request, Response};
 use crate::trace::clean;
@@ -26,8 +28,8 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to whom listens at `path`.
     pub(crate) fn connect(path: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(path)
-            .with_context(|| format!("nobody answers at {}", path.display()))?;
+        let stream =
+            connect(path).with_context(|| format!("nobody answers at {}", path.display()))?;
         let client = Self {
             path: path.to_owned(),
             stream: BufReader::new(stream),
@@ -54,7 +56,10 @@ impl Client {
         let count = (&mut self.stream)
             .take(MAX_ANSWER)
             .read_until(b'\n', &mut answer);
-        count.context("no answer")?;
+        count.with_context(|| {
+            let path = self.path.display();
+            format!("no answer at {path}; is it the --control socket of vmsg serve or vmsg up?")
+        })?;
         if answer.is_empty() {
             sent.context("the request was not taken")?;
             let path = self.path.display();
@@ -74,3 +79,26 @@ impl Client {
         }
     }
 }
+
+/// As [`UnixStream::connect`], which waits for ever where somebody listens and takes no connection.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+    match net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => Ok(UnixStream::from(socket)),
+        Err(Errno::AGAIN) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "who listens there takes no connection",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "client_test.rs"]
+mod tests;
