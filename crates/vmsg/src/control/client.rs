@@ -28,8 +28,8 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to whom listens at `path`.
     pub(crate) fn connect(path: &Path) -> anyhow::Result<Self> {
-        let stream =
-            connect(path).with_context(|| format!("nobody answers at {}", path.display()))?;
+        let stream = connect(path, PATIENCE)
+            .with_context(|| format!("nobody answers at {}", path.display()))?;
         let client = Self {
             path: path.to_owned(),
             stream: BufReader::new(stream),
@@ -81,14 +81,14 @@ impl Client {
 }
 
 /// As [`UnixStream::connect`], which waits for ever where somebody listens and takes no connection.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
         SocketFlags::CLOEXEC,
         None,
     )?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience))?;
     match net::connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) => Ok(UnixStream::from(socket)),
         Err(Errno::AGAIN) => Err(io::Error::new(
