@@ -204,27 +204,28 @@ impl Daemon {
 
     /// Asks for something by itself, and never reads the answer; false if nobody hears that any more.
     pub(crate) fn ask_on(&self) -> bool {
+        self.tell(2, 8)
+    }
+
+    /// Says something by itself that it takes no answer of; false if nobody hears that any more, which is so from when
+    /// it is cut off until it is connected again.
+    pub(crate) fn tell(&self, id: u32, flags: u32) -> bool {
         let channel = self.shared.channel.lock().expect("sound");
-        let mut channel = channel.as_ref().expect("a channel");
-        let bytes: Vec<u8> = [2u32, 1 | 8, 0].map(u32::to_ne_bytes).concat();
+        let Some(mut channel) = channel.as_ref() else {
+            return false;
+        };
+        let bytes: Vec<u8> = [id, 1 | flags, 0].map(u32::to_ne_bytes).concat();
         channel.write_all(&bytes).is_ok()
     }
 
-    /// Says something by itself; the answer, if one is wanted.
-    pub(crate) fn say(&self, id: u32, flags: u32) -> Option<u64> {
+    /// Asks for something by itself, and what was answered.
+    pub(crate) fn ask(&self, id: u32) -> u64 {
+        assert!(self.tell(id, 8), "nobody hears {id}");
         let channel = self.shared.channel.lock().expect("sound");
         let mut channel = channel.as_ref().expect("a channel");
-        let mut bytes = Vec::new();
-        for word in [id, 1 | flags, 0] {
-            bytes.extend(u32::to_ne_bytes(word));
-        }
-        channel.write_all(&bytes).expect("written");
-        if flags & 8 == 0 {
-            return None;
-        }
         let mut answer = [0; 20];
         channel.read_exact(&mut answer).expect("an answer");
-        Some(u64::from_ne_bytes(answer[12..].try_into().expect("eight")))
+        u64::from_ne_bytes(answer[12..].try_into().expect("eight"))
     }
 }
 

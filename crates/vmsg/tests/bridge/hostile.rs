@@ -360,12 +360,12 @@ fn the_daemon_tells_of_another_configuration_and_is_told_of_it() {
         seen.then_some(())
     });
     daemon.shared.write_back.store(false, Ordering::SeqCst);
-    assert_eq!(daemon.say(2, 8), Some(0));
+    assert_eq!(daemon.ask(2), 0);
     let config = driver.wait_config(PATIENCE).expect("alive");
     assert!(!config.expect("told").write_back);
     // Memory for itself, host notifiers: no.
     for id in [1, 3, 9, 77] {
-        assert_eq!(daemon.say(id, 8), Some(1), "{id}");
+        assert_eq!(daemon.ask(id), 1, "{id}");
     }
     use_it(&mut driver, 1).expect("used");
 }
@@ -377,9 +377,9 @@ fn a_daemon_that_says_the_same_for_ever_is_cut_off() {
     let pool = pool();
     let mut driver = party.drive(&pool, false).expect("a disk");
     use_it(&mut driver, 1).expect("used");
-    for _ in 0..150 {
-        let _ = daemon.say(2, 0);
-    }
+    // It may be cut off before the last.
+    let heard = (0..150).take_while(|_| daemon.tell(2, 0)).count();
+    assert!(heard >= 64, "{heard} taken");
     party.others_go_on();
     until("another connection", || {
         let count = daemon.shared.connections.load(Ordering::SeqCst);
