@@ -17,6 +17,9 @@ use crate::{dirs, e2e, kit, no_std};
 /// How many lines of a failed step's output are shown.
 const SHOWN: usize = 120;
 
+/// How many tests may need a second run; more than a busy machine explains.
+const SECOND_RUNS: usize = 2;
+
 /// Options of `test`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
@@ -98,7 +101,14 @@ impl Steps {
             self.step(
                 report,
                 "tests",
-                cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]),
+                cargo(&[
+                    "nextest",
+                    "run",
+                    "--workspace",
+                    "--no-fail-fast",
+                    "--profile",
+                    "gate",
+                ]),
             )?;
             self.step(
                 report,
@@ -223,6 +233,15 @@ impl Steps {
         let output = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
         let (passed, failed) = count_tests(&output);
         report.passed(passed);
+        let again = second_runs(&output);
+        for test in &again {
+            report.again(test, &path);
+        }
+        if again.len() > SECOND_RUNS {
+            report.check(&format!("{name}, run once"), false, || {
+                format!("{} tests passed only when run again", again.len())
+            });
+        }
         let seconds = begun.elapsed().as_secs_f64();
         let shown = if passed > 0 {
             format!("{name} ({passed} tests)")
@@ -312,6 +331,18 @@ fn count_tests(output: &str) -> (usize, usize) {
         }
     }
     counts
+}
+
+/// The tests that failed and then passed, by nextest's summary.
+fn second_runs(output: &str) -> Vec<&str> {
+    let summary = output.rfind("Summary [").map_or("", |at| &output[at..]);
+    summary
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("FLAKY "))
+        .filter_map(|line| line.split_once("] "))
+        // The test's place among all, in brackets, is before its name.
+        .map(|(_, name)| name.split_once(") ").map_or(name, |(_, name)| name))
+        .collect()
 }
 
 #[cfg(test)]

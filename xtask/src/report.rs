@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Results, printed as they come and summed up at the end.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::guest::Check;
@@ -11,12 +13,21 @@ pub(crate) struct Report {
     passed: usize,
     /// What failed and why, for the end of the run.
     failures: Vec<(String, String)>,
+    /// What failed and then passed when it was run again, and where its first output is.
+    again: Vec<String>,
 }
 
 impl Report {
     /// `count` things that are reported elsewhere have passed.
     pub(crate) fn passed(&mut self, count: usize) {
         self.passed += count;
+    }
+
+    /// `name` failed and passed when it was run again, which is no failure, but said; `log` has what it said first.
+    pub(crate) fn again(&mut self, name: &str, log: &Path) {
+        let line = format!("{name}: its first run is in {}", log.display());
+        println!("again {line}");
+        self.again.push(line);
     }
 
     /// Takes in whether `name` holds; a reason is wanted if not.
@@ -54,6 +65,7 @@ impl Report {
     pub(crate) fn merge(&mut self, other: Self) {
         self.passed += other.passed;
         self.failures.extend(other.failures);
+        self.again.extend(other.again);
     }
 
     /// Prints what failed and, as last line, the counts. Gives whether all is well: nothing failed and something
@@ -63,6 +75,12 @@ impl Report {
             println!("\nfailed:");
             for (name, why) in &self.failures {
                 println!("  {name}: {}", why.lines().next().unwrap_or_default());
+            }
+        }
+        if !self.again.is_empty() {
+            println!("\npassed when run again:");
+            for line in &self.again {
+                println!("  {line}");
             }
         }
         println!("{} passed, {} failed", self.passed, self.failures.len());
