@@ -41,7 +41,7 @@ use crate::http::{self, Server};
 use crate::kit::{self, Kit};
 use crate::machine::Machine;
 use crate::qemu::{Backend, Board, Hardware, OWN_MAC, TEST_MAC};
-use crate::report::Report;
+use crate::report::{Report, SECOND_RUNS};
 use crate::scene::{Id, Scene, Stream};
 use crate::tftp;
 use crate::tree;
@@ -215,27 +215,48 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         _ => 1,
     };
     let next = AtomicUsize::new(0);
-    let lane = || {
+    let played = |kit: &Kit, test: &Test| {
         let mut report = Report::default();
-        while let Some((kit, test)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let begun = Instant::now();
-            let name = format!("{}/{}", kit.machine.name(), test.name);
-            let result = play(test, kit, vmsg.as_ref(), options, &mut report);
-            report.result(
-                &format!("{name} [{:.1} s]", begun.elapsed().as_secs_f64()),
-                result,
-            );
-        }
+        let begun = Instant::now();
+        let name = format!("{}/{}", kit.machine.name(), test.name);
+        let result = play(test, kit, vmsg.as_ref(), options, &mut report);
+        report.result(
+            &format!("{name} [{:.1} s]", begun.elapsed().as_secs_f64()),
+            result,
+        );
         report
+    };
+    let lane = || {
+        let mut reports = Vec::new();
+        while let Some((kit, test)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            reports.push((*kit, *test, played(kit, test)));
+        }
+        reports
     };
     let reports = thread::scope(|scope| {
         let threads: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
         threads.into_iter().map(|t| t.join()).collect::<Vec<_>>()
     });
+    let mut failed = Vec::new();
     for lane in reports {
-        match lane {
-            Ok(lane) => report.merge(lane),
-            Err(panic) => std::panic::resume_unwind(panic),
+        for (kit, test, of_test) in lane.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+            if of_test.all_well() {
+                report.merge(of_test);
+            } else {
+                failed.push((kit, test, of_test));
+            }
+        }
+    }
+    // As with the tests in the gate: what failed beside another runs again, and is named.
+    let again = options.short && failed.len() <= SECOND_RUNS;
+    for (kit, test, first) in failed {
+        let second = again.then(|| played(kit, test));
+        match second {
+            Some(second) if second.all_well() => {
+                report.again(&format!("{}/{}", kit.machine.name(), test.name), &first);
+                report.merge(second);
+            }
+            _ => report.merge(first),
         }
     }
     Ok(())

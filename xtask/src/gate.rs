@@ -11,14 +11,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::report::Report;
+use crate::report::{Report, SECOND_RUNS};
 use crate::{dirs, e2e, kit, no_std};
 
 /// How many lines of a failed step's output are shown.
 const SHOWN: usize = 120;
-
-/// How many tests may need a second run; more than a busy machine explains.
-const SECOND_RUNS: usize = 2;
 
 /// Options of `test`.
 #[derive(clap::Args, Debug)]
@@ -235,7 +232,8 @@ impl Steps {
         report.passed(passed);
         let again = second_runs(&output);
         for test in &again {
-            report.again(test, &path);
+            let why = format!("its first run is in {}", path.display());
+            report.passed_again(test, &why);
         }
         if again.len() > SECOND_RUNS {
             report.check(&format!("{name}, run once"), false, || {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Results, printed as they come and summed up at the end.
 
-use std::path::Path;
-
 use anyhow::Result;
 
 use crate::guest::Check;
+
+/// How many tests may pass only when run again; more is not explained by a busy machine.
+pub(crate) const SECOND_RUNS: usize = 2;
 
 /// The results of a run.
 #[derive(Debug, Default)]
@@ -13,7 +14,7 @@ pub(crate) struct Report {
     passed: usize,
     /// What failed and why, for the end of the run.
     failures: Vec<(String, String)>,
-    /// What failed and then passed when it was run again, and where its first output is.
+    /// What failed and then passed when it was run again, and why it failed first.
     again: Vec<String>,
 }
 
@@ -23,11 +24,25 @@ impl Report {
         self.passed += count;
     }
 
-    /// `name` failed and passed when it was run again, which is no failure, but said; `log` has what it said first.
-    pub(crate) fn again(&mut self, name: &str, log: &Path) {
-        let line = format!("{name}: its first run is in {}", log.display());
+    /// `name` failed and passed when it was run again, which is no failure, but said, with `why` it failed first.
+    pub(crate) fn passed_again(&mut self, name: &str, why: &str) {
+        let line = format!("{name}: {why}");
         println!("again {line}");
         self.again.push(line);
+    }
+
+    /// As [`Self::passed_again`], with what the report of the first run says.
+    pub(crate) fn again(&mut self, name: &str, first: &Self) {
+        let lines = first
+            .failures
+            .iter()
+            .map(|(name, why)| format!("{name}: {}", why.lines().next().unwrap_or_default()));
+        self.passed_again(name, &lines.collect::<Vec<_>>().join("; "));
+    }
+
+    /// Whether nothing has failed.
+    pub(crate) fn all_well(&self) -> bool {
+        self.failures.is_empty()
     }
 
     /// Takes in whether `name` holds; a reason is wanted if not.
