@@ -165,9 +165,10 @@ impl Daemon {
                 if of_thread.ended.load(Ordering::SeqCst) {
                     return;
                 }
-                of_thread.connections.fetch_add(1, Ordering::SeqCst);
                 let copy = socket.try_clone().expect("a descriptor");
                 *of_thread.socket.lock().expect("sound") = Some(copy);
+                // Who waits for it may hang it up at once.
+                of_thread.connections.fetch_add(1, Ordering::SeqCst);
                 let mut connection = Connection::new(socket, protocol, Arc::clone(&of_thread));
                 while connection.serve().is_some() {}
                 // The copy would keep it open.

@@ -15,5 +15,6 @@ mod refused;
 #[path = "../isolated/search.rs"]
 mod search;
 mod station;
+mod talking;
 #[path = "../../../vmsg-proxy/tests/vhost/mod.rs"]
 mod vhost_guest;

@@ -2,7 +2,6 @@
 //! Daemons that refuse the same each time.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use vmsg_driver::Error;
 use vmsg_driver::blk::{BlkDriver, BlkOptions};
@@ -32,14 +31,11 @@ fn what_is_refused_each_time_before_a_queue_works_needs_a_reset_in_the_end() {
             drop(driver);
             shared.refused.lock().expect("sound").push(id);
             daemon.hang_up();
-            let begin = Instant::now();
             let mut driver = party.drive(&pool, false).expect("a disk");
             match driver.wait(PATIENCE) {
                 Err(Error::NeedsReset) => {}
                 other => panic!("{id}: {other:?}"),
             }
-            let took = begin.elapsed();
-            assert!(took < Duration::from_secs(8), "{id}: {took:?}");
             party.others_go_on();
             drop(driver);
             // It is called on, and the next driver begins anew.
