@@ -140,6 +140,7 @@ mod ivshmem {
         };
         let mut listener = BusSpec::Ivshmem(Box::new(host)).listen("test").unwrap();
         let connector = BusSpec::Ivshmem(Box::new(driver)).connector("test");
+        let connector = connector.timeout(crate::suite::LONG);
         let driver = std::thread::spawn(move || connector.connect().unwrap());
         let device = accept(&mut listener);
         Made {

@@ -438,7 +438,7 @@ fn packets_without_a_marker_wake_nobody_and_are_never_read() {
     let _ = device.wait(Some(Duration::from_millis(1))).unwrap();
     assert!(!device.wait(Some(Duration::from_millis(30))).unwrap());
     drop(evil);
-    assert!(device.wait(Some(Duration::from_secs(20))).unwrap());
+    assert!(device.wait(Some(Duration::from_secs(60))).unwrap());
     assert!(!device.arm());
     assert_eq!(device.try_recv(&mut [0; SLOT]), Err(ChannelError::Closed));
 }
@@ -462,7 +462,7 @@ fn a_doorbell_that_was_filled_and_made_blocking_hangs_nobody() {
         device.flush(),
         Err(ChannelError::Corrupt("the doorbell blocks"))
     );
-    assert!(before.elapsed() < Duration::from_secs(5));
+    assert!(before.elapsed() < Duration::from_secs(60));
     drop(evil.device_bell);
 }
 

@@ -39,7 +39,7 @@ fn reconnect(layout: QueueLayout, times: usize) {
     let mut before = None;
     for round in 0..times {
         let mut connecting = connector.start().unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         let mut device: Option<DeviceBus> = None;
         let mut driver = None;
         while device.is_none() || driver.is_none() {

@@ -109,7 +109,8 @@ fn a_lock_that_a_stranger_keeps_ends_the_waiting_of_either_side() {
     let begin = Instant::now();
     listener.accept(begin).unwrap_err();
     let took = begin.elapsed();
-    assert!(took < Duration::from_secs(1), "others waited {took:?}");
+    // At the start it is waited for 2 s.
+    assert!(took < Duration::from_millis(1900), "others waited {took:?}");
     // And tries again by itself, but not at once.
     assert!(listener.next_deadline().is_some_and(|at| at > begin));
     drop(stranger);

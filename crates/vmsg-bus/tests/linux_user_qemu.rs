@@ -23,7 +23,10 @@ fn echo(mut bus: DeviceBus) -> ChannelError {
         match recv(&mut bus) {
             Ok(n) => {
                 bus.try_send(&message(n)).unwrap();
-                bus.flush().unwrap();
+                // QEMU has the answer before it is rung for, and may be gone by then.
+                if let Err(error) = bus.flush() {
+                    return error;
+                }
             }
             Err(error) => return error,
         }
@@ -143,6 +146,7 @@ fn a_driver_of_ours_drives_qemu_over_and_over() {
     let place = Place::new();
     let socket = UnixListener::bind(place.socket()).unwrap();
     let mut queues = Some(Queues::open(place.path(), End::Device));
+    const STALE: u32 = 7777;
     for round in 0..3 {
         let connector = Connector::new(&place.spec, "driver").timeout(LONG);
         let driver = thread::spawn(move || connector.connect().unwrap());
@@ -155,10 +159,17 @@ fn a_driver_of_ours_drives_qemu_over_and_over() {
         for n in 0..500 {
             driver.try_send(&message(n)).unwrap();
             driver.flush().unwrap();
-            assert_eq!(driver_recv(&mut driver), Ok(n), "round {round}");
+            let answer = loop {
+                // QEMU may have taken the last driver's and not have answered it when it is looked whether anything is left.
+                match driver_recv(&mut driver) {
+                    Ok(STALE) => {}
+                    answer => break answer,
+                }
+            };
+            assert_eq!(answer, Ok(n), "round {round}");
         }
         // An answer that nobody waits for any more.
-        driver.try_send(&message(77)).unwrap();
+        driver.try_send(&message(STALE)).unwrap();
         drop(driver);
         queues = Some(qemu.join().unwrap().queues);
     }
@@ -193,7 +204,9 @@ fn a_driver_says_nothing_before_qemu_has_taken_its_connection() {
     assert_eq!(taken, 3);
     let mut driver = driver.join().unwrap();
     let mut buf = [0; 48];
-    assert_eq!(driver.try_recv(&mut buf), Ok(None), "meant for another one");
+    let stale = std::iter::from_fn(|| driver.try_recv(&mut buf).unwrap()).count();
+    // QEMU takes a request before it answers it.
+    assert!(stale <= 1, "{stale} answers meant for another one");
 }
 
 #[test]

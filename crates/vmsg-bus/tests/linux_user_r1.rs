@@ -52,7 +52,10 @@ fn an_r1_driver_speaks_to_a_host_that_sees_revision_1() {
                         answer[6] = 12;
                     }
                     bus.try_send(&answer).unwrap();
-                    bus.flush().unwrap();
+                    // QEMU has the answer before it is rung for, and may be gone by then.
+                    if bus.flush().is_err() {
+                        return asked;
+                    }
                 }
                 Ok(None) => assert!(bus.wait(Some(LONG)).unwrap(), "never woken"),
                 Err(_) => return asked,

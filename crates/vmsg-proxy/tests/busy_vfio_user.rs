@@ -11,8 +11,8 @@ use vfio::client::PATIENCE;
 use vfio::place::Place;
 use vfio::{Guest, NEEDS_RESET, Ram};
 
-/// No message takes longer, whatever the device does.
-const BOUND: Duration = Duration::from_millis(3500);
+/// No message takes longer, whatever the device does: QEMU gives up then.
+const BOUND: Duration = Duration::from_secs(5);
 
 /// A guest whose device has a request under way that does not end.
 fn hung(medium: &Medium, keys: &str) -> (Place, Guest<vfio::client::Client>) {
@@ -40,12 +40,14 @@ fn a_reset_lasts_as_long_as_the_device_and_holds_nobody_up() {
         assert!(began.elapsed() < BOUND, "{keys}: {:?}", began.elapsed());
         // A driver looks again and again.
         let looked = Instant::now();
+        let mut looks = 0;
         while looked.elapsed() < Duration::from_millis(2500) {
-            let each = Instant::now();
             assert_eq!(guest.status(), NEEDS_RESET, "{keys}");
-            assert!(each.elapsed() < Duration::from_millis(300), "{keys}");
+            looks += 1;
             std::thread::sleep(Duration::from_millis(10));
         }
+        // If each waited for the device, there would be one or two.
+        assert!(looks > 3, "{keys}: {looks}");
         medium.release();
         let end = Instant::now() + PATIENCE;
         while guest.status() != 0 {

@@ -17,7 +17,7 @@ use vmsg_proxy::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use vmsg_proxy::link::{Link, Source};
 use vmsg_proxy::session::{Options, Session, Target};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Place {
     // In this order.
@@ -139,7 +139,7 @@ fn a_front_end_is_not_kept_for_ever_and_the_device_not_given_to_the_next_driver_
     assert_eq!(guest.stop(), [0]);
     let took = began.elapsed();
     assert!(
-        took >= Duration::from_millis(2500) && took < Duration::from_secs(7),
+        took >= Duration::from_millis(2500) && took < Duration::from_secs(20),
         "{took:?}"
     );
     // The next driver of the guest is not let at a device that has requests under way: its front end is sent away.
@@ -157,12 +157,15 @@ fn a_front_end_is_not_kept_for_ever_and_the_device_not_given_to_the_next_driver_
 #[test]
 fn copies_are_let_go_of_at_once() {
     let medium = Medium::new();
-    let place = Place::new(&medium, 1, |options| options.isolate = true);
+    let place = Place::new(&medium, 1, |options| {
+        options.isolate = true;
+        options.stop_patience = 2 * PATIENCE;
+    });
     let mut guest = hung(&place, &medium, 1);
     let began = Instant::now();
     // The request was not done; the device has nothing of the guest's memory.
     assert_eq!(guest.stop(), [0]);
-    assert!(began.elapsed() < Duration::from_secs(4));
+    assert!(began.elapsed() < PATIENCE);
     drop(guest);
     medium.release();
     let mut guest = Guest::start(&place.socket(), Ram::new(), 1);

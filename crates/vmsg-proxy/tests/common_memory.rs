@@ -35,7 +35,7 @@ const SIZE: u16 = 16;
 /// Where a queue's buffers are in the guest's memory: each in another page than its ring.
 const BUFFERS: u64 = HUGE;
 const BUFFER: u64 = 4096;
-const WAIT: Duration = Duration::from_secs(20);
+const WAIT: Duration = Duration::from_secs(60);
 
 /// Where a page of the guest with this number is.
 fn place_of(guest: u64, page: u64) -> u64 {

@@ -28,6 +28,8 @@ const RAM: u64 = 0x10_0000;
 /// Where the buffers are.
 const BUFFERS: u64 = 0x4_0000;
 const SIZE: u16 = 64;
+/// Nothing takes so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 const FEATURES: u64 = 1 << 32 | 1 << 29 | PROTOCOL_FEATURES;
 
@@ -308,7 +310,7 @@ impl<'m> Guest<'m> {
     /// Sleeps on the call eventfd until a chain comes back.
     #[track_caller]
     fn finish(&mut self, slot: u64) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + PATIENCE;
         let used = loop {
             if let Some(used) = self.queue.pop_used().unwrap() {
                 break used;
@@ -370,7 +372,7 @@ fn random_bytes_reach_the_guest_and_the_host_may_die_and_come_back() {
             }
             // The device works before the answer to DRIVER_OK has arrived, and the replay ends with that answer.
             let (_, handle, _) = proxy.fronts().next().unwrap();
-            let end = Instant::now() + Duration::from_secs(10);
+            let end = Instant::now() + PATIENCE;
             while handle.stats().unwrap().session.replays != round + 1 {
                 assert!(Instant::now() < end, "{}: {:?}", place.bus, handle.stats());
             }
@@ -391,7 +393,7 @@ fn kicks_and_calls_between_machines_are_no_messages_where_there_are_doorbells() 
         let before = handle.stats().unwrap();
         let (kicks, sleeps) = (guest.kicks, guest.sleeps);
         // How often either side has to wake the other is up to who is faster.
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + PATIENCE;
         for i in 0.. {
             let woken = (guest.kicks - kicks).min(guest.sleeps - sleeps);
             if i >= 100 && woken >= 20 {

@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::span;
 
 /// Lines of log at the level that is told unless more is asked for.
@@ -49,7 +49,7 @@ fn held() -> (usize, usize) {
 
 #[track_caller]
 fn until_held(what: (usize, usize)) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + stage::PATIENCE;
     loop {
         let now = held();
         if now.0 <= what.0 && now.1 <= what.1 {
@@ -71,6 +71,7 @@ fn front_ends_without_end_leave_nothing_behind() {
     stage.until("released", |host| !host.claimed);
     let inside = held();
     LINES.store(0, Ordering::Relaxed);
+    let begin = Instant::now();
     for round in 0..500 {
         // A good guest that is killed.
         if round % 10 == 0 {
@@ -117,7 +118,9 @@ fn front_ends_without_end_leave_nothing_behind() {
     stage.until("released", |host| !host.claimed && host.windows.is_empty());
     assert!(stage.front().stats().connections >= 3000);
     let lines = LINES.load(Ordering::Relaxed);
-    assert!(lines < 200, "{lines} lines of log");
+    // A few in a row, and then with time.
+    let seconds = usize::try_from(begin.elapsed().as_secs()).unwrap();
+    assert!(lines < 200 + seconds, "{lines} lines of log");
     assert!(lines > 0, "the first are told");
     drop(stage);
     until_held(outside);

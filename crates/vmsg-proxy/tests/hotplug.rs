@@ -21,7 +21,7 @@ use vmsg_proxy::session::{Event, Op, OpError, Outcome, ResetReason, Target};
 use vmsg_proxy::{FrontSpec, Proxy};
 use world::World;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn net() -> Target {
     Target::Name("net0".into())
@@ -207,7 +207,7 @@ fn a_guest_of_vfio_user_sees_that_its_device_needs_a_reset() {
         guest.ask(0, 48);
         let begun = Instant::now();
         assert_eq!(guest.status(), 0xf | NEEDS_RESET);
-        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert!(begun.elapsed() < PATIENCE);
         assert_eq!(host.add("rng0", Box::new(Rng::new())), 0, "another number");
         // A driver that did not care goes on, one that did starts over.
         is_random(&guest.answer(0), 48);

@@ -24,6 +24,9 @@ use vmsg_proxy::front::vhost_user::{VhostUserFront, VhostUserOptions};
 use vmsg_proxy::link::{Link, Source};
 use vmsg_proxy::session::{Op, Options, Outcome, Session, Target};
 
+/// Nothing takes so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Answers as it should and says `events` all the time.
 struct Flood {
     stop: Arc<AtomicBool>,
@@ -232,7 +235,7 @@ fn a_queue_that_is_always_full_cannot_keep_a_link_from_ending() {
         });
         let _ = bells[1].ring();
         let handle = link.handle();
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         while handle.stats().unwrap().received < 100_000 {
             assert!(Instant::now() < end, "{:?}", handle.stats());
         }
@@ -242,7 +245,7 @@ fn a_queue_that_is_always_full_cannot_keep_a_link_from_ending() {
             drop(link);
             let _ = done.send(());
         });
-        let ended = ended.recv_timeout(Duration::from_secs(3));
+        let ended = ended.recv_timeout(PATIENCE);
         stop.store(true, Ordering::Relaxed);
         assert!(ended.is_ok(), "the link does not end");
     });
@@ -257,12 +260,10 @@ fn operations_come_through_a_flood() {
     let link = Link::start("test", session, Source::Given(Box::new(bus))).unwrap();
     let handle = link.handle();
     flood.wait(1000);
-    let described = within(Duration::from_secs(10), "an operation", move || {
-        handle.call(Op::Describe)
-    });
+    let described = within(PATIENCE, "an operation", move || handle.call(Op::Describe));
     assert!(matches!(described, Ok(Outcome::Device(_))), "{described:?}");
     flood.wait(1000);
-    within(Duration::from_secs(10), "the end", move || drop(link));
+    within(PATIENCE, "the end", move || drop(link));
 }
 
 #[test]
@@ -279,19 +280,15 @@ fn a_flooding_host_cannot_keep_a_front_from_its_front_end() {
     for _ in 0..4 {
         flood.wait(1000);
         let socket = socket.clone();
-        within(Duration::from_secs(20), "a request", move || {
+        within(PATIENCE, "a request", move || {
             let front_end = vhost::vhost_user::Frontend::connect(socket, 1).unwrap();
             for _ in 0..20 {
                 front_end.get_features().unwrap();
             }
         });
     }
-    within(Duration::from_secs(10), "the end of the front", move || {
-        drop(front)
-    });
-    within(Duration::from_secs(10), "the end of the link", move || {
-        drop(link)
-    });
+    within(PATIENCE, "the end of the front", move || drop(front));
+    within(PATIENCE, "the end of the link", move || drop(link));
 }
 
 #[test]
@@ -324,8 +321,8 @@ fn a_host_that_slams_the_door_does_not_keep_the_link_busy() {
     .unwrap();
     let begin = Instant::now();
     std::thread::sleep(Duration::from_millis(1500));
+    within(PATIENCE, "the end", move || drop(link));
     let took = begin.elapsed();
-    within(Duration::from_secs(10), "the end", move || drop(link));
     stop.store(true, Ordering::Relaxed);
     let accepted = host.join().unwrap();
     assert!(accepted >= 2, "it is tried again");
@@ -344,6 +341,8 @@ fn a_host_that_accepts_and_says_nothing_holds_nobody_up_for_long() {
         Target::Name("x".into()),
         Options {
             first_contact_timeout: Duration::from_millis(500),
+            request_timeout: 10 * PATIENCE,
+            operation_timeout: 10 * PATIENCE,
             ..Options::default()
         },
     );
@@ -356,9 +355,7 @@ fn a_host_that_accepts_and_says_nothing_holds_nobody_up_for_long() {
     let handle = link.handle();
     let begin = Instant::now();
     assert!(handle.call(Op::Describe).is_err());
-    assert!(begin.elapsed() < Duration::from_secs(3));
-    let begin = Instant::now();
     assert!(handle.call(Op::Describe).is_err());
-    assert!(begin.elapsed() < Duration::from_secs(1));
-    within(Duration::from_secs(5), "the end", move || drop(link));
+    assert!(begin.elapsed() < PATIENCE);
+    within(PATIENCE, "the end", move || drop(link));
 }

@@ -19,7 +19,7 @@ use vmsg_proxy::{FrontSpec, Proxy};
 
 #[track_caller]
 fn until_there(path: &Path, there: bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + stage::PATIENCE;
     while path.exists() != there {
         assert!(Instant::now() < end, "{}: {there}", path.display());
         std::thread::sleep(Duration::from_millis(2));

@@ -50,7 +50,7 @@ fn set_link(stage: &Stage, up: bool) {
 
 #[track_caller]
 fn until_there(path: &Path, there: bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + stage::PATIENCE;
     while path.exists() != there {
         assert!(Instant::now() < end, "{}: {there}", path.display());
         std::thread::sleep(Duration::from_millis(5));
@@ -164,8 +164,7 @@ fn a_front_end_that_reads_the_configuration_hears_of_the_link_there() {
     vmm.front.set_backend_request_fd(&theirs).unwrap();
     set_link(&stage, false);
     let mut header = [0; 12];
-    ours.set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    ours.set_read_timeout(Some(stage::PATIENCE)).unwrap();
     ours.read_exact(&mut header).unwrap();
     assert_eq!(u32::from_ne_bytes(header[..4].try_into().unwrap()), 2);
     std::thread::sleep(Duration::from_millis(500));

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vfio::client::Client;
+use vfio::client::{Client, PATIENCE};
 use vfio::place::Place;
 use vfio::{BUFFERS, Guest, OFFSET, RAM, RAM_AT, Ram, rung_within};
 use virtio_msg::Channel;
@@ -351,7 +351,7 @@ fn suffer_all(cases: Vec<(Lie, usize, u64)>) {
         .into_iter()
         .flat_map(|(lie, honest, seed)| ["", ",isolate=on"].map(|keys| (keys, lie, honest, seed)))
         .map(|(keys, lie, honest, seed)| {
-            let case = (keys, lie, honest);
+            let case = (keys, lie, honest, seed);
             (
                 case,
                 std::thread::spawn(move || suffer(keys, lie, honest, seed)),
@@ -367,6 +367,11 @@ fn suffer_all(cases: Vec<(Lie, usize, u64)>) {
         }
         longest = longest.max(took);
     }
+    // Many at a time may also have been in each other's way.
+    bad.retain_mut(|((keys, lie, honest, seed), took)| {
+        *took = suffer(keys, *lie, *honest, *seed);
+        took.0 >= LONGEST
+    });
     eprintln!("longest {longest:?}");
     assert!(bad.is_empty(), "{bad:#?}");
 }
@@ -455,8 +460,11 @@ fn a_segment_that_is_written_everywhere_all_the_time_costs_the_guest_only_what_i
     let mut numbers = Numbers(99);
     let mut longest = Duration::ZERO;
     let (mut answers, mut broken) = (0, 0);
-    let until = Instant::now() + Duration::from_secs(4);
-    while Instant::now() < until {
+    let begun = Instant::now();
+    // Longer where there is little time for either side.
+    while begun.elapsed() < Duration::from_secs(4)
+        || (broken == 0 || answers <= 200) && begun.elapsed() < PATIENCE
+    {
         guest.start(1);
         // All but the rings.
         let rest = BUFFERS..RAM as usize;

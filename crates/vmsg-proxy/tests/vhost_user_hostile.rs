@@ -23,8 +23,9 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_msg::{ConfigEvent, DeviceStatus, Frame, Generation, Message, Token};
 use vmsg_mem::Mapping;
 
-/// What a VMM may have to wait for a dead device host, all in all.
-const BOUND: Duration = Duration::from_millis(2500);
+/// What a VMM may have to wait for a dead device host, all in all: one operation's patience of 2 s, and what a busy machine adds. Each
+/// of the VMM's requests waiting as long would be twice or many times that.
+const BOUND: Duration = Duration::from_millis(3800);
 
 /// The host lives, and may have requests under way: it is waited for as any device that does not stop, and not longer.
 #[test]
@@ -47,7 +48,7 @@ fn a_guest_can_be_powered_off_while_the_device_host_hangs() {
         .expect_err("its memory may be in use");
     drop(vmm);
     // Until it is given up, and then for it to come back.
-    assert!(begin.elapsed() < 2 * BOUND, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < 4 * BOUND, "{:?}", begin.elapsed());
     drop(host);
 }
 
@@ -73,7 +74,8 @@ fn a_guest_can_boot_while_the_device_host_hangs() {
     for index in 0..2 {
         vmm.front.set_vring_enable(index, true).unwrap();
     }
-    assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
+    // A dozen requests.
+    assert!(begin.elapsed() < 3 * BOUND, "{:?}", begin.elapsed());
     drop(host);
 }
 
@@ -289,12 +291,18 @@ fn changes_of_the_configuration_without_end_reach_a_vmm_at_a_pace_it_can_bear() 
     }
     ours.set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
-    let mut told = 0;
+    let (mut told, mut time) = (0, Duration::ZERO);
     while ours.read_exact(&mut [0; 12]).is_ok() {
         told += 1;
+        time = begin.elapsed();
     }
     assert!(told > 1, "{told} of {rounds}");
-    assert!(told <= 13, "{told} of {rounds}");
+    // Ten in a second.
+    assert!(
+        told <= 3 + time.as_millis() / 100,
+        "{told} of {rounds} in {time:?}"
+    );
+    ours.set_read_timeout(Some(stage::PATIENCE)).unwrap();
     stage.shared.events.lock().unwrap().push(event(0xee));
     ours.read_exact(&mut [0; 12]).unwrap();
 }

@@ -28,7 +28,7 @@ const RINGS: u64 = 0x4000_0000;
 /// A buffer: page 16 of the file.
 const BUFFER: u64 = 0x10_0000_0000;
 const BUFFER_AT: usize = 16 * PAGE as usize;
-const WAIT: Duration = Duration::from_secs(20);
+const WAIT: Duration = Duration::from_secs(60);
 
 /// Says when it has a chain, and writes into it when it is told to.
 struct Gate {

@@ -179,11 +179,11 @@ fn a_second_client_of_such_a_port_waits_for_the_end_of_the_first_but_not_for_eve
 fn a_server_that_is_to_linger_ends_when_nobody_was_there_for_that_long() {
     let (_dir, path) = place();
     let mut options = usual(&path);
-    options.linger = Some(Duration::from_millis(300));
+    options.linger = Some(Duration::from_secs(2));
     let server = Running::start(options.clone());
     let first = client(&path);
     // Longer than it lingers: it waits for the end of this one.
-    assert!(!is_readable(first.poll_fd(), Duration::from_millis(500)));
+    assert!(!is_readable(first.poll_fd(), Duration::from_millis(2500)));
     drop(client(&path));
     drop(first);
     assert_eq!(server.wait(), Turn::Deserted);

@@ -115,7 +115,7 @@ impl Hand {
     fn sleep(&self) {
         let mut space = [MaybeUninit::<epoll::Event>::uninit()];
         let time = rustix::event::Timespec {
-            tv_sec: 20,
+            tv_sec: 60,
             tv_nsec: 0,
         };
         let (found, _) = epoll::wait(&self.epoll, &mut space, Some(&time)).unwrap();

@@ -16,6 +16,8 @@ use vmsg_queue::{DriverQueue, DriverSlot, Layout, QueueConfig, QueueFeatures, Us
 
 /// Where the guest's memory begins.
 pub(crate) const GUEST: u64 = 0x1_4000_0000;
+/// Nothing takes so long unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Indirect tables have so many entries.
 pub(crate) const TABLE: u16 = 16;
 
@@ -244,8 +246,7 @@ impl<'m> Queue<'m> {
     /// Sleeps until a chain comes back.
     #[track_caller]
     pub(crate) fn next(&mut self) -> Used {
-        self.next_within(Duration::from_secs(20))
-            .expect("the request comes back")
+        self.next_within(PATIENCE).expect("the request comes back")
     }
 
     pub(crate) fn next_within(&mut self, time: Duration) -> Option<Used> {
@@ -279,7 +280,7 @@ pub(crate) fn wait(bell: &impl AsFd, end: Instant) -> bool {
 /// Waits for the shadow queues to stand still.
 #[track_caller]
 pub(crate) fn broken(shadow: &Shadow) -> vmsg_proxy::shadow::Broken {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     loop {
         shadow.clear();
         if let Some(Event::NeedsReset(why)) = shadow.poll_event() {

@@ -2,7 +2,9 @@
 //! A device host that writes anything anywhere into the segment, at any time.
 
 use crate::device::{Hand, map};
-use crate::guest::{GUEST, Numbers, Queue, Ram, broken, features, of_queue, read, shadow};
+use crate::guest::{
+    GUEST, Numbers, PATIENCE, Queue, Ram, broken, features, of_queue, read, shadow,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vmsg_mem::{BusAddr, RamSlice};
@@ -128,7 +130,10 @@ fn random_writes_all_over_the_segment_reach_nothing_but_what_the_guest_lends() {
     let window = shadow.window();
     let mapping = map(&window);
     let mut stopped = 0;
-    for round in 0..60u64 {
+    let (begin, mut round) = (Instant::now(), 0u64);
+    // More where the thread of the queues seldom comes to look at them.
+    while round < 60 || (stopped <= 5 && begin.elapsed() < PATIENCE) {
+        round += 1;
         shadow.set_features(set);
         let mut queue = Queue::start(&shadow, &ram, 0, SIZE, 0, of_queue(&set));
         let rings = (queue.started.setup.descriptor - window.base) as usize;
@@ -139,7 +144,7 @@ fn random_writes_all_over_the_segment_reach_nothing_but_what_the_guest_lends() {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut numbers = Numbers(1 + round);
+                let mut numbers = Numbers(round);
                 let mut next = 0u16;
                 while !stop.load(Ordering::Relaxed) {
                     for _ in 0..20 {

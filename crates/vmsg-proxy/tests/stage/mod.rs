@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_msg::{Channel, DevNum, Frame, Message, Token};
+use virtio_msg::{Channel, ChannelError, DevNum, Frame, Message, Token};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmsg_bus::{Capabilities, DeviceBus, loopback};
@@ -36,6 +36,8 @@ pub const GUEST: u64 = 0x4000_0000;
 /// Memory does not begin at the beginning of its file.
 pub const OFFSET: u64 = 0x3000;
 pub const LIVE: u32 = 0xf;
+/// Nothing takes so long unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Shared {
     pub host: Mutex<Host>,
@@ -55,12 +57,20 @@ pub struct Stage {
     pub dir: tempfile::TempDir,
 }
 
+/// Until the driver's end is gone, which may be in the middle of an answer, or it is told to stop.
 pub fn serve(shared: &Shared, mut bus: DeviceBus) {
     let mut buf = vec![0; 512];
     let mut fds = Vec::new();
+    let is_there = |result: Result<(), ChannelError>| match result {
+        Ok(()) => true,
+        Err(ChannelError::Closed) => false,
+        Err(error) => panic!("{error}"),
+    };
     while !shared.stop.load(Ordering::SeqCst) {
         for event in std::mem::take(&mut *shared.events.lock().unwrap()) {
-            bus.try_send(&event).unwrap();
+            if !is_there(bus.try_send(&event)) {
+                return;
+            }
         }
         match bus.try_recv_with_fds(&mut buf, &mut fds) {
             Ok(Some(len)) => {
@@ -69,13 +79,17 @@ pub fn serve(shared: &Shared, mut bus: DeviceBus) {
                     .lock()
                     .unwrap()
                     .handle(&buf[..len], std::mem::take(&mut fds));
-                if let Some(answer) = answer {
-                    bus.try_send(&answer).unwrap();
+                if let Some(answer) = answer
+                    && !is_there(bus.try_send(&answer))
+                {
+                    return;
                 }
                 shared.changed.notify_all();
             }
             Ok(None) => {
-                bus.flush().unwrap();
+                if !is_there(bus.flush()) {
+                    return;
+                }
                 bus.wait(Some(Duration::from_millis(20))).unwrap();
             }
             Err(_) => return,
@@ -196,7 +210,7 @@ impl Stage {
         let (host, timeout) = self
             .shared
             .changed
-            .wait_timeout_while(self.host(), Duration::from_secs(10), |host| !so(host))
+            .wait_timeout_while(self.host(), PATIENCE, |host| !so(host))
             .unwrap();
         assert!(!timeout.timed_out(), "{what}: {host:?}");
     }
@@ -211,7 +225,7 @@ impl Stage {
         what: &str,
         so: impl Fn(&vmsg_proxy::front::vhost_user::FrontStats) -> bool,
     ) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         while !so(&self.front().stats()) {
             assert!(Instant::now() < end, "{what}: {:?}", self.front().stats());
             std::thread::yield_now();
@@ -366,7 +380,7 @@ pub fn rung(fd: &EventFd) -> u64 {
     epoll
         .ctl(ControlOperation::Add, fd.as_raw_fd(), readable)
         .unwrap();
-    let ready = epoll.wait(10_000, &mut [EpollEvent::default()]).unwrap();
+    let ready = epoll.wait(60_000, &mut [EpollEvent::default()]).unwrap();
     assert_eq!(ready, 1, "not rung in time");
     fd.read().unwrap()
 }
@@ -382,9 +396,7 @@ pub fn request(id: u32, payload: &[u8]) -> Vec<u8> {
 
 /// True if the other side has closed.
 pub fn is_closed(socket: &mut UnixStream) -> bool {
-    socket
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buf = [0; 4096];
     loop {
         match socket.read(&mut buf) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use vmsg_mem::Mapping;
 
 /// Nothing takes so long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const VERSION: u16 = 1;
 pub const DMA_MAP: u16 = 2;

@@ -35,7 +35,7 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// VERSION_1, EVENT_IDX, INDIRECT_DESC.
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 28;
 /// Nothing takes so long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The memory of a guest. Leaked: a few MiB, and everything may still look at it.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 
 use crate::place::{COMMON, MARGIN, Place};
 use crate::traffic;
-use crate::vhost_guest::{Guest, RAM, RINGS, Ram};
+use crate::vhost_guest::{Guest, PATIENCE, RAM, RINGS, Ram};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vmsg_mem::RamSlice;
@@ -60,11 +60,14 @@ fn rewrite(ram: RamSlice<'_>, seed: u64, stop: &AtomicBool, writes: &AtomicU64) 
 }
 
 /// A driver that asks and takes what comes, and starts anew when its device needs a reset, for so long. How often it did.
-fn use_it(guest: &mut Guest, time: Duration) -> (usize, usize) {
-    let end = Instant::now() + time;
+fn use_it(guest: &mut Guest, time: Duration, writes: &AtomicU64) -> (usize, usize) {
+    let begun = Instant::now();
     let (mut answers, mut resets) = (0, 0);
     let mut n = 0usize;
-    while Instant::now() < end {
+    // Longer where either side has little time.
+    while begun.elapsed() < time
+        || (resets < 2 || writes.load(Ordering::Relaxed) < 1000) && begun.elapsed() < PATIENCE
+    {
         while guest.outstanding(0) < 16 {
             n += 1;
             guest.ask(0, &[CANARY; 700][..1 + n % 700], 1 + n * 13 % 4096);
@@ -104,20 +107,21 @@ fn memory_in_common_that_is_rewritten_all_the_time_harms_nobody() {
     let mut guest = Guest::connect(&place.fronts[0].socket, ram);
     guest.stale = vec![CANARY];
     let (mut answers, mut resets) = (0, 0);
-    let writes = AtomicU64::new(0);
+    let mut writes = 0;
     for round in 0..12 {
         ram.mapping.ram().fill(CANARY);
         guest.set_up(1);
-        let stop = AtomicBool::new(false);
+        let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            scope.spawn(|| rewrite(common.ram(), 77 + round, &stop, &writes));
-            let used = scope.spawn(|| use_it(&mut guest, Duration::from_millis(150)));
+            scope.spawn(|| rewrite(common.ram(), 77 + round, &stop, &written));
+            let used = scope.spawn(|| use_it(&mut guest, Duration::from_millis(150), &written));
             let used = used.join();
             stop.store(true, Ordering::Relaxed);
             let used = used.expect("a driver that lives");
             answers += used.0;
             resets += used.1;
         });
+        writes += written.into_inner();
         guest.stop();
         canaries_live(ram);
         // Nobody lies any more: it works as ever.
@@ -125,7 +129,6 @@ fn memory_in_common_that_is_rewritten_all_the_time_harms_nobody() {
         traffic(&mut guest, 30);
         guest.stop();
     }
-    let writes = writes.into_inner();
     println!("{writes} writes, {answers} answers, {resets} resets");
     assert!(writes > 10_000 && resets > 12, "{writes} {resets}");
 }

@@ -151,7 +151,7 @@ fn the_memory_table_changes_under_live_rings_and_nothing_of_what_is_gone_stays_m
         if round % 5 == 4 {
             // A driver that uses it all the same gets nothing, until it starts anew.
             there(&mut guest);
-            assert!(guest.is_broken_within(0, Duration::from_secs(10)));
+            assert!(guest.is_broken_within(0, vhost_guest::PATIENCE));
             guest.stop();
             guest.set_up(1);
             traffic(&mut guest, 5);

@@ -162,7 +162,7 @@ impl Place {
     /// Whether all that fronts may have of the memory that is given is zero, now or soon: an end is not waited for by those who cause it.
     #[track_caller]
     pub(crate) fn until_empty(&self) {
-        for _ in 0..2000 {
+        for _ in 0..12_000 {
             let bytes = self.bytes();
             let margin = MARGIN as usize;
             let (before, rest) = bytes.split_at(margin);

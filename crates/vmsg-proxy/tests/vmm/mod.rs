@@ -28,7 +28,7 @@ const FEATURES: u64 = 1 << 32 | 1 << 29 | PROTOCOL_FEATURES;
 /// Messages of a set-up.
 pub const MESSAGES: usize = 15;
 /// Nothing takes so long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What has become of the connection.
 #[derive(Debug)]
