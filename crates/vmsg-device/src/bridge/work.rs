@@ -215,11 +215,24 @@ impl Bridge {
                 return;
             }
             State::Down(_) => Ok(()),
+            _ => self.late(now),
+        };
+        if late.is_ok() {
+            return;
+        }
+        // It may have been this side that was late, and the answer is there.
+        self.turn(now, space);
+        if let Err(fault) = self.late(now) {
+            self.lost(now, &fault, space);
+        }
+    }
+
+    /// Whether the daemon has taken too long for an answer.
+    fn late(&self, now: Instant) -> Result<(), Fault> {
+        match &self.state {
+            State::Down(_) => Ok(()),
             State::Greeting(both) => both.0.check_time(now),
             State::Up(link) => link.check_time(now),
-        };
-        if let Err(fault) = late {
-            self.lost(now, &fault, space);
         }
     }
 
@@ -497,6 +510,7 @@ impl Bridge {
         self.told.rings = true;
         ring.live = true;
         ring.held = true;
+        ring.ends.given(ring.used_at(space));
         // With kicks told by index, its driver may have had no reason to kick for what comes next.
         let used_before = ring.call_due || ring.parked || resumed;
         ring.must_kick |= base != 0 || (used_before && !quiet);
