@@ -13,6 +13,7 @@ mod echo;
 mod guest;
 mod line;
 mod matrix;
+mod process;
 mod random;
 mod setting;
 mod staged;

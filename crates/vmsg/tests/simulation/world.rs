@@ -2,17 +2,15 @@
 //! Guest, session, bus, host and worker in one thread, with a seeded
 //! scheduler and a virtual clock.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtio_msg::{DevNum, Instant, QueueIndex};
+use virtio_msg::{Instant, QueueIndex};
 use vmsg_bus::StaticRam;
 use vmsg_device::device::Device;
-use vmsg_device::host::{ConnId, Core as Host, Peer};
+use vmsg_device::host::Peer;
 use vmsg_device::net::{Mac, Net, Settings};
-use vmsg_device::worker::{Core as Worker, Fds, Reply, Slot};
 use vmsg_proxy::session::{Event, Op, OpError, OpId, Options, ResetReason, Session, Target};
 
 #[path = "iommu.rs"]
@@ -24,59 +22,13 @@ use crate::disk::{Disk, Platter};
 use crate::echo::{Echo, QUEUES};
 use crate::guest::{BASE, Guest, Habits, Memory, Scattered};
 use crate::line::{Bus, Line};
+use crate::process::{HostProcess, SLOT, number};
 use crate::random::Random;
 use crate::setting::{Faults, Kind, Outcome, Setting};
 use crate::wire::{Traffic, Wire};
 
 /// Bytes of the longest message.
 pub(crate) const MESSAGE: usize = 320;
-const SLOT: Slot = Slot(0);
-
-/// Which queue belongs to which kick descriptor.
-#[derive(Debug, Default)]
-struct Watched(Vec<(RawFd, usize)>);
-
-impl Fds for Watched {
-    fn add_kick(&mut self, _slot: Slot, queue: usize, fd: BorrowedFd<'_>) {
-        self.0.push((fd.as_raw_fd(), queue));
-    }
-    fn add_device(&mut self, _slot: Slot, _fd: BorrowedFd<'_>) {}
-    fn remove(&mut self, fd: BorrowedFd<'_>) {
-        self.0.retain(|(watched, _)| *watched != fd.as_raw_fd());
-    }
-}
-
-/// A device host's process.
-pub(crate) struct HostProcess {
-    host: Host,
-    worker: Worker,
-    watched: Watched,
-    replies: VecDeque<Reply>,
-    conn: Option<ConnId>,
-    /// The device was removed, and another one is to come.
-    unplugged: bool,
-}
-
-impl HostProcess {
-    fn start(bus: Bus, device: Box<dyn Device>) -> Self {
-        let mut host = Host::new(bus.max_message(), 0);
-        host.add_device("device", Some(number(bus).0), 0, SLOT, device)
-            .expect("an empty bus");
-        Self {
-            host,
-            worker: Worker::new(),
-            watched: Watched::default(),
-            replies: VecDeque::new(),
-            conn: None,
-            unplugged: false,
-        }
-    }
-}
-
-/// The older messages know device 0 only.
-fn number(bus: Bus) -> DevNum {
-    DevNum(if bus == Bus::BareR1 { 0 } else { 3 })
-}
 
 fn session(bus: Bus, target: &Target) -> Session {
     let mut session = Session::new(target.clone(), Options::default());
