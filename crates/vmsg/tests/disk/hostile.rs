@@ -89,7 +89,7 @@ fn whatever_a_driver_does_the_others_and_the_image_s_size_are_left_alone() {
         let mut random = Random(0xfeed_5eed_1234_5678);
         let end = Instant::now() + Duration::from_secs(6);
         let mut rounds = 0;
-        while Instant::now() < end {
+        while Instant::now() < end || rounds < 4 {
             let pool = DmaPool::new("attack", BusAddr(0x1_0000_0000), 4 << 20).expect("memory");
             let options = BlkOptions {
                 unchecked: true,
@@ -125,7 +125,6 @@ fn whatever_a_driver_does_the_others_and_the_image_s_size_are_left_alone() {
         over.store(true, Ordering::SeqCst);
         let honest = honest.join().expect("not disturbed");
         println!("{rounds} attacks, {honest} honest rounds");
-        assert!(rounds > 3);
     });
     let pool = pool();
     let mut driver = stand.driver(0, &pool);

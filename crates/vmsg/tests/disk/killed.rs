@@ -2,7 +2,7 @@
 //! The device host killed with SIGKILL at random moments under load, while the driver keeps its rings and the record of what is in
 //! flight: every request is answered once, and what was told as written is there.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use vmsg_driver::blk::{BlkOptions, Completion, Request};
@@ -96,18 +96,48 @@ impl Book {
     }
 }
 
+/// What the killer and the driver tell each other.
+#[derive(Default)]
+struct Words {
+    /// There is a host.
+    go: AtomicBool,
+    /// There will be no other one.
+    over: AtomicBool,
+    /// Rounds of the driver that have had an answer.
+    rounds: AtomicUsize,
+    /// The driver has ended, one way or the other.
+    left: AtomicBool,
+}
+
+/// Sets a flag when it goes.
+struct Flag<'a>(&'a AtomicBool);
+
+impl Drop for Flag<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Kills and starts, until it was killed often enough.
-fn killer(stand: &Stand, device: &str, over: &AtomicBool, go: &AtomicBool) -> Host {
+fn killer(stand: &Stand, device: &str, words: &Words) -> Host {
     let mut random = Random(0x1234_5678_9abc_def1);
     let mut host = stand.serve(&[device.to_owned()]);
-    go.store(true, Ordering::SeqCst);
-    for _ in 0..KILLS {
+    words.go.store(true, Ordering::SeqCst);
+    for kill in 0..KILLS {
+        // However slow the machine is, some of them come to work.
+        let before = words.rounds.load(Ordering::SeqCst);
+        while kill % 3 == 0
+            && words.rounds.load(Ordering::SeqCst) == before
+            && !words.left.load(Ordering::SeqCst)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Time is what is random here.
         std::thread::sleep(Duration::from_micros(random.next() % 150_000));
         host.kill();
         host = stand.serve(&[device.to_owned()]);
     }
-    over.store(true, Ordering::SeqCst);
+    words.over.store(true, Ordering::SeqCst);
     host
 }
 
@@ -281,12 +311,13 @@ impl Load<'_> {
 /// Under load while it is killed again and again; gives what must be on the disk.
 fn survive(stand: &Stand, device: &str) -> Vec<u32> {
     let pool = pool();
-    let (over, go) = (AtomicBool::new(false), AtomicBool::new(false));
+    let words = Words::default();
     std::thread::scope(|scope| {
-        let killer = scope.spawn(|| killer(stand, device, &over, &go));
-        while !go.load(Ordering::SeqCst) {
+        let killer = scope.spawn(|| killer(stand, device, &words));
+        let _left = Flag(&words.left);
+        while !words.go.load(Ordering::SeqCst) {
             assert!(!killer.is_finished(), "it came up");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         let options = BlkOptions {
             queue: QueueOptions {
@@ -317,9 +348,13 @@ fn survive(stand: &Stand, device: &str) -> Vec<u32> {
             flushes: 0,
         };
         let mut last = 0;
-        while !over.load(Ordering::SeqCst) || last < 50 {
+        while !words.over.load(Ordering::SeqCst) || last < 50 {
+            let answered = load.answered;
             load.round(true);
-            last += usize::from(over.load(Ordering::SeqCst));
+            if load.answered > answered {
+                words.rounds.fetch_add(1, Ordering::SeqCst);
+            }
+            last += usize::from(words.over.load(Ordering::SeqCst));
         }
         while load.jobs.iter().any(Option::is_some) {
             load.round(false);

@@ -12,7 +12,8 @@ use vmsg_driver::blk::{BlkDriver, BlkOptions};
 use vmsg_driver::{BusClient, DmaPool, Sleep};
 use vmsg_mem::BusAddr;
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing takes so long unless it hangs.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A driver on a bus of this workspace.
 pub(super) type Driver<'p> = BlkDriver<'p, vmsg_bus::DriverBus, Sleep, Vec<u8>>;
@@ -104,9 +105,9 @@ impl Stand {
         let bus: BusSpec = format!("unix,path={}", self.path("bus").display())
             .parse()
             .expect("a bus");
-        let connector = bus.connector("test").timeout(Duration::from_secs(5));
+        let connector = bus.connector("test").timeout(PATIENCE);
         let mut client = BusClient::on_bus(connector.connect().ok()?);
-        client.set_timeout(Duration::from_secs(20));
+        client.set_timeout(PATIENCE);
         Some(client)
     }
 

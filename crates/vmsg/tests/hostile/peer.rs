@@ -428,11 +428,12 @@ impl Peer {
         let deadline = Instant::now() + PATIENCE;
         for task in std::fs::read_dir(tasks).expect("its threads").flatten() {
             let stat = task.path().join("stat");
-            // proc_pid_stat(5): the state stands behind the name, which is in brackets. A thread that has ended is at rest, too.
+            // proc_pid_stat(5): the state stands behind the name, which is in brackets. A thread that waits for the kernel alone, as it
+            // may for its memory, is not at rest; one that has ended is.
             let is_awake = || {
                 let stat = std::fs::read_to_string(&stat).unwrap_or_default();
                 stat.rsplit_once(") ")
-                    .is_some_and(|(_, fields)| fields.starts_with('R'))
+                    .is_some_and(|(_, fields)| fields.starts_with(['R', 'D']))
             };
             while is_awake() {
                 assert!(Instant::now() < deadline, "a thread never rests: {stat:?}");
