@@ -28,7 +28,7 @@ mod operator;
 use disk::Ends;
 use fabric::Fabric;
 use kept::Keeping;
-use late::{Late, Numbers};
+use late::{Awaited, Late, Numbers};
 use make::Known;
 use operator::{Names, Operator};
 
@@ -60,6 +60,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         consoles: Registry::default(),
         control: args.control.clone(),
         disks: Ends::default(),
+        awaited: Awaited::default(),
     };
     let built = build(&mut host, &buses, &network, &texts, &mut keeping, &known);
     let (fabric, late) = match built {
@@ -74,6 +75,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     };
     keeping.forget_rest();
 
+    let awaited = known.awaited.clone();
     let operator = Arc::new(Operator::new(
         host.handle(),
         buses.clone(),
@@ -83,7 +85,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         keeping,
         known,
     ));
-    late.start(&host.handle());
+    late.start(&host.handle(), &awaited);
     let control = match &args.control {
         Some(path) => {
             let service: Arc<dyn control::Service> = Arc::<Operator>::clone(&operator);
@@ -114,6 +116,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     host.run()?;
     waiter.join().expect("the signal thread does not panic")?;
     tracing::info!("ending");
+    awaited.end();
     operator.dismiss_keeper();
     // Whoever waits for an answer of the host hears now that it is gone.
     drop(host);
@@ -153,7 +156,7 @@ fn build(
             Err(error) => {
                 late.take_in(device, (bus, num, worker), error)
                     .with_context(context)?;
-                host.expect_passthrough(bus);
+                host.expect_passthrough(bus, num);
                 continue;
             }
         };
@@ -341,6 +344,7 @@ pub(crate) fn service_of(
         consoles: Registry::default(),
         control: None,
         disks: Ends::default(),
+        awaited: Awaited::default(),
     };
     let network = Network {
         workers: 1,

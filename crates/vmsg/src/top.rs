@@ -94,7 +94,7 @@ fn print(args: &TopArgs, interval: Duration) -> anyhow::Result<()> {
             let line = serde_json::to_string(&rates)?;
             writeln!(out, "{}", clean_json(&line))?;
         } else {
-            for line in view(args).lines(&rates) {
+            for line in view(args).lines(&rates, None) {
                 writeln!(out, "{}", line.text)?;
             }
             if !args.once {

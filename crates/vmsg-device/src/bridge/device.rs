@@ -219,6 +219,7 @@ impl Device for Bridge {
                 queue => {
                     let queue = usize::try_from(queue - CALLS).unwrap_or(usize::MAX);
                     if let Some(ring) = self.rings.get(queue) {
+                        Counters::count(&self.counters.calls);
                         match &ring.call {
                             // A register, which the daemon cannot ring itself.
                             Some(call) => {
@@ -237,6 +238,7 @@ impl Device for Bridge {
         self.check_away(io.now);
         self.turn(io.now, io.space);
         self.interrupt_after_resume(io);
+        self.note_queues();
         if let Some(why) = self.trouble.take() {
             // Not as an error: the connection is still to be looked after.
             let unmapped = std::mem::take(&mut self.unmapped);
@@ -307,6 +309,7 @@ impl Passthrough for Bridge {
         let Some(ring) = self.rings.get_mut(queue) else {
             return;
         };
+        Counters::count(&self.counters.kicks);
         if ring.away {
             ring.must_kick = true;
             self.is_kicked_away(queue, Instant::now());

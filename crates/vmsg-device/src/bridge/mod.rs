@@ -23,7 +23,7 @@ mod work;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
@@ -349,6 +349,18 @@ impl Bridge {
             tracing::info!(%path, "the daemon is there: {what}");
         }
         self.wake();
+    }
+
+    /// Has operators see how many queues the daemon has, and what of them passes by here.
+    fn note_queues(&self) {
+        let live = || self.rings.iter().filter(|ring| ring.live);
+        let note = |gauge: &AtomicU64, count: usize| gauge.store(count as u64, Ordering::Relaxed);
+        note(&self.counters.queues, live().count());
+        let direct = |bell: &Option<Doorbell>| bell.as_ref().and_then(Doorbell::eventfd).is_some();
+        let kicked = live().filter(|ring| direct(&ring.kick)).count();
+        note(&self.counters.direct_kicks, kicked);
+        let calling = live().filter(|ring| direct(&ring.call)).count();
+        note(&self.counters.direct_calls, calling);
     }
 
     /// The driver has to start over.

@@ -14,6 +14,13 @@ pub(super) struct Counters {
     pub(super) queues_resumed: AtomicU64,
     pub(super) config_changes: AtomicU64,
     pub(super) refused_calls: AtomicU64,
+    /// Queues that the daemon has now, and of how many of them kicks and interrupts go between driver and daemon directly.
+    pub(super) queues: AtomicU64,
+    pub(super) direct_kicks: AtomicU64,
+    pub(super) direct_calls: AtomicU64,
+    /// Kicks and interrupts that have passed through here.
+    pub(super) kicks: AtomicU64,
+    pub(super) calls: AtomicU64,
 }
 
 impl Counters {
@@ -36,6 +43,11 @@ impl Monitor for Counters {
                 ("daemon-queues-resumed", load(&self.queues_resumed)),
                 ("daemon-config-changes", load(&self.config_changes)),
                 ("daemon-requests-refused", load(&self.refused_calls)),
+                ("daemon-queues", load(&self.queues)),
+                ("daemon-queues-kicked-directly", load(&self.direct_kicks)),
+                ("daemon-queues-calling-directly", load(&self.direct_calls)),
+                ("daemon-kicks", load(&self.kicks)),
+                ("daemon-calls", load(&self.calls)),
             ],
             ..Snapshot::default()
         }

@@ -97,6 +97,8 @@ pub struct Core {
     pub(super) by_slot: HashMap<(usize, Slot), u16>,
     /// Numbers of devices that were removed.
     pub(super) gone: BTreeSet<u16>,
+    /// Numbers of devices that may come.
+    pub(super) promised: BTreeSet<u16>,
     /// How many of the devices have queues that other processes work on, and need the files of the memory for them.
     pub(super) passthroughs: usize,
     /// Places of workers that are free again.
@@ -127,6 +129,7 @@ impl Core {
             entries: BTreeMap::new(),
             by_slot: HashMap::new(),
             gone: BTreeSet::new(),
+            promised: BTreeSet::new(),
             freed: VecDeque::new(),
             passthroughs: 0,
             connections: BTreeMap::new(),
@@ -167,7 +170,10 @@ impl Core {
         let num = match num {
             Some(num) => num,
             None => (0..=u16::MAX)
-                .find(|num| !self.entries.contains_key(num) && !self.gone.contains(num))
+                .find(|num| {
+                    let taken = [&self.gone, &self.promised];
+                    !self.entries.contains_key(num) && !taken.iter().any(|set| set.contains(num))
+                })
                 .ok_or(AddError::NoNumber)?,
         };
         if self.gone.contains(&num) {
@@ -231,9 +237,11 @@ impl Core {
         Ok(DevNum(num))
     }
 
-    /// A device may come that passes the driver's memory on: the files of memory that is lent before are kept for it.
-    pub fn expect_passthrough(&mut self) {
+    /// A device may come that passes the driver's memory on: the files of memory that is lent before are kept for it. No device is
+    /// given its number `num` without asking for it.
+    pub fn expect_passthrough(&mut self, num: Option<u16>) {
         self.passthroughs += 1;
+        self.promised.extend(num);
     }
 
     /// The devices: number, name, and who holds it.

@@ -181,13 +181,13 @@ impl Host {
     }
 
     /// A device may come to the bus with index `bus` that passes the driver's memory on: the files of memory that is lent before are kept
-    /// for it.
+    /// for it, and so is the number `num`, which only a device that asks for it gets.
     ///
     /// # Panics
     ///
     /// If there is no bus with this index.
-    pub fn expect_passthrough(&mut self, bus: usize) {
-        self.buses[bus].core.expect_passthrough();
+    pub fn expect_passthrough(&mut self, bus: usize, num: Option<u16>) {
+        self.buses[bus].core.expect_passthrough(num);
     }
 
     /// Has a worker poll something that is on no bus: a device without queues.

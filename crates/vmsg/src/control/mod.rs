@@ -16,5 +16,5 @@ pub(crate) use client::Client;
 pub(crate) use command::run;
 pub(crate) use protocol::*;
 pub(crate) use server::{Server, Service};
-pub(crate) use show::{dropped, dropped_of, port_state, traffic};
+pub(crate) use show::{dropped, dropped_of, is_bridged, port_state, traffic};
 pub(crate) use table::Table;

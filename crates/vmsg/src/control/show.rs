@@ -40,6 +40,7 @@ pub(super) fn devices(devices: &[Device]) -> Table {
         "FROM GUEST",
         "DROPPED",
         "DRIVEN BY",
+        "STATE",
     ]);
     for device in devices {
         table.row(device_row(device));
@@ -47,7 +48,7 @@ pub(super) fn devices(devices: &[Device]) -> Table {
     table
 }
 
-fn device_row(device: &Device) -> [String; 10] {
+fn device_row(device: &Device) -> [String; 11] {
     let link = match device.link {
         None => "-",
         Some(link) if !link.up => "down",
@@ -56,7 +57,8 @@ fn device_row(device: &Device) -> [String; 10] {
     };
     let dash = || "-".to_owned();
     let traffic = traffic(device);
-    let frames = |count: Option<Count>| count.map_or_else(dash, |count| count.frames.to_string());
+    let none = || past_here(device).to_owned();
+    let frames = |count: Option<Count>| count.map_or_else(none, |count| count.frames.to_string());
     let holder = match &device.holder {
         Some(holder) => match holder.pid {
             Some(pid) => format!("{} (pid {pid})", holder.name),
@@ -77,16 +79,30 @@ fn device_row(device: &Device) -> [String; 10] {
         },
         frames(traffic.map(|(to, _)| to)),
         frames(traffic.map(|(_, from)| from)),
-        traffic.map_or_else(dash, |_| dropped(device).to_string()),
+        traffic.map_or_else(none, |_| dropped(device).to_string()),
         holder,
+        match device.state.as_str() {
+            "" => dash(),
+            state => state.to_owned(),
+        },
     ]
+}
+
+/// Whether the data of a device goes between its driver and a daemon, and nothing of it through the serving process.
+pub(crate) fn is_bridged(device: &Device) -> bool {
+    device.counters.contains_key("daemon-connected")
+}
+
+/// What stands where a device's traffic is not known: that it has none that could be counted, or that it goes past who counts.
+fn past_here(device: &Device) -> &'static str {
+    if is_bridged(device) { "direct" } else { "-" }
 }
 
 /// What goes to a device's guest, and what comes from it: frames; of a disk what is read and what is written. Nothing of other
 /// devices.
 pub(crate) fn traffic(device: &Device) -> Option<(Count, Count)> {
     let (maps, names) = match device.pairs.as_slice() {
-        [] if device.kind == "blk" => (
+        [] if device.kind == "blk" && !is_bridged(device) => (
             std::slice::from_ref(&device.counters),
             [("reads", "read_bytes"), ("writes", "write_bytes")],
         ),
@@ -311,6 +327,7 @@ mod tests {
             counters: counters.clone(),
             pairs: vec![counters.clone(), counters.clone()],
             details: BTreeMap::new(),
+            state: String::new(),
         };
         let lines = devices(&[device]).lines();
         let text = lines.join("\n");
@@ -369,17 +386,22 @@ mod tests {
             counters: counters.map(|(name, n)| (name.to_owned(), n)).into(),
             pairs: Vec::new(),
             details: BTreeMap::new(),
+            state: "idle".to_owned(),
         };
         let words = |device: &Device| {
             let table = devices(std::slice::from_ref(device)).lines();
             let words: Vec<_> = table[1].split_whitespace().map(str::to_owned).collect();
             words.join(" ")
         };
-        assert_eq!(words(&device), "b0 d 1 blk - - 3 2 1 -");
+        assert_eq!(words(&device), "b0 d 1 blk - - 3 2 1 - idle");
         let (to, from) = traffic(&device).expect("a disk's");
         assert_eq!((to.bytes, from.bytes), (4096, 0));
         device.kind = "rng".to_owned();
-        assert_eq!(words(&device), "b0 d 1 rng - - - - - -");
+        assert_eq!(words(&device), "b0 d 1 rng - - - - - - idle");
+        // What a daemon does with the driver's buffers is not seen here, so it is not said to be nothing.
+        device.kind = "blk".to_owned();
+        device.counters.insert("daemon-connected".to_owned(), 1);
+        assert_eq!(words(&device), "b0 d 1 blk - - direct direct direct - idle");
     }
 
     #[test]

@@ -7,6 +7,10 @@ use crate::trace::clean;
 
 /// Characters of a cell that are shown.
 const LONGEST: usize = 64;
+/// The same of the last one, which nothing stands behind.
+const LONGEST_LAST: usize = 200;
+/// What is between two columns.
+const GAP: usize = 2;
 
 /// Rows under a head, each column as wide as need be.
 #[derive(Debug)]
@@ -28,22 +32,52 @@ impl Table {
     /// socket: they are shortened, and what a terminal would not just print is escaped.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         debug_assert_eq!(N, self.head.len());
-        self.rows
-            .push(cells.iter().map(|cell| shown(cell)).collect());
+        let last = N.saturating_sub(1);
+        let cells = cells.iter().enumerate();
+        self.rows.push(
+            cells
+                .map(|(index, cell)| {
+                    shown(cell, if index == last { LONGEST_LAST } else { LONGEST })
+                })
+                .collect(),
+        );
     }
 
-    /// Its lines, without their ends.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    /// Leaves columns out until its lines have `columns` characters at most, or only those are left that `spare` does not name, in
+    /// which what can be spared best stands first.
+    pub(crate) fn fit(&mut self, columns: usize, spare: &[&str]) {
+        for name in spare {
+            let widths = self.widths();
+            let width: usize = widths.iter().map(|width| width + GAP).sum();
+            if width.saturating_sub(GAP) <= columns {
+                return;
+            }
+            if let Some(index) = self.head.iter().position(|head| head == name) {
+                self.head.remove(index);
+                for row in &mut self.rows {
+                    row.remove(index);
+                }
+            }
+        }
+    }
+
+    fn widths(&self) -> Vec<usize> {
         let mut widths: Vec<usize> = self.head.iter().map(|cell| cell.len()).collect();
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
+        widths
+    }
+
+    /// Its lines, without their ends.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let widths = self.widths();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let mut text = String::new();
             for (cell, width) in cells.zip(&widths) {
-                text.push_str(&format!("{cell:<width$}  "));
+                text.push_str(&format!("{cell:<width$}{:GAP$}", ""));
             }
             text.truncate(text.trim_end().len());
             text
@@ -63,6 +97,10 @@ impl Table {
 }
 
 /// A name as a terminal may have it.
-fn shown(text: &str) -> String {
-    clean(&text.chars().take(LONGEST).collect::<String>())
+fn shown(text: &str, longest: usize) -> String {
+    clean(&text.chars().take(longest).collect::<String>())
 }
+
+#[cfg(test)]
+#[path = "table_test.rs"]
+mod tests;

@@ -18,6 +18,7 @@ use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
 use super::disk::Ends;
 use super::kept::DeviceFlows;
+use super::late::Awaited;
 use super::{disk, late};
 use crate::Usage;
 use crate::console::Registry;
@@ -31,6 +32,8 @@ pub(super) struct Known {
     /// The control socket, which consoles have theirs beside.
     pub(super) control: Option<PathBuf>,
     pub(super) disks: Ends,
+    /// Devices that come when their daemons do.
+    pub(super) awaited: Awaited,
 }
 
 /// Makes the device called `id`, which plugs into `port` if there is one. `flows`: what a process before has left to it.

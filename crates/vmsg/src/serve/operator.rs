@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a running `vmsg serve` does for its operator.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use virtio_msg::feature;
+use virtio_msg::{DeviceStatus, feature};
 use vmsg_device::bridge::Settings;
 use vmsg_device::device::Operation;
 use vmsg_device::host::{Handle, HandleError, LogLimit, Report};
@@ -12,7 +13,7 @@ use vmsg_net::Mac;
 
 use super::fabric::{self, Fabric};
 use super::kept::{self, Keeping};
-use super::late;
+use super::late::{self, Absent};
 use super::make::{self, Known};
 use crate::Usage;
 use crate::buses::{self, NamedBus};
@@ -140,11 +141,24 @@ impl Operator {
     }
 
     fn list(&self) -> Answer {
+        // Before the others: one that comes meanwhile is there twice rather than not at all.
+        let absent = self.known.awaited.absent();
         let reports = self.handle.list().map_err(|error| self.failed(&error))?;
         let describe = |report| describe(report, &self.buses);
-        Ok(Response::Devices(
-            reports.into_iter().map(describe).collect(),
-        ))
+        let mut devices: Vec<Device> = reports.into_iter().map(describe).collect();
+        for absent in absent {
+            let absent = describe_absent(absent, &self.buses);
+            let is_it = |device: &Device| device.bus == absent.bus && device.id == absent.id;
+            if !devices.iter().any(is_it) {
+                devices.push(absent);
+            }
+        }
+        let place = |device: &Device| {
+            let mut buses = self.buses.iter();
+            (buses.position(|bus| bus.name == device.bus), device.number)
+        };
+        devices.sort_by_key(place);
+        Ok(Response::Devices(devices))
     }
 
     fn operate(&self, device: &str, bus: Option<&str>, operation: Operation) -> Answer {
@@ -157,6 +171,12 @@ impl Operator {
                     Operation::SetLink(up) => self.fabric.set_link(device, up),
                     _ => Err(refused(format!("`{device}` is no device"))),
                 }
+            }
+            Err(error @ HandleError::NoDevice(_)) => {
+                Err(match self.known.awaited.state(index, device) {
+                    Some(state) => refused(format!("`{device}` is not there: {state}")),
+                    None => self.failed(&error),
+                })
             }
             Err(error) => Err(self.failed(&error)),
         }
@@ -229,8 +249,17 @@ impl Operator {
         let index = self.bus(bus)?;
         let name = match index {
             Some(index) => Some(self.buses[index].name.clone()),
-            None => lock(&self.state).only_bus(device),
+            None => lock(&self.state)
+                .only_bus(device)
+                .map_err(|error| self.failed(&error))?,
         };
+        let on = |name: &String| self.buses.iter().position(|bus| bus.name == *name);
+        if let (Some(name), Some(on)) = (&name, name.as_ref().and_then(on))
+            && self.known.awaited.give_up(on, device)
+        {
+            lock(&self.state).forget_device(device, name);
+            return self.done(format_args!("`{device}` is not waited for any more"));
+        }
         self.handle
             .remove_device(index, device)
             .map_err(|error| self.failed(&error))?;
@@ -272,11 +301,17 @@ impl State {
         });
     }
 
-    /// The bus of the device called `id`, if it is one only.
-    fn only_bus(&self, id: &str) -> Option<String> {
+    /// The bus of the device called `id`, if there is one.
+    ///
+    /// # Errors
+    /// [`HandleError::Ambiguous`]: there are several.
+    fn only_bus(&self, id: &str) -> Result<Option<String>, HandleError> {
         let devices = self.network.devices.iter().map(DeviceSpec::common);
         let mut buses = devices.filter(|common| common.id == Some(id));
-        buses.next()?.bus.map(str::to_owned)
+        match (buses.next(), buses.next()) {
+            (_, Some(_)) => Err(HandleError::Ambiguous(id.to_owned())),
+            (found, None) => Ok(found.and_then(|common| common.bus.map(str::to_owned))),
+        }
     }
 
     /// The address of the device at the port `port` of `switch`.
@@ -487,24 +522,65 @@ impl Operator {
     }
 }
 
+fn bus_name(buses: &[NamedBus], index: usize) -> String {
+    let bus = buses.get(index);
+    bus.map(|bus| bus.name.clone()).unwrap_or_default()
+}
+
+fn type_name(device_id: u32) -> String {
+    let name = feature::device_name(device_id);
+    name.map_or_else(|| format!("type {device_id}"), ToOwned::to_owned)
+}
+
+fn describe_absent(absent: Absent, buses: &[NamedBus]) -> Device {
+    Device {
+        bus: bus_name(buses, absent.bus),
+        id: absent.id,
+        number: absent.number,
+        kind: type_name(absent.device_id),
+        worker: absent.worker,
+        status: DeviceStatus::empty().to_string(),
+        features: Vec::new(),
+        holder: None,
+        link: None,
+        counters: BTreeMap::new(),
+        pairs: Vec::new(),
+        details: BTreeMap::new(),
+        state: absent.state,
+    }
+}
+
+/// In a word or two, how a device does.
+fn state_of(status: DeviceStatus, counters: &BTreeMap<String, u64>) -> &'static str {
+    if counters.get("daemon-connected") == Some(&0) {
+        "no daemon"
+    } else if status.contains(DeviceStatus::NEEDS_RESET) {
+        "needs reset"
+    } else if status.contains(DeviceStatus::DRIVER_OK) {
+        "running"
+    } else if status.is_empty() {
+        "idle"
+    } else {
+        "starting"
+    }
+}
+
 fn describe(report: Report, buses: &[NamedBus]) -> Device {
     let device_id = report.device_id;
     let name =
         |bit| feature::name(device_id, bit).map_or_else(|| format!("bit {bit}"), ToOwned::to_owned);
-    let counters = |list: Vec<(&str, u64)>| {
+    let counters = |list: Vec<(&str, u64)>| -> BTreeMap<String, u64> {
         let list = list.into_iter();
         list.map(|(name, value)| (name.to_owned(), value)).collect()
     };
     let snapshot = report.snapshot.unwrap_or_default();
+    let of_device = counters(snapshot.counters);
     Device {
-        bus: buses
-            .get(report.bus)
-            .map(|bus| bus.name.clone())
-            .unwrap_or_default(),
+        bus: bus_name(buses, report.bus),
         id: report.name,
         number: report.number.0,
-        kind: feature::device_name(device_id)
-            .map_or_else(|| format!("type {device_id}"), ToOwned::to_owned),
+        kind: type_name(device_id),
+        state: state_of(report.status, &of_device).to_owned(),
         worker: report.worker,
         status: report.status.to_string(),
         features: report.features.iter().map(name).collect(),
@@ -516,7 +592,7 @@ fn describe(report: Report, buses: &[NamedBus]) -> Device {
             up: link.up,
             carrier: link.carrier,
         }),
-        counters: counters(snapshot.counters),
+        counters: of_device,
         pairs: snapshot.pairs.into_iter().map(counters).collect(),
         details: snapshot
             .details

@@ -206,7 +206,7 @@ impl Screen {
 
     /// Everything that is written to have it on a screen of this size.
     fn frame(&mut self, columns: usize, rows: usize) -> String {
-        let lines = self.view.lines(&self.rates);
+        let lines = self.view.lines(&self.rates, Some(columns));
         let room = rows.saturating_sub(2);
         self.top = self.top.min(lines.len().saturating_sub(room));
         let mut frame = String::from("\x1b[H");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-use super::super::view::tests::{port, rates};
+use super::super::view::tests::{DAEMON, disk, port, rates};
 use super::*;
 
 fn screen() -> Screen {
@@ -30,6 +30,21 @@ fn a_frame_fits_any_screen() {
     assert!(screen.frame(80, 24).contains("p299 "));
     screen.press(Key::Home, 24);
     assert!(screen.frame(80, 24).contains("p0 "));
+}
+
+#[test]
+fn a_small_screen_shows_rates_and_how_to_end() {
+    let mut screen = screen();
+    screen.rates.devices = vec![disk(None), disk(Some(DAEMON))];
+    let frame = screen.frame(40, 10);
+    let shown: Vec<&str> = frame.split("\r\n").collect();
+    assert_eq!(shown.len(), 10, "{frame:?}");
+    assert!(shown[1].contains("PORT") && shown[1].contains("IN bit/s"));
+    assert!(shown[9].contains("q ends"), "{frame:?}");
+    // The rest is found further down.
+    assert!(!frame.contains("DAEMON"));
+    screen.press(Key::Page(1), 10);
+    assert!(screen.frame(40, 10).contains("DAEMON"));
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::control::{Count, Device, Port, Switch, dropped, dropped_of, port_state, traffic};
+use crate::control::{
+    Count, Device, Port, Switch, dropped, dropped_of, is_bridged, port_state, traffic,
+};
 
 /// What a server said at one moment.
 #[derive(Debug)]
@@ -84,6 +86,51 @@ pub(super) struct DeviceRates {
     pub(super) drops: Option<f64>,
     /// Each of its queues; of network devices only.
     pub(super) queues: Vec<QueueRates>,
+    /// How it does, in the server's words.
+    pub(super) state: String,
+    /// Of a device of a vhost-user daemon, whose data is not seen here.
+    pub(super) daemon: Option<DaemonRates>,
+}
+
+/// The daemon of a device. Only what passes through the serving process can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct DaemonRates {
+    /// It is there.
+    pub(super) connected: bool,
+    /// How often there was one.
+    pub(super) connections: u64,
+    /// How often it was cut off, as it did what no daemon does.
+    pub(super) faults: u64,
+    /// Queues that it has.
+    pub(super) queues: u64,
+    /// Of these, how many it is kicked for by the driver itself, past the serving process; and kicks each second that passed
+    /// through that.
+    pub(super) direct_kicks: u64,
+    pub(super) kicks: Option<f64>,
+    /// The same of its interrupts.
+    pub(super) direct_calls: u64,
+    pub(super) calls: Option<f64>,
+}
+
+impl DaemonRates {
+    fn new(device: &Device, old: Option<(&Device, f64)>) -> Option<Self> {
+        let count = |of: &Device, name: &str| of.counters.get(name).copied().unwrap_or(0);
+        let rate = |name: &str| {
+            let (old, seconds) = old?;
+            Some(each_second(count(old, name), count(device, name), seconds))
+        };
+        is_bridged(device).then(|| Self {
+            connected: count(device, "daemon-connected") != 0,
+            connections: count(device, "daemon-connections"),
+            faults: count(device, "daemon-faults"),
+            queues: count(device, "daemon-queues"),
+            direct_kicks: count(device, "daemon-queues-kicked-directly"),
+            kicks: rate("daemon-kicks"),
+            direct_calls: count(device, "daemon-queues-calling-directly"),
+            calls: rate("daemon-calls"),
+        })
+    }
 }
 
 /// All of it.
@@ -277,6 +324,8 @@ impl DeviceRates {
                 .filter(|_| rates.is_some())
                 .map(|(old, seconds)| each_second(dropped(old), dropped(device), seconds)),
             queues: queues(device, of_pairs),
+            state: device.state.clone(),
+            daemon: DaemonRates::new(device, old),
         }
     }
 }

@@ -64,6 +64,7 @@ fn device(id: &str, received: u64) -> Device {
         counters: BTreeMap::new(),
         pairs: vec![pair.map(|(name, count)| (name.to_owned(), count)).into()],
         details: BTreeMap::new(),
+        state: String::new(),
     }
 }
 
@@ -158,4 +159,43 @@ fn one_look_and_one_after_a_restart_are_no_rates_below_zero() {
         0,
     );
     assert_eq!(Rates::between(Some(&first), &other).ports[0].input, None);
+}
+
+#[test]
+fn of_a_daemon_s_device_only_what_passes_here_has_a_rate() {
+    let begin = Instant::now();
+    let disk = |kicks: u64| {
+        let counters = [
+            ("daemon-connected", 1),
+            ("daemon-connections", 3),
+            ("daemon-queues", 2),
+            ("daemon-queues-calling-directly", 2),
+            ("daemon-kicks", kicks),
+            ("daemon-calls", 7),
+        ];
+        Device {
+            kind: "blk".to_owned(),
+            counters: counters.map(|(name, n)| (name.to_owned(), n)).into(),
+            pairs: Vec::new(),
+            state: "running".to_owned(),
+            ..device("disk", 0)
+        }
+    };
+    let sample = |at, kicks| Sample {
+        at,
+        switches: Vec::new(),
+        devices: vec![disk(kicks)],
+    };
+    let now = sample(begin + Duration::from_secs(2), 30);
+    let rates = Rates::between(Some(&sample(begin, 10)), &now);
+    let device = &rates.devices[0];
+    assert_eq!((device.to_guest, device.drops), (None, None));
+    assert_eq!(device.state, "running");
+    let daemon = device.daemon.expect("it is a daemon's");
+    assert!(daemon.connected);
+    assert_eq!((daemon.connections, daemon.queues), (3, 2));
+    assert_eq!((daemon.direct_kicks, daemon.kicks), (0, Some(10.0)));
+    assert_eq!((daemon.direct_calls, daemon.calls), (2, Some(0.0)));
+    let first = Rates::between(None, &now).devices[0].daemon;
+    assert_eq!(first.expect("as before").kicks, None);
 }

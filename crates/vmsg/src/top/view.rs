@@ -6,6 +6,26 @@ use std::cmp::Ordering;
 use super::rates::{DeviceRates, PortRates, QueueKind, QueueRates, Rate, Rates};
 use crate::control::Table;
 
+/// What is left out where there is no room, first what is missed least.
+const SPARE: &[&str] = &[
+    "PAIRS",
+    "FAULTS",
+    "LINK",
+    "DRIVER",
+    "BUS",
+    "SWITCH",
+    "TYPE",
+    "MOSTLY FOR",
+    "CAME",
+    "FROM f/s",
+    "IN f/s",
+    "TO f/s",
+    "OUT f/s",
+    "STATE",
+    "QUEUES",
+    "DROPS/s",
+];
+
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
@@ -152,15 +172,23 @@ impl View {
         rows
     }
 
-    /// All lines.
-    pub(super) fn lines(self, rates: &Rates) -> Vec<Line> {
+    /// All lines. On a screen of so many `columns` that of which can be spared most is left out.
+    pub(super) fn lines(self, rates: &Rates, columns: Option<usize>) -> Vec<Line> {
         let mut tables = Vec::new();
         if !rates.ports.is_empty() {
             tables.push(self.ports(&rates.ports));
         }
         tables.push(self.devices(&rates.devices));
+        if rates.devices.iter().any(|device| device.daemon.is_some()) {
+            tables.push(self.daemons(&rates.devices));
+        }
         if self.queues {
             tables.push(self.queues(&rates.devices));
+        }
+        if let Some(columns) = columns {
+            for table in &mut tables {
+                table.fit(columns, SPARE);
+            }
         }
         let mut lines = Vec::new();
         for table in tables {
@@ -222,8 +250,14 @@ impl View {
             "TO f/s",
             "TO bit/s",
             "DROPS/s",
+            "STATE",
         ]);
         for device in self.sorted(devices) {
+            // What goes past the server is not nothing.
+            let short = |number| match device.daemon {
+                Some(_) => "direct".to_owned(),
+                None => short(number),
+            };
             table.row([
                 device.bus.clone(),
                 device.id.clone(),
@@ -239,6 +273,34 @@ impl View {
                 short(device.to_guest.map(|rate| rate.frames)),
                 short(device.to_guest.map(|rate| rate.bits)),
                 short(device.drops),
+                device.state.clone(),
+            ]);
+        }
+        table
+    }
+
+    fn daemons(self, devices: &[DeviceRates]) -> Table {
+        let mut table = Table::new(&[
+            "BUS", "DEVICE", "DAEMON", "CAME", "FAULTS", "QUEUES", "KICKS/s", "CALLS/s",
+        ]);
+        for device in self.sorted(devices) {
+            let Some(daemon) = device.daemon else {
+                continue;
+            };
+            let passed = |direct: u64, rate: Option<f64>| match daemon.queues {
+                0 => "-".to_owned(),
+                queues if direct >= queues => "direct".to_owned(),
+                _ => short(rate),
+            };
+            table.row([
+                device.bus.clone(),
+                device.id.clone(),
+                if daemon.connected { "there" } else { "gone" }.to_owned(),
+                daemon.connections.to_string(),
+                daemon.faults.to_string(),
+                daemon.queues.to_string(),
+                passed(daemon.direct_kicks, daemon.kicks),
+                passed(daemon.direct_calls, daemon.calls),
             ]);
         }
         table

@@ -18,3 +18,4 @@ mod station;
 mod talking;
 #[path = "../../../vmsg-proxy/tests/vhost/mod.rs"]
 mod vhost_guest;
+mod waiting;

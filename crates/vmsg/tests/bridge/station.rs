@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use vmsg_bus::DriverBus;
 use vmsg_bus::unix::Connector;
 use vmsg_driver::{BusClient, DmaPool};
@@ -26,6 +27,13 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// SIGTERM, and waits until it has ended.
+    pub(crate) fn end(&mut self) {
+        let pid = Pid::from_child(&self.0);
+        kill_process(pid, Signal::TERM).expect("told");
+        assert!(self.0.wait().expect("waited for").success());
     }
 
     /// SIGKILL.

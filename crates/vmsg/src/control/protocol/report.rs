@@ -35,6 +35,9 @@ pub(crate) struct Device {
     /// What it is on, and how that is used, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) details: BTreeMap<String, String>,
+    /// `idle`, `starting`, `running`, `needs reset`, `no daemon`, `waiting: WHY`, `failed: WHY`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) state: String,
 }
 
 /// Who drives a device.
