@@ -189,7 +189,9 @@ impl Device for Bridge {
         };
         let drain = self.next_look_at_drain();
         let away = self.away_until();
-        link.into_iter().chain(drain).chain(away).min()
+        let calls = self.call_due();
+        let all = link.into_iter().chain(drain).chain(away).chain(calls);
+        all.min()
     }
 
     fn poll(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
@@ -218,16 +220,7 @@ impl Device for Bridge {
                 }
                 queue => {
                     let queue = usize::try_from(queue - CALLS).unwrap_or(usize::MAX);
-                    if let Some(ring) = self.rings.get(queue) {
-                        Counters::count(&self.counters.calls);
-                        match &ring.call {
-                            // A register, which the daemon cannot ring itself.
-                            Some(call) => {
-                                let _ = call.ring();
-                            }
-                            None => io.used(queue),
-                        }
-                    }
+                    self.is_called(queue, io);
                 }
             }
         }
@@ -236,6 +229,7 @@ impl Device for Bridge {
         }
         self.on_time(io.now, io.space);
         self.check_away(io.now);
+        self.call_late(io);
         self.turn(io.now, io.space);
         self.interrupt_after_resume(io);
         self.note_queues();

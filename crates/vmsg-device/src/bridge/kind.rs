@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What is known of the types of devices, where a daemon does not say it.
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+use virtio_msg::feature::device_name;
 
 use super::Resume;
 
@@ -10,7 +13,7 @@ use super::Resume;
 /// addresses are the bus's business; the rest needs a transport that vhost-user is not.
 const TRANSPORT: u64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40;
 /// Features of the types themselves: 0 to 23 and 50 to 63.
-const OF_TYPES: u64 = 0x00ff_ffff | 0xfffc_0000_0000_0000;
+pub(super) const OF_TYPES: u64 = 0x00ff_ffff | 0xfffc_0000_0000_0000;
 
 /// What is known of a type.
 #[derive(Clone, Debug)]
@@ -164,6 +167,27 @@ impl Kind {
     pub(super) fn of(id: u32) -> Self {
         let known = KINDS.iter().find(|kind| kind.id == id);
         known.cloned().unwrap_or_else(|| any(id))
+    }
+
+    /// What the type is called.
+    pub(super) fn name(&self) -> Cow<'static, str> {
+        match device_name(self.id) {
+            Some(name) => name.into(),
+            None => self.id.to_string().into(),
+        }
+    }
+
+    /// Whether a driver waits for what is in this queue, and has not only put room there for what may come some time.
+    pub(super) const fn is_asked(&self, queue: usize) -> bool {
+        match self.id {
+            // Received by network, console, socket; entropy may be rationed.
+            1 | 3 => queue % 2 == 1,
+            19 => queue == 1,
+            4 => false,
+            // Events of scsi, sound, scmi and gpio.
+            8 | 25 | 32 | 41 => queue != 1,
+            _ => true,
+        }
     }
 
     /// Of a daemon's features, those that its device can have here.

@@ -2,6 +2,7 @@
 //! The connection to a daemon.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -237,6 +238,26 @@ impl Link {
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+/// Why nobody will ever listen at the daemon's path, as far as that can be seen.
+pub(super) fn never_a_socket(settings: &Settings) -> Option<&'static str> {
+    if settings.listener.is_some() {
+        return None;
+    }
+    if SocketAddrUnix::new(&settings.socket) == Err(Errno::NAMETOOLONG) {
+        return Some("the path is too long for a socket");
+    }
+    let kind = std::fs::metadata(&settings.socket).ok()?.file_type();
+    if kind.is_socket() {
+        None
+    } else if kind.is_dir() {
+        Some("this is a directory and no socket; the daemon's socket may be in it")
+    } else if kind.is_file() {
+        Some("this is a regular file and no socket")
+    } else {
+        Some("this is no socket")
     }
 }
 

@@ -8,8 +8,10 @@
 //! whenever the daemon has done what it was asked. A daemon that does not answer in time, or not properly, is cut off.
 
 mod away;
+mod calls;
 mod clinging;
 mod device;
+mod fit;
 mod kind;
 mod link;
 mod listen;
@@ -19,6 +21,7 @@ mod record;
 mod ring;
 mod settings;
 mod stop;
+mod vain;
 mod work;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -84,6 +87,14 @@ pub enum ConnectError {
         path: String,
         /// What is wrong.
         fault: Fault,
+    },
+    /// Nobody can be there.
+    #[error("socket={path}: {why}")]
+    NotASocket {
+        /// The socket.
+        path: String,
+        /// What it is.
+        why: &'static str,
     },
     /// It is another device than what is asked for.
     #[error("the daemon at {path}: {why}")]
@@ -170,6 +181,8 @@ pub struct Bridge {
     unmapped: bool,
     /// Connections in a row that ended before the driver's queues worked.
     in_vain: u32,
+    /// Those in a row that ended soon and with nothing done of what was there to do.
+    ends_in_vain: u32,
     /// Connections that ended over the record of what is in flight.
     record_in_vain: u32,
     /// The daemon does not want one: until the next driver it is done without.
@@ -223,6 +236,9 @@ impl Bridge {
             },
         };
         let kind = Kind::of(settings.device_id);
+        if let Some(why) = link::never_a_socket(settings) {
+            return Err(ConnectError::NotASocket { path: path(), why });
+        }
         let (mut link, mut greeting) = Link::open(settings, &kind).map_err(nobody)?;
         let offer = link.greet(&mut greeting, patience);
         let offer = offer.map_err(|fault| ConnectError::Fault {
@@ -232,6 +248,10 @@ impl Bridge {
         let unfit = |why| ConnectError::Unfit { path: path(), why };
         let (count, forwarded) = count_queues(settings, &kind, &offer).map_err(unfit)?;
         let config = first_config(settings, &kind, &offer).map_err(unfit)?;
+        if let Some(doubt) = fit::doubt(settings, &kind, &offer) {
+            let device = settings.name.as_deref().unwrap_or_default();
+            tracing::warn!(device, path = %path(), "type={}, but the daemon {doubt}: is the type right?", kind.name());
+        }
         let mut features = kind.offered(offer.features) | settings.features;
         if kind.id == 2 && config.get(8..12) == Some(&[0; 4]) {
             // VIRTIO_BLK_F_SIZE_MAX and no size, as qemu-storage-daemon has it: old drivers take that for a page.
@@ -274,6 +294,7 @@ impl Bridge {
             left: false,
             unmapped: false,
             in_vain: 0,
+            ends_in_vain: 0,
             record_in_vain: 0,
             no_record: false,
             no_record_said: false,
@@ -388,6 +409,7 @@ impl Bridge {
     /// The connection is no more, or is not to be.
     fn lost(&mut self, now: Instant, fault: &Fault, space: AddressSpace<'_>) {
         let was_up = matches!(self.state, State::Up(_));
+        let pause = self.ended(now, space);
         let first = !std::mem::replace(&mut self.complained, true);
         if fault.is_peer_fault() {
             Counters::count(&self.counters.faults);
@@ -458,10 +480,7 @@ impl Bridge {
             true => LONGEST_PAUSE,
             false => self.settings.reconnect,
         };
-        if was_up && now.saturating_duration_since(self.since) >= LASTING {
-            self.pause = FIRST_PAUSE;
-        }
-        self.state = State::Down(now + self.pause);
+        self.state = State::Down(now + self.pause.max(pause));
         self.pause = (self.pause * 2).min(longest.max(FIRST_PAUSE));
         self.wake();
     }
@@ -485,7 +504,7 @@ fn count_queues(settings: &Settings, kind: &Kind, offer: &Offer) -> Result<(u16,
     if has < count && !kind.may_lack_queues {
         return Err(format!(
             "it has {has} queues, and {count} are wanted; is it of type {}?",
-            kind.id
+            kind.name()
         ));
     }
     Ok((count, usize::from(has.min(count))))
@@ -510,7 +529,8 @@ fn first_config(settings: &Settings, kind: &Kind, offer: &Offer) -> Result<Vec<u
     if config.is_empty() && len > 0 {
         tracing::warn!(
             path = %settings.socket.display(),
-            "the daemon tells no configuration of {len} bytes; it is all zero (config= sets it)"
+            "the daemon tells no configuration of {len} bytes, as devices of type {} have; it is all zero (config= sets it)",
+            kind.name()
         );
     }
     let len = len.max(config.len());

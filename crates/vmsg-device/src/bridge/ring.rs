@@ -9,7 +9,9 @@ use vmsg_mem::{AddressSpace, Doorbell};
 use vmsg_queue::{DeviceQueue, QueueFeatures};
 
 use super::Resume;
+use super::calls::{Calls, Place};
 use super::link::duplicate;
+use super::vain::Ends;
 use crate::worker::{QueueStart, Resume as From};
 
 /// Where a queue begins when the daemon gets it.
@@ -61,6 +63,10 @@ pub(super) struct Ring {
     pub(super) kicked: Option<Instant>,
     /// The daemon has it, and has not said that it has stopped.
     pub(super) held: bool,
+    /// What the daemon has rung by `own_call`.
+    pub(super) calls: Calls,
+    /// How its daemons have ended.
+    pub(super) ends: Ends,
 }
 
 /// Whether both are copies of one eventfd, as far as the kernel tells (`eventfd-id`, since Linux 5.2).
@@ -195,6 +201,14 @@ impl Ring {
         let features = QueueFeatures::from_bits(start.features.low_u64());
         let ring = DeviceQueue::resume(start.config, features, space, avail, used);
         ring.ok()?.available(space).ok()
+    }
+
+    /// Where it stands, if it is there and can stand so.
+    pub(super) fn place(&self, space: AddressSpace<'_>) -> Option<Place> {
+        let size = self.wanted.as_ref()?.start.config.size;
+        let used = self.used_at(space)?;
+        let avail = used.wrapping_add(self.available_from(used, used, space)?);
+        Some(Place { size, used, avail })
     }
 
     /// Whether somebody who has taken all before `base` and used all before `used` can have worked on it.

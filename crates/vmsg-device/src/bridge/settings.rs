@@ -20,6 +20,8 @@ pub enum Resume {
 /// A daemon's device.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What the device is called, in what is logged.
+    pub name: Option<String>,
     /// Its socket.
     pub socket: PathBuf,
     /// Where it connects, if it is the one that does: at `socket`.
@@ -53,6 +55,7 @@ impl Settings {
     /// The daemon at `socket`, which is a device of type `device_id`.
     pub fn new(socket: impl Into<PathBuf>, device_id: u32) -> Self {
         Self {
+            name: None,
             socket: socket.into(),
             listener: None,
             device_id,

@@ -144,6 +144,16 @@ impl VhostUserSpec {
         self.settings("vhost-user0").map(|_| ())
     }
 
+    /// For whom it waits when it is added, and how long.
+    pub(crate) fn waits_for(&self) -> Option<(String, Duration)> {
+        let socket = self.socket.as_ref()?.display();
+        let whom = match self.server {
+            true => format!("the daemon to connect to {socket}"),
+            false => format!("the daemon at {socket}"),
+        };
+        Some((whom, Settings::PATIENCE))
+    }
+
     /// Queues and bytes of the configuration space, as far as that is known without the daemon.
     pub(crate) fn shape(&self) -> Option<(u32, u16, u32)> {
         let id = self.device_id().ok()?;
@@ -170,6 +180,7 @@ impl VhostUserSpec {
             ));
         }
         let mut settings = Settings::new(socket, device_id);
+        settings.name = Some(id.to_owned());
         if let Some(queues) = self.queues
             && !(1..=vmsg_device::bridge::MAX_QUEUES).contains(&queues)
         {

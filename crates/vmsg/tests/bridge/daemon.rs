@@ -92,6 +92,8 @@ pub(crate) struct Shared {
     pub(crate) lost_addresses: AtomicUsize,
     /// Requests are taken and not finished.
     pub(crate) hold: AtomicBool,
+    /// The connection ends with the first request that is taken.
+    pub(crate) dies: AtomicBool,
     /// The disk.
     pub(crate) disk: Mutex<Vec<u8>>,
     pub(crate) connections: AtomicUsize,
@@ -101,6 +103,8 @@ pub(crate) struct Shared {
     socket: Mutex<Option<UnixStream>>,
     /// Where the daemon asks by itself.
     channel: Mutex<Option<UnixStream>>,
+    /// What the driver of the first ring is interrupted by.
+    pub(crate) call: Mutex<Option<Doorbell>>,
     /// What the first ring is complained of by.
     error: Mutex<Option<Doorbell>>,
     /// Regions that there are.

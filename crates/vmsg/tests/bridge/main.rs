@@ -16,6 +16,8 @@ mod refused;
 mod search;
 mod station;
 mod talking;
+mod vain;
 #[path = "../../../vmsg-proxy/tests/vhost/mod.rs"]
 mod vhost_guest;
 mod waiting;
+mod wrong;

@@ -79,7 +79,12 @@ impl Connection {
                 let kicks = &self.shared.kicks[usize::try_from(index).expect("few")];
                 kicks.fetch_add(1, Ordering::SeqCst);
                 let inflight = self.inflight.as_ref();
+                let taken = || self.shared.taken.load(Ordering::SeqCst);
+                let before = taken();
                 process(ring, &self.regions, inflight, index, &self.shared);
+                if self.shared.dies.load(Ordering::SeqCst) && taken() != before {
+                    return None;
+                }
             }
         }
         Some(())
@@ -277,6 +282,10 @@ impl Connection {
             12 => self.rings[index()].kick = files.next(),
             13 => {
                 let call = Doorbell::from_fd(files.next().expect("one")).expect("an eventfd");
+                if index() == 0 {
+                    let copy = call.try_clone().expect("a descriptor");
+                    *self.shared.call.lock().expect("sound") = Some(copy);
+                }
                 self.rings[index()].call = Some(call);
             }
             14 => {
