@@ -14,7 +14,7 @@ use vmsg_mem::{Doorbell, MappedSlice, Mapping};
 /// Sleeps until the doorbell rings. Being woken by nothing but this long a time is a failure.
 fn sleep(doorbell: &Doorbell) {
     let limit = Timespec {
-        tv_sec: 30,
+        tv_sec: 60,
         tv_nsec: 0,
     };
     let mut fds = [PollFd::from_borrowed_fd(doorbell.as_fd(), PollFlags::IN)];

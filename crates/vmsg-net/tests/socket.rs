@@ -282,15 +282,16 @@ fn a_peer_that_appears_is_noticed_before_the_next_attempt_is_due() {
         reconnect: Some(Duration::from_secs(3600)),
         ..StreamConfig::client(unix(&path))
     });
+    const LONG_PAUSE: Duration = Duration::from_secs(3);
     // Until the pauses are long.
     until(&mut ours, "long pauses", |ours| {
         let pause = ours.next_timeout().map(|at| at - Instant::now());
-        pause.is_some_and(|pause| pause > Duration::from_secs(1))
+        pause.is_some_and(|pause| pause > LONG_PAUSE)
     });
     let listener = UnixListener::bind(&path).unwrap();
     let appeared = Instant::now();
     until(&mut ours, "the peer", |ours| ours.link_is_up());
-    assert!(appeared.elapsed() < Duration::from_secs(1));
+    assert!(appeared.elapsed() < LONG_PAUSE);
     listener.accept().unwrap();
 }
 

@@ -153,7 +153,8 @@ fn through(relay: &mut Running, ends: &mut [Box<dyn Backend>; 2], longest: usize
         one.poll(Instant::now());
         two.poll(Instant::now());
         if two.link_is_up() {
-            assert!(send(&mut **two, 0, plain, &hello));
+            // As many as there is room for, until QEMU comes to read them.
+            send(&mut **two, 0, plain, &hello);
         }
         wait(&**one, Duration::from_millis(20));
         if receive(&mut **one, 70000)
@@ -290,7 +291,7 @@ fn qemu_s_multicast_groups() {
     let mut seen = false;
     while !seen {
         other.poll(Instant::now());
-        assert!(send(&mut *other, 0, VnetHeader::default(), &frame));
+        send(&mut *other, 0, VnetHeader::default(), &frame);
         wait(&*group, Duration::from_millis(20));
         let mut got = receive(&mut *group, 70000).into_iter();
         seen = got.any(|got| got.frame == frame);

@@ -47,7 +47,7 @@ fn ours(header: VnetHeader, frame: &[u8], to: &Offloads) -> Vec<Arrived> {
 
 /// What Linux hands to the interface `to`, until there are as many frames as there should be.
 fn theirs(to: &mut Tap, count: usize) -> Vec<Arrived> {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + wire::PATIENCE;
     let mut all = Vec::new();
     while all.len() < count && Instant::now() < end {
         let frames = receive(to, 66_000);
@@ -169,7 +169,7 @@ fn pieces_and_checksums_are_those_that_linux_makes() {
 
 /// Both ports forward.
 fn forwarding() {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + wire::PATIENCE;
     while ip("-d link show type tun")
         .matches("state forwarding")
         .count()

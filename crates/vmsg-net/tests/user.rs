@@ -322,7 +322,7 @@ fn fragment(src_port: u16, dst_port: u16, all: &[u8], offset: usize, len: usize)
 fn datagrams_longer_than_the_mtu_go_both_ways_in_fragments() {
     let server = UdpSocket::bind("127.0.0.1:0").expect("bind");
     server
-        .set_read_timeout(Some(Duration::from_secs(20)))
+        .set_read_timeout(Some(common::PATIENCE))
         .expect("timeout");
     let port = server.local_addr().expect("address").port();
     let mut world = World::new(UserConfig::default());

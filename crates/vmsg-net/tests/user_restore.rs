@@ -75,7 +75,7 @@ fn kill(world: &mut World, keeper: &Keeper, config: &UserConfig, offloads: Offlo
 /// Both ends check what comes and send at the same time, in random pieces and with rests.
 fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
     socket
-        .set_read_timeout(Some(Duration::from_secs(50)))
+        .set_read_timeout(Some(common::PATIENCE))
         .expect("timeout");
     let mut out = socket.try_clone().expect("clone");
     let writer = thread::spawn(move || {

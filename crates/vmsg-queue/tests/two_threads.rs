@@ -29,7 +29,7 @@ impl Bell {
     /// Sleeps until the bell rings. A lost notification shows here.
     fn wait(&self) {
         let rung = self.rung.lock().unwrap();
-        let patience = Duration::from_secs(20);
+        let patience = Duration::from_secs(60);
         let (mut rung, timeout) = self
             .sound
             .wait_timeout_while(rung, patience, |rung| !*rung)

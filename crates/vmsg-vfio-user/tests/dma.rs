@@ -76,7 +76,7 @@ impl Scene {
     fn new(client: Client, memory: Vec<u8>) -> Scene {
         let (stream, server) = UnixStream::pair().expect("a pair");
         let mut options = Options::default();
-        options.dma_timeout = Duration::from_secs(20);
+        options.dma_timeout = Duration::from_secs(120);
         let mut connection = Connection::new(server, options).expect("a connection");
         let dma = connection.dma();
         assert_eq!(
@@ -330,7 +330,7 @@ fn waiting_ends_at_once_when_it_is_cancelled_and_later_calls_work() {
     scene.dma.cancel();
     let (result, took) = waiting.join().expect("no panic");
     assert_eq!(result, Err(DmaError::Cancelled));
-    assert!(took < Duration::from_secs(10));
+    assert!(took < Duration::from_secs(60));
     let mut first = [0];
     scene.dma.read(BASE, &mut first).expect("it is there");
     assert_eq!(first, [1]);
@@ -345,7 +345,7 @@ fn waiting_ends_at_once_with_the_connection() {
     scene.end();
     let (result, took) = waiting.join().expect("no panic");
     assert_eq!(result, Err(DmaError::Gone));
-    assert!(took < Duration::from_secs(10));
+    assert!(took < Duration::from_secs(60));
     assert_eq!(dma.write(BASE, b"x"), Err(DmaError::Gone));
 }
 
@@ -358,7 +358,7 @@ fn a_client_that_does_not_answer_is_waited_for_until_the_bound() {
     let dma = pair.connection.dma();
     let (result, took) = waiting(&dma).join().expect("no panic");
     assert_eq!(result, Err(DmaError::TimedOut));
-    assert!(took >= Duration::from_millis(60) && took < Duration::from_secs(10));
+    assert!(took >= Duration::from_millis(60) && took < Duration::from_secs(60));
     // The answer that comes too late is one to nothing.
     let ask = pair.receive().expect("the question");
     assert_eq!(ask.command, DMA_READ);
@@ -410,7 +410,7 @@ fn a_client_that_does_not_read_is_waited_for_until_the_bound_and_misses_nothing_
 #[test]
 fn room_in_the_socket_is_found_without_a_turn() {
     let mut options = Options::default();
-    options.dma_timeout = Duration::from_secs(20);
+    options.dma_timeout = Duration::from_secs(120);
     let mut pair = Pair::silent(options);
     pair.ask(VERSION, &version(QEMU)).ok();
     let ask = message(1, REGION_READ, 0, &access(0, RAM, 4096, b""));

@@ -99,7 +99,7 @@ pub(crate) fn run(
 
 /// Waits for `count` completions as a worker does: for the descriptor, or the time that the disk names.
 pub(crate) fn wait(disk: &mut dyn Disk, count: usize) -> Vec<Completion> {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(120);
     let mut done = Vec::new();
     while done.len() < count {
         assert!(Instant::now() < end, "{} of {count} are done", done.len());

@@ -13,7 +13,7 @@ use super::server::{self, FLUSH, FUA, Forgetful, Habits, TRIM, ZEROES};
 
 const SECTORS: usize = 64;
 const SIZE: usize = SECTORS * 512;
-const PATIENT: Duration = Duration::from_secs(30);
+const PATIENT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 enum Step {

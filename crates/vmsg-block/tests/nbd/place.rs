@@ -13,8 +13,8 @@ use vmsg_block::{Disk, NbdDisk, NbdOpenError};
 use super::server::{self};
 
 pub(super) const SIZE: u64 = 1 << 20;
-pub(super) const SHORT: Duration = Duration::from_millis(400);
-pub(super) const LONG: Duration = Duration::from_secs(30);
+pub(super) const SHORT: Duration = Duration::from_secs(5);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
 /// A server that does with each connection what the test says.
 pub(super) struct Place {

@@ -113,7 +113,7 @@ fn use_image(image: &[u8], harms: &[Harm], read_only: bool) {
         }
     }
     assert!(
-        begun.elapsed() < Duration::from_secs(20),
+        begun.elapsed() < Duration::from_secs(200),
         "{:?}",
         begun.elapsed()
     );
@@ -197,7 +197,7 @@ fn write_tables(image: &[u8], links: &[(u64, u64)], writes: &[(u64, Vec<u64>)]) 
             let _ = run(&mut disk, Request::Discard { offset, len: 4096 }, &memory);
         }
     }
-    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(begun.elapsed() < Duration::from_secs(600));
 }
 
 proptest! {

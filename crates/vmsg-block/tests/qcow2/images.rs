@@ -17,7 +17,7 @@ const SIZE: usize = 8 << 20;
 fn config(path: &Path) -> Qcow2Config {
     Qcow2Config {
         // Processes that other tests begin have the locks for a moment.
-        patience: Duration::from_millis(300),
+        patience: Duration::from_secs(5),
         ..Qcow2Config::new(path)
     }
 }
@@ -465,5 +465,5 @@ fn past_the_page_cache() {
     tools::check(&path);
     let begun = Instant::now();
     drop(Qcow2Disk::open(&direct).unwrap());
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }

@@ -498,7 +498,7 @@ pub(crate) fn one(bytes: &[u8]) {
             }
         }
     });
-    let bridge = Bridge::connect(&settings, Duration::from_secs(10)).expect("a device");
+    let bridge = Bridge::connect(&settings, Duration::from_secs(60)).expect("a device");
     let (listener, daemon) = greeter.join().expect("it greets");
     listener.set_nonblocking(true).expect("a socket");
     daemon.socket.set_nonblocking(true).expect("a socket");

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A QEMU's side of the connection.
 struct Fake(BufReader<UnixStream>);
