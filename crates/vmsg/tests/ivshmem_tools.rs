@@ -288,10 +288,10 @@ fn a_sender_that_is_killed_is_noticed() {
             "--file",
             "memory",
             "--timeout",
-            "1",
+            "4",
         ],
     );
-    let receiver = receiver
+    let mut receiver = receiver
         .stderr(Stdio::piped())
         .spawn()
         .expect("vmsg starts");
@@ -301,6 +301,8 @@ fn a_sender_that_is_killed_is_noticed() {
         memory[2048 + 128 + 24..][..4] != [0; 4]
     };
     while !moved() {
+        let ended = receiver.try_wait().expect("a child");
+        assert!(ended.is_none(), "it did not wait for the sender");
         std::thread::yield_now();
     }
     sender.child.kill().expect("killed");

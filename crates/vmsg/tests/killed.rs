@@ -30,7 +30,8 @@ const SIZE: u16 = 64;
 const UNDER_WAY: usize = 24;
 const DEVICE: DevNum = DevNum(0);
 const KILLS: usize = 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing takes so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A bus, as `--bus` has it.
 struct Bus {

@@ -26,7 +26,7 @@ const RNG: DevNum = DevNum(1);
 /// A daemon that hangs is given so long. One that does not must answer within it, too, but may be called anew a few times.
 const SHORT: Duration = Duration::from_secs(1);
 /// Whatever a daemon does, what is waited for ends within this, which is far from what it takes.
-pub(crate) const LONGEST: Duration = Duration::from_secs(20);
+pub(crate) const LONGEST: Duration = Duration::from_secs(60);
 pub(crate) type Driver<'p> = BlkDriver<'p, DriverBus, Sleep, Vec<u8>>;
 
 /// A device host in threads of this process: the daemon's disk and an entropy device, looked after by one worker.

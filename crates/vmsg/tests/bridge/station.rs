@@ -13,7 +13,8 @@ use vmsg_bus::unix::Connector;
 use vmsg_driver::{BusClient, DmaPool};
 use vmsg_mem::BusAddr;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing takes so long unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const BASE: BusAddr = BusAddr(0x1_0000_0000);
 
 /// A process that is ended with the test.

@@ -83,8 +83,7 @@ fn a_daemon_that_asks_on_and_reads_no_answer_is_cut_off() {
 #[test]
 fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
     let (dir, daemon) = start(ALL);
-    let settings = Party::settings_for(&dir, Mischief::Hang);
-    let party = Party::with(dir, &settings).expect("a device");
+    let party = Party::new(dir).expect("a device");
     let pool = pool();
     let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
     let options = BlkOptions {
@@ -92,10 +91,11 @@ fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
         ..BlkOptions::default()
     };
     let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
-    *daemon.shared.mischief.lock().expect("sound") = Some((25, Mischief::Hang));
+    *daemon.shared.mischief.lock().expect("sound") = Some((25, Mischief::Stuck));
     let written = |turn: u32| driver.set_write_back(turn.is_multiple_of(2)).is_ok();
     let written = (0..200).map(written).take_while(|ok| *ok).count();
     assert!((2..200).contains(&written), "{written} in line");
+    daemon.shared.let_go.store(true, Ordering::SeqCst);
     until("another connection", || {
         let count = daemon.shared.connections.load(Ordering::SeqCst);
         (count > 1).then_some(())

@@ -14,7 +14,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use terminal::Terminal;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing takes so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that is killed if a test leaves it behind.
 struct Running(Child);
@@ -99,7 +100,7 @@ fn a_script_talks_to_a_guest() {
     });
     let mut attached = vmsg(
         folder,
-        &["console", "c.sock", "attach", "con0", "--idle", "0.5"],
+        &["console", "c.sock", "attach", "con0", "--idle", "4"],
     )
     .stdin(Stdio::piped())
     .stdout(Stdio::piped())

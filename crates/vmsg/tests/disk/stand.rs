@@ -72,7 +72,7 @@ impl Stand {
     /// Starts one that must not come up: its exit code and what it says.
     pub(super) fn refused(&self, devices: &[String]) -> (i32, String) {
         let mut command = self.command(devices);
-        command.env("VMSG_LOG", "error").stdout(Stdio::piped());
+        command.env("VMSG_LOG", "info").stdout(Stdio::piped());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("started");
         let end = Instant::now() + PATIENCE;
         while child.try_wait().expect("a child").is_none() {

@@ -115,7 +115,7 @@ fn a_client_that_stops_reading_waits_alone() {
         let burst = message.repeat(100);
         while deaf.send(&burst, &[]) {
             assert!(
-                begin.elapsed() < Duration::from_secs(10),
+                begin.elapsed() < Duration::from_secs(60),
                 "it is read on and on"
             );
         }

@@ -26,7 +26,8 @@ use vmsg_driver::net::{HEADER_LEN, NetDriver, NetOptions};
 use vmsg_driver::{BusClient, DmaPool, Sleep};
 use vmsg_mem::BusAddr;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing takes so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const NET: DevNum = DevNum(0);
 const TOTAL: usize = 16 << 20;

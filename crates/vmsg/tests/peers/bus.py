@@ -114,7 +114,7 @@ class Bus:
         """Lets peers connect. Separate from binding, as there may be any time between the two."""
         self.listener.listen(1)
 
-    def join(self, timeout=20.0):
+    def join(self, timeout=60.0):
         """Waits for the other side, and takes away what was left for somebody before us."""
         deadline = time.monotonic() + timeout
         if self.listener is not None:
@@ -171,7 +171,7 @@ class Bus:
         self.ring()
         return True
 
-    def send(self, message, timeout=20.0):
+    def send(self, message, timeout=60.0):
         """Sends a message, waiting for room. Nobody tells of room, so this looks again and again."""
         deadline = time.monotonic() + timeout
         while not self.try_send(message):

@@ -24,7 +24,7 @@ pub(crate) fn client(place: &Place, timeout: Duration) -> BusClient {
     let spec: BusSpec = place.bus(Listens::Theirs).parse().expect("a bus");
     let bus: DriverBus = spec
         .connector("peers-test")
-        .timeout(Duration::from_secs(20))
+        .timeout(Duration::from_secs(60))
         .connect()
         .expect("the peer listens");
     let mut client = Client::on_bus(bus);

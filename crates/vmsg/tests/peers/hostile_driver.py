@@ -175,7 +175,7 @@ def full_queue(setting):
         sent[dev].append((id, token))
         return True
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while bus.rx.used() < CAPACITY - 1 or bus.tx.used() < CAPACITY - 1:
         if sum(map(len, sent.values())) >= total or time.monotonic() > deadline:
             break
@@ -206,7 +206,7 @@ def unread_events(setting):
     """
     entropy = Entropy(setting)
     driver, bus, dev = setting.driver, setting.bus, entropy.dev
-    served, deadline = 0, time.monotonic() + 30
+    served, deadline = 0, time.monotonic() + 120
     while bus.rx.used() < CAPACITY - 1 or served < CAPACITY + 500:
         check(time.monotonic() < deadline, f"stuck after {served}; {bus.rx.used()} events wait")
         check(entropy.offer(4), "full")

@@ -63,7 +63,7 @@ def receive_number(sock):
 class Client:
     """A client of a server: the memory, our vectors, and those of the others."""
 
-    def __init__(self, path, timeout=20.0):
+    def __init__(self, path, timeout=60.0):
         deadline = time.monotonic() + timeout
         while True:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -249,7 +249,7 @@ class IvshmemBus:
         self.ring()
         return True
 
-    def send(self, message, timeout=20.0):
+    def send(self, message, timeout=60.0):
         """Sends a message, waiting for room."""
         deadline = time.monotonic() + timeout
         while True:
@@ -364,7 +364,7 @@ class SpscBus(IvshmemBus):
         pages = [SpscQueue(self, offset, driver), SpscQueue(self, offset + 4096, not driver)]
         self.tx, self.rx = pages if driver else pages[::-1]
 
-    def join(self, timeout=20.0):
+    def join(self, timeout=60.0):
         return self
 
     def leave(self):
@@ -516,20 +516,20 @@ class AmpBus(IvshmemBus):
         self.tx = AmpQueue(self, mine, theirs, out, True)
         self.rx = AmpQueue(self, mine, theirs, into, False)
 
-    def join(self, timeout=20.0):
+    def join(self, timeout=60.0):
         if self.driver:
             self.probe(timeout)
         else:
             self.publish()
         return self
 
-    def find_layout(self, timeout=20.0):
+    def find_layout(self, timeout=60.0):
         """Waits for the layout and checks it as Linux's driver does."""
         self.until(lambda: self.halves[self.offset // 2] == LAYOUT_MAGIC, timeout, "the layout")
         self.layout = Layout.decode(self.client.memory[self.offset : self.offset + LAYOUT.size])
         self.layout.check(self.client.size - self.offset)
 
-    def probe(self, timeout=20.0):
+    def probe(self, timeout=60.0):
         """As Linux's driver of 2026: no doorbell, and what it does not like is the end."""
         self.find_layout(timeout)
         (mine, theirs), (out, _) = self._heads(), self._slots()

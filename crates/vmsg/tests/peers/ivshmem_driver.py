@@ -18,7 +18,7 @@ from rev1 import BUS, RESPONSE
 
 CANARY = 0xA5
 # A side that is not rung has to look by itself; nobody's guest bears more.
-LOOK = 5.0
+LOOK = 20.0
 
 
 def again(setting):
@@ -311,7 +311,7 @@ def answers(setting):
     except Broken:
         return False
     finally:
-        setting.driver.timeout = 10.0
+        setting.driver.timeout = 60.0
     return True
 
 

@@ -54,7 +54,7 @@ class Driver:
 
     revision = "r1"
 
-    def __init__(self, bus, timeout=10.0):
+    def __init__(self, bus, timeout=60.0):
         self.bus = bus
         self.timeout = timeout
         self.events = []
@@ -161,7 +161,7 @@ class Driver:
     def is_absent(self, dev):
         """No answer counts as "absent", too: the older generation does not say. Who is only slow has all the time of an answer."""
         self.start(DEVICE_INFO, dev)
-        while (message := self.receive()) is not None:
+        while (message := self.receive(10.0)) is not None:
             if (message.response, message.id, message.dev) == (True, DEVICE_INFO, dev):
                 return message.u32(4) == 0
             self.event(message)

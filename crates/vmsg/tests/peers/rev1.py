@@ -81,7 +81,7 @@ class Driver:
 
     revision = "1"
 
-    def __init__(self, bus, timeout=10.0):
+    def __init__(self, bus, timeout=60.0):
         self.bus = bus
         self.timeout = timeout
         # A peer that lived before may still answer somebody who used other tokens.

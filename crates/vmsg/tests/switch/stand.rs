@@ -23,7 +23,7 @@ use vmsg_net::switch::{Control, PortConfig, PortReport, Switch, SwitchConfig};
 use crate::frames::{self, Seen};
 
 /// Nothing takes so long unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Buffers that each driver has, each way.
 pub(crate) const BUFFERS: u16 = 64;
 const BUFFER: usize = 2048;

@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use crate::qemu;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing takes so long unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A folder with a description, `lab.toml`, and a script that is taken for QEMU.
 pub(crate) struct Lab {
@@ -176,7 +177,8 @@ impl Up {
         let pidfd = watch(self.pid());
         assert!(has_ended(&pidfd, PATIENCE), "{}", self.said.join("\n"));
         let status = self.child.wait().expect("it is ours");
-        self.listen(Duration::from_millis(200));
+        // It ends with its last line.
+        self.listen(Duration::from_secs(10));
         status
     }
 

@@ -90,7 +90,14 @@ fn everything_comes_up_is_told_of_and_ends_in_reverse_order() {
     assert!(lab.read("run/logs/serve.log").contains("ready bus="));
     // The guests' power buttons were pressed.
     assert!(lab.read("vm1.qmp").contains("system_powerdown"));
-    assert!(!lab.folder.path().join("run/control.sock").exists());
+    // Of what was there while it ran, logs and the lock are left.
+    let left = std::fs::read_dir(lab.folder.path().join("run")).expect("a folder");
+    let left = left.map(|entry| entry.expect("an entry").path());
+    let sockets = left.filter(|path| {
+        let kind = path.symlink_metadata().expect("it is there").file_type();
+        std::os::unix::fs::FileTypeExt::is_socket(&kind)
+    });
+    assert_eq!(sockets.collect::<Vec<_>>(), [] as [std::path::PathBuf; 0]);
 }
 
 #[test]
@@ -234,13 +241,10 @@ fn a_second_interrupt_kills_what_does_not_want_to_end() {
     up.signal(Signal::INT);
     up.expect(&["everything ends"]);
     assert!(!has_ended(&part, Duration::from_millis(300)));
-    let asked = Instant::now();
     up.signal(Signal::INT);
     assert_eq!(up.wait().code(), Some(0));
-    assert!(
-        asked.elapsed() < Duration::from_secs(4),
-        "it was not waited for"
-    );
+    let waited = |line: &String| line.contains("does not end and is killed");
+    assert!(!up.said.iter().any(waited), "{}", up.said.join("\n"));
     assert!(has_ended(&part, Duration::ZERO));
 }
 
