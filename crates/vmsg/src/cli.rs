@@ -189,7 +189,7 @@ pub struct LsArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Give up on an answer after this many milliseconds [default: 1000; 5000 to come to an ivshmem bus]
+    /// Give up on an answer after this many milliseconds [default: 3000; 5000 to come to an ivshmem bus]
     #[arg(long, value_name = "MS")]
     pub timeout: Option<u64>,
 }
@@ -206,7 +206,7 @@ pub struct PingArgs {
     /// Seconds from one to the next; 0: as fast as answers come
     #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0)]
     pub interval: f64,
-    /// Give up on an answer after this many milliseconds [default: 1000; 5000 to come to an ivshmem bus]
+    /// Give up on an answer after this many milliseconds [default: 3000; 5000 to come to an ivshmem bus]
     #[arg(long, value_name = "MS")]
     pub timeout: Option<u64>,
 }

@@ -37,7 +37,7 @@ pub(crate) fn explain(error: Error, spec: &BusSpec) -> anyhow::Error {
 }
 
 /// How long an answer may take, if that is not said.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long it may take to come to a bus that has one driver. Where one was killed it takes 1.6 s until it is known that it
 /// does not live, and some more until the device host lets go of it.
