@@ -355,12 +355,27 @@ impl DeviceQueue {
                 // SYNC POINT: the index must be out before the driver's wish is read. The driver
                 // states its wish, then looks at the index again; one of us sees the other.
                 fence(Ordering::SeqCst);
-                Ok(match avail.used_event() {
-                    Some(event) => passed_event(event, self.position.next_used, old),
-                    None => avail.flags() & NO_NOTIFICATION == 0,
-                })
+                Ok(is_wanted(avail, self.position.next_used, old))
             }
             (Err(error), _) | (_, Err(error)) => Err(self.position.fail(error)),
+        }
+    }
+
+    /// Whether the driver wants to be notified of what is completed, as far as can be seen now: [`publish`](Self::publish) may say
+    /// otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Mem`] if an area is gone, [`QueueError::Broken`].
+    #[inline]
+    pub fn wants_notification(&mut self, space: AddressSpace<'_>) -> Result<bool, QueueError> {
+        self.position.check()?;
+        match self.avail(space) {
+            Ok(avail) => {
+                let (new, old) = (self.position.next_used, self.position.published);
+                Ok(new != old && is_wanted(avail, new, old))
+            }
+            Err(error) => Err(self.position.fail(error)),
         }
     }
 
@@ -470,6 +485,15 @@ fn resolve<'b>(
             gather.list.truncate(start);
             Err(stop)
         }
+    }
+}
+
+/// Whether the driver wants to be notified when the used index goes from `old` to `new`.
+#[inline]
+fn is_wanted(avail: AvailRing<'_>, new: u16, old: u16) -> bool {
+    match avail.used_event() {
+        Some(event) => passed_event(event, new, old),
+        None => avail.flags() & NO_NOTIFICATION == 0,
     }
 }
 

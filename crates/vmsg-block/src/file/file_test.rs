@@ -131,3 +131,29 @@ fn all_disks_look_at_their_sizes_at_the_same_time() {
     assert!(next_look(now + 100 * LOOK) > now + 100 * LOOK);
     assert!(next_look(now + 100 * LOOK) <= now + 101 * LOOK);
 }
+
+#[test]
+fn a_file_in_memory_is_mapped_if_the_guest_writes_it() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        println!("skipped: no file system in memory");
+        return;
+    };
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    for (engine, read_only, maps) in [
+        (Engine::Auto, false, true),
+        (Engine::Inline, false, true),
+        (Engine::Threads, false, false),
+        // Holes would be filled by reading them where the kernel does not say that they are holes.
+        (Engine::Auto, true, false),
+    ] {
+        let config = FileConfig {
+            engine,
+            read_only,
+            ..FileConfig::new(&path)
+        };
+        let disk = FileDisk::open(&config).unwrap();
+        let case = format!("{engine:?}, read-only: {read_only}");
+        assert_eq!(disk.mapped.is_some(), disk.in_memory && maps, "{case}");
+    }
+}

@@ -128,10 +128,10 @@ impl FileDisk {
                 }
             },
         };
-        // Others are not read and written faster so: from worker to driver a copy of 4 KiB takes the processor longer than the system
-        // call does it in.
-        let only_way = opened.in_memory && open::is_in_huge_pages(&medium);
-        let mapped = (only_way && matches!(workers, Workers::Inline(_)))
+        // Whether a page is there the kernel says only of files that may be written: what is read from holes of others would fill the
+        // memory. A disk that the guest writes it can fill anyway.
+        let maps = opened.in_memory && (!opened.facts.read_only || open::is_in_huge_pages(&medium));
+        let mapped = (maps && matches!(workers, Workers::Inline(_)))
             .then(|| Mapped::new(&medium, opened.facts.size, opened.facts.read_only))
             .flatten();
         let mut details = opened.details;

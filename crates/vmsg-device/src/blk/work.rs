@@ -19,6 +19,13 @@ const BATCH: usize = 64;
 /// Bytes that are read or written in one turn, after which others have theirs: a disk in memory does them at once.
 const MAX_TURN: u64 = 4 << 20;
 
+/// Requests that are done after which a driver that is awake is shown them, while others of the same batch are still to be done: else it
+/// and this side would only ever work in turns.
+const SHOWN: usize = 8;
+
+/// Or bytes of them.
+const SHOWN_BYTES: u64 = 32 << 10;
+
 /// When a disk is asked again that has no room and nothing to do.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -65,6 +72,7 @@ impl Blk {
             .map_err(failed)?;
         let count = batch.len();
         let (mut taken, mut moved, mut full) = (0, 0, false);
+        let (mut hidden, mut hidden_bytes) = (0, 0);
         for chain in batch.iter() {
             if moved >= MAX_TURN {
                 break;
@@ -75,6 +83,16 @@ impl Blk {
                     active.complete(io.space, head, written).map_err(failed)?;
                     self.dirty[queue] = true;
                     moved += bytes;
+                    hidden += 1;
+                    hidden_bytes += bytes;
+                    if (hidden >= SHOWN || hidden_bytes >= SHOWN_BYTES) && taken + 1 < count {
+                        (hidden, hidden_bytes) = (0, 0);
+                        // One that sleeps is woken once, for all of them.
+                        let ring = active.ring();
+                        if !ring.wants_notification(io.space).map_err(failed)? {
+                            active.publish_and_notify(queue, io.space, io.notices)?;
+                        }
+                    }
                 }
                 Taken::Pending { bytes } => moved += bytes,
                 Taken::Full => {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use vmsg_block::{Completion, Disk, Facts, Failure, Request, Submitted};
-use vmsg_mem::{Held, WindowTable};
+use vmsg_mem::{Access, BusAddr, Held, WindowTable};
 
 /// What a request was, without its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub(super) struct State {
     pub(super) cancels: usize,
     /// What is under way ends at [`Disk::cancel`].
     pub(super) obedient: bool,
+    /// A half word in the driver's memory.
+    pub(super) watched: Option<BusAddr>,
+    /// What stood there when each request was submitted.
+    pub(super) stood: Vec<u16>,
     changed: bool,
 }
 
@@ -89,6 +93,8 @@ impl Scripted {
             uncommitted: 0,
             cancels: 0,
             obedient: true,
+            watched: None,
+            stood: Vec::new(),
             changed: false,
         })))
     }
@@ -195,6 +201,12 @@ impl Disk for Scripted {
             "a tag twice"
         );
         state.seen.push(op);
+        if let Some(addr) = state.watched {
+            let word = memory.space().get(addr, 2, Access::Read).expect("there");
+            state
+                .stood
+                .push(u16::from_le_bytes(word.read_array(0).expect("two bytes")));
+        }
         if state.hold {
             state.pending.push((tag, op));
             state.work.push((tag, work));

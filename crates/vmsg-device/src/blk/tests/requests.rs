@@ -9,6 +9,7 @@ use vmsg_mem::BusAddr;
 use super::bench::{ALL, BASE, BUFFERS, Bench, DISK, HALF, READ_ONLY, header};
 use super::disk::{Op, facts};
 use crate::blk::{Settings, bits};
+use crate::worker::Notice;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -345,4 +346,47 @@ fn an_error_of_the_disk_is_one_for_the_driver() {
     assert_eq!(bench.counter("reads"), 0);
     bench.disk.state().fail = None;
     assert_eq!(bench.ask(&header(IN, 0), 513)[512], OK);
+}
+
+#[test]
+fn a_driver_that_is_awake_is_shown_what_is_done_before_its_batch_is_and_one_that_sleeps_is_woken_once()
+ {
+    const COUNT: u16 = 32;
+    let mut bench = Bench::new();
+    let used_index = BusAddr(bench.guest.rings[0].config().device.0 + 2);
+    bench.disk.state().watched = Some(used_index);
+    let mut round = |sleeps: bool| {
+        for slot in 0..u64::from(COUNT) {
+            let at = BUFFERS + slot * 0x4000;
+            bench.guest.write(at, &header(IN, slot));
+            let readable = [(BusAddr(at), 16)];
+            let writable = [(BusAddr(at + 0x2000), 513)];
+            let ring = &mut bench.guest.rings[0];
+            ring.add(&readable, &writable).expect("room");
+        }
+        let ring = &mut bench.guest.rings[0];
+        if sleeps {
+            assert!(!ring.enable_notifications().expect("a sane device"));
+        } else {
+            ring.disable_notifications().expect("a sane device");
+        }
+        let before = ring.used_index();
+        ring.publish().expect("published");
+        bench.notices.clear();
+        bench.kick(0);
+        let interrupts = bench.notices.iter().filter(|notice| {
+            let used = Notice::Used { queue: 0 };
+            **notice == used
+        });
+        let interrupts = interrupts.count();
+        for _ in 0..COUNT {
+            bench.guest.used(0).expect("done");
+        }
+        let stood = std::mem::take(&mut bench.disk.state().stood);
+        let shown: Vec<u16> = stood.iter().map(|at| at.wrapping_sub(before)).collect();
+        (shown, interrupts)
+    };
+    assert_eq!(round(true), (vec![0; usize::from(COUNT)], 1));
+    let by_eights: Vec<u16> = (0..COUNT).map(|at| at / 8 * 8).collect();
+    assert_eq!(round(false), (by_eights, 0));
 }
