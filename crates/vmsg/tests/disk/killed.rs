@@ -410,6 +410,21 @@ fn no_request_is_lost_or_undone_by_kills_with_any_engine() {
 }
 
 #[test]
+fn no_request_is_lost_or_undone_by_kills_with_a_file_in_memory() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        println!("skipped: no file system in memory");
+        return;
+    };
+    let stand = Stand::new();
+    let image = dir.path().join("disk");
+    let file = std::fs::File::create(&image).expect("a file");
+    file.set_len((BLOCK * BLOCKS) as u64).expect("made");
+    let device = format!("blk,path={},queues={QUEUES}", image.display());
+    let versions = survive(&stand, &device);
+    check(&std::fs::read(&image).expect("there"), &versions);
+}
+
+#[test]
 fn no_request_is_lost_or_undone_by_kills_with_qcow2() {
     // With small clusters nearly every write finds a new place.
     for options in ["cluster_size=64k", "cluster_size=4k"] {
