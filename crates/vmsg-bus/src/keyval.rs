@@ -190,6 +190,9 @@ impl Spec {
             .iter()
             .find(|(k, _)| !known.contains(&k.as_str()))
         {
+            Some((value, items)) if matches!(items[..], [Item::Flag]) && !is_key(value) => {
+                Err(nameless(value, known))
+            }
             Some((key, _)) => Err(unknown("key", key, known)),
             None => Ok(()),
         }
@@ -210,18 +213,53 @@ fn split(spec: &str) -> Vec<String> {
     items
 }
 
+/// Whether `text` has only what keys have.
+fn is_key(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+/// An item without `=` that cannot be a flag: a value whose key was left out, most likely.
+fn nameless(value: &str, known: &[&str]) -> Error {
+    let key = ["path", "socket"]
+        .into_iter()
+        .find(|key| known.contains(key));
+    match key {
+        Some(key) => Error(format!(
+            "`{value}` has no key before it; did you mean `{key}={}`?",
+            escape(value)
+        )),
+        None => unknown("key", value, known),
+    }
+}
+
+/// What keys are called elsewhere, as in QEMU.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("readonly", "ro"),
+    ("read-only", "ro"),
+    ("file", "path"),
+    ("filename", "path"),
+    ("num-queues", "queues"),
+];
+
+/// The one of `known` that a person may have meant by `got`.
+pub fn meant<'k>(got: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let known: Vec<&str> = known.into_iter().collect();
+    let near = known.iter().map(|key| (distance(got, key), *key)).min();
+    let near = near.filter(|(distance, key)| *distance <= 2 && *distance < key.chars().count());
+    let called = |key: &&str| ELSEWHERE.contains(&(got, *key));
+    let elsewhere = known.iter().copied().find(called);
+    elsewhere.or(near.map(|(_, key)| key))
+}
+
 /// «unknown `what`», with all that would have been known and the nearest of it.
 fn unknown(what: &str, got: &str, known: &[&str]) -> Error {
     if known.is_empty() {
         return Error(format!("unknown {what} `{got}`: none is expected here"));
     }
     let list: Vec<String> = known.iter().map(|k| format!("`{k}`")).collect();
-    let near = known
-        .iter()
-        .map(|k| (distance(got, k), k))
-        .min()
-        .filter(|(d, k)| *d <= 2 && *d < k.chars().count())
-        .map(|(_, k)| format!("; did you mean `{k}`?"))
+    let near = meant(got, known.iter().copied())
+        .map(|k| format!("; did you mean `{k}`?"))
         .unwrap_or_default();
     Error(format!(
         "unknown {what} `{got}`, known: {}{near}",
@@ -230,7 +268,7 @@ fn unknown(what: &str, got: &str, known: &[&str]) -> Error {
 }
 
 /// How many characters have to be added, removed or replaced to make `b` out of `a` (Levenshtein): what a person may have meant.
-pub fn distance(a: &str, b: &str) -> usize {
+fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {

@@ -17,6 +17,8 @@ mod switch;
 mod text;
 mod typed;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub(crate) use backend::SocketConfig;
@@ -119,6 +121,15 @@ impl DeviceSpec {
             Self::Console(console) => common!("console", console),
             Self::Blk(blk) => common!("blk", blk),
             Self::VhostUser(daemon) => common!("vhost-user", daemon),
+        }
+    }
+
+    /// For whom it waits when it is made, and how long at most; `None`: for nobody.
+    pub(crate) fn waits_for(&self) -> Option<(String, Duration)> {
+        match self {
+            Self::Blk(blk) => blk.waits_for(),
+            Self::VhostUser(daemon) => daemon.waits_for(),
+            Self::Net(_) | Self::Rng(_) | Self::Console(_) => None,
         }
     }
 

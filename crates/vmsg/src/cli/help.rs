@@ -48,9 +48,10 @@ A bus, ivshmem (memory that two machines have in common; one driver at a time):
   trace=FILE                   record all messages
 
 All devices:
-  id=NAME        net0, net1, …, rng0, …, blk0, … by default
-  num=NUMBER     on the bus; the lowest free one by default
-  bus=NAME       the first one by default
+  id=NAME        what `vmsg ctl` and messages call it; net0, net1, …, rng0, …, blk0, … by default
+  num=N          its number on the bus, 0 to 65535, by which drivers find it, as in dev=N of a proxy;
+                 by default the lowest that no device of the bus has, or has had
+  bus=NAME       the bus that it is on; the first one by default
   worker=N       which thread serves it, counted from 0
 
 blk (a disk):

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
@@ -15,6 +16,8 @@ use crate::trace::clean;
 
 /// Longer than the server waits for the device host, or a switch.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An answer that takes longer is waited for, which a person may want to know.
+const AT_ONCE: Duration = Duration::from_millis(300);
 /// Bytes of an answer: that of a few thousand devices.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -48,10 +51,22 @@ impl Client {
 
     /// Asks, and waits for the answer. After an error the connection is of no more use.
     pub(crate) fn ask(&mut self, request: &Request) -> anyhow::Result<Response> {
+        self.ask_and_wait(request, || ())
+    }
+
+    /// The same. `wait` is called if the answer does not come at once.
+    pub(crate) fn ask_and_wait(
+        &mut self,
+        request: &Request,
+        wait: impl FnOnce(),
+    ) -> anyhow::Result<Response> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         // A server that is busy has said so and closed; its words are better than a broken pipe.
         let sent = self.stream.get_mut().write_all(&line);
+        if !self.is_answered(AT_ONCE) {
+            wait();
+        }
         let mut answer = Vec::new();
         let count = (&mut self.stream)
             .take(MAX_ANSWER)
@@ -71,12 +86,25 @@ impl Client {
         })
     }
 
+    /// Waits for the beginning of an answer, or the end of the connection.
+    fn is_answered(&self, time: Duration) -> bool {
+        let mut fds = [PollFd::new(self.stream.get_ref(), PollFlags::IN)];
+        // However it ends, it is looked at what has come.
+        let _ = poll(&mut fds, Timespec::try_from(time).ok().as_ref());
+        !fds[0].revents().is_empty()
+    }
+
     /// As [`ask`](Self::ask); that it was not done is an error, in the server's words.
     pub(crate) fn have(&mut self, request: &Request) -> anyhow::Result<Response> {
-        match self.ask(request)? {
-            Response::Error(failure) => bail!("{}", clean(&failure.message)),
-            response => Ok(response),
-        }
+        self.ask(request).and_then(done)
+    }
+}
+
+/// The answer; that something was not done is an error, in the server's words.
+pub(super) fn done(response: Response) -> anyhow::Result<Response> {
+    match response {
+        Response::Error(failure) => bail!("{}", clean(&failure.message)),
+        response => Ok(response),
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::bail;
 use serde::Serialize;
 use vmsg_bus::keyval;
 
-use super::client::Client;
+use super::client::{self, Client};
 use super::protocol::{Given, Request, Response, Switch};
 use super::{show, table::Table};
 use crate::Usage;
@@ -32,7 +32,8 @@ pub(crate) fn run(args: CtlArgs) -> anyhow::Result<()> {
     ) {
         client.set_patience(SLOW)?;
     }
-    let response = client.have(&request)?;
+    let response = client.ask_and_wait(&request, || say_waiting(&request));
+    let response = response.and_then(client::done)?;
     if let Request::Rule { switch, rule, .. } = &request
         && let Ok(Response::Switches(switches)) = client.ask(&Request::Switches {})
     {
@@ -46,6 +47,17 @@ pub(crate) fn run(args: CtlArgs) -> anyhow::Result<()> {
         _ => None,
     };
     print(&response, ports.as_ref(), json)
+}
+
+/// Says for whom a request waits that is not answered at once, and for how long.
+fn say_waiting(request: &Request) {
+    if let Request::AddDevice { spec, .. } = request
+        && let Some((whom, time)) = spec.0.waits_for()
+    {
+        let text = format!("waiting for {whom}, up to {} s", time.as_secs());
+        // Nobody may be reading.
+        let _ = writeln!(std::io::stderr(), "{}", clean(&text));
+    }
 }
 
 /// Names in a rule that no port has: allowed, as the port may come, and more often a slip.
@@ -64,7 +76,7 @@ fn nobodys<'r>(rule: &'r str, switch: Option<&str>, switches: &[Switch]) -> Vec<
 }
 
 /// How long what waits for guests and the host's system may take.
-const SLOW: std::time::Duration = std::time::Duration::from_secs(60);
+const SLOW: std::time::Duration = std::time::Duration::from_secs(120);
 
 fn print(response: &Response, ports: Option<&Response>, json: bool) -> anyhow::Result<()> {
     let mut out = Out::lock();

@@ -47,7 +47,11 @@ fn the_end_of_a_disk_is_waited_for_and_of_what_is_none_it_is_not() {
     let (go, waits) = channel();
     let mut blk = Blk::new(&Settings::new("d"), Box::new(Slow(waits)));
     let ends = Ends::default();
-    ends.note("b0", "d", blk.end());
+    let spec = BlkSpec {
+        bus: Some("b0".to_owned()),
+        ..BlkSpec::default()
+    };
+    ends.note(&spec, "d", blk.end());
     assert!(ends.wait("b0", "net0"));
     assert!(ends.wait("b1", "d"), "another one");
     blk.removed();

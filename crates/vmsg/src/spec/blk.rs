@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vmsg_block::NbdUri;
+use vmsg_block::{FileConfig, NbdAddress, NbdConfig, NbdUri, Qcow2Config};
 use vmsg_device::blk::{MAX_QUEUES, SERIAL_BYTES, Settings};
 
 use super::is_default;
@@ -173,6 +174,11 @@ impl BlkSpec {
                 uri.map_err(|error| Usage(format!("path={path}: {error}")))?,
             ));
         }
+        if let Some(uri) = uri_of_old(path) {
+            return Err(Usage(format!(
+                "path={path}: this is written {uri} here (a file of this name is ./{path})"
+            )));
+        }
         let path = Path::new(path);
         Ok(match self.format {
             Some(DiskFormat::Qcow2) => Store::Qcow2 { path },
@@ -181,6 +187,21 @@ impl BlkSpec {
                 engine: self.engine.unwrap_or(DiskEngine::Auto),
             },
         })
+    }
+
+    /// For whom it waits when it is opened, and how long.
+    pub(crate) fn waits_for(&self) -> Option<(String, Duration)> {
+        match self.store().ok()? {
+            Store::Nbd(uri) => Some((format!("the NBD server at {uri}"), NbdConfig::TIMEOUT)),
+            Store::File { path, .. } => {
+                let patience = FileConfig::new(path).patience;
+                Some((format!("whoever uses {}", path.display()), patience))
+            }
+            Store::Qcow2 { path } => {
+                let patience = Qcow2Config::new(path).patience;
+                Some((format!("whoever uses {}", path.display()), patience))
+            }
+        }
     }
 
     /// Whether files are used past the page cache.
@@ -216,6 +237,28 @@ impl BlkSpec {
             discard: self.discard.unwrap_or(true),
         }
     }
+}
+
+/// The URI for what QEMU's old syntax says: `nbd:HOST:PORT[:exportname=NAME]`, `nbd:unix:PATH[:exportname=NAME]`.
+fn uri_of_old(text: &str) -> Option<NbdUri> {
+    let rest = text.strip_prefix("nbd:")?;
+    let (place, export) = rest.split_once(":exportname=").unwrap_or((rest, ""));
+    let address = match place.strip_prefix("unix:") {
+        Some("") => return None,
+        Some(socket) => NbdAddress::Unix(socket.into()),
+        None => {
+            let (host, port) = place.rsplit_once(':')?;
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            NbdAddress::Tcp {
+                host: Some(host).filter(|host| !host.is_empty())?.to_owned(),
+                port: port.parse().ok()?,
+            }
+        }
+    };
+    Some(NbdUri {
+        address,
+        export: export.to_owned(),
+    })
 }
 
 fn begins_with_magic(path: &Path) -> io::Result<bool> {

@@ -76,3 +76,62 @@ fn nobody_waits_for_a_terminal_to_say_what_it_begins_with() {
         Ok(true)
     );
 }
+
+#[test]
+fn what_qemu_calls_otherwise_is_answered_with_its_name_here() {
+    for (given, meant) in [
+        ("nbd:localhost:10809", "nbd://localhost/ here"),
+        (
+            "nbd:10.0.0.1:7:exportname=a b",
+            "nbd://10.0.0.1:7/a%20b here",
+        ),
+        ("nbd:[::1]:7", "nbd://[::1]:7/ here"),
+        (
+            "nbd:unix:/run/s:exportname=e",
+            "nbd+unix:///e?socket=/run/s here",
+        ),
+    ] {
+        let spec = BlkSpec {
+            path: Some(given.to_owned()),
+            ..BlkSpec::default()
+        };
+        let error = spec.check().expect_err("refused").0;
+        assert!(error.contains(meant) && error.contains("./nbd:"), "{error}");
+    }
+    // Files, though with strange names.
+    for name in [
+        "./nbd:localhost:10809",
+        "nbd:x",
+        "nbd:a:b",
+        "nbd::1",
+        "nbd:unix:",
+    ] {
+        blk(&format!("blk,path={name}")).check().expect("a file");
+    }
+    let refused = |text: &str| {
+        keyval::from_str::<DeviceSpec>(text)
+            .expect_err("refused")
+            .to_string()
+    };
+    for text in [
+        "blk,path=x,readonly",
+        "blk,path=x,readonly=on",
+        "blk,path=x,read-only=off",
+    ] {
+        let error = refused(text);
+        assert!(error.ends_with("did you mean `ro`?"), "{error}");
+    }
+    let error = refused("blk,file=x");
+    assert!(error.ends_with("did you mean `path`?"), "{error}");
+    for (text, meant) in [
+        ("blk,root.img", "did you mean `path=root.img`?"),
+        ("blk,/srv/a,,b", "did you mean `path=/srv/a,,b`?"),
+        (
+            "vhost-user,/run/fs.sock,type=fs",
+            "did you mean `socket=/run/fs.sock`?",
+        ),
+    ] {
+        let error = refused(text);
+        assert!(error.ends_with(meant), "{error}");
+    }
+}

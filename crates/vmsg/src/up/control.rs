@@ -18,8 +18,8 @@ mod hotplug;
 /// How long a part may take to end or to be ready when somebody waits for it.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// How long the device host may take for an answer.
-const ANSWER: Duration = Duration::from_secs(30);
+/// How long the device host may take for an answer: longer than it waits for servers of new devices, so that its own words come first.
+const ANSWER: Duration = Duration::from_secs(45);
 
 /// Carries out what operators want.
 #[derive(Debug)]

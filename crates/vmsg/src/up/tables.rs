@@ -554,10 +554,7 @@ impl Table {
 
 /// `; did you mean …?`, if something known is near.
 pub(super) fn nearest<'k>(got: &str, known: impl Iterator<Item = &'k str>) -> String {
-    known
-        .map(|known| (keyval::distance(got, known), known))
-        .min()
-        .filter(|(distance, known)| *distance <= 2 && *distance < known.chars().count())
-        .map(|(_, known)| format!("; did you mean `{known}`?"))
+    keyval::meant(got, known)
+        .map(|known| format!("; did you mean `{known}`?"))
         .unwrap_or_default()
 }

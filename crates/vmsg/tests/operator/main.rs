@@ -7,3 +7,4 @@ mod command;
 mod network;
 mod process;
 mod station;
+mod waits;

@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -17,11 +17,11 @@ use super::super::status::{Note, Shared};
 /// What a guest has besides its process.
 #[derive(Debug)]
 pub(super) struct Guest {
-    qmp_listener: UnixListener,
+    qmp_listener: Listener,
     /// The connection, with its number.
     pub(super) qmp: Option<(u64, Qmp)>,
     connections: u64,
-    serial: Option<(UnixListener, Serial)>,
+    serial: Option<(Listener, Serial)>,
     /// Nobody is let in until then.
     pause: Option<Instant>,
 }
@@ -29,18 +29,39 @@ pub(super) struct Guest {
 /// How long nobody is let in after that was not possible.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Listens at `path`, where one that is gone may have left a socket: nobody else can be here, as the folder is locked.
-fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    let context = || format!("cannot listen at {}", path.display());
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(context);
+/// A socket in the runtime folder, which goes with it.
+#[derive(Debug)]
+struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Listens at `path`, where one that was killed may have left a socket: nobody else can be here, as the folder is locked.
+    fn bind(path: PathBuf) -> anyhow::Result<Self> {
+        let context = || format!("cannot listen at {}", path.display());
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(context);
+            }
+            _ => {}
         }
-        _ => {}
+        let listener = UnixListener::bind(&path).with_context(context)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, path })
     }
-    let listener = UnixListener::bind(path).with_context(context)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
 impl Guest {
@@ -57,12 +78,12 @@ impl Guest {
                 log: Some(logs.join(format!("{}.serial.log", part.name))),
             })?;
             shared.consoles.add(hub.handle());
-            Some((listen(&path)?, Serial::new(hub)?))
+            Some((Listener::bind(path)?, Serial::new(hub)?))
         } else {
             None
         };
         Ok(Some(Self {
-            qmp_listener: listen(&machine.qmp())?,
+            qmp_listener: Listener::bind(machine.qmp())?,
             qmp: None,
             connections: 0,
             serial,
@@ -90,15 +111,11 @@ impl Guest {
     }
 
     /// Lets somebody in; none if nobody is there, or that is not possible at present.
-    fn accept(
-        listener: &UnixListener,
-        name: &str,
-        pause: &mut Option<Instant>,
-    ) -> Option<UnixStream> {
+    fn accept(listener: &Listener, name: &str, pause: &mut Option<Instant>) -> Option<UnixStream> {
         if pause.is_some() {
             return None;
         }
-        match listener.accept() {
+        match listener.listener.accept() {
             Ok((stream, _)) => Some(stream),
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             Err(error) => {
@@ -141,5 +158,23 @@ impl Guest {
             }
             serial.poll();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_goes_with_who_listens_there_and_one_that_was_left_is_replaced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("vm.qmp");
+        // As a killed one leaves it.
+        drop(UnixListener::bind(&path).expect("bound"));
+        assert!(path.exists());
+        let listener = Listener::bind(path.clone()).expect("taken over");
+        UnixStream::connect(&path).expect("somebody listens");
+        drop(listener);
+        assert!(!path.exists());
     }
 }
