@@ -29,7 +29,7 @@ pub const MTU: u16 = 1400;
 pub const PAIRS: u16 = 4;
 
 /// Generous: a machine under load is no reason to fail.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Sends every frame back.
 #[derive(Default)]

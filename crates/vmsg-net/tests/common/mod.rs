@@ -41,7 +41,7 @@ pub const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 0x0a, 0, 2, 2];
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
 /// How long a test may take at most.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A small generator of random numbers (xorshift), seeded for repeatable tests.
 pub struct Random(pub u64);
@@ -441,7 +441,7 @@ impl Exchange {
 /// much it read.
 pub fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
     socket
-        .set_read_timeout(Some(Duration::from_secs(100)))
+        .set_read_timeout(Some(PATIENCE))
         .expect("timeout");
     let mut out = socket.try_clone().expect("clone");
     let writer = thread::spawn(move || {

@@ -25,7 +25,7 @@ use vmsg_net::{Backend, Guest, RxSink, Target, TxFrame, VnetHeader};
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
 /// How long a test may take at most.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Memory that guest buffers lie in.
 pub fn memory(bytes: usize) -> Vec<AtomicU64> {
