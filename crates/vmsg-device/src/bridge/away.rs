@@ -7,7 +7,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -16,8 +16,6 @@ use vmsg_mem::{AddressSpace, Doorbell, WindowTable};
 use super::ring::{Base, Ring};
 use super::{Bridge, Resume, memory};
 
-/// The memory of a queue that was kicked may stay away so long.
-const AWAY: Duration = Duration::from_secs(1);
 /// Kicks that are looked at in one turn.
 const EVENTS: usize = 16;
 
@@ -165,7 +163,7 @@ impl Bridge {
         let first = kicked
             .min()
             .filter(|_| !self.halted && self.running.is_some());
-        first.map(|kicked| kicked + AWAY)
+        first.map(|kicked| kicked + self.settings.away)
     }
 
     /// Looks for queues that were kicked and whose memory does not come back.
@@ -173,7 +171,8 @@ impl Bridge {
         if self.away_until().is_none_or(|until| until > now) {
             return;
         }
-        let over = |ring: &Ring| ring.kicked.is_some_and(|kicked| kicked + AWAY <= now);
+        let away = self.settings.away;
+        let over = |ring: &Ring| ring.kicked.is_some_and(|kicked| kicked + away <= now);
         if let Some(queue) = self.rings.iter().position(over) {
             self.unmapped = true;
             self.fail(format!(

@@ -44,11 +44,15 @@ pub struct Settings {
     pub reconnect: Duration,
     /// How long a daemon may take for an answer.
     pub patience: Duration,
+    /// How long the memory of a queue that was kicked may stay away.
+    pub away: Duration,
 }
 
 impl Settings {
     /// A daemon may take so long for an answer.
     pub const PATIENCE: Duration = Duration::from_secs(5);
+    /// The memory of a queue that was kicked may stay away so long.
+    pub const AWAY: Duration = Duration::from_secs(1);
     /// Between two attempts to reach it.
     pub const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -67,6 +71,7 @@ impl Settings {
             resume: None,
             reconnect: Self::RECONNECT,
             patience: Self::PATIENCE,
+            away: Self::AWAY,
         }
     }
 }

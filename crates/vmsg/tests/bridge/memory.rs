@@ -18,7 +18,16 @@ const NO_RECORD: u64 = ALL & !(1 << 12);
 /// Longer than a kicked queue is waited for.
 const LONG: Duration = Duration::from_millis(1500);
 
+/// Memory may stay away as long as this machine makes it.
 fn party(protocol: u64, resume: Resume) -> (Party, Daemon) {
+    let (dir, daemon) = start(protocol);
+    let mut settings = Party::settings(&dir);
+    settings.away = PATIENCE;
+    party_with(dir, daemon, settings, resume)
+}
+
+/// Memory may stay away as long as by default.
+fn usual_party(protocol: u64, resume: Resume) -> (Party, Daemon) {
     let (dir, daemon) = start(protocol);
     let settings = Party::settings(&dir);
     party_with(dir, daemon, settings, resume)
@@ -76,7 +85,7 @@ fn needs_reset(driver: &mut Driver<'_>) {
 fn a_queue_whose_memory_goes_and_comes_back_goes_on() {
     for protocol in [ALL, TABLES, NO_RECORD, ALL & !(1 << 3), 1 << 9] {
         for resume in [Resume::Record, Resume::InOrder, Resume::Never] {
-            let (party, daemon) = party(protocol, resume);
+            let (party, daemon) = usual_party(protocol, resume);
             let pool = pool();
             let all = pages(&pool);
             let mut driver = party.drive(&pool, false).expect("a disk");
@@ -152,7 +161,7 @@ fn what_is_asked_of_a_queue_that_is_away_is_done_when_it_is_back() {
 fn a_queue_that_is_kicked_and_does_not_come_back_needs_a_reset() {
     for doorbells in [true, false] {
         for resume in [Resume::Record, Resume::InOrder, Resume::Never] {
-            let (party, _daemon) = party(ALL, resume);
+            let (party, _daemon) = usual_party(ALL, resume);
             let options = BlkOptions {
                 queue: QueueOptions {
                     doorbells,
@@ -260,7 +269,8 @@ fn whatever_goes_wrong_when_a_queue_is_stopped_for_its_memory_holds_nobody_up() 
             .flat_map(|id| ALL_MISCHIEF.iter().map(move |what| (id, what)))
         {
             let (dir, daemon) = start(ALL);
-            let settings = Party::settings_for(&dir, what);
+            let mut settings = Party::settings_for(&dir, what);
+            settings.away = PATIENCE;
             let (party, daemon) = party_with(dir, daemon, settings, resume);
             let pool = pool();
             let mut driver = party.drive(&pool, false).expect("a disk");

@@ -108,7 +108,7 @@ fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() 
     let (dir, daemon) = start(ALL);
     let mut settings = Party::settings(&dir);
     // All answers together may take four times as long; 60 of them would take longer.
-    settings.patience = Duration::from_secs(2);
+    settings.patience = Duration::from_secs(4);
     let party = Party::with(dir, &settings).expect("a device");
     let pool = pool();
     let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
@@ -122,7 +122,7 @@ fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() 
     until("the daemon", || {
         (daemon.shared.config_writes.load(Ordering::SeqCst) > 0).then_some(())
     });
-    daemon.shared.slow.store(800, Ordering::SeqCst);
+    daemon.shared.slow.store(1000, Ordering::SeqCst);
     for turn in 0..60 {
         driver.set_write_back(turn % 2 == 1).expect("in line");
     }
@@ -130,7 +130,7 @@ fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() 
     drop(driver);
     let driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
     let took = begin.elapsed();
-    assert!(took < Duration::from_secs(40), "it took {took:?}");
+    assert!(took < Duration::from_secs(50), "it took {took:?}");
     daemon.shared.slow.store(0, Ordering::SeqCst);
     drop(driver);
 }
