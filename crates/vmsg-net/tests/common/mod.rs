@@ -440,9 +440,7 @@ impl Exchange {
 /// Reads stream `seed` to its end while it sends `len` bytes of stream `seed + 1`; returns how
 /// much it read.
 pub fn peer(mut socket: TcpStream, seed: u64, len: usize) -> usize {
-    socket
-        .set_read_timeout(Some(PATIENCE))
-        .expect("timeout");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
     let mut out = socket.try_clone().expect("clone");
     let writer = thread::spawn(move || {
         out.write_all(&stream(seed + 1, len)).expect("write");
