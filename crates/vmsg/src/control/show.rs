@@ -88,6 +88,9 @@ fn device_row(device: &Device) -> [String; 11] {
     ]
 }
 
+/// What a disk has counted, if it is one of ours.
+const DISK: &str = "reads";
+
 /// Whether the data of a device goes between its driver and a daemon, and nothing of it through the serving process.
 pub(crate) fn is_bridged(device: &Device) -> bool {
     device.counters.contains_key("daemon-connected")
@@ -102,7 +105,7 @@ fn past_here(device: &Device) -> &'static str {
 /// devices.
 pub(crate) fn traffic(device: &Device) -> Option<(Count, Count)> {
     let (maps, names) = match device.pairs.as_slice() {
-        [] if device.kind == "blk" && !is_bridged(device) => (
+        [] if device.kind == "blk" && device.counters.contains_key(DISK) => (
             std::slice::from_ref(&device.counters),
             [("reads", "read_bytes"), ("writes", "write_bytes")],
         ),
@@ -400,6 +403,8 @@ mod tests {
         assert_eq!(words(&device), "b0 d 1 rng - - - - - - idle");
         // What a daemon does with the driver's buffers is not seen here, so it is not said to be nothing.
         device.kind = "blk".to_owned();
+        device.counters.clear();
+        assert_eq!(words(&device), "b0 d 1 blk - - - - - - idle");
         device.counters.insert("daemon-connected".to_owned(), 1);
         assert_eq!(words(&device), "b0 d 1 blk - - direct direct direct - idle");
     }

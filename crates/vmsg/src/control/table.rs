@@ -9,6 +9,8 @@ use crate::trace::clean;
 const LONGEST: usize = 64;
 /// The same of the last one, which nothing stands behind.
 const LONGEST_LAST: usize = 200;
+/// So much of it at least is to be seen.
+const LEAST_LAST: usize = 12;
 /// What is between two columns.
 const GAP: usize = 2;
 
@@ -44,10 +46,13 @@ impl Table {
     }
 
     /// Leaves columns out until its lines have `columns` characters at most, or only those are left that `spare` does not name, in
-    /// which what can be spared best stands first.
+    /// which what can be spared best stands first. The last one may be longer than there is room for: it can be cut.
     pub(crate) fn fit(&mut self, columns: usize, spare: &[&str]) {
         for name in spare {
-            let widths = self.widths();
+            let mut widths = self.widths();
+            if let Some(last) = widths.last_mut() {
+                *last = (*last).min(LEAST_LAST);
+            }
             let width: usize = widths.iter().map(|width| width + GAP).sum();
             if width.saturating_sub(GAP) <= columns {
                 return;

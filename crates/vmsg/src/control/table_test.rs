@@ -28,3 +28,14 @@ fn the_last_cell_may_be_longer() {
     table.row(["x".repeat(500), "y".repeat(500)]);
     assert_eq!(table.lines()[1].len(), LONGEST + GAP + LONGEST_LAST);
 }
+
+#[test]
+fn a_long_text_at_the_end_is_no_reason_to_leave_columns_out() {
+    let mut table = Table::new(&["BUS", "NAME", "STATE"]);
+    table.row(["b0".to_owned(), "one".to_owned(), "waiting".repeat(20)]);
+    let all = table.lines();
+    table.fit(5 + 6 + LEAST_LAST, &["BUS", "STATE"]);
+    assert_eq!(table.lines(), all);
+    table.fit(5 + 6 + LEAST_LAST - 1, &["BUS", "STATE"]);
+    assert!(table.lines()[0].starts_with("NAME  STATE"));
+}
