@@ -455,6 +455,8 @@ fn a_driver_that_is_gone_is_forgotten_and_the_next_one_is_served() {
     for driver in ends {
         let source = Source::Given(Box::new(driver));
         let link = Link::start_shared("rng", vec![session(1, 0)], source).unwrap();
+        // The device may still be at the last driver's request: its memory is used again when it has been reset.
+        call(&link.handle(), Op::SetStatus(DeviceStatus::RESET));
         let mut queue = Queue::new(&memory, 0);
         bring_up(&link.handle(), &memory, &[&queue], ResumeAt::Start);
         queue.random(BUFFERS, 64);
