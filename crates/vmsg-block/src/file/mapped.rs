@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A file in memory that is mapped: reading and writing it is a copy, without a system call.
 //!
-//! Two things of a mapping are not those of a file. A hole that is touched takes memory, even if it is only read, and if there is
+//! Three things of a mapping are not those of a file. A hole that is touched takes memory, even if it is only read, and if there is
 //! none left that is no error but a signal: so only pages are touched that are known to be there, from a read or a write by a system
 //! call. And whoever cuts the file off takes pages away: [`fault`] puts others in their place, which is noticed after the copy;
-//! the request is done by a system call then, which says what is wrong.
+//! the request is done by a system call then, which says what is wrong. And the time of its last change stays the same, by which others see
+//! whether they have to look at it: it is set from time to time.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
+use rustix::process::{Resource, getrlimit};
 use vmsg_mem::{Access, Mapping, Pieces, RamSlice, fault};
 
 use super::medium::Medium;
@@ -16,6 +20,9 @@ use crate::{Failure, Request};
 
 /// Pages of a word.
 const BITS: u64 = u64::BITS as u64;
+
+/// Of a file so many bytes at most are mapped, its first ones: what is noted of each page takes memory.
+const MOST: u64 = 1 << 40;
 
 /// A mapped file.
 #[derive(Debug)]
@@ -28,6 +35,11 @@ pub(super) struct Mapped {
     page: u64,
     /// The file cannot be written in any other way: holes take memory then, too.
     is_only_way: bool,
+    /// The memory of guests needs the addresses that there are.
+    has_few_addresses: bool,
+    file: Arc<OwnedFd>,
+    /// Something was written since the time of the last change was set.
+    is_changed: bool,
 }
 
 impl Mapped {
@@ -45,14 +57,28 @@ impl Mapped {
             there: Vec::new(),
             page: rustix::param::page_size() as u64,
             is_only_way: open::is_in_huge_pages(medium),
+            has_few_addresses: usize::BITS < 64 || getrlimit(Resource::As).current.is_some(),
+            file: Arc::clone(&medium.fd),
+            is_changed: false,
         };
         mapped.map(medium, size);
         mapped.mapping.is_some().then_some(mapped)
     }
 
-    fn map(&mut self, medium: &Medium, size: u64) {
+    /// So much of `size` bytes is mapped.
+    fn part(&self, size: u64) -> u64 {
+        let most = match (self.is_only_way, self.has_few_addresses) {
+            (true, _) => u64::MAX,
+            (false, true) => 0,
+            (false, false) => MOST,
+        };
         // What is behind the end of the file in the last page is no part of it, and what is written there is lost.
-        let size = size - size % self.page;
+        let size = size.min(most);
+        size - size % self.page
+    }
+
+    fn map(&mut self, medium: &Medium, size: u64) {
+        let size = self.part(size);
         self.mapping = Mapping::of_fd(medium.fd.as_fd(), 0, size, self.access).ok();
         let words = (size / self.page).div_ceil(BITS);
         self.there = match (&self.mapping, usize::try_from(words)) {
@@ -61,12 +87,30 @@ impl Mapped {
         };
     }
 
-    /// Maps the file anew if `size` bytes are another part of it than before, or if the mapping was lost.
+    /// To be called from time to time. Maps the file anew if `size` bytes are another part of it than before, or if the mapping was lost.
     pub(super) fn renew(&mut self, medium: &Medium, size: u64) {
         let have = self.mapping.as_ref().map(|mapping| mapping.len() as u64);
-        if have != Some(size - size % self.page) {
+        if have != Some(self.part(size)) {
             self.mapping = None;
             self.map(medium, size);
+        }
+        self.set_time();
+    }
+
+    /// Has others see that the file was changed, if it was.
+    fn set_time(&mut self) {
+        if std::mem::take(&mut self.is_changed) {
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_NOW,
+            };
+            // Whoever may write it may set both, and only the owner one of them.
+            let both = Timestamps {
+                last_access: now,
+                last_modification: now,
+            };
+            // Nothing is lost without it.
+            let _ = rustix::fs::futimens(&self.file, &both);
         }
     }
 
@@ -86,7 +130,9 @@ impl Mapped {
                 return Ok(());
             }
             Request::Write { offset, from } => {
-                if !self.write(offset, from) {
+                if self.write(offset, from) {
+                    self.is_changed = true;
+                } else {
                     medium.write(offset, from)?;
                     self.note(offset, from.len());
                 }
@@ -166,6 +212,12 @@ impl Mapped {
         if mapping.is_resident(at, len).unwrap_or(false) {
             self.note(offset, len);
         }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        self.set_time();
     }
 }
 

@@ -233,3 +233,53 @@ fn a_file_of_huge_pages_is_written() {
         Err(error) => assert!(matches!(error, Failure::Io(_)), "{error}"),
     }
 }
+
+#[test]
+fn others_see_by_its_time_that_the_file_was_written() {
+    let mut rig = Rig::new(4 * PAGE);
+    rig.write(0, &[1; 4096]).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let set = |rig: &Rig| rig.file.set_modified(long_ago).unwrap();
+    let time = |rig: &Rig| rig.file.metadata().unwrap().modified().unwrap();
+    // Reading changes nothing.
+    set(&rig);
+    rig.read(0, 4096).unwrap();
+    rig.mapped.renew(&rig.medium, 4 * PAGE);
+    assert_eq!(time(&rig), long_ago);
+    rig.write(0, &[2; 4096]).unwrap();
+    rig.mapped.renew(&rig.medium, 4 * PAGE);
+    assert!(time(&rig) > long_ago);
+    // Nor does looking again; what was written last is seen at the end.
+    set(&rig);
+    rig.mapped.renew(&rig.medium, 4 * PAGE);
+    assert_eq!(time(&rig), long_ago);
+    rig.write(512, &[3; 512]).unwrap();
+    assert_eq!(time(&rig), long_ago, "it was a copy");
+    let Rig { file, mapped, .. } = rig;
+    drop(mapped);
+    assert!(file.metadata().unwrap().modified().unwrap() > long_ago);
+}
+
+#[test]
+fn of_a_vast_file_a_part_is_mapped_and_none_where_addresses_are_few() {
+    let size = 40 * MOST;
+    let mut rig = Rig::new(size);
+    let mapped = rig.mapped.mapping.as_ref().unwrap().len() as u64;
+    assert_eq!(mapped, MOST);
+    for offset in [0, MOST - 512, size - 1024] {
+        for byte in [5, 6] {
+            rig.write(offset, &[byte; 1024]).unwrap();
+            assert_eq!(rig.read(offset, 1024).unwrap(), [byte; 1024]);
+        }
+    }
+    assert!(rig.is_there(MOST / PAGE - 1));
+    // Nor is it mapped again and again.
+    let before = rig.mapped.mapping.as_ref().unwrap().ram().as_ptr();
+    rig.mapped.renew(&rig.medium, size);
+    assert_eq!(rig.mapped.mapping.as_ref().unwrap().ram().as_ptr(), before);
+    assert!(rig.is_there(0));
+    rig.mapped.has_few_addresses = true;
+    rig.mapped.renew(&rig.medium, size);
+    assert!(rig.mapped.mapping.is_none());
+    assert_eq!(rig.read(0, 512).unwrap(), [6; 512]);
+}

@@ -394,9 +394,10 @@ impl Disk for FileDisk {
         self.write_back = on;
     }
 
-    /// The last descriptor of a block device waits for its page cache, that of a file on a network for the server.
+    /// The last descriptor of a block device waits for its page cache, that of a file on a network for the server. To take a mapping of
+    /// many pages down takes its time, too.
     fn ends_at_once(&self) -> bool {
-        self.in_memory && self.in_flight == 0
+        self.in_memory && self.in_flight == 0 && self.mapped.is_none()
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
