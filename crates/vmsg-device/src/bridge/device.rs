@@ -111,6 +111,7 @@ impl Device for Bridge {
         self.leaving = false;
         self.unmapped = false;
         self.in_vain = 0;
+        self.ends_in_vain = 0;
         self.record_in_vain = 0;
         self.no_record = false;
         self.told.kept = None;
@@ -128,6 +129,10 @@ impl Device for Bridge {
             (ring.live, ring.held) = (live, held);
         }
         self.config_due = true;
+        // Over what was there to do no daemon ends any more.
+        if let State::Down(until) = &mut self.state {
+            *until = (*until).min(Instant::now() + self.pause);
+        }
         self.wake();
     }
 

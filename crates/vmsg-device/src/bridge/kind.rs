@@ -184,6 +184,8 @@ impl Kind {
             1 | 3 => queue % 2 == 1,
             19 => queue == 1,
             4 => false,
+            // Events of input come some time; the other queue is asked.
+            18 => queue != 0,
             // Events of scsi, sound, scmi and gpio.
             8 | 25 | 32 | 41 => queue != 1,
             _ => true,
