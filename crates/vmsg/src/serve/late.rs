@@ -319,15 +319,20 @@ impl Awaited {
 /// Waits until there is a daemon, or `end` was rung. `say` is told of each attempt that has failed.
 fn wait(settings: &Settings, end: &Doorbell, say: impl Fn(&ConnectError)) -> Option<Bridge> {
     let mut pause = FIRST_PAUSE;
+    let mut listens = true;
     loop {
-        if is_over(end, settings.listener.as_ref(), pause) {
+        if is_over(end, settings.listener.as_ref().filter(|_| listens), pause) {
             return None;
         }
         pause = (pause * 2).min(settings.reconnect.max(FIRST_PAUSE));
         match Bridge::connect(settings, settings.patience) {
             // Whoever has rung meanwhile does not want it any more.
             Ok(bridge) => return (!is_over(end, None, Duration::ZERO)).then_some(bridge),
-            Err(error) => say(&error),
+            Err(error) => {
+                // Who comes after one that was of no use waits as it would if it were called.
+                listens = matches!(error, ConnectError::Nobody { .. });
+                say(&error);
+            }
         }
     }
 }
@@ -341,3 +346,7 @@ fn is_over(end: &Doorbell, listener: Option<&Listener>, time: Duration) -> bool 
     let _ = poll(&mut fds, Timespec::try_from(time).ok().as_ref());
     !fds[0].revents().is_empty()
 }
+
+#[cfg(test)]
+#[path = "late_test.rs"]
+mod tests;

@@ -260,9 +260,16 @@ impl Operator {
             lock(&self.state).forget_device(device, name);
             return self.done(format_args!("`{device}` is not waited for any more"));
         }
-        self.handle
-            .remove_device(index, device)
-            .map_err(|error| self.failed(&error))?;
+        let removed = self.handle.remove_device(index, device);
+        if let (Err(HandleError::Timeout), Some(name)) = (&removed, &name) {
+            // It goes as soon as it can, and nobody asks again.
+            lock(&self.state).forget_device(device, name);
+            let message = format!(
+                "`{device}` is not gone yet, and goes as soon as it can: something that was under way has not ended"
+            );
+            return Err(Failure::new(FailureKind::Unavailable, message));
+        }
+        removed.map_err(|error| self.failed(&error))?;
         if let Some(name) = name {
             lock(&self.state).forget_device(device, &name);
             if !self.known.disks.wait(&name, device) {
@@ -601,3 +608,7 @@ fn describe(report: Report, buses: &[NamedBus]) -> Device {
             .collect(),
     }
 }
+
+#[cfg(test)]
+#[path = "operator_test.rs"]
+mod tests;
