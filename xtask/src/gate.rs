@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -95,18 +97,12 @@ impl Steps {
 
     fn tests(&self, report: &mut Report, full: bool) -> Result<()> {
         if has_subcommand("nextest") {
-            self.step(
-                report,
-                "tests",
-                cargo(&[
-                    "nextest",
-                    "run",
-                    "--workspace",
-                    "--no-fail-fast",
-                    "--profile",
-                    "gate",
-                ]),
-            )?;
+            let mut tests = cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]);
+            // Most of them wait for something most of the time.
+            let processors = thread::available_parallelism().map_or(1, NonZero::get);
+            tests.args(["--profile", "gate", "--test-threads"]);
+            tests.arg((2 * processors).to_string());
+            self.step(report, "tests", tests)?;
             self.step(
                 report,
                 "documentation tests",
