@@ -107,24 +107,27 @@ fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
 fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() {
     let (dir, daemon) = start(ALL);
     let mut settings = Party::settings(&dir);
-    // All answers together may take four times as long; 60 of them would take longer.
+    // All answers together may take four times as long; 55 of them would take longer.
     settings.patience = Duration::from_secs(4);
     let party = Party::with(dir, &settings).expect("a device");
     let pool = pool();
     let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
     let options = BlkOptions {
         features,
+        queues: 2,
         ..BlkOptions::default()
     };
     let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
-    // Nothing else is in line any more when it has heard this.
+    // Nothing else is in line any more when it has its queues and has heard this.
+    daemon.has_queues();
     driver.set_write_back(true).expect("in line");
     until("the daemon", || {
         (daemon.shared.config_writes.load(Ordering::SeqCst) > 0).then_some(())
     });
     daemon.shared.slow.store(1000, Ordering::SeqCst);
-    for turn in 0..60 {
-        driver.set_write_back(turn % 2 == 1).expect("in line");
+    for turn in 0..55 {
+        let written = driver.set_write_back(turn % 2 == 1);
+        written.unwrap_or_else(|error| panic!("{turn}: {error}"));
     }
     let begin = Instant::now();
     drop(driver);
