@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What this process has open as a disk itself: who waits for that waits for himself.
 
+use std::io;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, Stat};
@@ -8,9 +10,9 @@ use rustix::fs::{FileType, Stat};
 /// Images of this process, each as often as it is open.
 static OURS: Mutex<Vec<Identity>> = Mutex::new(Vec::new());
 
-/// Which file or block device, whatever its names are.
+/// Which file or block device, whatever its names are (stat(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub enum Identity {
     /// The device number of its file system, and its inode.
     File(u64, u64),
     /// Its own number.
@@ -18,6 +20,14 @@ pub(crate) enum Identity {
 }
 
 impl Identity {
+    /// Which one is at `path`, behind symbolic links.
+    ///
+    /// # Errors
+    /// As stat(2).
+    pub fn of_path(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(&rustix::fs::stat(path)?))
+    }
+
     #[allow(
         clippy::useless_conversion,
         reason = "the types of the fields differ between architectures"

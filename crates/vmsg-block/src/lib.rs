@@ -17,6 +17,7 @@ mod qcow2;
 
 pub use disk::{Completion, Disk, Facts, Failure, Request, Submitted};
 pub use file::{Engine, FileConfig, FileDisk, OpenError};
+pub use in_use::Identity;
 pub use lock::{Holder, Image, LockError, Purpose, open_image};
 pub use nbd::{NbdAddress, NbdConfig, NbdDisk, NbdOpenError, NbdUri, NbdUriError, ProtocolError};
 pub use null::NullDisk;

@@ -18,6 +18,7 @@ use crate::signals::{self, Interrupt};
 use crate::spec::{Network, Place, Problem};
 use crate::{Usage, descriptors};
 
+mod describe;
 mod disk;
 mod fabric;
 mod kept;
@@ -25,7 +26,7 @@ mod late;
 mod make;
 mod operator;
 
-use disk::Ends;
+use disk::Disks;
 use fabric::Fabric;
 use kept::Keeping;
 use late::{Awaited, Late, Numbers};
@@ -59,7 +60,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let known = Known {
         consoles: Registry::default(),
         control: args.control.clone(),
-        disks: Ends::default(),
+        disks: Disks::default(),
         awaited: Awaited::default(),
     };
     let built = build(&mut host, &buses, &network, &texts, &mut keeping, &known);
@@ -343,7 +344,7 @@ pub(crate) fn service_of(
     let known = Known {
         consoles: Registry::default(),
         control: None,
-        disks: Ends::default(),
+        disks: Disks::default(),
         awaited: Awaited::default(),
     };
     let network = Network {

@@ -2,14 +2,13 @@
 //! Disks, as their specifications say.
 
 use std::collections::HashMap;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use vmsg_block::{
-    Disk, Engine, FileConfig, FileDisk, Holder, LockError, NbdConfig, NbdDisk, NbdOpenError,
-    OpenError, Qcow2Config, Qcow2Disk, Qcow2OpenError,
+    Disk, Engine, FileConfig, FileDisk, Holder, Identity, LockError, NbdConfig, NbdDisk,
+    NbdOpenError, OpenError, Qcow2Config, Qcow2Disk, Qcow2OpenError,
 };
 use vmsg_device::blk::{Blk, End};
 
@@ -19,12 +18,9 @@ use crate::spec::{BlkSpec, DiskEngine, Store};
 /// How long the end of a disk that was taken away is waited for.
 const CLOSING: Duration = Duration::from_secs(20);
 
-/// A file or block device, whatever its names are: its numbers (stat(2)).
-type Identity = (bool, u64, u64);
-
 /// A disk that there is.
 #[derive(Debug)]
-struct Known {
+struct Served {
     end: End,
     /// Its image, if it has one.
     image: Option<Identity>,
@@ -32,31 +28,33 @@ struct Known {
 
 /// The disks that there are, by bus and id.
 #[derive(Debug, Default)]
-pub(super) struct Ends(Mutex<HashMap<(String, String), Known>>);
+pub(super) struct Disks(Mutex<HashMap<(String, String), Served>>);
 
-impl Ends {
+impl Disks {
     fn note(&self, spec: &BlkSpec, id: &str, end: End) {
         let key = (spec.bus.clone().unwrap_or_default(), id.to_owned());
         let image = identity(spec);
-        let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        ends.insert(key, Known { end, image });
+        let mut disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        disks.insert(key, Served { end, image });
     }
 
     /// The id of the disk that has the image of `spec`.
     fn holder(&self, spec: &BlkSpec) -> Option<String> {
         let image = identity(spec)?;
-        let ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found = ends.iter().filter(|(_, known)| known.image == Some(image));
+        let disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = disks
+            .iter()
+            .filter(|(_, served)| served.image == Some(image));
         found.next().map(|((_, id), _)| id.clone())
     }
 
     /// Waits for the end of a disk whose device was removed, if it is one. False: that takes long.
     pub(super) fn wait(&self, bus: &str, id: &str) -> bool {
         let key = (bus.to_owned(), id.to_owned());
-        let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = ends.remove(&key);
-        drop(ends);
-        end.is_none_or(|known| known.end.wait(CLOSING))
+        let mut disks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = disks.remove(&key);
+        drop(disks);
+        end.is_none_or(|served| served.end.wait(CLOSING))
     }
 }
 
@@ -64,11 +62,7 @@ fn identity(spec: &BlkSpec) -> Option<Identity> {
     let (Store::File { path, .. } | Store::Qcow2 { path }) = spec.store().ok()? else {
         return None;
     };
-    let stat = std::fs::metadata(path).ok()?;
-    Some(match stat.file_type().is_block_device() {
-        true => (true, stat.rdev(), 0),
-        false => (false, stat.dev(), stat.ino()),
-    })
+    Identity::of_path(path).ok()
 }
 
 /// Whether a disk of this process has the image.
@@ -82,9 +76,9 @@ fn is_ours(error: &anyhow::Error) -> bool {
 }
 
 /// Makes the disk called `id`. Waits for a file that somebody else has locked, and for a server, for some seconds.
-pub(super) fn make(spec: &BlkSpec, id: &str, ends: &Ends) -> anyhow::Result<Blk> {
+pub(super) fn make(spec: &BlkSpec, id: &str, disks: &Disks) -> anyhow::Result<Blk> {
     spec.check()?;
-    let disk = open(spec).map_err(|error| match ends.holder(spec) {
+    let disk = open(spec).map_err(|error| match disks.holder(spec) {
         Some(holder) if is_ours(&error) => anyhow!("{error}, for `{holder}`"),
         _ => error,
     })?;
@@ -100,7 +94,7 @@ pub(super) fn make(spec: &BlkSpec, id: &str, ends: &Ends) -> anyhow::Result<Blk>
         );
     }
     let mut blk = Blk::new(&spec.settings(id), disk);
-    ends.note(spec, id, blk.end());
+    disks.note(spec, id, blk.end());
     Ok(blk)
 }
 

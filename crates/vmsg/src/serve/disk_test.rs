@@ -46,22 +46,22 @@ impl Disk for Slow {
 fn the_end_of_a_disk_is_waited_for_and_of_what_is_none_it_is_not() {
     let (go, waits) = channel();
     let mut blk = Blk::new(&Settings::new("d"), Box::new(Slow(waits)));
-    let ends = Ends::default();
+    let disks = Disks::default();
     let spec = BlkSpec {
         bus: Some("b0".to_owned()),
         ..BlkSpec::default()
     };
-    ends.note(&spec, "d", blk.end());
-    assert!(ends.wait("b0", "net0"));
-    assert!(ends.wait("b1", "d"), "another one");
+    disks.note(&spec, "d", blk.end());
+    assert!(disks.wait("b0", "net0"));
+    assert!(disks.wait("b1", "d"), "another one");
     blk.removed();
     drop(blk);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| ends.wait("b0", "d"));
+        let waiting = scope.spawn(|| disks.wait("b0", "d"));
         std::thread::sleep(Duration::from_millis(100));
         assert!(!waiting.is_finished());
         drop(go);
         assert!(waiting.join().expect("no panic"));
     });
-    assert!(ends.wait("b0", "d"), "once only");
+    assert!(disks.wait("b0", "d"), "once only");
 }

@@ -16,7 +16,7 @@ use vmsg_net::user::{FlowStore, User, UserError};
 use vmsg_net::vhost_user::VhostUser;
 use vmsg_net::{Backend, Capture, CaptureConfig, Null};
 
-use super::disk::Ends;
+use super::disk::Disks;
 use super::kept::DeviceFlows;
 use super::late::Awaited;
 use super::{disk, late};
@@ -31,7 +31,7 @@ pub(super) struct Known {
     pub(super) consoles: Registry,
     /// The control socket, which consoles have theirs beside.
     pub(super) control: Option<PathBuf>,
-    pub(super) disks: Ends,
+    pub(super) disks: Disks,
     /// Devices that come when their daemons do.
     pub(super) awaited: Awaited,
 }

@@ -1,25 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What a running `vmsg serve` does for its operator.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use virtio_msg::{DeviceStatus, feature};
 use vmsg_device::bridge::Settings;
 use vmsg_device::device::Operation;
-use vmsg_device::host::{Handle, HandleError, LogLimit, Report};
+use vmsg_device::host::{Handle, HandleError, LogLimit};
 use vmsg_net::Mac;
 
+use super::describe::{describe, describe_absent};
 use super::fabric::{self, Fabric};
 use super::kept::{self, Keeping};
-use super::late::{self, Absent};
+use super::late;
 use super::make::{self, Known};
 use crate::Usage;
 use crate::buses::{self, NamedBus};
-use crate::control::{
-    Added, Device, Failure, FailureKind, Holder, Link, LinkState, Request, Response, Service,
-};
+use crate::control::{Added, Device, Failure, FailureKind, LinkState, Request, Response, Service};
 use crate::spec::{DeviceSpec, Network, Place, PortSetSpec, PortSpec, UplinkSpec, known};
 use crate::{console, out};
 
@@ -526,86 +523,6 @@ impl Operator {
                 Ok(console::control::size(registry, &console, cols, rows))
             }
         }
-    }
-}
-
-fn bus_name(buses: &[NamedBus], index: usize) -> String {
-    let bus = buses.get(index);
-    bus.map(|bus| bus.name.clone()).unwrap_or_default()
-}
-
-fn type_name(device_id: u32) -> String {
-    let name = feature::device_name(device_id);
-    name.map_or_else(|| format!("type {device_id}"), ToOwned::to_owned)
-}
-
-fn describe_absent(absent: Absent, buses: &[NamedBus]) -> Device {
-    Device {
-        bus: bus_name(buses, absent.bus),
-        id: absent.id,
-        number: absent.number,
-        kind: type_name(absent.device_id),
-        worker: absent.worker,
-        status: DeviceStatus::empty().to_string(),
-        features: Vec::new(),
-        holder: None,
-        link: None,
-        counters: BTreeMap::new(),
-        pairs: Vec::new(),
-        details: BTreeMap::new(),
-        state: absent.state,
-    }
-}
-
-/// In a word or two, how a device does.
-fn state_of(status: DeviceStatus, counters: &BTreeMap<String, u64>) -> &'static str {
-    if counters.get("daemon-connected") == Some(&0) {
-        "no daemon"
-    } else if status.contains(DeviceStatus::NEEDS_RESET) {
-        "needs reset"
-    } else if status.contains(DeviceStatus::DRIVER_OK) {
-        "running"
-    } else if status.is_empty() {
-        "idle"
-    } else {
-        "starting"
-    }
-}
-
-fn describe(report: Report, buses: &[NamedBus]) -> Device {
-    let device_id = report.device_id;
-    let name =
-        |bit| feature::name(device_id, bit).map_or_else(|| format!("bit {bit}"), ToOwned::to_owned);
-    let counters = |list: Vec<(&str, u64)>| -> BTreeMap<String, u64> {
-        let list = list.into_iter();
-        list.map(|(name, value)| (name.to_owned(), value)).collect()
-    };
-    let snapshot = report.snapshot.unwrap_or_default();
-    let of_device = counters(snapshot.counters);
-    Device {
-        bus: bus_name(buses, report.bus),
-        id: report.name,
-        number: report.number.0,
-        kind: type_name(device_id),
-        state: state_of(report.status, &of_device).to_owned(),
-        worker: report.worker,
-        status: report.status.to_string(),
-        features: report.features.iter().map(name).collect(),
-        holder: report.holder.map(|holder| Holder {
-            name: holder.name,
-            pid: holder.pid,
-        }),
-        link: snapshot.link.map(|link| Link {
-            up: link.up,
-            carrier: link.carrier,
-        }),
-        counters: of_device,
-        pairs: snapshot.pairs.into_iter().map(counters).collect(),
-        details: snapshot
-            .details
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtio_msg::FeatureSet;
+use virtio_msg::{FeatureSet, feature};
 use vmsg_bus::{BusSpec, UnixSpec, keyval};
 use vmsg_device::device::{Device as Served, DeviceError, Identity, Io, Progress, Upcoming};
 use vmsg_device::host::Host;
@@ -62,7 +62,7 @@ fn the_name_of_a_device_that_takes_long_to_go_is_free_when_it_is_gone() {
     let known = Known {
         consoles: Registry::default(),
         control: None,
-        disks: crate::serve::disk::Ends::default(),
+        disks: crate::serve::disk::Disks::default(),
         awaited: late::Awaited::default(),
     };
     let (fabric, names, keeping) = (Fabric::default(), Names::default(), Keeping::default());
