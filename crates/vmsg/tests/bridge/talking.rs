@@ -5,23 +5,29 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use virtio_msg::FeatureSet;
+use vmsg_driver::DmaPool;
 use vmsg_driver::blk::{BlkDriver, BlkOptions};
 
 use crate::daemon::{ALL, Mischief};
-use crate::hostile::{DISK, Party, pool, start, use_it};
+use crate::hostile::{DISK, Driver, Party, pool, start, use_it};
 use crate::station::{PATIENCE, until};
+
+/// A driver that can turn the write cache on and off.
+fn with_write_cache<'p>(party: &Party, pool: &'p DmaPool, queues: u16) -> Driver<'p> {
+    let options = BlkOptions {
+        features: FeatureSet::from_bits(&[9, 11, 12, 29]),
+        queues,
+        ..BlkOptions::default()
+    };
+    BlkDriver::new(party.client(pool), DISK, pool, &options).expect("a disk")
+}
 
 #[test]
 fn the_daemon_tells_of_another_configuration_and_is_told_of_it() {
     let (dir, daemon) = start(ALL);
     let party = Party::new(dir).expect("a device");
     let pool = pool();
-    let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
-    let options = BlkOptions {
-        features,
-        ..BlkOptions::default()
-    };
-    let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    let mut driver = with_write_cache(&party, &pool, 1);
     assert!(!driver.config().write_back);
     driver.set_write_back(true).expect("written");
     until("the daemon", || {
@@ -85,12 +91,7 @@ fn a_driver_that_writes_the_configuration_faster_than_the_daemon_is_told_so() {
     let (dir, daemon) = start(ALL);
     let party = Party::new(dir).expect("a device");
     let pool = pool();
-    let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
-    let options = BlkOptions {
-        features,
-        ..BlkOptions::default()
-    };
-    let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    let mut driver = with_write_cache(&party, &pool, 1);
     *daemon.shared.mischief.lock().expect("sound") = Some((25, Mischief::Stuck));
     let written = |turn: u32| driver.set_write_back(turn.is_multiple_of(2)).is_ok();
     let written = (0..200).map(written).take_while(|ok| *ok).count();
@@ -111,13 +112,7 @@ fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() 
     settings.patience = Duration::from_secs(4);
     let party = Party::with(dir, &settings).expect("a device");
     let pool = pool();
-    let features = FeatureSet::from_bits(&[9, 11, 12, 29]);
-    let options = BlkOptions {
-        features,
-        queues: 2,
-        ..BlkOptions::default()
-    };
-    let mut driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    let mut driver = with_write_cache(&party, &pool, 2);
     // Nothing else is in line any more when it has its queues and has heard this.
     daemon.has_queues();
     driver.set_write_back(true).expect("in line");
@@ -131,7 +126,7 @@ fn a_daemon_that_answers_each_of_many_questions_late_does_not_hold_up_a_reset() 
     }
     let begin = Instant::now();
     drop(driver);
-    let driver = BlkDriver::new(party.client(&pool), DISK, &pool, &options).expect("a disk");
+    let driver = with_write_cache(&party, &pool, 2);
     let took = begin.elapsed();
     assert!(took < Duration::from_secs(50), "it took {took:?}");
     daemon.shared.slow.store(0, Ordering::SeqCst);
